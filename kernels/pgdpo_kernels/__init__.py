@@ -1,0 +1,1 @@
+"""Fused Triton ops for preference training of diffusion models. Depends on torch and triton alone."""

@@ -1,0 +1,56 @@
+"""Install with `pip install -e .`; the tests with `pip install -e ".[test]"`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pgdpo",
+    version="0.1.0",
+    description="Preference optimisation for video diffusion models on fused Triton kernels",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # `kernels/` itself is no package: Hugging Face publishes one of that name.
+    packages=[
+        *find_packages(include=["pgdpo", "pgdpo.*"]),
+        *find_packages("kernels", include=["pgdpo_kernels", "pgdpo_kernels.*"]),
+        "pgdpo.configs",
+    ],
+    package_dir={
+        "pgdpo": "pgdpo",
+        "pgdpo_kernels": "kernels/pgdpo_kernels",
+        "pgdpo.configs": "configs",
+    },
+    package_data={
+        "pgdpo.configs": ["*.yaml"],
+        "pgdpo": ["assets/**/*", "evaluation/*.jinja"],
+    },
+    install_requires=[
+        "torch>=2.10,<2.14",
+        "triton>=3.5",
+        "diffusers>=0.38",
+        "transformers",
+        "deepspeed>=0.19",
+        "xformers>=0.0.33; platform_system == 'Linux'",
+        "peft>=0.17",
+        "av>=14",
+        "numpy",
+        "pydantic>=2.11",
+        "pyyaml",
+        "typer>=0.16",
+        "rich>=13",
+        "safetensors>=0.5",
+        "jinja2",
+        "matplotlib",
+        "tensorboard",
+        "ftfy",
+        "sentencepiece",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-benchmark", "pytest-timeout", "hypothesis", "ruff"],
+        "bench": ["pytest>=8", "pytest-benchmark", "liger-kernel"],
+    },
+    entry_points={"console_scripts": ["pgdpo=pgdpo.cli:main"]},
+)
