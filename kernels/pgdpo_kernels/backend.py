@@ -1,0 +1,69 @@
+"""Which implementation an op takes: Triton kernels or eager PyTorch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+BACKENDS = ("auto", "triton", "eager")
+VARIABLE = "PGDPO_KERNELS_BACKEND"
+
+_forced: str | None = None
+
+
+class set_backend:
+    """Choose the backend of every op: `auto`, `triton` or `eager`. Also a context manager.
+
+    `auto` takes Triton for CUDA and HIP tensors, and for CPU tensors when TRITON_INTERPRET=1; `triton` raises
+    with the reason where it cannot run. Without a call, the environment variable PGDPO_KERNELS_BACKEND decides,
+    and without that, `auto`.
+    """
+
+    def __init__(self, name: str):
+        global _forced
+        self._previous = _forced
+        _forced = _checked(name, "set_backend")
+
+    def __enter__(self) -> set_backend:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def get_backend() -> str:
+    """The backend asked for: `auto`, `triton` or `eager`."""
+    return _forced if _forced is not None else _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, and so on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> bool:
+    """Decide once for one call of `op`.
+
+    `obstacle` says why the kernel can't take these arguments (their dtype, layout or size), None if it can.
+
+    Raises:
+        RuntimeError: the backend `triton` was asked for and can't run here.
+    """
+    backend = get_backend()
+    if backend == "eager":
+        return False
+    if obstacle is None and not tensor.is_cuda and not (tensor.device.type == "cpu" and interpreting()):
+        obstacle = (
+            f"its tensors are on {tensor.device}: Triton needs CUDA or HIP tensors, or TRITON_INTERPRET=1"
+        )
+    if obstacle is not None and backend == "triton":
+        raise RuntimeError(f"{op}: backend 'triton' was asked for, but {obstacle}")
+    return obstacle is None
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name

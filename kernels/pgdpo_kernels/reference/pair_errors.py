@@ -1,0 +1,84 @@
+"""`pair_errors` in eager PyTorch, differentiable by `pred`."""
+
+from __future__ import annotations
+
+import torch
+
+from ..types import PairErrors
+
+PARTS = 16
+
+
+def pair_errors(
+    pred: torch.Tensor,  # [2B, ...]
+    target: torch.Tensor,
+    ref_pred: torch.Tensor | None,
+    index: tuple[int, ...] | None,  # the segment of each frame
+    frame_axis: int,
+    mask: torch.Tensor | None,  # fp32 [B | 1, ...] of the same rank
+    cross: bool,
+) -> PairErrors:
+    count = 1 if index is None else max(index) + 1
+    parts = []
+    for segment in range(count):
+        frames = None if index is None else [f for f, s in enumerate(index) if s == segment]
+        parts.append(_one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross))
+    names = parts[0].keys()
+    return PairErrors(**{name: torch.stack([part[name] for part in parts], 1) for name in names})
+
+
+def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dict[str, torch.Tensor]:
+    pairs = pred.shape[0] // 2
+    weight, total = None, None
+    if mask is not None:
+        shape = list(pred.shape)
+        shape[0] = pairs
+        weight = _rows(mask.expand(shape), frames, frame_axis)
+        total = _row_sum(weight)
+        weight = weight.repeat(2, 1)
+
+    def rows(x: torch.Tensor) -> torch.Tensor:
+        x = _rows(x, frames, frame_axis).float()
+        # Zeroed before any arithmetic, so that what is masked out may hold NaN and gets no gradient.
+        return x if weight is None else torch.where(weight == 0, 0.0, x)
+
+    policy, target = rows(pred), rows(target)
+    if total is None:
+        total = torch.full((pairs,), float(policy.shape[1]), device=pred.device)
+    inverse = torch.where(total > 0, 1.0 / total.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+    def mean(product: torch.Tensor) -> torch.Tensor:
+        if weight is not None:
+            product = product * weight[: product.shape[0]]
+        return _row_sum(product) * inverse.repeat(product.shape[0] // pairs)
+
+    residual = policy - target
+    out = _halves("policy", mean(residual * residual))
+    if ref_pred is not None:
+        reference = rows(ref_pred)
+        ref_residual, drift = reference - target, policy - reference
+        out |= _halves("ref", mean(ref_residual * ref_residual))
+        out |= _halves("excess", mean(drift * (residual + ref_residual)))
+        out |= _halves("drift", mean(drift * drift))
+    if cross:
+        out["cross"] = mean(residual[:pairs] * residual[pairs:])
+    out["count"] = total
+    return out
+
+
+def _halves(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    chosen, rejected = values.chunk(2)
+    return {f"{name}_chosen": chosen, f"{name}_rejected": rejected}
+
+
+def _rows(x: torch.Tensor, frames: list[int] | None, frame_axis: int) -> torch.Tensor:
+    if frames is not None:
+        x = x.index_select(frame_axis, torch.tensor(frames, dtype=torch.long, device=x.device))
+    return x.reshape(x.shape[0], -1)
+
+
+def _row_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sums of the rows of `[R, n]`. In a fixed number of parts, or torch would split a lone row over threads."""
+    main = x.shape[1] // PARTS * PARTS
+    body = x[:, :main].reshape(x.shape[0], PARTS, -1).sum(2).sum(1)
+    return body + x[:, main:].sum(1)
