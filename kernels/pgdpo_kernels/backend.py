@@ -15,9 +15,9 @@ _forced: str | None = None
 class set_backend:
     """Choose the backend of every op: `auto`, `triton` or `eager`. Also a context manager.
 
-    `auto` takes Triton for CUDA and HIP tensors, and for CPU tensors when TRITON_INTERPRET=1; `triton` raises
-    with the reason where it cannot run. Without a call, the environment variable PGDPO_KERNELS_BACKEND decides,
-    and without that, `auto`.
+    `auto` takes Triton for CUDA and HIP tensors, and for CPU tensors when TRITON_INTERPRET=1; `triton`
+    raises with the reason where it cannot run. Without a call, the environment variable
+    PGDPO_KERNELS_BACKEND decides, and without that, `auto`.
     """
 
     def __init__(self, name: str):

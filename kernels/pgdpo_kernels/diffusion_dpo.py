@@ -39,8 +39,8 @@ def diffusion_dpo_loss(
 
     Args:
         pred, target, ref_pred, segments, mask, frame_dim: as in `pair_errors`.
-        ref_errors: in place of `ref_pred`, the reference's mean squared errors from a cache, chosen half first:
-            `[2B]` or `[2B, S]`.
+        ref_errors: in place of `ref_pred`, the reference's mean squared errors from a cache, chosen half
+            first: `[2B]` or `[2B, S]`.
         segments: by default as many equal segments as `segment_labels` has columns.
         beta ... safeguard_scope: as in `preference_loss`.
 

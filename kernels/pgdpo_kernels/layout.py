@@ -69,9 +69,11 @@ def pair_mask(op: str, mask: torch.Tensor | None, like: torch.Tensor, frame_dim:
         frames[axis] = mask.shape[-1]
         frames[0] = mask.shape[0] if mask.dim() == 2 else 1
         mask = mask.reshape(frames)
-    if mask.dim() != like.dim() or any(have not in (1, want) for have, want in zip(mask.shape, shape)):
+    if mask.dim() != like.dim() or any(
+        have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)
+    ):
         raise ValueError(
-            f"{op}: mask must broadcast to one half of pred, {tuple(shape)}, or be frame weights [F] or [B, F]; "
-            f"got shape {given}"
+            f"{op}: mask must broadcast to one half of pred, {tuple(shape)}, or be frame weights [F] or "
+            f"[B, F]; got shape {given}"
         )
     return mask.detach().float()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .checks import check_float, check_pairs
+from .checks import check_pairs
 from .reference import noise as eager
 
 PREDICTIONS = ("flow", "epsilon", "v")
@@ -24,14 +24,14 @@ def noise_pair(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy latents and the target of the prediction, both `[2B, ...]` in the latents' dtype.
 
-    Chosen and rejected share one noise. It is the same to the bit on every device and backend, and in any batch:
-    an element's noise depends on (seed, pair id, draw, its index within the sample) alone.
+    Chosen and rejected share one noise. It is the same to the bit on every device and backend, and in any
+    batch: an element's noise depends on (seed, pair id, draw, its index within the sample) alone.
 
     Args:
         latents: bf16, fp16 or fp32.
-        level: for `prediction="flow"` sigma in [0, 1]: noisy = (1 - sigma) x + sigma eps, target eps - x; for
-            `epsilon` and `v` the cumulative alpha-bar a in [0, 1]: noisy = sqrt(a) x + sqrt(1 - a) eps, target eps
-            or sqrt(a) eps - sqrt(1 - a) x (arXiv 2202.00512).
+        level: for `prediction="flow"` sigma in [0, 1]: noisy = (1 - sigma) x + sigma eps, target eps - x;
+            for `epsilon` and `v` the cumulative alpha-bar a in [0, 1]: noisy = sqrt(a) x + sqrt(1 - a) eps,
+            target eps or sqrt(a) eps - sqrt(1 - a) x (arXiv 2202.00512).
         seed: a 64-bit integer.
         pair_ids: 64-bit hashes that name the pairs.
         draw: which draw of the pair, an integer or one per pair, modulo 2^32.
@@ -45,10 +45,8 @@ def noise_pair(
     if prediction not in PREDICTIONS:
         raise ValueError(f"{op}: prediction must be one of {PREDICTIONS}, got {prediction!r}")
     if not isinstance(level, torch.Tensor) or not level.is_floating_point() or level.shape != (pairs,):
-        raise ValueError(
-            f"{op}: level must be a float tensor of shape ({pairs},), got "
-            f"{(level.dtype, tuple(level.shape)) if isinstance(level, torch.Tensor) else type(level).__name__}"
-        )
+        given = (level.dtype, tuple(level.shape)) if isinstance(level, torch.Tensor) else type(level).__name__
+        raise ValueError(f"{op}: level must be a float tensor of shape ({pairs},), got {given}")
     seed = check_seed(op, seed)
     ids, draws = check_ids(op, pair_ids, draw, pairs, latents.device)
     level = level.detach().to(latents.device, torch.float32)

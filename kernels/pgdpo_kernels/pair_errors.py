@@ -22,8 +22,8 @@ def pair_errors(
 ) -> PairErrors:
     """Mean squared errors per pair and temporal segment, fp32 `[B, S]`, each differentiable by `pred`.
 
-    The excess over the reference is accumulated as (policy - reference)(rho_p + rho_r) in fp32, so that it keeps
-    its digits where policy and reference nearly agree, and is exactly 0 where they do.
+    The excess over the reference is accumulated as (policy - reference)(rho_p + rho_r) in fp32, so that it
+    keeps its digits where policy and reference nearly agree, and is exactly 0 where they do.
 
     Args:
         pred: the policy's prediction, `[2B, ...]`, chosen half first; bf16, fp16 or fp32.
@@ -32,7 +32,8 @@ def pair_errors(
         segments: a number of equal temporal segments, or the segment of each frame (a sequence or an integer
             tensor `[F]`); None for one segment over everything.
         mask: weights of 0 or more: a tensor that broadcasts to one half of `pred`, dimension by dimension, or
-            frame weights `[F]` or `[B, F]`. Elements of weight 0 may hold anything, NaN too. No gradient flows to it.
+            frame weights `[F]` or `[B, F]`. Elements of weight 0 may hold anything, NaN too. No gradient
+            flows to it.
         cross: also the mean of rho_p,chosen * rho_p,rejected.
         frame_dim: the axis of the frames, by default that of latents `[2B, C, F, H, W]`.
 

@@ -82,7 +82,8 @@ def preference_loss(
     (Diffusion-DPO, arXiv 2311.12908, Eq. 14, as its official code scales beta):
 
         logits = kappa (r_w - alpha r_l)
-        loss = mean over pairs of weight * [l(logits) + ipr_weight * gate * l(kappa r_w)],  l(z) = -log sigmoid(z)
+        loss = mean over pairs of weight * [l(logits) + ipr_weight * gate * l(kappa r_w)]
+        l(z) = -log sigmoid(z)
 
     * `dpo`: alpha = 1, no second term. `hinge`: max(0, 1 - logits). `ipo`: (r_w - r_l - 1 / (2 beta))^2
       (arXiv 2310.12036, Eq. 17).
@@ -94,19 +95,21 @@ def preference_loss(
         errors: with `excess_*`, as `pair_errors` or `PairErrors.with_reference` gives them. Several segments
             without labels are pooled by their counts.
         beta: on errors that are means over elements.
-        weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the sum of the weights.
+        weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the weights' sum.
         segment_labels: `[B, S]` of -1, 0 or +1 (DenseDPO, arXiv 2506.03517): +1 where the chosen segment is
-            better, -1 where the rejected one is, 0 for a tie, which drops out. The sum over segments stands inside
-            one sigmoid; r_w sums the better segments, r_l the worse.
+            better, -1 where the rejected one is, 0 for a tie, which drops out. The sum over segments stands
+            inside one sigmoid; r_w sums the better segments, r_l the worse.
         options:
             objective: `dpo`, `pg_dpo` (default), `ipo` or `hinge`.
             label_smoothing: of `dpo` and `pg_dpo`, (1 - x) l(z) + x l(-z), 0 by default.
             ars_k, ars_eps, ars_clip: 1, 1e-6, 10 by default. `ars_k=None` leaves alpha = 1.
-            ipr_weight, ipr_sharpness, ipr_threshold: 1 by default. With `ars_k=None, ipr_weight=0`, `pg_dpo` is `dpo`.
+            ipr_weight, ipr_sharpness, ipr_threshold: 1 by default. With `ars_k=None, ipr_weight=0`, `pg_dpo`
+                is `dpo` to the bit.
             ipr_form: `bt` (default, as above), `hinge` (gate * max(0, -r_w)) or `sft` (gate * policy error).
             safeguard_mu: scale the rejected sample's gradient, not its value, by 1 where cross <= 0, else by
-                clip((1 - mu) E_pw / (cross + 1e-9), 0, 1) (Diffusion-SDPO, arXiv 2511.03317). Needs `errors.cross`.
-            safeguard_scope: `pair` (default): a scale per pair; `batch`: one for all, as the authors' code does.
+                clip((1 - mu) E_pw / (cross + 1e-9), 0, 1) (Diffusion-SDPO, arXiv 2511.03317). Needs
+                `errors.cross`.
+            safeguard_scope: `pair` (default), a scale per pair; `batch`, one for all, as the authors' code.
 
     Raises:
         ValueError: a number out of range, an unknown name, or `errors` without what the objective needs.
@@ -167,7 +170,7 @@ def loss_from_errors(
 
 
 def sides(errors: PairErrors, labels: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Per pair `[B]`: excess of the better and of the worse side, policy error of the better side, cross term."""
+    """Per pair `[B]`: excess of the better and the worse side, policy error of the better, cross term."""
     if labels is None:
         pooled = errors.over_segments()
         return tuple(

@@ -53,8 +53,8 @@ class PairErrors:
     def with_reference(self, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor) -> PairErrors:
         """Take the reference's errors `[B, S]` from a cache.
 
-        The excess is then a difference of two rounded means: near an error of 0.1 it is good to 1e-8, which a beta
-        of 5000 turns into 2e-5 logits.
+        The excess is then a difference of two rounded means: near an error of 0.1 it is good to 1e-8, which
+        a beta of 5000 turns into 2e-5 logits.
         """
         return replace(
             self,

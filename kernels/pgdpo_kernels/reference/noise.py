@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
-# An element's counter and lane: groups of 4 * LANE elements, the four outputs of counter c at c, c + LANE, ...
+# Elements come in groups of 4 * LANE: lane i of a group's j-th counter is the group's element i * LANE + j.
 LANE = 256
 MASK32 = 0xFFFFFFFF
 CHUNK = 1 << 14  # counters at a time, to stay in the CPU's cache
 
-# log(1 + f) = f - f^2/2 + f^3 P(f) on [sqrt(1/2), sqrt(2)), and sin, cos on [-pi/4, pi/4] (Cephes logf, sinf, cosf).
+# log(1 + f) = f - f^2/2 + f^3 P(f) for 1 + f in [sqrt(1/2), sqrt(2)); sine and cosine on [-pi/4, pi/4].
+# The coefficients are those of Cephes' logf, sinf and cosf.
 LOG = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -27,7 +28,7 @@ QUARTER = 1.5707963267948966 / 2**32  # radians per unit of a 32-bit fraction of
 def pair_noise(
     samples: int, elements: int, seed: int, pair_ids: torch.Tensor, draw: torch.Tensor
 ) -> torch.Tensor:
-    """Standard normal numbers, fp32 `[samples, elements]`, for int64 `pair_ids` and `draw`, both `[samples]`."""
+    """Standard normal numbers, fp32 `[samples, elements]`; int64 `pair_ids` and `draw` are `[samples]`."""
     groups = -(-elements // (4 * LANE))
     out = torch.empty(samples, groups, 4, LANE, device=pair_ids.device)
     lanes = out.view(samples * groups, 4, LANE)
@@ -96,7 +97,7 @@ def _log(u: torch.Tensor) -> torch.Tensor:
 def noise_pair(
     latents: torch.Tensor, level: torch.Tensor, noise: torch.Tensor, prediction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy latents and target `[2B, n]` in the latents' dtype from fp32 `level` `[B]` and `noise` `[B, n]`."""
+    """Noisy latents and target `[2B, n]` in the latents' dtype; fp32 `level` `[B]`, `noise` `[B, n]`."""
     x = latents.float()
     keep, add = (1 - level, level) if prediction == "flow" else (level.sqrt(), (1 - level).sqrt())
     keep, add, noise = keep.repeat(2)[:, None], add.repeat(2)[:, None], noise.repeat(2, 1)
