@@ -78,7 +78,7 @@ def _rows(x: torch.Tensor, frames: list[int] | None, frame_axis: int) -> torch.T
 
 
 def _row_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sums of the rows of `[R, n]`. In a fixed number of parts, or torch would split a lone row over threads."""
+    """Row sums of `[R, n]`, in a fixed number of parts: torch would split a lone row over its threads."""
     main = x.shape[1] // PARTS * PARTS
     body = x[:, :main].reshape(x.shape[0], PARTS, -1).sum(2).sum(1)
     return body + x[:, main:].sum(1)
