@@ -5,6 +5,7 @@ rendered clips and for the blurred, noisy, small ones of a diffusion model alike
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,10 +13,15 @@ from pgdpo.data.toy_scene import COLOURS, DIRECTIONS, RADII, SHAPES, coverage, p
 
 # Each is the deviation at which its score falls to a half; lengths in units of the frame's side.
 ACCELERATION = 0.03  # root mean square of the centre's second difference per frame
-COLOUR_SPREAD = 0.12  # root mean square over frames of the colour's distance to its mean, RGB in [0, 1]
-OUTLINE_SPREAD = 0.4  # root of the share of the outline's energy that differs between frames
+COLOUR_SPREAD = 0.2  # root mean square over frames of the colour's distance to its mean, RGB in [0, 1]
+OUTLINE_SPREAD = 0.5  # root of the share of the outline's energy that differs between frames
 HUE_DISTANCE = 0.5  # between unit chroma vectors
 SIZE_RATIO = 0.25  # in log radius
+
+# Shapes are told apart by their correlation with drawn ones of many sizes and edges, sharp and blurred.
+TEMPLATE_RADII = np.geomspace(0.08, 0.24, 14)
+TEMPLATE_EDGES = (1, 2, 4)  # pixels over which the edge fades
+SHAPE_GAIN = 80  # a correlation lead of 1 / 80 makes a shape e times as likely
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def true_reward(frames: np.ndarray, prompt: str) -> ToyReward:
     obeyed = [_colour_score(looks.mean(0), colour), form, _direction_score(centre, direction)]
     if size:
         obeyed.append(_score(np.log(measured_radius / RADII[size]), SIZE_RATIO))
-    obedience = np.prod(obeyed) ** (1 / len(obeyed))
+    obedience = np.prod(obeyed)
 
     smoothness, constancy, obedience = (float(presence * s) for s in (smoothness, constancy, obedience))
     return ToyReward((smoothness * constancy * obedience) ** (1 / 3), smoothness, constancy, obedience)
@@ -130,20 +136,34 @@ def _recentred(weight: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _shape_score(mask: np.ndarray, shape: str) -> tuple[float, float]:
-    """Softmax over SHAPES of the mask's correlation with each drawn at its own area, and the radius found."""
-    height, width = mask.shape
-    mask = np.maximum(mask, 0)
-    area = mask.sum() ** 2 / ((mask**2).sum() + 1e-6)  # does not depend on the mask's brightness
-    radius = max(float(np.sqrt(area / np.pi)) / height, 0.02)
+    """How well the mask [H, W] fits `shape` and how much better than the other shapes, and its radius."""
+    flat = mask.ravel() - mask.mean()
+    fit = _templates(*mask.shape) @ flat / (np.linalg.norm(flat) + 1e-3)  # (shape, radius, softness)
+    wanted = fit[SHAPES.index(shape)]
+    best = fit.max((1, 2))
+    share = np.exp(SHAPE_GAIN * (best - wanted.max())).sum()
+    likely = np.exp(SHAPE_GAIN * (wanted - wanted.max())).sum(1)
+    radius = np.exp(likely @ np.log(TEMPLATE_RADII) / likely.sum())
+    return float(np.clip(wanted.max(), 0, 1) / share), float(radius)
+
+
+@lru_cache(maxsize=4)
+def _templates(height: int, width: int) -> np.ndarray:
+    """Every shape at every radius, sharp to soft: float32 [shape, radius, softness, H * W], of norm 1."""
     x = ((np.arange(width) + 0.5) / height - width / height / 2)[None, :]
     y = ((np.arange(height) + 0.5) / height - 0.5)[:, None]
-    drawn = np.stack([coverage(name, x, y, radius, height) for name in SHAPES]).reshape(len(SHAPES), -1)
-    flat = mask.ravel() - mask.mean()
-    drawn = drawn - drawn.mean(1, keepdims=True)
-    match = drawn @ flat / (np.linalg.norm(drawn, axis=1) * np.linalg.norm(flat) + 1e-6)
-    share = np.exp(40 * (match - match.max()))
-    fit = max(float(match[SHAPES.index(shape)]), 0.0)
-    return fit * float(share[SHAPES.index(shape)] / share.sum()), radius
+    drawn = [
+        [
+            [coverage(shape, x, y, radius, height / edge) for edge in TEMPLATE_EDGES]
+            for radius in TEMPLATE_RADII
+        ]
+        for shape in SHAPES
+    ]
+    drawn = np.array(drawn, dtype=np.float32).reshape(
+        len(SHAPES), len(TEMPLATE_RADII), len(TEMPLATE_EDGES), -1
+    )
+    drawn -= drawn.mean(-1, keepdims=True)
+    return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
 def _colour_score(look: np.ndarray, colour: str) -> float:

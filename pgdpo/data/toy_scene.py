@@ -114,7 +114,7 @@ def render(scene: Scene, side: int = 64) -> np.ndarray:
     return np.round(frames).clip(0, 255).astype(np.uint8)
 
 
-def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float, side: int) -> np.ndarray:
+def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float, side: float) -> np.ndarray:
     """Share of each pixel inside the outline, for pixels of 1 / side about the points (x, y)."""
     return np.clip(0.5 - outline(shape, x, y, radius) * side, 0, 1)
 
