@@ -76,7 +76,7 @@ def preference_loss(
     segment_labels: torch.Tensor | None = None,
     **options: float | str | None,
 ) -> PreferenceLoss:
-    """The sigmoid family of preference losses on pair errors. The gradient flows through `.loss` alone.
+    """The sigmoid family of preference losses on pair errors. The gradient flows through `.loss` or `.losses`.
 
     With r_w = -excess_chosen, r_l = -excess_rejected (raw, before beta) and kappa = beta / 2
     (Diffusion-DPO, arXiv 2311.12908, Eq. 14, as its official code scales beta):
@@ -159,7 +159,7 @@ def loss_from_errors(
         losses = losses * weight.detach()
     return PreferenceLoss(
         loss=losses.mean(),
-        losses=losses.detach(),
+        losses=losses,
         logits=logits.detach(),
         implicit_reward_chosen=reward_chosen.detach(),
         implicit_reward_rejected=reward_rejected.detach(),

@@ -1,0 +1,151 @@
+"""What an objective sees of a batch, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pgdpo.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    from pgdpo_kernels import PairErrors
+
+
+@dataclass
+class PairInfo:
+    """What the data may bring with a pair; every field is optional. Shapes: `B` pairs, `S` temporal segments.
+
+    Fields of shape `[B, 2]` hold a number for the chosen sample and one for the rejected sample.
+    """
+
+    weight: Tensor | None = None  # [B] weight of the pair; the loss is the mean over B of weight * loss
+    probability: Tensor | None = None  # [B] in 0..1: that the chosen is better
+    reward_margin: Tensor | None = None  # [B] a reward model's score of the chosen minus that of the rejected
+    reward: Tensor | None = None  # [B, 2] a reward model's scores
+    label_smoothing: Tensor | None = None  # [B] in 0..0.5: share of wrong labels; takes the option's place
+    segment_labels: Tensor | None = None  # [B, S] +1: chosen better here, -1: rejected better, 0: tie
+    tail: Tensor | None = None  # [B, S] in 0..1: share of the segment that lies beyond the shorter clip
+    group: Tensor | None = None  # [B] integer id of the list or prompt; by default each pair is its own
+    rank: Tensor | None = None  # [B, 2] place in the list, 0 is best, negative: not in the list
+    uncertainty: Tensor | None = None  # [B] >= 0
+    timestep: Tensor | None = None  # [B] in the model's own unit
+    timestep_weight: Tensor | None = None  # [B] omega_t, a factor of beta
+    advantage: Tensor | None = None  # [B, 2], or [B] of the chosen, the rejected having its negative
+    label: Tensor | None = None  # [B, 2] +1 desirable, -1 undesirable, 0 absent (unpaired data)
+    masked: PairErrors | None = None  # the errors under the region mask
+
+
+@dataclass
+class Terms:
+    """What an objective's formula gives, before weights and modifiers."""
+
+    per_pair: Tensor  # [B] loss of each pair, differentiable
+    logits: Tensor  # [B] the logit: > 0 where the policy agrees with the label
+    reward_chosen: Tensor | None = None  # [B] implicit reward before beta; by default -excess
+    reward_rejected: Tensor | None = None
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """Pair errors under the names of the formulas.
+
+    r_w = `reward_chosen`, r_l = `reward_rejected`, m = `margin`, e_w = `excess_chosen`,
+    E_pw = `error_chosen`, D_w = `drift_chosen`; all `[B]`, over all segments. `segments` keeps the errors per segment, `[B, S]`.
+    """
+
+    name: str
+    segments: PairErrors
+    pairs: PairInfo
+    state: dict[str, Any]  # of this objective, kept from batch to batch
+    process_group: ProcessGroup | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.pooled = self.segments.over_segments()
+
+    def __len__(self) -> int:
+        return self.pooled.policy_chosen.shape[0]
+
+    @property
+    def error_chosen(self) -> Tensor:
+        return self.pooled.policy_chosen[:, 0]
+
+    @property
+    def error_rejected(self) -> Tensor:
+        return self.pooled.policy_rejected[:, 0]
+
+    @property
+    def excess_chosen(self) -> Tensor:
+        return self._referenced("excess_chosen")
+
+    @property
+    def excess_rejected(self) -> Tensor:
+        return self._referenced("excess_rejected")
+
+    @property
+    def reward_chosen(self) -> Tensor:
+        return -self.excess_chosen
+
+    @property
+    def reward_rejected(self) -> Tensor:
+        return -self.excess_rejected
+
+    @property
+    def margin(self) -> Tensor:
+        return self.excess_rejected - self.excess_chosen
+
+    @property
+    def drift_chosen(self) -> Tensor:
+        return self._referenced("drift_chosen")
+
+    @property
+    def drift_rejected(self) -> Tensor:
+        return self._referenced("drift_rejected")
+
+    def kappa(self, beta: float) -> Tensor | float:
+        """kappa = beta/2 * omega_t, the factor of an implicit reward in a logit."""
+        return 0.5 * self.scaled(beta)
+
+    def scaled(self, beta: float) -> Tensor | float:
+        """beta * omega_t, for the rows whose published code has no half."""
+        return beta if self.pairs.timestep_weight is None else beta * self.info("timestep_weight")
+
+    def logit(self, beta: float) -> Tensor:
+        """z = kappa * m."""
+        return self.kappa(beta) * self.margin
+
+    def has(self, name: str) -> bool:
+        return getattr(self.pairs, name) is not None
+
+    def info(self, name: str, *tail: int) -> Tensor:
+        """A field of `PairInfo` as a detached float tensor `[B, *tail]` beside the errors.
+
+        Raises InputError if it is missing or of another shape.
+        """
+        value = getattr(self.pairs, name)
+        if value is None:
+            raise InputError(f"objective `{self.name}` needs PairInfo.{name}, and the data doesn't hold it")
+        like = self.pooled.policy_chosen
+        if tuple(value.shape) != (len(self), *tail):
+            shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
+            raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
+        return value.detach().to(device=like.device, dtype=like.dtype)
+
+    def _referenced(self, name: str) -> Tensor:
+        value = getattr(self.pooled, name)
+        if value is None:
+            what = "predictions" if name.startswith("drift") else "errors"
+            raise InputError(f"objective `{self.name}` needs the reference's {what} (PairErrors.{name})")
+        return value[:, 0]
+
+
+def nll(logits: torch.Tensor) -> torch.Tensor:
+    """l(z) = -log sigmoid(z), stable for any z."""
+    from torch.nn.functional import softplus
+
+    return softplus(-logits)

@@ -1,0 +1,142 @@
+"""An objective that can be called: checked options, state, weights and modifiers around one formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pgdpo.errors import InputError
+from pgdpo.objectives import modifiers
+from pgdpo.objectives.batch import Batch, PairInfo, Terms
+from pgdpo.objectives.registry import REGISTRY
+from pgdpo.objectives.spec import Needs, Spec, check_known, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    from pgdpo_kernels import PairErrors
+
+
+@dataclass
+class ObjectiveOutput:
+    """A loss and what to log with it."""
+
+    loss: Tensor  # scalar, the mean of `per_pair`
+    per_pair: Tensor  # [B], weighted, differentiable
+    logits: Tensor  # [B], detached; > 0 where the policy agrees with the label
+    stats: dict[str, Tensor]  # detached: [B] for a pair's figure, scalar for the batch's
+
+
+def available() -> list[str]:
+    """The names that `build_objective` knows."""
+    return list(REGISTRY)
+
+
+def get_spec(name: str) -> Spec:
+    """The declaration of an objective. Raises InputError for an unknown name."""
+    if name not in REGISTRY:
+        raise InputError(
+            f"unknown objective `{name}`{did_you_mean(name, REGISTRY)}; available: {', '.join(REGISTRY)}"
+        )
+    return REGISTRY[name]
+
+
+def check_options(name: str, **options: Any) -> dict[str, Any]:
+    """All options of an objective, defaults filled in, without importing torch.
+
+    Modifiers are among them where they are given. Raises InputError naming the objective, the key, the
+    value and what is allowed.
+    """
+    spec = get_spec(name)
+    known = {**spec.options, **{key: None for key in modifiers.MODIFIERS}}
+    where = f"objective `{name}`"
+    check_known(where, options, known)
+    checked = {key: option.default for key, option in spec.options.items()}
+    for key, value in options.items():
+        if key in spec.options:
+            checked[key] = spec.options[key].check(f"{where}: `{key}`", value)
+        elif value is not None:
+            checked[key] = modifiers.check(f"{where}: `{key}`", key, value)
+    return checked
+
+
+def build_objective(
+    name: str, *, process_group: ProcessGroup | None = None, seed: int = 0, **options: Any
+) -> Objective:
+    """An objective by name, with the options and modifiers of `check_options`.
+
+    `process_group`: the ranks that share a batch, for the objectives that look at the whole batch (KTO's
+    reference point, sorted and grouped losses) and the micro-batch safeguard; ranks hold equally many pairs.
+    `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks.
+
+    Raises InputError as `check_options` does.
+    """
+    return Objective(get_spec(name), check_options(name, **options), process_group, seed)
+
+
+@dataclass
+class Objective:
+    """`objective(errors, pairs) -> ObjectiveOutput`, differentiable through the fields of `errors`."""
+
+    spec: Spec
+    options: dict[str, Any]
+    process_group: ProcessGroup | None = None
+    seed: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def needs(self) -> Needs:
+        return modifiers.add_needs(self.spec.needs_with(self.options), self.options)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.needs.reference
+
+    @property
+    def needs_reference_predictions(self) -> bool:
+        return self.needs.predictions
+
+    @property
+    def needs_cross(self) -> bool:
+        return self.needs.cross
+
+    def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
+        """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""
+        pairs = PairInfo() if pairs is None else pairs
+        batch = Batch(self.name, errors, pairs, self.state, self.process_group, self.seed)
+        batch, stats = modifiers.before(batch, self.options)
+        terms = self.spec.compute(batch, **{key: self.options[key] for key in self.spec.options})
+        per_pair, more = modifiers.after(batch, terms, self.options)
+        if batch.has("weight"):
+            per_pair = per_pair * batch.info("weight")
+        stats = {**_rewards(batch, terms), **terms.stats, **stats, **more}
+        return ObjectiveOutput(
+            loss=per_pair.mean(),
+            per_pair=per_pair,
+            logits=terms.logits.detach(),
+            stats={key: value.detach() for key, value in stats.items()},
+        )
+
+    def state_dict(self) -> dict[str, float]:
+        """What must outlive the run's end, as plain numbers."""
+        return {key: float(value) for key, value in self.state.items()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.state.clear()
+        self.state.update(state)
+
+
+def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:
+    """Margin and implicit rewards before beta, `[B]`, where there is a reference."""
+    chosen, rejected = terms.reward_chosen, terms.reward_rejected
+    if chosen is None and batch.pooled.excess_chosen is not None:
+        chosen, rejected = batch.reward_chosen, batch.reward_rejected
+    if chosen is None:
+        return {"margin": batch.error_rejected - batch.error_chosen}
+    return {"margin": chosen - rejected, "reward/chosen": chosen, "reward/rejected": rejected}

@@ -1,0 +1,24 @@
+"""Supervised fine-tuning on the pairs' samples: the baseline without a preference."""
+
+from __future__ import annotations
+
+from pgdpo.objectives.batch import Batch, Terms
+from pgdpo.objectives.spec import Needs, Option, Spec
+
+
+def sft(batch: Batch, *, on: str) -> Terms:
+    chosen, rejected = batch.error_chosen, batch.error_rejected
+    loss = chosen if on == "chosen" else 0.5 * (chosen + rejected)
+    return Terms(loss, rejected - chosen)
+
+
+SFT = Spec(
+    name="sft",
+    paper="–",
+    summary="The denoising loss on the chosen samples, or on both: the baseline, and the first stage.",
+    formula="E_pw, or ½(E_pw + E_pl)",
+    confidence="code",
+    compute=sft,
+    options={"on": Option("chosen", "which samples are fitted", choices=("chosen", "both"))},
+    needs=Needs(reference=False),
+)

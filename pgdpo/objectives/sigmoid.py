@@ -1,0 +1,162 @@
+"""Diffusion-DPO, PG-DPO and the rows that differ from them by data, target or link alone.
+
+The formulas themselves stand once, in `pgdpo_kernels.preference_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pgdpo.objectives.batch import Batch, Terms
+from pgdpo.objectives.spec import Needs, Option, Spec
+
+BETA = Option(5000.0, "strength of the pull towards the reference; a logit's factor is β/2", above=0)
+
+
+def preference(batch: Batch, **options) -> Terms:
+    """`preference_loss` with omega_t inside kappa; options are its own."""
+    from pgdpo_kernels import preference_loss
+
+    errors = batch.segments
+    if batch.has("timestep_weight"):
+        omega = batch.info("timestep_weight")[:, None]
+        errors = replace(
+            errors,
+            excess_chosen=errors.excess_chosen * omega,
+            excess_rejected=errors.excess_rejected * omega,
+        )
+    result = preference_loss(errors, **options)
+    stats = {}
+    if options["objective"] == "pg_dpo":
+        stats = {"ars/alpha": result.ars_alpha, "ipr/gate": result.ipr_gate}
+    return Terms(result.losses, result.logits, stats=stats)
+
+
+def dpo(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="dpo", beta=beta)
+
+
+def ipo(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="ipo", beta=beta)
+
+
+def hinge(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="hinge", beta=beta)
+
+
+def pg_dpo(batch: Batch, *, ars: str, reward: str, segments: str, **options: float | str) -> Terms:
+    labels = (
+        batch.info("segment_labels", batch.segments.policy_chosen.shape[1])
+        if segments == "labelled"
+        else None
+    )
+    if ars == "none":
+        options["ars_k"] = None
+    elif reward == "external":
+        return _externally_scaled(batch, labels, **options)
+    return preference(batch, objective="pg_dpo", segment_labels=labels, **options)
+
+
+def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) -> Terms:
+    """ARS from a reward model's scores: alpha is a constant of the pair, so it goes into the worse side beforehand."""
+    chosen, rejected = batch.info("reward", 2).unbind(1)
+    ratio = ars_k * (chosen - rejected) / (rejected.abs() + ars_eps)
+    alpha = ratio.clamp(-ars_clip, ars_clip).sigmoid()
+    errors = batch.segments
+    swapped = errors.policy_chosen.new_zeros(()) > 0 if labels is None else labels < 0
+    scaled = replace(
+        errors,
+        excess_chosen=errors.excess_chosen * alpha[:, None].where(swapped, 1.0),
+        excess_rejected=errors.excess_rejected * alpha[:, None].where(~swapped, 1.0),
+    )
+    inner = replace(batch, segments=scaled)
+    terms = preference(inner, objective="pg_dpo", segment_labels=labels, ars_k=None, **options)
+    terms.stats["ars/alpha"] = alpha
+    return terms
+
+
+def npo(batch: Batch, *, beta: float) -> Terms:
+    errors = batch.segments
+    swapped = replace(errors, excess_chosen=errors.excess_rejected, excess_rejected=errors.excess_chosen)
+    return preference(replace(batch, segments=swapped), objective="dpo", beta=beta)
+
+
+DPO = Spec(
+    name="dpo",
+    paper="Diffusion-DPO, arXiv 2311.12908",
+    summary="The log-sigmoid of the implicit reward margin.",
+    formula="ℓ(z)",
+    confidence="code",
+    compute=dpo,
+    options={"beta": BETA},
+)
+IPO = Spec(
+    name="ipo",
+    paper="IPO, arXiv 2310.12036",
+    summary="Regresses the margin to 1/2β instead of pushing it without end.",
+    formula="(m − 1/2β)²",
+    confidence="paper",
+    compute=ipo,
+    options={"beta": BETA},
+    note="β itself, without the half; m is of order 1e-3.",
+)
+HINGE = Spec(
+    name="hinge",
+    paper="SLiC, arXiv 2305.10425; RSO, arXiv 2309.06657",
+    summary="Pairs with a logit above 1 have no gradient.",
+    formula="max(0, 1 − z)",
+    confidence="code",
+    compute=hinge,
+    options={"beta": BETA},
+)
+PG_DPO = Spec(
+    name="pg_dpo",
+    paper="PG-DPO, arXiv 2511.19049",
+    summary="Scales the rejected term by the pair's own margin (ARS) and keeps the chosen sample improving (IPR).",
+    formula="ℓ(κ(r_w − α·r_l)) + λ·g·ℓ(κ·r_w), α = sg σ(K₁(r_w − r_l)/(|r_l| + ε)), g = sg σ(K₂(logit − τ))",
+    confidence="notes",
+    compute=pg_dpo,
+    options={
+        "beta": BETA,
+        "ars": Option("adaptive", "scale the rejected term, or leave α = 1", choices=("adaptive", "none")),
+        "reward": Option(
+            "implicit", "what drives α: the policy or a reward model", choices=("implicit", "external")
+        ),
+        "ars_k": Option(1.0, "K₁"),
+        "ars_eps": Option(1e-6, "ε", above=0),
+        "ars_clip": Option(10.0, "bound of α's logit", above=0),
+        "ipr_weight": Option(1.0, "λ; 0 switches IPR off", least=0),
+        "ipr_sharpness": Option(1.0, "K₂"),
+        "ipr_threshold": Option(1.0, "τ"),
+        "ipr_form": Option(
+            "bt", "ℓ(κ·r_w), max(0, e_w) or E_pw on the chosen sample", choices=("bt", "hinge", "sft")
+        ),
+        "segments": Option("pooled", "the whole clip, or labels per segment", choices=("pooled", "labelled")),
+    },
+    needs_if={
+        ("reward", "external"): Needs(pairs=("reward",)),
+        ("segments", "labelled"): Needs(pairs=("segment_labels",)),
+    },
+    note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our reconstruction of the "
+    "abstract's description, not an equation of the paper.",
+)
+NPO = Spec(
+    name="npo",
+    paper="Diffusion-NPO, arXiv 2505.11245",
+    summary="DPO with the labels swapped: trains a negative adapter for the unconditional branch of guidance.",
+    formula="ℓ(−z)",
+    confidence="code",
+    compute=npo,
+    options={"beta": BETA},
+    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted.",
+)
+INPO = Spec(
+    name="inpo",
+    paper="DDIM-InPO, arXiv 2503.18454",
+    summary="DPO on the noise that DDIM inversion finds for each sample, in place of fresh noise.",
+    formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
+    confidence="code",
+    compute=dpo,
+    options={"beta": Option(2000.0, BETA.about, above=0)},
+    needs=Needs(data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
+)

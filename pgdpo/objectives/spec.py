@@ -1,0 +1,140 @@
+"""What an objective declares about itself: its formula, its options and their ranges, what it needs.
+
+Nothing here imports torch, so that a configuration is checked and the catalogue printed in an instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pgdpo.errors import InputError
+
+if TYPE_CHECKING:
+    from pgdpo.objectives.batch import Terms
+
+CONFIDENCE = {
+    "code": "restated from the authors' public code",
+    "paper": "restated from the paper",
+    "notes": "restated second-hand, from notes on the paper",
+    "ours": "the paper names the idea; the form is ours",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its default, what it means and what is allowed."""
+
+    default: float | str
+    about: str
+    least: float | None = None  # allowed: value >= least
+    above: float | None = None  # allowed: value > above
+    most: float | None = None  # allowed: value <= most
+    below: float | None = None  # allowed: value < below
+    choices: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        if self.choices:
+            return " | ".join(self.choices)
+        bounds = (("≥", self.least), (">", self.above), ("≤", self.most), ("<", self.below))
+        return (
+            " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None) or "any number"
+        )
+
+    def check(self, where: str, value: Any) -> float | str:
+        """The value, numbers as float. Raises InputError with `where` (objective and key) if not allowed."""
+        if self.choices:
+            if value in self.choices:
+                return value
+            raise InputError(
+                f"{where} is {value!r}; allowed: {self.allowed}{did_you_mean(value, self.choices)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            hint = (
+                " (YAML reads 5e3 as text; write 5.0e+3)"
+                if isinstance(value, str) and _is_number(value)
+                else ""
+            )
+            raise InputError(f"{where} is {value!r}; allowed: a number {self.allowed}{hint}")
+        inside = (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+        if not inside:
+            raise InputError(f"{where} is {value!r}; allowed: a number {self.allowed}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of the trainer and of the data."""
+
+    reference: bool = True  # the reference's errors: `excess_*`, `ref_*`
+    predictions: bool = False  # the reference's predictions, for `drift_*`; cached errors don't do
+    cross: bool = False  # `PairErrors.cross`
+    pairs: tuple[str, ...] = ()  # fields of `PairInfo`
+    data: str = ""  # anything else, in words
+
+    def __and__(self, other: Needs) -> Needs:
+        """Both; no reference if either can do without."""
+        return Needs(
+            reference=self.reference and other.reference,
+            predictions=self.predictions or other.predictions,
+            cross=self.cross or other.cross,
+            pairs=tuple(dict.fromkeys(self.pairs + other.pairs)),
+            data="; ".join(filter(None, (self.data, other.data))),
+        )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One objective. `compute(batch, **options)` is its formula; the option names are the function's keywords."""
+
+    name: str
+    paper: str
+    summary: str
+    formula: str
+    confidence: str  # a key of CONFIDENCE
+    compute: Callable[..., Terms]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
+    needs_if: Mapping[tuple[str, str], Needs] = field(default_factory=dict)  # what option=value changes
+    note: str = ""
+
+    def needs_with(self, options: Mapping[str, Any]) -> Needs:
+        """What it needs under these options."""
+        needs = self.needs
+        for (option, value), change in self.needs_if.items():
+            if options[option] == value:
+                needs = needs & change
+        return needs
+
+
+def check_known(where: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises InputError for the first key that is not known, with the nearest one and the list."""
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise InputError(
+                f"{where} has no option `{key}`{hint}; its options: {', '.join(known) or 'none'}"
+            )
+
+
+def did_you_mean(word: Any, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
