@@ -76,7 +76,7 @@ def preference_loss(
     segment_labels: torch.Tensor | None = None,
     **options: float | str | None,
 ) -> PreferenceLoss:
-    """The sigmoid family of preference losses on pair errors. The gradient flows through `.loss` or `.losses`.
+    """The sigmoid family of preference losses on pair errors, differentiable through `.loss` and `.losses`.
 
     With r_w = -excess_chosen, r_l = -excess_rejected (raw, before beta) and kappa = beta / 2
     (Diffusion-DPO, arXiv 2311.12908, Eq. 14, as its official code scales beta):

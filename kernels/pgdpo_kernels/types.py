@@ -71,7 +71,7 @@ class PairErrors:
 
 @dataclass
 class PreferenceLoss:
-    """A preference loss and the numbers to log with it. `loss` (and `losses`, in eager form) carries a gradient."""
+    """A preference loss and the numbers to log with it. `loss` carries a gradient."""
 
     loss: torch.Tensor  # scalar: the mean of `losses`
     losses: torch.Tensor  # [B], weighted

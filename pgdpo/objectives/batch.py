@@ -55,7 +55,8 @@ class Batch:
     """Pair errors under the names of the formulas.
 
     r_w = `reward_chosen`, r_l = `reward_rejected`, m = `margin`, e_w = `excess_chosen`,
-    E_pw = `error_chosen`, D_w = `drift_chosen`; all `[B]`, over all segments. `segments` keeps the errors per segment, `[B, S]`.
+    E_pw = `error_chosen`, D_w = `drift_chosen`; all `[B]`, over all segments. `segments` keeps the errors
+    per segment, `[B, S]`.
     """
 
     name: str
@@ -118,6 +119,10 @@ class Batch:
     def logit(self, beta: float) -> Tensor:
         """z = kappa * m."""
         return self.kappa(beta) * self.margin
+
+    def segment_labels(self) -> Tensor:
+        """`[B, S]` of -1, 0, +1."""
+        return self.info("segment_labels", self.segments.policy_chosen.shape[1])
 
     def has(self, name: str) -> bool:
         return getattr(self.pairs, name) is not None

@@ -58,7 +58,7 @@ def pg_dpo(batch: Batch, *, ars: str, reward: str, segments: str, **options: flo
 
 
 def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) -> Terms:
-    """ARS from a reward model's scores: alpha is a constant of the pair, so it goes into the worse side beforehand."""
+    """ARS from a reward model's scores: alpha is a constant, so it goes into the worse side beforehand."""
     chosen, rejected = batch.info("reward", 2).unbind(1)
     ratio = ars_k * (chosen - rejected) / (rejected.abs() + ars_eps)
     alpha = ratio.clamp(-ars_clip, ars_clip).sigmoid()
@@ -112,15 +112,15 @@ HINGE = Spec(
 PG_DPO = Spec(
     name="pg_dpo",
     paper="PG-DPO, arXiv 2511.19049",
-    summary="Scales the rejected term by the pair's own margin (ARS) and keeps the chosen sample improving (IPR).",
+    summary="Scales the rejected term by the pair's margin (ARS), keeps the chosen sample improving (IPR).",
     formula="ℓ(κ(r_w − α·r_l)) + λ·g·ℓ(κ·r_w), α = sg σ(K₁(r_w − r_l)/(|r_l| + ε)), g = sg σ(K₂(logit − τ))",
-    confidence="notes",
+    confidence="reconstructed",
     compute=pg_dpo,
     options={
         "beta": BETA,
         "ars": Option("adaptive", "scale the rejected term, or leave α = 1", choices=("adaptive", "none")),
         "reward": Option(
-            "implicit", "what drives α: the policy or a reward model", choices=("implicit", "external")
+            "implicit", "what drives α: policy or reward model", choices=("implicit", "external")
         ),
         "ars_k": Option(1.0, "K₁"),
         "ars_eps": Option(1e-6, "ε", above=0),
@@ -137,13 +137,13 @@ PG_DPO = Spec(
         ("reward", "external"): Needs(pairs=("reward",)),
         ("segments", "labelled"): Needs(pairs=("segment_labels",)),
     },
-    note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our reconstruction of the "
-    "abstract's description, not an equation of the paper.",
+    note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our "
+    "reconstruction of what the abstract describes, not an equation of the paper.",
 )
 NPO = Spec(
     name="npo",
     paper="Diffusion-NPO, arXiv 2505.11245",
-    summary="DPO with the labels swapped: trains a negative adapter for the unconditional branch of guidance.",
+    summary="DPO with the labels swapped: trains a negative adapter for guidance's unconditional branch.",
     formula="ℓ(−z)",
     confidence="code",
     compute=npo,

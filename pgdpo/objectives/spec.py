@@ -20,6 +20,7 @@ CONFIDENCE = {
     "code": "restated from the authors' public code",
     "paper": "restated from the paper",
     "notes": "restated second-hand, from notes on the paper",
+    "reconstructed": "in part second-hand, in part our reconstruction; see the note",
     "ours": "the paper names the idea; the form is ours",
 }
 
@@ -95,7 +96,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Spec:
-    """One objective. `compute(batch, **options)` is its formula; the option names are the function's keywords."""
+    """One objective. `compute(batch, **options)` is its formula; the options are the function's keywords."""
 
     name: str
     paper: str
