@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, Interpolation
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from pgdpo.errors import InputError
 
@@ -59,6 +59,9 @@ def read_video(
 ) -> np.ndarray:
     """Decode a clip to RGB frames.
 
+    A file that lost its end is known by its index or declared frame count (MP4, MOV, AVI). Matroska, MPEG-TS
+    and GIF declare neither: there a lost end shows only as a clip shorter than `num_frames`.
+
     Args:
         path: any container and codec that FFmpeg reads.
         num_frames: take the first `num_frames` frames (after `fps`); all frames when None.
@@ -80,8 +83,9 @@ def read_video(
         if fps is not None:
             decoded = _at_rate(decoded, stream, fps, path)
         frames: list[np.ndarray] = []
+        scaler = VideoReformatter()  # one for the clip: it keeps its tables from frame to frame
         for frame in decoded:
-            frames.append(_to_rgb(frame, size))
+            frames.append(_to_rgb(scaler, frame, size))
             if frames[-1].shape != frames[0].shape:
                 raise InputError(
                     f"{path}: the frame size changes inside the clip, from {frames[0].shape[:2]} to "
@@ -210,11 +214,12 @@ def _at_rate(frames: Iterator[av.VideoFrame], stream, fps: float, path: Path) ->
         if frame.pts is None:
             raise InputError(f"{path}: has frames without a time stamp: re-encode it")
         start = frame.pts if start is None else start
-        while shown is not None and due < (frame.pts - start) * frame.time_base:
+        now = (frame.pts - start) * Fraction(frame.time_base.numerator, frame.time_base.denominator)
+        while shown is not None and due < now:
             yield shown
             due += step
         shown = frame
-    if shown is not None and due < (shown.pts - start) * shown.time_base + 1 / own:
+    if shown is not None and due < now + 1 / own:
         yield shown
 
 
@@ -222,10 +227,10 @@ def _rate(stream, path: Path) -> Fraction:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise InputError(f"{path}: says no frame rate: re-encode it with one")
-    return rate
+    return Fraction(rate.numerator, rate.denominator)
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
+def _to_rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     """One decoded frame as [height, width, 3], upright, scaled to cover `size` and cropped to it."""
     width, height, turns = frame.width, frame.height, frame.rotation // 90 % 4
     interpolation = Interpolation.BICUBIC
@@ -235,7 +240,7 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
         width, height = max(round(width * ratio), target_width), max(round(height * ratio), target_height)
         if ratio < 1:
             interpolation = Interpolation.AREA
-    rgb = frame.reformat(width, height, "rgb24", interpolation=interpolation).to_ndarray()
+    rgb = scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation).to_ndarray()
     rgb = np.rot90(rgb, turns)
     if size is not None:
         top, left = (rgb.shape[0] - size[0]) // 2, (rgb.shape[1] - size[1]) // 2
