@@ -124,6 +124,42 @@ class Batch:
         """`[B, S]` of -1, 0, +1."""
         return self.info("segment_labels", self.segments.policy_chosen.shape[1])
 
+    def sided(self, name: str, default: tuple[float, float] | None = None) -> Tensor:
+        """A field with a number for the chosen and one for the rejected sample, `[B, 2]`.
+
+        `[B]` stands for the chosen, the rejected having its negative; a missing field has `default`.
+        """
+        value = getattr(self.pairs, name)
+        if value is None and default is not None:
+            return self.error_chosen.new_tensor(default).expand(len(self), 2)
+        if value is not None and value.dim() == 1:
+            signed = self.info(name)
+            return signed.new_tensor([1.0, -1.0]) * signed[:, None]
+        return self.info(name, 2)
+
+    def gathered(self, local: Tensor) -> tuple[Tensor, int]:
+        """`[n, ...]` of every rank in rank order, differentiable, and the row where this rank's begin."""
+        if self.process_group is None:
+            return local, 0
+        from pgdpo.objectives.gather import all_gather
+
+        return all_gather(local, self.process_group)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Random numbers in 0..1 that depend on the seed and on how often they were drawn, alone."""
+        import torch
+
+        draw = int(self.state.get("draws", 0))
+        self.state["draws"] = draw + 1
+        generator = torch.Generator().manual_seed((self.seed << 32) + draw)
+        return torch.rand(shape, generator=generator).to(self.error_chosen.device)
+
+    def learning(self) -> bool:
+        """Whether state may move: it stands still where gradients are off, as in validation."""
+        import torch
+
+        return torch.is_grad_enabled()
+
     def has(self, name: str) -> bool:
         return getattr(self.pairs, name) is not None
 
@@ -147,6 +183,11 @@ class Batch:
             what = "predictions" if name.startswith("drift") else "errors"
             raise InputError(f"objective `{self.name}` needs the reference's {what} (PairErrors.{name})")
         return value[:, 0]
+
+
+def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
+    """The same value, to the bit, whose gradient is multiplied by `scale`."""
+    return value.detach() + scale * (value - value.detach())
 
 
 def nll(logits: torch.Tensor) -> torch.Tensor:

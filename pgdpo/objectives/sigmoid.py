@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pgdpo.objectives.batch import Batch, Terms
-from pgdpo.objectives.spec import Needs, Option, Spec
-
-BETA = Option(5000.0, "strength of the pull towards the reference; a logit's factor is β/2", above=0)
+from pgdpo.objectives.spec import Needs, Option, Spec, beta
 
 
 def preference(batch: Batch, **options) -> Terms:
@@ -88,7 +86,7 @@ DPO = Spec(
     formula="ℓ(z)",
     confidence="code",
     compute=dpo,
-    options={"beta": BETA},
+    options={"beta": beta()},
 )
 IPO = Spec(
     name="ipo",
@@ -97,7 +95,7 @@ IPO = Spec(
     formula="(m − 1/2β)²",
     confidence="paper",
     compute=ipo,
-    options={"beta": BETA},
+    options={"beta": beta()},
     note="β itself, without the half; m is of order 1e-3.",
 )
 HINGE = Spec(
@@ -107,7 +105,7 @@ HINGE = Spec(
     formula="max(0, 1 − z)",
     confidence="code",
     compute=hinge,
-    options={"beta": BETA},
+    options={"beta": beta()},
 )
 PG_DPO = Spec(
     name="pg_dpo",
@@ -117,7 +115,7 @@ PG_DPO = Spec(
     confidence="reconstructed",
     compute=pg_dpo,
     options={
-        "beta": BETA,
+        "beta": beta(),
         "ars": Option("adaptive", "scale the rejected term, or leave α = 1", choices=("adaptive", "none")),
         "reward": Option(
             "implicit", "what drives α: policy or reward model", choices=("implicit", "external")
@@ -147,7 +145,7 @@ NPO = Spec(
     formula="ℓ(−z)",
     confidence="code",
     compute=npo,
-    options={"beta": BETA},
+    options={"beta": beta()},
     note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted.",
 )
 INPO = Spec(
@@ -157,6 +155,6 @@ INPO = Spec(
     formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
     confidence="code",
     compute=dpo,
-    options={"beta": Option(2000.0, BETA.about, above=0)},
+    options={"beta": beta(2000.0)},
     needs=Needs(data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
 )

@@ -42,25 +42,20 @@ class Option:
         if self.choices:
             return " | ".join(self.choices)
         bounds = (("≥", self.least), (">", self.above), ("≤", self.most), ("<", self.below))
-        return (
-            " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None) or "any number"
-        )
+        given = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+        return " and ".join(given) or "any number"
 
     def check(self, where: str, value: Any) -> float | str:
         """The value, numbers as float. Raises InputError with `where` (objective and key) if not allowed."""
         if self.choices:
             if value in self.choices:
                 return value
-            raise InputError(
-                f"{where} is {value!r}; allowed: {self.allowed}{did_you_mean(value, self.choices)}"
-            )
+            hint = did_you_mean(value, self.choices)
+            raise InputError(f"{where} is {value!r}; allowed: {self.allowed}{hint}")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            hint = (
-                " (YAML reads 5e3 as text; write 5.0e+3)"
-                if isinstance(value, str) and _is_number(value)
-                else ""
-            )
-            raise InputError(f"{where} is {value!r}; allowed: a number {self.allowed}{hint}")
+            text = isinstance(value, str) and _is_number(value)
+            hint = " (YAML reads 5e3 as text; write 5.0e+3)" if text else ""
+            raise InputError(f"{where} is {value!r}; allowed: {self.allowed}{hint}")
         inside = (
             math.isfinite(value)
             and (self.least is None or value >= self.least)
@@ -69,8 +64,12 @@ class Option:
             and (self.below is None or value < self.below)
         )
         if not inside:
-            raise InputError(f"{where} is {value!r}; allowed: a number {self.allowed}")
+            raise InputError(f"{where} is {value!r}; allowed: {self.allowed}")
         return float(value)
+
+
+def beta(default: float = 5000.0) -> Option:
+    return Option(default, "pull towards the reference; κ = β/2 unless the formula shows β", above=0)
 
 
 @dataclass(frozen=True)

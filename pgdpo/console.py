@@ -1,0 +1,100 @@
+"""Two streams: our own lines on the terminal, everything that libraries say in the run's log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def is_main_rank() -> bool:
+    """True on the rank that speaks to the terminal and writes the shared files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Print one of our own lines, once per run."""
+    if is_main_rank():
+        console.print(message)
+
+
+@contextlib.contextmanager
+def chatter_to(log_file: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to `log_file`, and keep the terminal for `say` and the progress bars.
+
+    Descriptors, because DeepSpeed, xformers and gloo print from C++ and from loggers made at import.
+    """
+    if not is_main_rank():
+        log_file = log_file.with_stem(f"{log_file.stem}-rank{os.environ['RANK']}")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    previous = console.file
+    console.file = terminal
+    with log_file.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        console.file = previous
+        terminal.close()
+        for descriptor in saved:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[ProgressTask]:
+    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not is_main_rank(), refresh_per_second=2) as progress:
+        task = progress.add_task(description, total=total, completed=completed, note="")
+        yield ProgressTask(progress, task)
+
+
+class ProgressTask:
+    """One bar; `advance(note=...)` moves it on and sets the text behind it."""
+
+    def __init__(self, progress: Progress, task) -> None:
+        self._progress = progress
+        self._task = task
+
+    def finish(self) -> None:
+        """Fill the bar: what was found done needs no counting."""
+        self._progress.update(self._task, completed=self._progress.tasks[self._task].total)
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, advance=steps, **fields)

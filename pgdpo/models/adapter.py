@@ -1,0 +1,53 @@
+"""LoRA adapters through peft, with weights that depend on the seed alone."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+from pgdpo.config import AdapterConfig
+from pgdpo.errors import InputError
+
+NAME = "default"
+
+
+def add_adapter(transformer: torch.nn.Module, config: AdapterConfig, seed: int) -> None:
+    """Freeze the model and add an fp32 LoRA that starts as the identity (lora_B = 0).
+
+    Raises InputError if `target_modules` names no layer of this model.
+    """
+    transformer.requires_grad_(False)
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            transformer.add_adapter(lora, adapter_name=NAME)
+        except ValueError as error:
+            linear = {
+                n.rsplit(".", 1)[-1] for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)
+            }
+            raise InputError(
+                f"model.adapter.target_modules is {config.target_modules}: {error}. Linear layers of this model end in "
+                f"{', '.join(sorted(linear))}"
+            ) from error
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def adapter_state(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under peft's names (`blocks.0.attn1.to_q.lora_A.weight`), on the CPU."""
+    state = get_peft_model_state_dict(transformer, adapter_name=NAME)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def adapter_metadata(transformer: torch.nn.Module) -> dict:
+    """The LoraConfig that belongs to `adapter_state`, as JSON types."""
+    config = transformer.peft_config[NAME].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def load_adapter_state(transformer: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put `adapter_state` back into a model that has the same adapter."""
+    set_peft_model_state_dict(transformer, state, adapter_name=NAME)

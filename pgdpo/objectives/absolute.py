@@ -1,0 +1,119 @@
+"""Objectives with a term for each sample: the chosen's reward is raised and the rejected's lowered by themselves."""
+
+from __future__ import annotations
+
+from pgdpo.objectives.batch import Batch, Terms, nll
+from pgdpo.objectives.spec import Option, Spec, beta
+
+
+def cal_dpo(batch: Batch, *, beta: float) -> Terms:
+    z, target = batch.logit(beta), 0.5 / beta
+    calibration = (batch.reward_chosen - target).square() + (batch.reward_rejected + target).square()
+    return Terms(nll(z) + calibration, z)
+
+
+def nca(batch: Batch, *, beta: float) -> Terms:
+    chosen, rejected = batch.kappa(beta) * batch.reward_chosen, batch.kappa(beta) * batch.reward_rejected
+    return Terms(nll(chosen) + 0.5 * nll(-chosen) + 0.5 * nll(-rejected), chosen - rejected)
+
+
+def bco(batch: Batch, *, beta: float) -> Terms:
+    chosen, rejected = batch.kappa(beta) * batch.reward_chosen, batch.kappa(beta) * batch.reward_rejected
+    everyone, _ = batch.gathered((0.5 * (chosen + rejected)).detach())
+    count = batch.state.get("count", 0) + len(everyone)
+    mean = batch.state.get("mean", 0.0)
+    shift = mean + (everyone.mean() - mean) * (len(everyone) / count)
+    if batch.learning():
+        batch.state.update(mean=shift, count=count)
+    return Terms(nll(chosen - shift) + nll(shift - rejected), chosen - rejected, stats={"bco/shift": shift})
+
+
+def sppo(batch: Batch, *, beta: float) -> Terms:
+    target = 0.5 / beta
+    loss = (batch.reward_chosen - target).square() + (batch.reward_rejected + target).square()
+    return Terms(loss, batch.logit(beta))
+
+
+def apo_zero(batch: Batch, *, beta: float) -> Terms:
+    chosen, rejected = batch.kappa(beta) * batch.reward_chosen, batch.kappa(beta) * batch.reward_rejected
+    return Terms((-chosen).sigmoid() + rejected.sigmoid(), chosen - rejected)
+
+
+def apo_down(batch: Batch, *, beta: float) -> Terms:
+    z = batch.logit(beta)
+    return Terms((batch.kappa(beta) * batch.reward_chosen).sigmoid() + (-z).sigmoid(), z)
+
+
+def flex_dpo(batch: Batch, *, beta_chosen: float, beta_rejected: float) -> Terms:
+    z = batch.kappa(beta_chosen) * batch.reward_chosen - batch.kappa(beta_rejected) * batch.reward_rejected
+    return Terms(nll(z), z)
+
+
+CAL_DPO = Spec(
+    name="cal_dpo",
+    paper="Cal-DPO, arXiv 2412.14516",
+    summary="DPO that also pins the scale of the two implicit rewards.",
+    formula="ℓ(z) + (r_w − 1/2β)² + (r_l + 1/2β)²",
+    confidence="paper",
+    compute=cal_dpo,
+    options={"beta": beta()},
+    note="The targets take β itself. On mean errors they are of order 1e-4: felt at small β alone.",
+)
+NCA = Spec(
+    name="nca",
+    paper="NCA, arXiv 2402.05369",
+    summary="Noise-contrastive: raises the chosen reward and holds both down.",
+    formula="ℓ(κr_w) + ½ℓ(−κr_w) + ½ℓ(−κr_l)",
+    confidence="code",
+    compute=nca,
+    options={"beta": beta()},
+)
+BCO = Spec(
+    name="bco",
+    paper="BCO, arXiv 2404.04656",
+    summary="A binary classifier of chosen and rejected around the running mean of their rewards.",
+    formula="ℓ(κr_w − δ) + ℓ(δ − κr_l), δ the running mean of κr over all samples so far",
+    confidence="code",
+    compute=bco,
+    options={"beta": beta()},
+)
+SPPO = Spec(
+    name="sppo",
+    paper="SPPO (hard), arXiv 2405.00675",
+    summary="Regresses the two rewards to ±1/2β.",
+    formula="(r_w − 1/2β)² + (r_l + 1/2β)²",
+    confidence="code",
+    compute=sppo,
+    options={"beta": beta()},
+    note="β itself, without the half; r is of order 1e-3.",
+)
+APO_ZERO = Spec(
+    name="apo_zero",
+    paper="APO, arXiv 2408.06266",
+    summary="Raises the chosen and lowers the rejected: for a policy worse than the chosen samples.",
+    formula="1 − σ(κr_w) + σ(κr_l)",
+    confidence="code",
+    compute=apo_zero,
+    options={"beta": beta()},
+)
+APO_DOWN = Spec(
+    name="apo_down",
+    paper="APO, arXiv 2408.06266",
+    summary="Lowers both, the rejected more: for a policy better than the chosen samples.",
+    formula="σ(κr_w) + 1 − σ(z)",
+    confidence="code",
+    compute=apo_down,
+    options={"beta": beta()},
+)
+FLEX_DPO = Spec(
+    name="flex_dpo",
+    paper="3D-Properties (Flex-DPO), arXiv 2406.07327",
+    summary="A β for each side, so that the rejected side's gradient can be held back.",
+    formula="ℓ(κ⁺r_w − κ⁻r_l), κ± = ½β±",
+    confidence="paper",
+    compute=flex_dpo,
+    options={
+        "beta_chosen": Option(5000.0, "β⁺", above=0),
+        "beta_rejected": Option(2500.0, "β⁻; default ours", least=0),
+    },
+)

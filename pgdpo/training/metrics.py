@@ -1,0 +1,152 @@
+"""Per-pair numbers -> pair-weighted means over ranks, overall and per timestep bucket; JSONL and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from pgdpo_kernels import PairErrors
+
+from pgdpo.objectives import ObjectiveOutput
+
+BUCKETS = 4  # equal parts of sigma in [0, 1]
+
+
+def bucket_name(bucket: int) -> str:
+    return f"sigma_{bucket / BUCKETS:.2f}_{(bucket + 1) / BUCKETS:.2f}"
+
+
+@torch.no_grad()
+def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch.Tensor]:
+    """Numbers `[B]` of every pair under the names that all reports use; call it after the backward pass.
+
+    Implicit rewards are r = -(policy error - reference error), before beta; `displacement` is 1 where the chosen
+    error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms.
+    """
+    whole = errors.over_segments()
+    metrics = {
+        "loss": output.per_pair,
+        "error/chosen": whole.policy_chosen[:, 0],
+        "error/rejected": whole.policy_rejected[:, 0],
+    }
+    if whole.excess_chosen is not None:
+        chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
+        margin = rejected - chosen
+        metrics |= {
+            "implicit_accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+            "margin": margin,
+            "reward/chosen": -chosen,
+            "reward/rejected": -rejected,
+            "displacement": (chosen > 0).float(),
+            "excess/chosen": chosen,
+            "excess/rejected": rejected,
+        }
+    norms = [_gradient_norm(errors, side) for side in ("chosen", "rejected")]
+    if all(norm is not None for norm in norms):
+        metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
+    pairs = len(output.per_pair)
+    known = {name: value for name, value in output.stats.items() if name not in metrics}
+    return metrics | {
+        name: value.detach().float().expand(pairs) for name, value in known.items() if value.ndim < 2
+    }
+
+
+def watch_gradients(errors: PairErrors) -> None:
+    """Keep the gradients by the errors, from which `pair_metrics` takes the share of the rejected half."""
+    for name in ("policy_chosen", "policy_rejected", "excess_chosen", "excess_rejected"):
+        field = getattr(errors, name)
+        if field is not None and field.requires_grad:
+            field.retain_grad()
+
+
+def _gradient_norm(errors: PairErrors, side: str) -> torch.Tensor | None:
+    """Norm `[B]` of the loss's gradient by the prediction, up to a factor: d loss/d pred = g * 2 rho / N."""
+    error = getattr(errors, f"policy_{side}")
+    gradients = [
+        field.grad
+        for field in (error, getattr(errors, f"excess_{side}"))
+        if field is not None and field.requires_grad and field.grad is not None
+    ]
+    return (sum(gradients).square() * error).sum(1).sqrt() if gradients else None
+
+
+class StepMetrics:
+    """Sums of one optimizer step's micro-batches, by timestep bucket."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.names: list[str] = []
+        self.sums: torch.Tensor | None = None  # [BUCKETS, names + 1], the last column counts pairs
+
+    @torch.no_grad()
+    def add(self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor) -> None:
+        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`."""
+        self.names = list(metrics)
+        rows = torch.stack([*metrics.values(), torch.ones_like(sigma)], dim=1).double()  # (B, names + 1)
+        if self.sums is None:
+            self.sums = torch.zeros(BUCKETS, rows.shape[1], dtype=torch.float64, device=self.device)
+        self.sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), rows)
+
+    def reduce(self) -> dict:
+        """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket."""
+        dist.all_reduce(self.sums)
+        sums = self.sums.cpu()
+        total = sums.sum(0)
+        means = dict(zip(self.names, (total[:-1] / total[-1]).tolist(), strict=True))
+        buckets = {
+            bucket_name(number): {
+                "pairs": int(row[-1]),
+                **dict(zip(self.names, (row[:-1] / row[-1]).tolist(), strict=True)),
+            }
+            for number, row in enumerate(sums)
+            if row[-1] > 0
+        }
+        return means | {"buckets": buckets}
+
+
+class MetricsLog:
+    """`metrics.jsonl` (one line a step) and TensorBoard, written by the main rank."""
+
+    def __init__(self, run_dir: Path, *, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run_dir / "metrics.jsonl"
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= start]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: dict) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, dict):
+                for bucket, row in value.items():
+                    for key, number in row.items():
+                        self._board.add_scalar(f"{bucket}/{key}", number, step)
+            elif value is not None:
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """Rows of a run's `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
