@@ -1,4 +1,4 @@
-"""Objectives with a term for each sample: the chosen's reward is raised and the rejected's lowered by themselves."""
+"""Objectives with a term for each sample: the two rewards are moved by themselves."""
 
 from __future__ import annotations
 

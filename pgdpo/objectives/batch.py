@@ -82,11 +82,11 @@ class Batch:
 
     @property
     def excess_chosen(self) -> Tensor:
-        return self._referenced("excess_chosen")
+        return self.pooled.excess_chosen[:, 0]
 
     @property
     def excess_rejected(self) -> Tensor:
-        return self._referenced("excess_rejected")
+        return self.pooled.excess_rejected[:, 0]
 
     @property
     def reward_chosen(self) -> Tensor:
@@ -102,19 +102,21 @@ class Batch:
 
     @property
     def drift_chosen(self) -> Tensor:
-        return self._referenced("drift_chosen")
+        return self.pooled.drift_chosen[:, 0]
 
     @property
     def drift_rejected(self) -> Tensor:
-        return self._referenced("drift_rejected")
+        return self.pooled.drift_rejected[:, 0]
 
-    def kappa(self, beta: float) -> Tensor | float:
-        """kappa = beta/2 * omega_t, the factor of an implicit reward in a logit."""
+    def kappa(self, beta: float) -> Tensor:
+        """kappa = beta/2 * omega_t, `[B]`, the factor of an implicit reward in a logit."""
         return 0.5 * self.scaled(beta)
 
-    def scaled(self, beta: float) -> Tensor | float:
-        """beta * omega_t, for the rows whose published code has no half."""
-        return beta if self.pairs.timestep_weight is None else beta * self.info("timestep_weight")
+    def scaled(self, beta: float) -> Tensor:
+        """beta * omega_t, `[B]`, for the rows whose published code has no half."""
+        if self.has("timestep_weight"):
+            return beta * self.info("timestep_weight")
+        return self.error_chosen.new_full((len(self),), beta)
 
     def logit(self, beta: float) -> Tensor:
         """z = kappa * m."""
@@ -124,18 +126,12 @@ class Batch:
         """`[B, S]` of -1, 0, +1."""
         return self.info("segment_labels", self.segments.policy_chosen.shape[1])
 
-    def sided(self, name: str, default: tuple[float, float] | None = None) -> Tensor:
-        """A field with a number for the chosen and one for the rejected sample, `[B, 2]`.
-
-        `[B]` stands for the chosen, the rejected having its negative; a missing field has `default`.
-        """
-        value = getattr(self.pairs, name)
-        if value is None and default is not None:
-            return self.error_chosen.new_tensor(default).expand(len(self), 2)
-        if value is not None and value.dim() == 1:
-            signed = self.info(name)
-            return signed.new_tensor([1.0, -1.0]) * signed[:, None]
-        return self.info(name, 2)
+    def sided(self, name: str) -> Tensor:
+        """`[B, 2]`, of a field that may also be `[B]`: the rejected then has its negative."""
+        if getattr(self.pairs, name).dim() > 1:
+            return self.info(name, 2)
+        signed = self.info(name)
+        return signed[:, None] * signed.new_tensor([1.0, -1.0])
 
     def gathered(self, local: Tensor) -> tuple[Tensor, int]:
         """`[n, ...]` of every rank in rank order, differentiable, and the row where this rank's begin."""
@@ -150,7 +146,8 @@ class Batch:
         import torch
 
         draw = int(self.state.get("draws", 0))
-        self.state["draws"] = draw + 1
+        if self.learning():
+            self.state["draws"] = draw + 1
         generator = torch.Generator().manual_seed((self.seed << 32) + draw)
         return torch.rand(shape, generator=generator).to(self.error_chosen.device)
 
@@ -166,23 +163,14 @@ class Batch:
     def info(self, name: str, *tail: int) -> Tensor:
         """A field of `PairInfo` as a detached float tensor `[B, *tail]` beside the errors.
 
-        Raises InputError if it is missing or of another shape.
+        Raises InputError if it is of another shape.
         """
         value = getattr(self.pairs, name)
-        if value is None:
-            raise InputError(f"objective `{self.name}` needs PairInfo.{name}, and the data doesn't hold it")
         like = self.pooled.policy_chosen
         if tuple(value.shape) != (len(self), *tail):
             shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
             raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
         return value.detach().to(device=like.device, dtype=like.dtype)
-
-    def _referenced(self, name: str) -> Tensor:
-        value = getattr(self.pooled, name)
-        if value is None:
-            what = "predictions" if name.startswith("drift") else "errors"
-            raise InputError(f"objective `{self.name}` needs the reference's {what} (PairErrors.{name})")
-        return value[:, 0]
 
 
 def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
@@ -192,6 +180,6 @@ def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
 
 def nll(logits: torch.Tensor) -> torch.Tensor:
     """l(z) = -log sigmoid(z), stable for any z."""
-    from torch.nn.functional import softplus
+    from torch.nn.functional import logsigmoid
 
-    return softplus(-logits)
+    return -logsigmoid(logits)

@@ -10,8 +10,8 @@ from torch import Tensor
 def all_gather(local: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, int]:
     """`[n, ...]` of every rank, concatenated in rank order, and the row where this rank's begin.
 
-    The gradient sums every rank's loss: with losses that are means over each rank's pairs and gradients that are
-    averaged over ranks, the result is the gradient of the mean over all pairs.
+    The gradient sums every rank's loss: where a loss is the mean over its rank's pairs and gradients are
+    averaged over ranks, that is the gradient of the mean over all pairs.
     """
     return _AllGather.apply(local, group), dist.get_rank(group) * local.shape[0]
 

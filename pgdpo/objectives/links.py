@@ -1,11 +1,11 @@
-"""Objectives that change the link around the margin: divergences, penalties, sorted margins, discovered losses."""
+"""Objectives that change what stands around the margin: penalties, divergences, sorting, extra terms."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pgdpo.objectives.batch import Batch, Terms, nll, with_scaled_gradient
-from pgdpo.objectives.spec import Needs, Option, Spec, beta
+from pgdpo.objectives.spec import Option, Spec, beta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,5 +136,4 @@ REG_DPO = Spec(
     confidence="notes",
     compute=reg_dpo,
     options={"beta": beta(), "sft_weight": Option(1.0, "r; default ours", least=0)},
-    needs=Needs(),
 )

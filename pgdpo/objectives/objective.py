@@ -58,7 +58,7 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
         if key in spec.options:
             checked[key] = spec.options[key].check(f"{where}: `{key}`", value)
         elif value is not None:
-            checked[key] = modifiers.check(f"{where}: `{key}`", key, value)
+            checked[key] = modifiers.check(spec, f"{where}: `{key}`", key, value)
     return checked
 
 
@@ -109,10 +109,13 @@ class Objective:
     def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
         """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""
         pairs = PairInfo() if pairs is None else pairs
+        _check_present(self.name, self.needs, errors, pairs)
         batch = Batch(self.name, errors, pairs, self.state, self.process_group, self.seed)
+        own = {key: value for key, value in self.options.items() if key in self.spec.options}
+        added = {key: value for key, value in self.options.items() if key not in own}
         batch, stats = modifiers.before(batch, self.options)
-        terms = self.spec.compute(batch, **{key: self.options[key] for key in self.spec.options})
-        per_pair, more = modifiers.after(batch, terms, self.options)
+        terms = self.spec.compute(batch, **own)
+        per_pair, more = modifiers.after(batch, terms, added)
         if batch.has("weight"):
             per_pair = per_pair * batch.info("weight")
         stats = {**_rewards(batch, terms), **terms.stats, **stats, **more}
@@ -130,6 +133,20 @@ class Objective:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.state.clear()
         self.state.update(state)
+
+
+def _check_present(name: str, needs: Needs, errors: PairErrors, pairs: PairInfo) -> None:
+    wanted = (
+        (needs.reference, "excess_chosen", "the reference's errors"),
+        (needs.predictions, "drift_chosen", "the reference's predictions"),
+        (needs.cross, "cross", "pair_errors(cross=True)"),
+    )
+    for needed, field_name, what in wanted:
+        if needed and getattr(errors, field_name) is None:
+            raise InputError(f"objective `{name}` needs {what}: PairErrors.{field_name} is missing")
+    for field_name in needs.pairs:
+        if getattr(pairs, field_name) is None:
+            raise InputError(f"objective `{name}` needs PairInfo.{field_name}, and the data doesn't hold it")
 
 
 def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:

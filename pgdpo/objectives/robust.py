@@ -43,7 +43,9 @@ def _smoothing(batch: Batch, option: float) -> Tensor | float:
     return batch.info("label_smoothing") if batch.has("label_smoothing") else option
 
 
-_EPSILON = Option(0.1, "ε, share of wrong labels; PairInfo's takes its place; default ours", least=0, below=0.5)
+_EPSILON = Option(
+    0.1, "ε, share of wrong labels; PairInfo's takes its place; default ours", least=0, below=0.5
+)
 
 CDPO = Spec(
     name="cdpo",

@@ -14,9 +14,8 @@ def dense_dpo(batch: Batch, *, beta: float, form: str) -> Terms:
     if form == "inside":
         return preference(batch, objective="dpo", beta=beta, segment_labels=labels)
     errors = batch.segments
-    kappa = batch.kappa(beta)
     margins = labels * (errors.excess_rejected - errors.excess_chosen)  # (B, S)
-    logits = margins * (kappa[:, None] if batch.has("timestep_weight") else kappa)
+    logits = batch.kappa(beta)[:, None] * margins
     return Terms(nll(logits).mean(1), logits.sum(1))
 
 
@@ -66,10 +65,12 @@ DENSE_DPO = Spec(
     compute=dense_dpo,
     options={
         "beta": beta(500.0),
-        "form": Option("inside", "one sigmoid around the sum, or one per segment", choices=("inside", "mean")),
+        "form": Option(
+            "inside", "one sigmoid around the sum, or one per segment", choices=("inside", "mean")
+        ),
     },
     needs=Needs(pairs=("segment_labels",)),
-    note="The paper's β has no half: it is half of this one.",
+    note="The paper's β has no half: its 500 is 1000 here.",
 )
 LD_DPO = Spec(
     name="ld_dpo",

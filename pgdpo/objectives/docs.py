@@ -1,0 +1,77 @@
+"""The catalogue as a table, generated from the registry."""
+
+from __future__ import annotations
+
+from pgdpo.objectives.modifiers import MODIFIERS
+from pgdpo.objectives.registry import REGISTRY
+from pgdpo.objectives.spec import CONFIDENCE, Needs, Option, Spec
+
+COLUMNS = ("name", "paper", "formula", "options", "needs", "confidence", "notes")
+NOTATION = """\
+Errors E are means of squared residuals, chosen *w* and rejected *l*, policy *p* and reference *r*; e = E_p − E_r,
+r = −e, m = r_w − r_l, κ = ½·β·ω_t, z = κ·m, ℓ(z) = −log σ(z), D = mean (policy − reference)², sg = stop-gradient.
+Where a formula shows β it is β itself. The loss is the mean over pairs, each times its weight."""
+
+
+def rows() -> list[dict[str, str]]:
+    """A row per objective, in the registry's order, with the keys of `COLUMNS` and `summary`."""
+    return [_row(spec) for spec in REGISTRY.values()]
+
+
+def markdown() -> str:
+    """The notation, the table of objectives and the table of modifiers, as Markdown."""
+    lines = [NOTATION, "", *_header(COLUMNS)]
+    lines += [_line([_cell(row[column]) for column in COLUMNS]) for row in rows()]
+    lines += ["", "Modifiers, for any objective:", "", *_header(("modifier", "options"))]
+    for name, known in MODIFIERS.items():
+        options = {name: known} if isinstance(known, Option) else known
+        lines.append(_line([f"`{name}`", _cell(_options(options))]))
+    lines += ["", *(f"*{key}*: {meaning}." for key, meaning in CONFIDENCE.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _row(spec: Spec) -> dict[str, str]:
+    needs = [_needs(spec.needs)]
+    needs += [f"{key}={value}: {_needs(more)}" for (key, value), more in spec.needs_if.items()]
+    return {
+        "name": f"`{spec.name}`",
+        "paper": spec.paper,
+        "summary": spec.summary,
+        "formula": spec.formula,
+        "options": _options(spec.options),
+        "needs": "; ".join(filter(None, needs)),
+        "confidence": spec.confidence,
+        "notes": " ".join(filter(None, (spec.summary, spec.note))),
+    }
+
+
+def _options(options: dict[str, Option]) -> str:
+    return ", ".join(f"{key}={_default(option)} ({option.allowed})" for key, option in options.items())
+
+
+def _default(option: Option) -> str:
+    return option.default if isinstance(option.default, str) else f"{option.default:g}"
+
+
+def _needs(needs: Needs) -> str:
+    wanted = (
+        (needs.reference and not needs.predictions, "reference"),
+        (not needs.reference, "no reference"),
+        (needs.predictions, "reference predictions"),
+        (needs.cross, "cross"),
+        *((True, name) for name in needs.pairs),
+        (bool(needs.data), needs.data),
+    )
+    return ", ".join(text for wanted_here, text in wanted if wanted_here)
+
+
+def _header(columns: tuple[str, ...]) -> list[str]:
+    return [_line(columns), _line(["---"] * len(columns))]
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
