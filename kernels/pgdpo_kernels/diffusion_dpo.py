@@ -1,14 +1,16 @@
 """Diffusion preference losses, straight from predictions: pair errors and loss in one op."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
 import torch
 
+from .backend import takes_triton
 from .checks import check_float
-from .layout import Segments
-from .pair_errors import pair_errors
-from .preference import Preference, check_labels, loss_from_errors
-from .types import PreferenceLoss
+from .layout import Segments, mask_rows
+from .pair_errors import checked_arguments, pair_errors
+from .pair_launch import empty_errors, launch_gradient, launch_sums, pair_rows, unpack_errors
+from .preference import Preference, check_labels, check_weight, loss_from_errors
+from .types import PairErrors, PreferenceLoss
 
 
 def diffusion_dpo_loss(
@@ -68,20 +70,165 @@ def diffusion_dpo_loss(
     if segments is None and segment_labels is not None:
         check_labels(op, segment_labels, (pred.shape[0] // 2, *segment_labels.shape[1:2]))
         segments = segment_labels.shape[1]
-    cross = preference.safeguard_mu is not None
-    errors = pair_errors(
-        pred, target, ref_pred, segments=segments, mask=mask, cross=cross, frame_dim=frame_dim
-    )
     if ref_errors is not None:
-        errors = errors.with_reference(*_cached(op, ref_errors, errors.policy_chosen))
-    return loss_from_errors(op, errors, preference, weight, segment_labels)
+        check_float(op, "ref_errors", ref_errors)
+    # A scale for the whole batch must be known before the first pair's slope: not in one sweep.
+    unfused = preference.safeguard_mu is not None and preference.safeguard_scope == "batch"
+    if unfused or not takes_triton(op, pred):
+        errors = pair_errors(
+            pred,
+            target,
+            ref_pred,
+            segments=segments,
+            mask=mask,
+            cross=preference.safeguard_mu is not None,
+            frame_dim=frame_dim,
+        )
+        if ref_errors is not None:
+            errors = errors.with_reference(
+                *cached_errors(op, ref_errors, errors.policy_chosen.shape).chunk(2)
+            )
+        return loss_from_errors(op, errors, preference, weight, segment_labels)
+
+    target, ref_pred, index, axis, weights = checked_arguments(
+        op, pred, target, ref_pred, segments, mask, frame_dim
+    )
+    shape = (pred.shape[0] // 2, max(index or (0,)) + 1)
+    check_weight(op, weight, shape[0])
+    check_labels(op, segment_labels, shape)
+    loss, per_pair, *errors, _ = _diffusion_dpo(
+        pred,
+        target,
+        ref_pred,
+        None if ref_errors is None else cached_errors(op, ref_errors, shape),
+        None if weight is None else weight.detach(),
+        segment_labels,
+        mask_rows(weights, pred.shape),
+        index or (),
+        axis,
+        *preference.kernel_arguments(),
+    )
+    losses, logits, chosen, rejected, alpha, gate = per_pair.detach().unbind(0)
+    return PreferenceLoss(
+        loss=loss,
+        losses=losses,
+        logits=logits,
+        implicit_reward_chosen=chosen,
+        implicit_reward_rejected=rejected,
+        ars_alpha=alpha,
+        ipr_gate=gate,
+        errors=PairErrors(**unpack_errors(*errors)).detach(),
+    )
 
 
-def _cached(op: str, ref_errors: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    check_float(op, "ref_errors", ref_errors)
-    pairs, segments = like.shape
+def cached_errors(op: str, ref_errors: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """The reference's errors as fp32 `[2B, S]`."""
+    pairs, segments = shape
     if ref_errors.shape not in ((2 * pairs, segments), *([(2 * pairs,)] if segments == 1 else [])):
         raise ValueError(
             f"{op}: ref_errors must be [2B, S] = {(2 * pairs, segments)}, got shape {tuple(ref_errors.shape)}"
         )
-    return ref_errors.detach().float().reshape(2 * pairs, segments).chunk(2)
+    return ref_errors.detach().float().reshape(2 * pairs, segments).contiguous()
+
+
+@torch.library.custom_op("pgdpo::diffusion_dpo", mutates_args=())
+def _diffusion_dpo(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    ref_pred: torch.Tensor | None,
+    ref_errors: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    index: Sequence[int],
+    frame_axis: int,
+    objective: str,
+    ars: bool,
+    ipr: str,
+    safeguard: bool,
+    numbers: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`loss` [], `per_pair` [6, B], `errors`, `drift`, `cross`, and the slopes [3, B, S] for backward."""
+    from .dpo_kernel import PER_PAIR, preference_stage
+
+    rows = pair_rows(pred, target, ref_pred, mask, index, frame_axis)
+    partials = launch_sums(rows, safeguard)
+    per_pair = torch.empty(PER_PAIR, rows.pairs, device=pred.device)
+    slopes = torch.empty(3, rows.pairs, rows.segments, device=pred.device)
+    loss = torch.empty((), device=pred.device)
+    errors = empty_errors(rows, True, ref_pred is not None, safeguard)
+    with torch.cuda.device_of(pred):
+        preference_stage[(1,)](
+            partials,
+            partials if rows.cut.bounds is None else rows.cut.bounds,
+            partials if ref_errors is None else ref_errors,
+            partials if weight is None else weight.contiguous(),
+            partials if labels is None else labels.contiguous(),
+            *errors,
+            per_pair,
+            slopes,
+            loss,
+            rows.pairs,
+            rows.cut.parts,
+            rows.segments,
+            *numbers,
+            OBJECTIVE=objective,
+            ARS=ars,
+            IPR=ipr,
+            SAFEGUARD=safeguard,
+            HAS_REF=ref_pred is not None,
+            CACHED=ref_errors is not None,
+            HAS_WEIGHT=weight is not None,
+            LABELLED=labels is not None,
+            **rows.tile(),
+        )
+    return loss, per_pair, *errors, slopes
+
+
+@_diffusion_dpo.register_fake
+def _(pred, target, ref_pred, ref_errors, weight, labels, mask, index, frame_axis, *preference):
+    pairs, segments = pred.shape[0] // 2, max(index, default=0) + 1
+    shapes = [(), (6, pairs)]
+    shapes += [(size, pairs, segments) for size in (7, 0 if ref_pred is None else 2, int(preference[3]), 3)]
+    return tuple(pred.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+@torch.library.custom_op("pgdpo::diffusion_dpo_backward", mutates_args=())
+def _diffusion_dpo_backward(
+    grad_loss: torch.Tensor,
+    slopes: torch.Tensor,
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    index: Sequence[int],
+    frame_axis: int,
+) -> torch.Tensor:
+    rows = pair_rows(pred, target, None, mask, index, frame_axis)
+    return launch_gradient(rows, pred, slopes, None, None, slopes[2], grad_loss)
+
+
+@_diffusion_dpo_backward.register_fake
+def _(grad_loss, slopes, pred, target, mask, index, frame_axis):
+    return torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
+
+
+def _setup(ctx, inputs, output):
+    (
+        pred,
+        target,
+        *_,
+    ) = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(pred, target, inputs[6], output[-1])
+    ctx.index, ctx.frame_axis = inputs[7], inputs[8]
+
+
+def _backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 14
+    pred, target, mask, slopes = ctx.saved_tensors
+    grad = _diffusion_dpo_backward(grad_loss, slopes, pred, target, mask, ctx.index, ctx.frame_axis)
+    return (grad, *[None] * 13)
+
+
+_diffusion_dpo.register_autograd(_backward, setup_context=_setup)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -77,3 +82,74 @@ def pair_mask(op: str, mask: torch.Tensor | None, like: torch.Tensor, frame_dim:
             f"[B, F]; got shape {given}"
         )
     return mask.detach().float()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a sample is cut into parts, each within one segment. A function of its shape alone."""
+
+    chunk: int  # elements in a part at most, a power of two
+    parts: int
+    longest: int  # the most parts of any segment
+    align: (
+        int  # 8 where every part starts and ends at a multiple of 8 elements, so that loads can be 128 bits
+    )
+    table: torch.Tensor | None  # int64 [3, parts]: start, size (both in units of `align`), segment
+    bounds: torch.Tensor | None  # int64 [S + 1]: the parts of each segment
+
+
+@functools.lru_cache(maxsize=256)
+def cut(
+    shape: torch.Size, frame_axis: int, index: tuple[int, ...] | None, align: int, device: torch.device
+) -> Parts:
+    """The parts of a sample of shape `shape[1:]`; `align` is what the rows' strides allow."""
+    length = math.prod(shape[1:])
+    if index is None:
+        chunk = chunk_size(length)
+        parts = -(-length // chunk)
+        return Parts(chunk, parts, parts, align, None, None)
+    frame = math.prod(shape[frame_axis + 1 :])
+    runs = []  # (segment, start, size) of neighbouring frames of one segment
+    for outer in range(math.prod(shape[1:frame_axis])):
+        origin = outer * len(index) * frame
+        for segment, group in itertools.groupby(range(len(index)), key=index.__getitem__):
+            frames = list(group)
+            runs.append((segment, origin + frames[0] * frame, len(frames) * frame))
+    chunk = chunk_size(max(size for _, _, size in runs))
+    rows = sorted(
+        (segment, start + offset, min(chunk, size - offset))
+        for segment, start, size in runs
+        for offset in range(0, size, chunk)
+    )
+    align = align if all(start % align == 0 and size % align == 0 for _, start, size in rows) else 1
+    table = [[start // align for _, start, _ in rows], [size // align for *_, size in rows]]
+    table.append([segment for segment, *_ in rows])
+    segments = range(max(index) + 1)
+    bounds = [bisect.bisect_left(table[2], segment) for segment in segments] + [len(rows)]
+    longest = max(after - before for before, after in itertools.pairwise(bounds))
+    as_tensor = functools.partial(torch.tensor, dtype=torch.int64, device=device)
+    return Parts(chunk, len(rows), longest, align, as_tensor(table), as_tensor(bounds))
+
+
+def chunk_size(length: int) -> int:
+    """About 512 parts a sample, which fill a GPU with one pair, and no more than 16 turns a part."""
+    return min(max(next_power_of_2(-(-length // 512)), 2048), 16384)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def rows_of(x: torch.Tensor) -> torch.Tensor:
+    """`[2B, n]` with unit stride within a row: a view where the samples are contiguous, else a copy."""
+    x = x.reshape(x.shape[0], -1)
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def mask_rows(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    """`pair_mask`'s result as contiguous `[B | 1, m]` that repeats along a sample of shape `shape[1:]`."""
+    if mask is None:
+        return None
+    first = next((axis for axis in range(1, mask.dim()) if mask.shape[axis] != 1), mask.dim())
+    whole = [mask.shape[0], *[1] * (first - 1), *shape[first:]]
+    return mask.expand(whole).reshape(mask.shape[0], -1).contiguous()

@@ -1,13 +1,12 @@
 """Noise that is a pure function of (seed, pair, draw, element), and noising of pairs with it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 import torch
 
-from .checks import check_pairs
+from .backend import interpreting, takes_triton
+from .checks import FLOATS, check_pairs
 from .reference import noise as eager
 
 PREDICTIONS = ("flow", "epsilon", "v")
@@ -49,11 +48,9 @@ def noise_pair(
         raise ValueError(f"{op}: level must be a float tensor of shape ({pairs},), got {given}")
     seed = check_seed(op, seed)
     ids, draws = check_ids(op, pair_ids, draw, pairs, latents.device)
-    level = level.detach().to(latents.device, torch.float32)
-    rows = latents.detach().reshape(2 * pairs, -1)
-    noise = eager.pair_noise(pairs, rows.shape[1], seed, ids, draws)
-    noisy, target = eager.noise_pair(rows, level, noise, prediction)
-    return noisy.view(latents.shape), target.view(latents.shape)
+    level = level.detach().to(latents.device, torch.float32).contiguous()
+    triton = takes_triton(op, latents)
+    return _noise_pair(latents.detach(), level, ids, draws, seed, prediction, triton)
 
 
 def pair_noise(
@@ -67,9 +64,13 @@ def pair_noise(
 ) -> torch.Tensor:
     """The noise of `noise_pair` alone: `[B, ...]`, one sample per pair, rounded once to `dtype`."""
     op = "pair_noise"
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"{op}: shape must be [B, ...] of rank 2 or more, got {tuple(shape)}")
+    if dtype not in FLOATS:
+        raise TypeError(f"{op}: dtype must be bfloat16, float16 or float32, got {dtype}")
     seed = check_seed(op, seed)
-    ids, draws = check_ids(op, pair_ids, draw, shape[0], torch.device(device or pair_ids.device))
-    return eager.pair_noise(shape[0], math.prod(shape[1:]), seed, ids, draws).reshape(shape).to(dtype)
+    ids, draws = check_ids(op, pair_ids, draw, shape[0], device)
+    return _pair_noise(list(shape), ids, draws, seed, dtype, takes_triton(op, ids))
 
 
 def check_seed(op: str, seed: int) -> int:
@@ -79,7 +80,7 @@ def check_seed(op: str, seed: int) -> int:
 
 
 def check_ids(
-    op: str, pair_ids: torch.Tensor, draw: int | torch.Tensor, pairs: int, device: torch.device
+    op: str, pair_ids: torch.Tensor, draw: int | torch.Tensor, pairs: int, device: torch.device | str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(draw, int) and not isinstance(draw, bool):
         draw = torch.full((pairs,), draw, dtype=torch.int64, device=device)
@@ -88,4 +89,83 @@ def check_ids(
             raise TypeError(f"{op}: {name} must be int64, got {getattr(ids, 'dtype', type(ids).__name__)}")
         if ids.shape != (pairs,):
             raise ValueError(f"{op}: {name} must have shape ({pairs},), got {tuple(ids.shape)}")
-    return pair_ids.to(device), draw.to(device)
+    device = pair_ids.device if device is None else device
+    return pair_ids.to(device).contiguous(), draw.to(device).contiguous()
+
+
+# Both implementations stand behind one opaque op: torch.compile would fuse the eager maths and change its bits.
+@torch.library.custom_op("pgdpo::noise_pair", mutates_args=())
+def _noise_pair(
+    latents: torch.Tensor,
+    level: torch.Tensor,
+    pair_ids: torch.Tensor,
+    draw: torch.Tensor,
+    seed: int,
+    prediction: str,
+    triton: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = latents.reshape(latents.shape[0], -1)
+    if triton:
+        noisy, target = (torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in "ab")
+        _launch(rows.contiguous(), level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
+        return noisy, target
+    noise = eager.pair_noise(level.shape[0], rows.shape[1], seed, pair_ids, draw)
+    noisy, target = eager.noise_pair(rows, level, noise, prediction)
+    return noisy.view(latents.shape), target.view(latents.shape)
+
+
+@_noise_pair.register_fake
+def _(latents, level, pair_ids, draw, seed, prediction, triton):
+    return tuple(torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in "ab")
+
+
+@torch.library.custom_op("pgdpo::pair_noise", mutates_args=())
+def _pair_noise(
+    shape: Sequence[int],
+    pair_ids: torch.Tensor,
+    draw: torch.Tensor,
+    seed: int,
+    dtype: torch.dtype,
+    triton: bool,
+) -> torch.Tensor:
+    elements = math.prod(shape[1:])
+    if not triton:
+        return (
+            eager.pair_noise(shape[0], elements, seed, pair_ids, draw).to(dtype).reshape(shape).contiguous()
+        )
+    out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
+    _launch(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
+    return out
+
+
+@_pair_noise.register_fake
+def _(shape, pair_ids, draw, seed, dtype, triton):
+    return torch.empty(shape, dtype=dtype, device=pair_ids.device)
+
+
+def _launch(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
+    from .noise_kernel import GROUPS, LANE, WARPS, noise_kernel
+
+    align = 8 if elements % 8 == 0 else 1
+    pairs = pair_ids.shape[0]
+    tiles = -(-elements // (4 * LANE.value * GROUPS))
+    with torch.cuda.device_of(noisy):
+        noise_kernel[(pairs * tiles,)](
+            latents,
+            level,
+            pair_ids,
+            draw,
+            noisy,
+            target,
+            elements // align,
+            pairs,
+            tiles,
+            seed & 0xFFFFFFFF,
+            (seed >> 32) & 0xFFFFFFFF,
+            PREDICTION=prediction,
+            ALIGN=align,
+            GROUPS=GROUPS,
+            EMULATE_BF16=interpreting(),
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )

@@ -40,6 +40,19 @@ class Preference:
     def regularizes(self) -> bool:
         return self.objective == "pg_dpo" and self.ipr_weight != 0
 
+    def kernel_arguments(self) -> tuple[str, bool, str, bool, list[float]]:
+        """Objective, switches and numbers in the order of `dpo_kernel.preference_stage`."""
+        numbers = (0.5 * self.beta, 0.5 / self.beta, self.label_smoothing, self.ars_k or 0.0, self.ars_eps)
+        numbers += (self.ars_clip, self.ipr_weight, self.ipr_sharpness, self.ipr_threshold)
+        numbers += (1 - (self.safeguard_mu or 0.0),)
+        return (
+            self.objective,
+            self.scales_rejected,
+            self.ipr_form if self.regularizes else "none",
+            self.safeguard_mu is not None,
+            [float(number) for number in numbers],
+        )
+
     def check(self, op: str) -> Preference:
         for name, options in (
             ("objective", OBJECTIVES),

@@ -68,7 +68,7 @@ def philox(
 def gaussians(radius: torch.Tensor, angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Box-Muller on two 32-bit words: sqrt(-2 ln u) times cosine and sine of a full turn's fraction."""
     u = radius.float() * 2**-32 + 2**-33
-    r = torch.sqrt(_log(u) * -2.0)
+    r = _sqrt(_log(u) * -2.0)
     quarter = angle >> 30
     fraction = (angle << 2) & MASK32
     fraction = torch.where(fraction >= 2**31, fraction - 2**32, fraction)
@@ -94,15 +94,21 @@ def _log(u: torch.Tensor) -> torch.Tensor:
     return p * f * f2 - 0.5 * f2 + f + e * LN2
 
 
+def _sqrt(x: torch.Tensor) -> torch.Tensor:
+    """Correctly rounded: on a CPU torch may take a vector library's fp32 root, which is not."""
+    return x.double().sqrt().float()
+
+
 def noise_pair(
     latents: torch.Tensor, level: torch.Tensor, noise: torch.Tensor, prediction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy latents and target `[2B, n]` in the latents' dtype; fp32 `level` `[B]`, `noise` `[B, n]`."""
     x = latents.float()
-    keep, add = (1 - level, level) if prediction == "flow" else (level.sqrt(), (1 - level).sqrt())
+    keep, add = (1 - level, level) if prediction == "flow" else (_sqrt(level), _sqrt(1 - level))
     keep, add, noise = keep.repeat(2)[:, None], add.repeat(2)[:, None], noise.repeat(2, 1)
     noisy = keep * x + add * noise
-    target = {"flow": lambda: noise - x, "epsilon": lambda: noise, "v": lambda: keep * noise - add * x}[
-        prediction
-    ]()
+    if prediction == "flow":
+        target = noise - x
+    else:
+        target = noise if prediction == "epsilon" else keep * noise - add * x
     return noisy.to(latents.dtype), target.to(latents.dtype)

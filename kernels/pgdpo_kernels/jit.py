@@ -1,0 +1,34 @@
+"""Device functions that the kernels share. Imported only where a kernel is launched or compiled."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(x):
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def store_rounded(pointer, value, mask, EMULATE_BF16: tl.constexpr):
+    """Store fp32 in the pointer's dtype, rounded to nearest even.
+
+    Triton's interpreter truncates to bf16: EMULATE_BF16 rounds by hand there.
+    """
+    if EMULATE_BF16 and pointer.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = tl.where(value != value, bits, bits + 0x7FFF + ((bits >> 16) & 1))
+        tl.store(pointer, (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), mask=mask)
+    else:
+        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 (Salmon et al. 2011) on uint32 tensors of one shape."""
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
+        low0, low1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
