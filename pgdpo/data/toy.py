@@ -67,8 +67,7 @@ def render_dataset(
             if progress is not None:
                 progress(done, total)
         _write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
-    hashes = {manifest.name: _sha256(manifest) for manifest in manifests}
-    _write_text(record, json.dumps({"parameters": parameters, "sha256": hashes}, indent=2) + "\n")
+    _write_text(record, _record(parameters, manifests))
     return manifests
 
 
@@ -87,16 +86,18 @@ def _render_pair(clips: Path, seed: int, split: str, index: int) -> dict:
     return {**row, **shape, "defect": pair.defect, "strength": pair.strength, "scores": scores}
 
 
+def _record(parameters: dict, manifests: tuple[Path, ...]) -> str:
+    hashes = {manifest.name: hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests}
+    return json.dumps({"parameters": parameters, "sha256": hashes}, indent=2) + "\n"
+
+
 def _is_finished(record: Path, parameters: dict, manifests: tuple[Path, ...]) -> bool:
-    if not record.is_file() or not all(manifest.is_file() for manifest in manifests):
+    if not all(path.is_file() for path in (record, *manifests)):
         return False
-    written = json.loads(record.read_text(encoding="utf-8"))
-    hashes = {manifest.name: _sha256(manifest) for manifest in manifests}
-    return written == {"parameters": parameters, "sha256": hashes}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if record.read_text(encoding="utf-8") != _record(parameters, manifests):
+        return False
+    rows = [json.loads(line) for path in manifests for line in path.read_text(encoding="utf-8").splitlines()]
+    return all((record.parent / row[side]).is_file() for row in rows for side in ("chosen", "rejected"))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -130,8 +130,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            # One thread: x264's rate control depends on how many there are.
-            options = {"crf": str(crf), "threads": "1"}
+            # x264's decisions depend on the number of threads, and on the processor unless it is told not to
+            # (with AVX-512, one encode in some hundred differed from its twins).
+            options = {"crf": str(crf), "threads": "1", "x264-params": "cpu-independent=1"}
             stream = container.add_stream(
                 "libx264", rate=Fraction(fps).limit_denominator(1001), options=options
             )
