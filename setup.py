@@ -35,7 +35,7 @@ setup(
         "deepspeed>=0.19",
         "xformers>=0.0.33; platform_system == 'Linux'",
         "peft>=0.17",
-        "av>=14",
+        "av>=17",
         "numpy",
         "pydantic>=2.11",
         "pyyaml",
