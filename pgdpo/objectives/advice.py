@@ -22,8 +22,8 @@ class BetaRow:
 def beta_report(beta: float, numel: int) -> list[BetaRow]:
     """This run's beta in other trainers' conventions.
 
-    `numel`: elements of one sample's latents. D is the policy's error of chosen minus rejected, less the reference's,
-    with errors that are means (or sums) over those elements. Sources: the trainers' public loss code.
+    `numel`: elements of one sample's latents. D is the policy's error of chosen minus rejected, less the
+    reference's, with errors that are means (or sums) over those elements. Sources: the trainers' public code.
     """
     return [
         BetaRow(
@@ -32,20 +32,16 @@ def beta_report(beta: float, numel: int) -> list[BetaRow]:
             beta,
         ),
         BetaRow("u = −β·D, means", "diffusers SD1.5, LongCat-Image", beta / 2),
-        BetaRow("u = −½·β·D, sums", "any of these that sums over elements", beta / numel),
-        BetaRow(
-            "u = −β·D, sums",
-            "log-likelihoods without the half; sums are SimpleTuner's default",
-            beta / 2 / numel,
-        ),
+        BetaRow("u = −½·β·D, sums", "sums, SimpleTuner's default reduction", beta / numel),
+        BetaRow("u = −β·D, sums", "the same without the half", beta / 2 / numel),
     ]
 
 
 def saturation_advice(abs_logits: Sequence[float], beta: float) -> str | None:
-    """A warning if more than half of the pairs are saturated or idle, with the beta that would fit; else None.
+    """A warning if more than half of the pairs are saturated or idle, with the beta that would fit, or None.
 
-    `abs_logits`: |logit| of pairs from the first steps (20, say). Exact zeros, of a policy that still equals its
-    reference, say nothing and are left out.
+    `abs_logits`: |logit| of pairs from the first steps (20, say). Exact zeros, of a policy that still equals
+    its reference, say nothing and are left out.
     """
     moved = [value for value in abs_logits if value > 0]
     if not moved:

@@ -8,9 +8,9 @@ from pgdpo.objectives.spec import CONFIDENCE, Needs, Option, Spec
 
 COLUMNS = ("name", "paper", "formula", "options", "needs", "confidence", "notes")
 NOTATION = """\
-Errors E are means of squared residuals, chosen *w* and rejected *l*, policy *p* and reference *r*; e = E_p − E_r,
-r = −e, m = r_w − r_l, κ = ½·β·ω_t, z = κ·m, ℓ(z) = −log σ(z), D = mean (policy − reference)², sg = stop-gradient.
-Where a formula shows β it is β itself. The loss is the mean over pairs, each times its weight."""
+Errors E are means of squared residuals, chosen *w* and rejected *l*, policy *p* and reference *r*;
+e = E_p − E_r, r = −e, m = r_w − r_l, κ = ½·β·ω_t, z = κ·m, ℓ(z) = −log σ(z), D = mean (policy − reference)²,
+sg = stop-gradient. Where a formula shows β it is β itself. The loss is the mean over pairs, weighted."""
 
 
 def rows() -> list[dict[str, str]]:
