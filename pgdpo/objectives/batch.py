@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from pgdpo.errors import InputError
 
@@ -148,7 +149,7 @@ class Batch:
         draw = int(self.state.get("draws", 0))
         if self.learning():
             self.state["draws"] = draw + 1
-        generator = torch.Generator().manual_seed((self.seed << 32) + draw)
+        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{draw}".encode()))
         return torch.rand(shape, generator=generator).to(self.error_chosen.device)
 
     def learning(self) -> bool:
