@@ -1,3 +1,23 @@
-"""Preference optimisation for video diffusion models: Diffusion-DPO, PG-DPO and their family."""
+"""Preference optimisation for video diffusion models: Diffusion-DPO, PG-DPO and their family.
+
+from pgdpo import Trainer, load_config
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgdpo.config import load_config
+    from pgdpo.training.loop import Trainer
 
 __version__ = "0.1.0"
+__all__ = ["Trainer", "load_config"]
+
+_HOMES = {"Trainer": "pgdpo.training.loop", "load_config": "pgdpo.config"}
+
+
+def __getattr__(name: str):
+    """Import torch and the rest only when they are used: `import pgdpo` answers at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pgdpo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

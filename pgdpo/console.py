@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -85,11 +88,17 @@ def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[P
 
 
 class ProgressTask:
-    """One bar; `advance(note=...)` moves it on and sets the text behind it."""
+    """One bar; `advance(note=...)` moves it on and sets the text behind it.
 
-    def __init__(self, progress: Progress, task) -> None:
+    Where the output is a file, a line every half a minute stands for the moving bar.
+    """
+
+    LINE_SECONDS = 30.0
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self._last_line = time.monotonic()
 
     def finish(self) -> None:
         """Fill the bar: what was found done needs no counting."""
@@ -98,3 +107,14 @@ class ProgressTask:
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         fields = {} if note is None else {"note": note}
         self._progress.update(self._task, advance=steps, **fields)
+        if not console.is_terminal and time.monotonic() - self._last_line > self.LINE_SECONDS:
+            self._last_line = time.monotonic()
+            task = self._progress.tasks[self._task]
+            left = (
+                "?"
+                if task.time_remaining is None
+                else str(datetime.timedelta(seconds=int(task.time_remaining)))
+            )
+            say(
+                f"{task.description} {task.completed:.0f}/{task.total:.0f}  eta {left}  {task.fields['note']}"
+            )

@@ -35,11 +35,12 @@ def run_prepare(config: Config) -> None:
 def run_train(config: Config, *, resume: bool = False, restart: bool = False) -> None:
     """Prepared pairs -> checkpoints, metrics."""
     with _logged(config):
-        from pgdpo.training.loop import train
+        from pgdpo.training.loop import Trainer
 
+        trainer = Trainer(config)
         if is_main_rank():
             _write_resolved(config)
-        last = train(config, resume=resume, restart=restart)
+        last = trainer.train(resume=resume, restart=restart)
         say(f"trained -> {last}; metrics: {config.run_dir / 'metrics.jsonl'}")
 
 

@@ -7,3 +7,31 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["DS_ACCELERATOR"] = "cpu"
+
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import save_tiny_wan, toy_world, write_config
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory) -> Path:
+    """A Wan folder with a transformer of a few thousand parameters and no VAE: for the toy's encoders."""
+    return save_tiny_wan(tmp_path_factory.mktemp("tiny_wan"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, tiny_wan) -> Path:
+    """A folder with rendered and prepared toy pairs; tests copy it or train other `name`s in it."""
+    return toy_world(tmp_path_factory.mktemp("world"), tiny_wan)
+
+
+@pytest.fixture
+def config_file(world, tmp_path) -> Path:
+    """A configuration of its own for one test; it shares the prepared pairs of `world` by a link."""
+    output = tmp_path / "out"
+    output.mkdir()
+    for shared in ("prepared", "toy"):
+        (output / shared).symlink_to(world / "out" / shared)
+    return write_config(tmp_path / "config.yaml", output, world / "tiny_wan")

@@ -55,15 +55,19 @@ def load_transformer(
     source = resolve(path)
     if random_init_seed is None:
         return WanTransformer3DModel.from_pretrained(source, subfolder="transformer", torch_dtype=dtype)
-    config = WanTransformer3DModel.load_config(source, subfolder="transformer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_init_seed)
-        return WanTransformer3DModel.from_config(config).to(dtype)
+        return from_architecture(architecture(path)).to(dtype)
 
 
 def architecture(path: str) -> dict:
     """The transformer's configuration, as diffusers stores it."""
     return dict(WanTransformer3DModel.load_config(resolve(path), subfolder="transformer"))
+
+
+def from_architecture(config: dict) -> WanTransformer3DModel:
+    """A transformer with fresh weights on the current default device."""
+    return WanTransformer3DModel.from_config(config)
 
 
 def predict(

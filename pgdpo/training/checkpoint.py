@@ -66,8 +66,8 @@ def trained_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
         return {name: t.detach().cpu().clone().contiguous() for name, t in engine.module.state_dict().items()}
 
 
-def load_checkpoint(engine: deepspeed.DeepSpeedEngine, path: Path, expected: dict) -> int:
-    """Put a verified checkpoint into the engine. Returns the number of steps done.
+def load_checkpoint(engine: deepspeed.DeepSpeedEngine, path: Path, expected: dict) -> dict:
+    """Put a verified checkpoint into the engine. Returns its state: `step`, `objective_state`, ...
 
     Raises InputError if it is of another model or data set, or was written by another number of ranks.
     """
@@ -84,7 +84,7 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, path: Path, expected: dic
             f"{state['world_size']}"
         )
     engine.load_checkpoint(str(path), tag="engine", load_module_strict=False)
-    return state["step"]
+    return state
 
 
 def read_state(path: Path) -> dict:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pgdpo import models
 from pgdpo.config import Config
 from pgdpo.errors import InputError
 from pgdpo.models.adapter import adapter_metadata, adapter_state, load_adapter_state

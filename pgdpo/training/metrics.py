@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pgdpo_kernels import PairErrors
 
 from pgdpo.objectives import ObjectiveOutput
+from pgdpo_kernels import PairErrors
 
 BUCKETS = 4  # equal parts of sigma in [0, 1]
 

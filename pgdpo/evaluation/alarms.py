@@ -1,0 +1,176 @@
+"""What a run's numbers warn of: each known failure of preference training as a threshold and a plain sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DISPLACEMENT = 0.5  # share of pairs; above it more chosen clips became less likely than more likely
+ACCURACY = 0.55  # share of pairs told apart; a coin reaches 0.5
+SATURATION = 4.0  # mean logit; the sigmoid's slope has fallen to 1.8% of a pair's weight there
+REJECTED_SHARE = 0.6  # of the two halves' gradient norms; plain DPO starts at a half
+REWARD_FALL = 0.02  # of a component's score in [0, 1], below which a change is taken for noise
+TAIL = 0.1  # share of the last steps that stands for the end of a run
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One thing to look at. `state`: ok, warning or unknown (nothing measured); `value`: what was measured."""
+
+    title: str
+    state: str
+    value: str
+    meaning: str
+    threshold: str
+
+
+def alarms(metrics: list[dict], results: dict, beta: float | None) -> list[Alarm]:
+    """Judge a run.
+
+    Args:
+        metrics: rows of `metrics.jsonl`; names that an objective does not log may be missing.
+        results: `results.json`; its held-out numbers are taken where it has them, the run's last tenth where not.
+        beta: the objective's beta, None for one without.
+    """
+    held_out = results.get("displacement") or {}
+    return [
+        _displacement(held_out, metrics),
+        _accuracy(held_out, metrics),
+        _saturation(metrics, beta),
+        _rejected_share(metrics),
+        _reward_parts(results.get("reward")),
+        _finite(metrics),
+    ]
+
+
+def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> float | None:
+    """Mean of a metric over the last tenth of the steps, at least five; None where it was never logged."""
+    rows = metrics[-max(5, math.ceil(TAIL * len(metrics))) :]
+    if bucket is not None:
+        rows = [row["buckets"][bucket] for row in rows if bucket in row.get("buckets", {})]
+    values = [row[name] for row in rows if _is_finite(row.get(name))]
+    return sum(values) / len(values) if values else None
+
+
+def _displacement(held_out: dict, metrics: list[dict]) -> Alarm:
+    value, where = _held_out_or_tail(held_out, "value", metrics, "displacement")
+    return _judged(
+        "Likelihood displacement",
+        value,
+        lambda v: v > DISPLACEMENT,
+        lambda v: f"{v:.0%} of {where}",
+        "The share of pairs whose chosen clip the model now explains worse than the reference did. Above a half, "
+        "training makes the preferred clips less likely, even while the margin grows.",
+        f"warns above {DISPLACEMENT:.0%}",
+    )
+
+
+def _accuracy(held_out: dict, metrics: list[dict]) -> Alarm:
+    value, where = _held_out_or_tail(held_out, "implicit_accuracy", metrics, "implicit_accuracy")
+    return _judged(
+        "Implicit accuracy",
+        value,
+        lambda v: v < ACCURACY,
+        lambda v: f"{v:.0%} of {where}",
+        "How often the model's own preference agrees with the label. Near 50% it cannot tell chosen from rejected: "
+        "too few steps, too small a learning rate, or labels that are noise.",
+        f"warns below {ACCURACY:.0%}",
+    )
+
+
+def _saturation(metrics: list[dict], beta: float | None) -> Alarm:
+    names = sorted({bucket for row in metrics for bucket in row.get("buckets", {})})
+    logits = {name: _mean_logit(metrics, name, beta) for name in names} if beta is not None else {}
+    logits = {name: logit for name, logit in logits.items() if logit is not None}
+    top = max(logits, key=logits.get, default=None)
+    return _judged(
+        "Saturated logits",
+        logits.get(top),
+        lambda v: v > SATURATION,
+        lambda v: f"mean logit {v:.2g} at {bucket_label(top)}",
+        "The logit, ½·β·margin, is what the sigmoid sees (PG-DPO scales the rejected reward by α first). Once it is "
+        "large the sigmoid is flat and pairs stop teaching: lower β, or keep a term on the chosen clip alive.",
+        f"warns above {SATURATION:g}, where the slope is 1.8%",
+    )
+
+
+def _mean_logit(metrics: list[dict], bucket: str, beta: float) -> float | None:
+    """½·β·(r_w − α·r_l) at the means of the run's end; None without a reference, where there are no rewards."""
+    chosen, rejected, alpha = (
+        tail_mean(metrics, name, bucket) for name in ("reward/chosen", "reward/rejected", "ars/alpha")
+    )
+    if chosen is None or rejected is None:
+        return None
+    return 0.5 * beta * (chosen - (1.0 if alpha is None else alpha) * rejected)
+
+
+def _rejected_share(metrics: list[dict]) -> Alarm:
+    return _judged(
+        "Gradient of the rejected half",
+        tail_mean(metrics, "gradient_share/rejected"),
+        lambda v: v > REJECTED_SHARE,
+        lambda v: f"{v:.0%} of the last steps' gradient",
+        "How much of the update comes from pushing rejected clips away. When it dominates, the model mostly unlearns, "
+        "and similar chosen clips are pushed down too.",
+        f"warns above {REJECTED_SHARE:.0%}",
+    )
+
+
+def _reward_parts(reward: dict | None) -> Alarm:
+    before, after = (reward or {}).get("reference") or {}, (reward or {}).get("aligned") or {}
+    change = {name: after[name] - before[name] for name in before if name in after}
+    worst = min(change, key=change.get, default=None)
+    return _judged(
+        "Every part of the reward",
+        change.get(worst),
+        lambda v: v < -REWARD_FALL,
+        lambda v: f"smallest change: {worst} {v:+.3f}".replace("-", "−"),
+        "A total can rise while one of its parts falls: look there for what the model gave up.",
+        f"warns when a part falls by more than {REWARD_FALL:g}",
+    )
+
+
+def _finite(metrics: list[dict]) -> Alarm:
+    bad = [
+        row["step"]
+        for row in metrics
+        if any(isinstance(v, float) and not _is_finite(v) for v in row.values())
+    ]
+    found = f"first at step {bad[0]}, in {len(bad)} of {len(metrics)} steps" if bad else "none"
+    return Alarm(
+        "Non-finite numbers",
+        "unknown" if not metrics else "warning" if bad else "ok",
+        found if metrics else "not measured",
+        "A NaN or an infinity in a logged number: nothing after it can be trusted.",
+        "warns at the first",
+    )
+
+
+def bucket_label(name: str | None) -> str:
+    """`sigma_0.25_0.50` -> `σ 0.25–0.50`."""
+    parts = (name or "").split("_")
+    return f"σ {parts[1]}–{parts[2]}" if len(parts) == 3 else str(name)
+
+
+def _held_out_or_tail(held_out: dict, key: str, metrics: list[dict], name: str) -> tuple[float | None, str]:
+    if _is_finite(held_out.get(key)):
+        return held_out[key], "held-out pairs"
+    return tail_mean(metrics, name), "the last steps' training pairs"
+
+
+def _judged(
+    title: str,
+    value: float | None,
+    alarming: Callable[[float], bool],
+    shown: Callable[[float], str],
+    meaning: str,
+    threshold: str,
+) -> Alarm:
+    if value is None:
+        return Alarm(title, "unknown", "not measured", meaning, threshold)
+    return Alarm(title, "warning" if alarming(value) else "ok", shown(value), meaning, threshold)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,261 @@
+"""Reference against aligned model: clips at equal seeds on held-out prompts, errors on held-out pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from pgdpo import models
+from pgdpo.config import Config
+from pgdpo.console import progress_bar
+from pgdpo.data.files import write_json
+from pgdpo.data.prepared import PreparedPairs, collate
+from pgdpo.data.video import write_video
+from pgdpo.diffusion.draws import sigma_at
+from pgdpo.errors import InputError
+from pgdpo.evaluation.rewards import REWARDS
+from pgdpo.evaluation.statistics import share
+from pgdpo.training.checkpoint import latest_checkpoint, read_state
+from pgdpo.training.export import load_trained
+from pgdpo.training.metrics import BUCKETS, bucket_name
+from pgdpo.training.policy import build_policy, open_pairs
+from pgdpo_kernels import noise_pair, pair_errors, pair_noise
+
+REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors
+
+
+def evaluate(config: Config) -> dict:
+    """Compare the newest checkpoint with the reference; writes `clips/` and `results.json` in the run's folder.
+
+    Returns the results. Raises InputError if there is no checkpoint or no held-out split.
+    """
+    if config.data.held_out is None:
+        raise InputError("data.held_out is empty: name a manifest of pairs that are not trained on")
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = open_pairs(config, "held_out")
+    family, aligned = load_trained(config, device)
+    pair = ModelPair(config, family, aligned, device)
+    checkpoint = latest_checkpoint(config.run_dir)
+    results = {
+        "objective": config.objective["name"],
+        "run": config.run_dir.name,
+        "beta": config.objective_options.get("beta"),
+        "checkpoint": str(checkpoint.relative_to(config.run_dir)),
+        "steps": read_state(checkpoint)["step"],
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        **compare_errors(config, data, pair),
+        **compare_samples(config, data, pair),
+    }
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    results["objectives"] = objective_table(config.output_dir, results)
+    write_json(config.run_dir / "results.json", results)
+    return results
+
+
+class ModelPair:
+    """The aligned model and its reference, behind one context manager."""
+
+    def __init__(
+        self, config: Config, family: ModuleType, aligned: torch.nn.Module, device: torch.device
+    ) -> None:
+        self.family = family
+        self.device = device
+        self.aligned = aligned
+        self.base = None if config.model.adapter else build_policy(config, device)[1].eval()
+        self._half = config.train.precision == "bf16"
+
+    @contextlib.contextmanager
+    def model(self, which: str) -> Iterator[torch.nn.Module]:
+        """`which`: "reference" or "aligned"."""
+        off = which == "reference" and self.base is None
+        if off:
+            self.aligned.disable_adapters()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+                yield self.base if which == "reference" and self.base is not None else self.aligned
+        finally:
+            if off:
+                self.aligned.enable_adapters()
+
+
+def compare_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
+    """Excess errors of held-out pairs at `draws_per_pair` noise levels spread evenly over the training distribution."""
+    settings = config.evaluate
+    excess: dict[str, list] = defaultdict(list)  # per draw and pair
+    with progress_bar("held-out errors", total=settings.draws_per_pair * len(data)) as bar:
+        for draw in range(settings.draws_per_pair):
+            level = sigma_at(config.diffusion, (draw + 0.5) / settings.draws_per_pair)
+            for start in range(0, len(data), settings.batch):
+                batch = collate([data[i, draw] for i in range(start, min(start + settings.batch, len(data)))])
+                errors = _errors(batch, level, settings.seed, pair)
+                excess["pair"] += batch["ids"]
+                excess["sigma"] += [level] * len(batch["ids"])
+                excess["chosen"] += errors.excess_chosen[:, 0].tolist()
+                excess["rejected"] += errors.excess_rejected[:, 0].tolist()
+                bar.advance(len(batch["ids"]))
+    return {"displacement": _displacement(excess, by="pair"), "buckets": _by_bucket(excess)}
+
+
+def _errors(batch: dict, level: float, seed: int, pair: ModelPair):
+    latents, prompt = batch["latents"].to(pair.device), batch["prompt"].to(pair.device)
+    sigma = torch.full((len(batch["ids"]),), level, device=pair.device)
+    keys = {"pair_ids": batch["pair_ids"].to(pair.device), "draw": batch["draw"].to(pair.device)}
+    noisy, target = noise_pair(latents, sigma, seed=seed, prediction=pair.family.PREDICTION, **keys)
+    predictions = {}
+    for which in ("reference", "aligned"):
+        with pair.model(which) as model:
+            predictions[which] = pair.family.predict(model, noisy, torch.cat([sigma, sigma]), prompt)
+    return pair_errors(predictions["aligned"], target, predictions["reference"])
+
+
+def _displacement(excess: dict[str, list], by: str) -> dict:
+    """Means per pair over its draws, then shares over pairs."""
+    per_pair = defaultdict(list)
+    for key, chosen, rejected in zip(excess[by], excess["chosen"], excess["rejected"], strict=True):
+        per_pair[key].append((chosen, rejected))
+    means = [
+        tuple(sum(column) / len(column) for column in zip(*rows, strict=True)) for rows in per_pair.values()
+    ]
+    displaced = sum(chosen > 0 for chosen, _ in means)
+    accurate = sum((rejected > chosen) + 0.5 * (rejected == chosen) for chosen, rejected in means)
+    mean_chosen, mean_rejected = (sum(column) / len(means) for column in zip(*means, strict=True))
+    return {
+        **share(displaced, len(means)),
+        "pairs": len(means),
+        "excess/chosen": mean_chosen,
+        "excess/rejected": mean_rejected,
+        "margin": mean_rejected - mean_chosen,
+        "implicit_accuracy": accurate / len(means),
+    }
+
+
+def _by_bucket(excess: dict[str, list]) -> dict:
+    buckets = {}
+    for number in range(BUCKETS):
+        rows = [
+            i for i, sigma in enumerate(excess["sigma"]) if min(int(sigma * BUCKETS), BUCKETS - 1) == number
+        ]
+        if rows:
+            part = {name: [values[i] for i in rows] for name, values in excess.items()}
+            whole = _displacement(part, by="pair")
+            buckets[bucket_name(number)] = {"displacement": whole.pop("value"), **whole}
+    return buckets
+
+
+def compare_samples(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
+    """Clips of both models from the same noise on held-out prompts, scored by the configured reward."""
+    settings = config.evaluate
+    jobs = [
+        (i, k)
+        for i in range(min(settings.num_prompts, len(data)))
+        for k in range(settings.samples_per_prompt)
+    ]
+    decoder = models.family(config.model.family).load_encoders(
+        config.model.path, config.model.encoders, pair.device
+    )
+    reward = REWARDS.get(settings.reward)
+    clips = config.run_dir / "clips"
+    shutil.rmtree(clips, ignore_errors=True)
+    clips.mkdir(parents=True)
+    samples = []
+    with progress_bar("sample both models", total=2 * len(jobs)) as bar:
+        for start in range(0, len(jobs), settings.batch):
+            part = jobs[start : start + settings.batch]
+            latents = {}
+            for which in ("reference", "aligned"):
+                latents[which] = _sample(config, data, part, which, pair)
+                bar.advance(len(part))
+            for position, (index, seed) in enumerate(part):
+                sample = {"prompt": data.rows[index]["prompt"], "seed": seed}
+                for which in ("reference", "aligned"):
+                    frames = decoder.decode_video(latents[which][position].cpu())
+                    shown = seed == 0 and index < settings.report_clips
+                    name = f"clips/{index:03d}-{which}.mp4" if shown else None
+                    if name:
+                        scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
+                        write_video(config.run_dir / name, frames, settings.fps, scale=scale)
+                    sample[which] = {
+                        "clip": name,
+                        "reward": reward(frames, sample["prompt"]) if reward else None,
+                    }
+                samples.append(sample)
+    return {**_rewards(samples, reward is not None), "samples": samples}
+
+
+def _sample(config: Config, data: PreparedPairs, jobs: list[tuple[int, int]], which: str, pair: ModelPair):
+    settings = config.evaluate
+    items = [data[index, seed] for index, seed in jobs]
+    noise = pair_noise(
+        (len(jobs), *data.latent_shape),
+        seed=settings.seed,
+        pair_ids=torch.tensor([item["pair_id"] for item in items], device=pair.device),
+        draw=torch.tensor([item["draw"] for item in items], device=pair.device),
+        device=pair.device,
+        dtype=torch.float32,
+    )
+    prompt = torch.stack([item["prompt"] for item in items]).to(pair.device)
+    empty = data.prompt("").to(pair.device).expand_as(prompt)
+    with pair.model(which) as model:
+        return pair.family.sample(
+            model,
+            config.model.path,
+            noise,
+            prompt,
+            empty,
+            steps=settings.sampling_steps,
+            guidance_scale=settings.guidance_scale,
+        )
+
+
+def _rewards(samples: list[dict], scored: bool) -> dict:
+    if not scored:
+        return {"win_rate": None, "reward": None}
+    totals = [(s["aligned"]["reward"]["total"], s["reference"]["reward"]["total"]) for s in samples]
+    wins, ties = sum(a > r for a, r in totals), sum(a == r for a, r in totals)
+    means = {
+        which: {
+            name: sum(s[which]["reward"][name] for s in samples) / len(samples)
+            for name in samples[0][which]["reward"]
+        }
+        for which in ("reference", "aligned")
+    }
+    counts = {"wins": wins, "ties": ties, "losses": len(totals) - wins - ties, "samples": len(totals)}
+    return {"win_rate": {**share(wins + 0.5 * ties, len(totals)), **counts}, "reward": means}
+
+
+def objective_table(output_dir: Path, current: dict) -> list[dict]:
+    """One row for every run in `output_dir` that was evaluated, `current` among them."""
+    shown = ("run", "objective", "beta", "steps", "win_rate", "displacement", "reward")
+    found = {current["run"]: current}
+    for path in sorted(output_dir.glob("*/results.json")):
+        found.setdefault(path.parent.name, json.loads(path.read_text(encoding="utf-8")))
+    return [{name: results.get(name) for name in shown} for _, results in sorted(found.items())]
+
+
+def machine() -> str:
+    """What a figure was measured on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {memory:.0f} GiB, no GPU"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    names = ("pgdpo", "torch", "triton", "diffusers", "deepspeed", "peft")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,263 @@
+"""One self-contained HTML page a run: what was trained, whether it helped, the clips, the curves, the settings.
+
+The page asks nothing of the network (its own content policy forbids it), so it can be mailed or archived as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from pgdpo.data.files import atomic_path
+from pgdpo.data.video import probe_video
+from pgdpo.errors import InputError
+from pgdpo.evaluation.alarms import alarms, bucket_label
+from pgdpo.evaluation.figures import curves
+from pgdpo.evaluation.formats import (
+    duration,
+    is_number,
+    number,
+    objective_name,
+    percent,
+    place,
+    power_of_ten,
+    signed,
+)
+
+TEMPLATE = "report.html.jinja"
+PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
+TIE = 1e-9  # of a reward
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` from the run's `config.yaml`, `metrics.jsonl`, `results.json` and clips.
+
+    Returns the report's path. Clips are embedded; a sample without a clip is shown by its rewards alone.
+
+    Raises:
+        InputError: one of the files is missing or unreadable.
+    """
+    run_dir = Path(run_dir)
+    results = _read(run_dir / "results.json", json.loads)
+    config_text = _read(run_dir / "config.yaml", str)
+    config = _read(run_dir / "config.yaml", yaml.safe_load)
+    metrics = _read(run_dir / "metrics.jsonl", _json_lines)
+    samples = [_sample(run_dir, sample) for sample in results.get("samples") or []]
+    buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
+    found = alarms(metrics, results, config["objective"].get("beta"))
+    page = _template().render(
+        title=objective_name(results["objective"]),
+        results=results,
+        verdict=verdict(results),
+        about=_about(results["objective"]),
+        created=_created(results.get("created")),
+        alarms=sorted(found, key=lambda alarm: ("warning", "unknown", "ok").index(alarm.state)),
+        warnings=sum(alarm.state == "warning" for alarm in found),
+        samples=samples,
+        tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
+        curves=curves(metrics),
+        buckets=[
+            {"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()
+        ],
+        objectives=results.get("objectives") or [],
+        settings=_settings(config),
+        costs=_costs(metrics, results),
+        config_text=config_text,
+    )
+    report = run_dir / "report.html"
+    with atomic_path(report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return report
+
+
+def verdict(results: dict) -> dict:
+    """`headline`, `lede` and `tone` (better, worse, open) in plain words; only an interval clear of 50% decides."""
+    name, steps = objective_name(results["objective"]), results["steps"]
+    win = results.get("win_rate")
+    moved = results.get("displacement") or {}
+    clause = ""
+    if is_number(moved.get("value")):
+        clause = (
+            f" On held-out pairs, {moved['value']:.0%} of the preferred clips became less likely than under the "
+            "reference."
+        )
+    if not win:
+        return {
+            "tone": "open",
+            "headline": f"{name}, {steps:,} steps",
+            "lede": "No reward function was configured, so the clips below are for your own eyes." + clause,
+        }
+    rate = f"{win['value']:.0%}"
+    interval = f"95% interval {win['low']:.0%} to {win['high']:.0%}"
+    if win["low"] > 0.5:
+        tone, headline = "better", f"The aligned model wins {rate} of the time"
+    elif win["high"] < 0.5:
+        tone, headline = "worse", f"The aligned model wins only {rate} of the time"
+    else:
+        tone, headline = "open", f"No clear difference: the aligned model wins {rate} of the time"
+    lede = (
+        f"{name} trained for {steps:,} steps. Reference and aligned model drew {win['samples']:,} clips each, from "
+        f"the same noise and held-out prompts ({interval}, ties count half).{clause}"
+    )
+    return {"tone": tone, "headline": headline, "lede": lede}
+
+
+def _template():
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pgdpo.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "signed": signed,
+        "place": place,
+        "objective_name": objective_name,
+    }
+    environment.tests["number"] = is_number
+    return environment.get_template(TEMPLATE)
+
+
+def _read(path: Path, parse):
+    if not path.is_file():
+        raise InputError(
+            f"{path}: not there: a report needs a trained and evaluated run; run `pgdpo evaluate` first"
+        )
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path}: unreadable ({error}): run `pgdpo evaluate` again, or restore the file"
+        ) from error
+
+
+def _json_lines(text: str) -> list[dict]:
+    # What follows the last newline is a row that a kill cut off.
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _sample(run_dir: Path, sample: dict) -> dict:
+    """One prompt and seed: both sides with their clip embedded, and which of them is better."""
+    sides = {side: _side(run_dir, sample[side]) for side in ("reference", "aligned")}
+    before, after = (sides[side]["total"] for side in ("reference", "aligned"))
+    change = after - before if is_number(before) and is_number(after) else None
+    outcome = None
+    if change is not None:
+        outcome = "equal" if abs(change) <= TIE else "better" if change > 0 else "worse"
+    rewards = {side: sides[side]["reward"] for side in sides}
+    return {
+        "prompt": sample["prompt"],
+        "seed": sample["seed"],
+        "change": change,
+        "outcome": outcome,
+        "parts": _parts(rewards),
+        **sides,
+    }
+
+
+def _parts(reward: dict) -> list[str]:
+    """Components that both sides have a number for, the total left out."""
+    before, after = reward.get("reference") or {}, reward.get("aligned") or {}
+    return [
+        part for part in before if part != "total" and is_number(before[part]) and is_number(after.get(part))
+    ]
+
+
+def _scales(results: dict, samples: list[dict]) -> dict[str, tuple[float, float]]:
+    """The line that each component is drawn on: 0 to 1 where all its scores lie there, else their own range."""
+    scored = [(results.get("reward") or {}).get(side) or {} for side in ("reference", "aligned")]
+    scored += [sample[side]["reward"] for sample in samples for side in ("reference", "aligned")]
+    scales = {}
+    for part in {part for reward in scored for part in reward}:
+        values = [reward[part] for reward in scored if is_number(reward.get(part))]
+        low, high = min(values, default=0.0), max(values, default=1.0)
+        scales[part] = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+    return scales
+
+
+def _side(run_dir: Path, side: dict) -> dict:
+    reward = side.get("reward") or {}
+    shown = {"reward": reward, "total": reward.get("total"), "data": None}
+    if side.get("clip"):
+        path = run_dir / side["clip"]
+        info = probe_video(path)
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        shown |= {
+            "data": f"data:video/mp4;base64,{data}",
+            "width": info.width,
+            "height": info.height,
+            "pixel_art": info.width < PIXEL_ART,
+        }
+    return shown
+
+
+def _about(objective: str) -> dict | None:
+    """The registry's own words on an objective; None for one that it no longer holds."""
+    from pgdpo.objectives import get_spec
+
+    try:
+        spec = get_spec(objective)
+    except InputError:
+        return None
+    paper = spec.paper if spec.paper.strip("–") else None
+    return {"summary": spec.summary, "formula": spec.formula, "paper": paper, "note": spec.note}
+
+
+def _created(text: str | None) -> str:
+    if not text:
+        return ""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return f"{moment.day} {moment:%B %Y, %H:%M}"
+
+
+def _settings(config: dict) -> list[tuple[str, str]]:
+    """What a reader asks for first; the rest stands in the whole configuration below it."""
+    data, model, train = config["data"], config["model"], config["train"]
+    adapter = model.get("adapter")
+    options = {key: value for key, value in config["objective"].items() if key != "name"}
+    return [
+        ("Model", f"{model['family']}, {model['path']}"),
+        ("Clips", f"{data['num_frames']} frames of {data['width']}×{data['height']}"),
+        (
+            "Trained",
+            f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
+        ),
+        ("Objective", ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"),
+        ("Steps", f"{train['steps']:,} of {train['global_batch_pairs']:,} pairs"),
+        (
+            "Learning rate",
+            f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warm-up steps",
+        ),
+        ("Precision", f"{train['precision']}, ZeRO stage {train['zero_stage']}"),
+        ("Seed", str(train["seed"])),
+    ]
+
+
+def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
+    """Medians over the steps: the first ones also pay for the warm-up of caches and kernels."""
+
+    def values(name: str) -> list[float]:
+        return sorted(row[name] for row in metrics if is_number(row.get(name)))
+
+    def median(name: str) -> float | None:
+        found = values(name)
+        return found[len(found) // 2] if found else None
+
+    peak = max(values("peak_memory"), default=None)
+    rows = [
+        ("Training", duration(sum(values("seconds"))) if metrics else "–"),
+        ("Pairs a second", number(median("pairs_per_second"))),
+        ("Tokens a second", number(median("tokens_per_second"))),
+        ("Peak memory", f"{peak / 2**30:.2f} GiB" if peak else "–"),
+        ("Evaluation", duration(results.get("seconds"))),
+    ]
+    return [row for row in rows if row[1] != "–"]

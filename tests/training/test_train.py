@@ -1,0 +1,110 @@
+"""The main job on the toy world with a tiny Wan transformer, through the real DeepSpeed engine."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worlds import launch, losses, metrics, run_pgdpo
+
+
+def relative(first: list[float], second: list[float]) -> float:
+    first, second = np.array(first), np.array(second)
+    return float(np.abs((first - second) / first).max())
+
+
+def train(config_file, name, *overrides, options=()):
+    run_pgdpo("train", config_file, *options, f"name={name}", *overrides)
+    return losses(config_file.parent / "out", name)
+
+
+def test_a_fresh_run_has_margin_zero_and_loss_ln_2_to_the_last_bit(config_file):
+    train(config_file, "fresh", "train.steps=1")
+    first = metrics(config_file.parent / "out", "fresh")[0]
+    assert first["margin"] == 0.0 and first["reward/chosen"] == 0.0 and first["displacement"] == 0.0
+    assert first["loss"] == float(torch.tensor(math.log(2), dtype=torch.float32))
+    assert first["implicit_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("objective", ["dpo", "pg_dpo"])
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(config_file, objective):
+    once = train(config_file, "once", f"objective.name={objective}")
+    again = train(config_file, "again", f"objective.name={objective}")
+    other = train(config_file, "other", f"objective.name={objective}", "train.seed=1")
+    assert once == again
+    assert once[1:] != other[1:]
+
+
+def test_stopped_and_resumed_is_the_straight_run(config_file):
+    straight = train(config_file, "straight")
+    train(config_file, "stopped", "train.steps=2")
+    resumed = train(config_file, "stopped", options=["--resume"])
+    assert len(resumed) == 4
+    assert relative(straight, resumed) <= 1e-6
+
+
+def test_accumulation_is_the_large_batch(config_file):
+    assert (
+        relative(train(config_file, "micro"), train(config_file, "whole", "train.micro_batch_pairs=4"))
+        <= 1e-5
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_are_one_rank_at_every_zero_stage(config_file, stage):
+    one = train(config_file, "one")
+    launch("train", config_file, "name=two", f"train.zero_stage={stage}", ranks=2)
+    assert relative(one, losses(config_file.parent / "out", "two")) <= 1e-5
+
+
+def test_all_weights_against_a_frozen_copy(config_file):
+    full = ("model.adapter=null", "train.learning_rate=1e-5")
+    rows = train(config_file, "full", *full)
+    assert rows[0] == float(torch.tensor(math.log(2), dtype=torch.float32))
+    assert rows[-1] != rows[0]
+
+
+def test_sft_needs_no_reference_and_lowers_the_error(config_file):
+    run_pgdpo(
+        "train", config_file, "name=sft", "objective={name: sft}", "model.adapter=null", "train.steps=30",
+        "train.checkpoint_every=30",
+    )  # fmt: skip
+    rows = metrics(config_file.parent / "out", "sft")
+    assert "displacement" not in rows[0]
+    assert np.mean([row["loss"] for row in rows[-5:]]) < 0.9 * np.mean([row["loss"] for row in rows[:5]])
+
+
+def test_bf16_keeps_the_margin_at_zero_and_trains(config_file):
+    rows = train(config_file, "half", "train.precision=bf16")
+    assert rows[0] == float(torch.tensor(math.log(2), dtype=torch.float32))
+    assert rows[-1] != rows[0]
+
+
+def test_metrics_hold_every_name_overall_and_per_timestep_bucket(config_file):
+    train(config_file, "named", "train.steps=2", "objective.name=pg_dpo")
+    row = metrics(config_file.parent / "out", "named")[-1]
+    names = {
+        "loss", "implicit_accuracy", "margin", "reward/chosen", "reward/rejected", "displacement", "excess/chosen",
+        "excess/rejected", "gradient_share/rejected", "ars/alpha", "ipr/gate",
+    }  # fmt: skip
+    assert names <= set(row)
+    assert {"pairs_per_second", "tokens_per_second", "peak_memory", "mfu"} <= set(row)
+    assert sum(bucket["pairs"] for bucket in row["buckets"].values()) == 4
+    for bucket in row["buckets"].values():
+        assert names <= set(bucket)
+    weighted = sum(bucket["pairs"] * bucket["margin"] for bucket in row["buckets"].values()) / 4
+    assert weighted == pytest.approx(row["margin"], rel=1e-9)
+
+
+def test_the_deepspeed_launcher_starts_it(config_file):
+    import shutil
+    import subprocess
+    import sys
+
+    launcher = shutil.which("deepspeed", path=f"{sys.exec_prefix}/bin")
+    subprocess.run(
+        [launcher, "--num_gpus", "2", "--module", "pgdpo", "train", str(config_file), "name=launched"],
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    assert relative(train(config_file, "alone"), losses(config_file.parent / "out", "launched")) <= 1e-5

@@ -1,0 +1,174 @@
+"""Small real worlds for tests: tiny Wan folders on disk, rendered toy pairs, configurations, launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+
+def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64) -> Path:
+    """transformer/ and scheduler/ of a Wan pipeline with one-digit layers and random weights."""
+    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+    torch.manual_seed(0)
+    WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=text_dim,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+        rope_max_seq_len=32,
+    ).save_pretrained(folder / "transformer")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def save_tiny_wan_pipeline(folder: Path) -> Path:
+    """A whole Wan pipeline, every part of its real class: AutoencoderKLWan, UMT5, a T5 tokenizer, transformer."""
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    save_tiny_wan(folder, channels=4, text_dim=32)
+    torch.manual_seed(1)
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[0.5, 1.5, 2.0, 1.0],
+    )
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *["a", "red", "green", "blue", "circle", "square", "triangle", "ring", "star", "moving", "left", "right", "up", "down"],
+    ]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    text = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(words), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
+        )
+    )
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    scheduler = _scheduler(folder)
+    WanPipeline(tokenizer, text, vae, scheduler, transformer).save_pretrained(folder)
+    return folder
+
+
+def _scheduler(folder: Path):
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler.from_pretrained(folder / "scheduler")
+
+
+def toy_world(folder: Path, tiny_wan: Path) -> Path:
+    """`folder/out/{toy,prepared}` with 12 training and 4 held-out pairs of 4 frames at 16x16 pixels."""
+    (folder / "tiny_wan").symlink_to(tiny_wan)
+    config = write_config(folder / "config.yaml", folder / "out", folder / "tiny_wan")
+    run_pgdpo("prepare", config)
+    return folder
+
+
+def write_config(path: Path, output: Path, model: Path, **sections: dict) -> Path:
+    """A small valid configuration; `sections` are merged into its sections (a dict) or replace them."""
+    config = {
+        "output_dir": str(output),
+        "data": {
+            "train": "toy",
+            "held_out": "toy",
+            "toy": {"train_pairs": 12, "held_out_pairs": 4},
+            "num_frames": 4,
+            "height": 16,
+            "width": 16,
+            "latent_dtype": "float32",
+            "pairs_per_shard": 5,
+        },
+        "model": {
+            "family": "wan",
+            "path": str(model),
+            "encoders": "toy",
+            "adapter": {"rank": 4, "alpha": 4, "target_modules": ["to_q", "to_v"]},
+        },
+        "objective": {"name": "dpo", "beta": 500},
+        "train": {
+            "steps": 4,
+            "global_batch_pairs": 4,
+            "micro_batch_pairs": 2,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+            "checkpoint_every": 2,
+        },
+        "evaluate": {
+            "reward": "toy",
+            "num_prompts": 2,
+            "sampling_steps": 2,
+            "guidance_scale": 2.0,
+            "draws_per_pair": 2,
+            "batch": 4,
+            "fps": 8,
+        },
+    }
+    for name, section in sections.items():
+        if isinstance(section, dict) and name != "objective":
+            config[name] = {**config[name], **section}
+        else:
+            config[name] = section
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def run_pgdpo(*arguments: object) -> None:
+    """A command in this process; errors are raised, not printed."""
+    from pgdpo.cli import app
+
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def launch(*arguments: object, ranks: int = 0, check: bool = True) -> subprocess.CompletedProcess:
+    """`python -m pgdpo ...` in a process of its own, under torchrun if `ranks` are given."""
+    program = [sys.executable, "-m", "pgdpo"]
+    if ranks:
+        program = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "-m",
+            "pgdpo",
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*program, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def metrics(output: Path, run: str) -> list[dict]:
+    lines = (output / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(output: Path, run: str) -> list[float]:
+    return [row["loss"] for row in metrics(output, run)]
