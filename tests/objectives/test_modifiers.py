@@ -132,7 +132,7 @@ def test_saturation_skip_draws_are_reproducible():
     errors = to_torch(random_errors(np.random.default_rng(0), 50, 1))
 
     def weights(seed):
-        objective = build_objective("dpo", beta=20000.0, saturation_skip={}, seed=seed)
+        objective = build_objective("dpo", beta=20000.0, saturation_skip={"keep": 0.5}, seed=seed)
         return [objective(errors).stats["saturation_skip/weight"] for _ in range(2)]
 
     assert torch.equal(weights(1)[0], weights(1)[0])

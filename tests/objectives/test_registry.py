@@ -17,7 +17,12 @@ from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.docs import markdown, rows
 from pgdpo.objectives.spec import CONFIDENCE
 
-NAMES = [
+NAMES = """
+sft dpo pg_dpo dense_dpo ipo hinge cdpo rdpo simpo dpop cal_dpo exo nca bco sppo apo_zero apo_down discopop
+aot f_dpo madpo beta_dpo asft adpo sgdpo balanced_dpo uncertainty_dpo flex_dpo reg_dpo ld_dpo kto mapo dspo
+dmpo smpo inversion_dpo inpo pso rank_dpo lpo gdro dgpo phygdpo dro linear_dpo local_dpo video_dpo poly_dpo
+capo spo d3po tailor_dpo adaptive_dpo sipo npo
+""".split()  # noqa: SIM905
     "sft",
     "dpo",
     "pg_dpo",
