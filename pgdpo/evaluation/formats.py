@@ -8,7 +8,7 @@ from collections.abc import Iterable
 NAMES = {
     "pg_dpo": "PG-DPO",
     "dpo": "Diffusion-DPO",
-    "sft": "Supervised fine-tuning",
+    "sft": "SFT",
     "ipo": "IPO",
     "kto": "Diffusion-KTO",
 }

@@ -30,13 +30,13 @@ from pgdpo.evaluation.formats import (
 
 TEMPLATE = "report.html.jinja"
 PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
-TIE = 1e-9  # of a reward
+ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` from the run's `config.yaml`, `metrics.jsonl`, `results.json` and clips.
 
-    Returns the report's path. Clips are embedded; a sample without a clip is shown by its rewards alone.
+    Returns the report's path. Clips are embedded; a sample of which none was kept is not shown.
 
     Raises:
         InputError: one of the files is missing or unreadable.
@@ -46,9 +46,12 @@ def write_report(run_dir: Path) -> Path:
     config_text = _read(run_dir / "config.yaml", str)
     config = _read(run_dir / "config.yaml", yaml.safe_load)
     metrics = _read(run_dir / "metrics.jsonl", _json_lines)
-    samples = [_sample(run_dir, sample) for sample in results.get("samples") or []]
+    # Far more samples are scored than kept as clips.
+    samples = [
+        _sample(run_dir, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
+    ]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
-    found = alarms(metrics, results, config["objective"].get("beta"))
+    found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
     page = _template().render(
         title=objective_name(results["objective"]),
         results=results,
@@ -60,9 +63,10 @@ def write_report(run_dir: Path) -> Path:
         samples=samples,
         tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
         curves=curves(metrics),
-        buckets=[
-            {"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()
-        ],
+        reward_parts=_parts(results.get("reward") or {}),
+        scales=_scales(results, samples),
+        buckets=buckets,
+        power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
         settings=_settings(config),
         costs=_costs(metrics, results),
@@ -152,7 +156,7 @@ def _sample(run_dir: Path, sample: dict) -> dict:
     change = after - before if is_number(before) and is_number(after) else None
     outcome = None
     if change is not None:
-        outcome = "equal" if abs(change) <= TIE else "better" if change > 0 else "worse"
+        outcome = "equal" if change == 0 else "better" if change > 0 else "worse"
     rewards = {side: sides[side]["reward"] for side in sides}
     return {
         "prompt": sample["prompt"],
@@ -187,7 +191,7 @@ def _scales(results: dict, samples: list[dict]) -> dict[str, tuple[float, float]
 def _side(run_dir: Path, side: dict) -> dict:
     reward = side.get("reward") or {}
     shown = {"reward": reward, "total": reward.get("total"), "data": None}
-    if side.get("clip"):
+    if side["clip"]:
         path = run_dir / side["clip"]
         info = probe_video(path)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
