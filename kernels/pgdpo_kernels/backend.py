@@ -43,6 +43,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def warps(threads: int) -> int:
+    """How many warps hold that many threads: 32 a warp on NVIDIA, 64 on AMD's data-centre GPUs."""
+    return threads // (64 if torch.version.hip else 32)
+
+
 def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> bool:
     """Decide once for one call of `op`.
 

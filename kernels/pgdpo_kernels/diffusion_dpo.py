@@ -1,6 +1,7 @@
 """Diffusion preference losses, straight from predictions: pair errors and loss in one op."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -38,6 +39,8 @@ def diffusion_dpo_loss(
     frame_dim: int = 2,
 ) -> PreferenceLoss:
     """`pair_errors` and `preference_loss` in one op: see there for the formulas and the arguments.
+
+    The gradient flows through `.loss` alone, to `pred` alone.
 
     Args:
         pred, target, ref_pred, segments, mask, frame_dim: as in `pair_errors`.
@@ -88,7 +91,8 @@ def diffusion_dpo_loss(
             errors = errors.with_reference(
                 *cached_errors(op, ref_errors, errors.policy_chosen.shape).chunk(2)
             )
-        return loss_from_errors(op, errors, preference, weight, segment_labels)
+        result = loss_from_errors(op, errors, preference, weight, segment_labels)
+        return replace(result, losses=result.losses.detach())
 
     target, ref_pred, index, axis, weights = checked_arguments(
         op, pred, target, ref_pred, segments, mask, frame_dim

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .backend import interpreting, takes_triton
+from .backend import interpreting, takes_triton, warps
 from .checks import FLOATS, check_pairs
 from .reference import noise as eager
 
@@ -93,7 +93,7 @@ def check_ids(
     return pair_ids.to(device).contiguous(), draw.to(device).contiguous()
 
 
-# Both implementations stand behind one opaque op: torch.compile would fuse the eager maths and change its bits.
+# Eager maths too stands behind the opaque op: torch.compile would fuse it and change its bits.
 @torch.library.custom_op("pgdpo::noise_pair", mutates_args=())
 def _noise_pair(
     latents: torch.Tensor,
@@ -104,11 +104,11 @@ def _noise_pair(
     prediction: str,
     triton: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = latents.reshape(latents.shape[0], -1)
+    rows = latents.reshape(latents.shape[0], -1).contiguous()
     if triton:
-        noisy, target = (torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in "ab")
-        _launch(rows.contiguous(), level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
-        return noisy, target
+        noisy, target = torch.empty_like(rows), torch.empty_like(rows)
+        _launch(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
+        return noisy.view(latents.shape), target.view(latents.shape)
     noise = eager.pair_noise(level.shape[0], rows.shape[1], seed, pair_ids, draw)
     noisy, target = eager.noise_pair(rows, level, noise, prediction)
     return noisy.view(latents.shape), target.view(latents.shape)
@@ -116,7 +116,7 @@ def _noise_pair(
 
 @_noise_pair.register_fake
 def _(latents, level, pair_ids, draw, seed, prediction, triton):
-    return tuple(torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in "ab")
+    return tuple(torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in range(2))
 
 
 @torch.library.custom_op("pgdpo::pair_noise", mutates_args=())
@@ -130,9 +130,8 @@ def _pair_noise(
 ) -> torch.Tensor:
     elements = math.prod(shape[1:])
     if not triton:
-        return (
-            eager.pair_noise(shape[0], elements, seed, pair_ids, draw).to(dtype).reshape(shape).contiguous()
-        )
+        noise = eager.pair_noise(shape[0], elements, seed, pair_ids, draw)
+        return noise.to(dtype).reshape(shape).contiguous()
     out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
     _launch(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
     return out
@@ -144,7 +143,7 @@ def _(shape, pair_ids, draw, seed, dtype, triton):
 
 
 def _launch(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
-    from .noise_kernel import GROUPS, LANE, WARPS, noise_kernel
+    from .noise_kernel import GROUPS, LANE, THREADS, noise_kernel
 
     align = 8 if elements % 8 == 0 else 1
     pairs = pair_ids.shape[0]
@@ -166,6 +165,6 @@ def _launch(latents, level, pair_ids, draw, noisy, target, elements, seed, predi
             ALIGN=align,
             GROUPS=GROUPS,
             EMULATE_BF16=interpreting(),
-            num_warps=WARPS,
+            num_warps=warps(THREADS),
             enable_fp_fusion=False,
         )

@@ -11,7 +11,7 @@ from .reference import noise as eager
 
 LANE = tl.constexpr(eager.LANE)
 GROUPS = 4  # groups of 4 * LANE elements a program
-WARPS = 4
+THREADS = 128
 QUARTER, LN2 = tl.constexpr(eager.QUARTER), tl.constexpr(eager.LN2)
 L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(c) for c in eager.LOG)
 S0, S1, S2 = (tl.constexpr(c) for c in eager.SIN)
@@ -79,9 +79,6 @@ def noise_kernel(
         block, zero + tl.load(draw + pair).to(tl.uint32), zero + id_.to(tl.uint32),
         zero + (id_ >> 32).to(tl.uint32), seed_low.to(tl.uint32), seed_high.to(tl.uint32),
     )  # fmt: skip
-    n0, n1 = gaussians(w0, w1)
-    n2, n3 = gaussians(w2, w3)
-    normals = (n0, n1, n2, n3)
     if PREDICTION != "noise":
         amount = tl.load(level + pair)
         keep, add = 1.0 - amount, amount
@@ -89,7 +86,9 @@ def noise_kernel(
             keep, add = tl.sqrt_rn(amount), tl.sqrt_rn(1.0 - amount)
 
     for i in tl.static_range(4):
-        noise = normals[i]
+        if i % 2 == 0:  # not earlier: the second two would wait in registers
+            first, second = gaussians(w0 if i == 0 else w2, w1 if i == 0 else w3)
+        noise = first if i % 2 == 0 else second
         offset = group[:, None] * (4 * LANE) + i * LANE + lane
         inside = offset < size
         if PREDICTION == "noise":

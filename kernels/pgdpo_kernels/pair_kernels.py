@@ -11,9 +11,10 @@ import triton.language as tl
 from .jit import store_rounded
 
 BLOCK = 1024  # elements per turn: 8 a thread, which is one 128-bit load in bf16
-WARPS = 4
-TILE = 2048  # partial sums per turn of the second stage
-TILE_WARPS = 16
+THREADS = 128
+TILE = 1024  # partial sums per turn of the second stage
+TILE_THREADS = 512
+TILE_REGISTERS = 128  # else ptxas keeps to 64, for a second block that never comes, and spills
 
 POLICY_CHOSEN = tl.constexpr(0)
 POLICY_REJECTED = tl.constexpr(1)
@@ -195,19 +196,20 @@ def sum_parts(
     while part < end:
         column = part + tl.arange(0, PARTS)
         inside = (pair < pairs)[:, None] & (column < end)[None, :]
-        source = partials + (pair * parts)[:, None] + column[None, :]
-        s0 += tl.load(source + POLICY_CHOSEN * step, mask=inside, other=0.0)
-        s1 += tl.load(source + POLICY_REJECTED * step, mask=inside, other=0.0)
-        s2 += tl.load(source + COUNT * step, mask=inside, other=0.0)
+        # 32-bit offsets from scalar pointers: a kernel of ten streams has no registers for 64-bit ones.
+        cell = (pair.to(tl.int32) * parts)[:, None] + column[None, :]
+        s0 += tl.load(partials + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
+        s1 += tl.load(partials + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
+        s2 += tl.load(partials + COUNT * step + cell, mask=inside, other=0.0)
         if HAS_REF:
-            s3 += tl.load(source + EXCESS_CHOSEN * step, mask=inside, other=0.0)
-            s4 += tl.load(source + EXCESS_REJECTED * step, mask=inside, other=0.0)
-            s5 += tl.load(source + REF_CHOSEN * step, mask=inside, other=0.0)
-            s6 += tl.load(source + REF_REJECTED * step, mask=inside, other=0.0)
-            s7 += tl.load(source + DRIFT_CHOSEN * step, mask=inside, other=0.0)
-            s8 += tl.load(source + DRIFT_REJECTED * step, mask=inside, other=0.0)
+            s3 += tl.load(partials + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
+            s4 += tl.load(partials + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
+            s5 += tl.load(partials + REF_CHOSEN * step + cell, mask=inside, other=0.0)
+            s6 += tl.load(partials + REF_REJECTED * step + cell, mask=inside, other=0.0)
+            s7 += tl.load(partials + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
+            s8 += tl.load(partials + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
         if CROSS:
-            s9 += tl.load(source + CROSS_TERM * step, mask=inside, other=0.0)
+            s9 += tl.load(partials + CROSS_TERM * step + cell, mask=inside, other=0.0)
         part += PARTS
     return (
         tl.sum(s0, 1), tl.sum(s1, 1), tl.sum(s2, 1), tl.sum(s3, 1), tl.sum(s4, 1),

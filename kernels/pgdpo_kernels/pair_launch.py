@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .backend import interpreting
+from .backend import interpreting, warps
 from .layout import Parts, cut, next_power_of_2, rows_of
 
 
@@ -47,7 +47,7 @@ class PairRows:
         return (self.mask.shape[1] if self.mask.shape[0] > 1 else 0), self.mask.shape[1]
 
     def options(self) -> dict:
-        from .pair_kernels import BLOCK, WARPS
+        from .pair_kernels import BLOCK, THREADS
 
         return {
             "HAS_MASK": self.mask is not None,
@@ -56,20 +56,21 @@ class PairRows:
             "ALIGN": self.cut.align,
             "CHUNK": self.cut.chunk,
             "BLOCK": BLOCK,
-            "num_warps": WARPS,
+            "num_warps": warps(THREADS),
             "enable_fp_fusion": True,
         }
 
     def tile(self) -> dict:
         """The second stage's tile: wide enough for a segment's parts, tall enough to fill it."""
-        from .pair_kernels import TILE, TILE_WARPS
+        from .pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS
 
         parts = min(max(next_power_of_2(self.cut.longest), 16), TILE)
         return {
+            **({} if torch.version.hip else {"maxnreg": TILE_REGISTERS}),
             "HAS_TABLE": self.cut.table is not None,
             "PAIRS": TILE // parts,
             "PARTS": parts,
-            "num_warps": TILE_WARPS,
+            "num_warps": warps(TILE_THREADS),
             "enable_fp_fusion": True,
         }
 

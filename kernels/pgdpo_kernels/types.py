@@ -71,7 +71,10 @@ class PairErrors:
 
 @dataclass
 class PreferenceLoss:
-    """A preference loss and the numbers to log with it. `loss` carries a gradient."""
+    """A preference loss and the numbers to log with it.
+
+    `loss` carries a gradient, from `preference_loss` also `losses`; the rest is detached.
+    """
 
     loss: torch.Tensor  # scalar: the mean of `losses`
     losses: torch.Tensor  # [B], weighted

@@ -107,8 +107,9 @@ def noise_pair(
     keep, add = (1 - level, level) if prediction == "flow" else (_sqrt(level), _sqrt(1 - level))
     keep, add, noise = keep.repeat(2)[:, None], add.repeat(2)[:, None], noise.repeat(2, 1)
     noisy = keep * x + add * noise
+    target = noise
     if prediction == "flow":
         target = noise - x
-    else:
-        target = noise if prediction == "epsilon" else keep * noise - add * x
+    elif prediction == "v":
+        target = keep * noise - add * x
     return noisy.to(latents.dtype), target.to(latents.dtype)

@@ -1,0 +1,167 @@
+"""Compile every kernel for real GPUs on a machine without one, and report registers, spills and load widths.
+
+`python aot.py` prints the table, with `--full` of every combination; `--json` is for the tests. Runs without
+TRITON_INTERPRET and with a fresh TRITON_CACHE_DIR: the cache would hide a kernel that no longer compiles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32)}
+TARGETS["gfx942"] = ("hip", "gfx942", 64)
+
+
+@dataclass
+class Case:
+    """One kernel with one choice of dtypes and constants, as its launcher would compile it."""
+
+    name: str
+    kernel: object
+    pointers: dict[str, str]  # argument -> element type; every one 16-byte aligned, as torch allocates
+    constants: dict[str, object]
+    threads: int
+    floats: tuple[str, ...] = ()  # fp32 scalars; every other argument is an int32
+    fp_fusion: bool = True
+    cuda_registers: int | None = None  # the launcher's `maxnreg`
+    wide_loads: int = 0  # 128-bit loads that there must be at least, one per tensor and turn
+    wide_stores: int = 0
+    registers: int = 255  # at most, on sm_90
+
+
+@dataclass
+class Report:
+    name: str
+    target: str
+    registers: int
+    spill: int
+    shared: int
+    wide_loads: int
+    wide_stores: int
+    narrow: int  # 8- and 16-bit loads and stores
+    failures: list[str] = field(default_factory=list)
+
+
+def compile_case(case: Case, target: str) -> Report:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    scalars = {name: "fp32" if name in case.floats else "i32" for name in names}
+    pointers = {name: f"*{kind}" for name, kind in case.pointers.items()}
+    signature = scalars | pointers | {name: "constexpr" for name in case.constants}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    source = ASTSource(
+        fn=case.kernel,
+        signature={name: signature[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in case.constants.items()},
+        attrs=attrs,
+    )
+    backend, arch, width = TARGETS[target]
+    options = {"num_warps": case.threads // width, "enable_fp_fusion": case.fp_fusion}
+    if case.cuda_registers and backend == "cuda":
+        options["maxnreg"] = case.cuda_registers
+    compiled = triton.compile(source, target=GPUTarget(backend, arch, width), options=options)
+    text = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
+    used = cuda_usage(compiled.asm["cubin"]) if backend == "cuda" else amd_usage(text)
+    report = Report(case.name, target, *used, compiled.metadata.shared, *widths(text, backend))
+    report.failures = failures(case, report)
+    if not case.fp_fusion and "fma.rn" in text:
+        report.failures.append("fused multiply-adds, which change the bits")
+    return report
+
+
+def cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of stack, which without function calls is what spills."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        output = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    text = output.stdout + output.stderr
+    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+
+
+def amd_usage(text: str) -> tuple[int, int]:
+    return int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1]), int(
+        re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1]
+    )
+
+
+def widths(text: str, backend: str) -> tuple[int, int, int]:
+    """128-bit global loads and stores, and those of 8 or 16 bits."""
+    if backend == "cuda":
+        patterns = (
+            r"ld\.global[\w.:]*\.v4\.[bu]32|ld\.global[\w.:]*\.v2\.[bu]64",
+            r"st\.global[\w.:]*\.v4\.[bu]32|st\.global[\w.:]*\.v2\.[bu]64",
+            r"(?:ld|st)\.global[\w.:]*\.[bus](?:8|16)\b",
+        )
+    else:
+        patterns = (
+            r"(?:global|buffer)_load_dwordx4",
+            r"(?:global|buffer)_store_dwordx4",
+            r"(?:global|buffer)_(?:load|store)_(?:\w*short|\w*byte)\w*",
+        )
+    return tuple(len(re.findall(pattern, text)) for pattern in patterns)
+
+
+def failures(case: Case, report: Report) -> list[str]:
+    out = []
+    if report.spill:
+        out.append(f"spills {report.spill}")
+    if case.wide_loads + case.wide_stores and report.narrow:
+        out.append(f"{report.narrow} loads or stores of 8 or 16 bits")
+    if report.wide_loads < case.wide_loads:
+        out.append(f"{report.wide_loads} 128-bit loads, expected {case.wide_loads}")
+    if report.wide_stores < case.wide_stores:
+        out.append(f"{report.wide_stores} 128-bit stores, expected {case.wide_stores}")
+    if report.target == "sm_90" and report.registers > case.registers:
+        out.append(f"{report.registers} registers, the bound is {case.registers}")
+    return out
+
+
+def run_in_subprocess(*arguments: str) -> list[Report]:
+    """The reports for all targets, compiled in a fresh process and cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        env |= {"TRITON_CACHE_DIR": cache, "TRITON_DEFAULT_FP_FUSION": "1"}
+        command = [sys.executable, __file__, "--json", *arguments]
+        result = subprocess.run(command, env=env, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"ahead-of-time compilation failed:\n{result.stderr[-4000:]}")
+    return [Report(**row) for row in json.loads(result.stdout)]
+
+
+def table(reports: list[Report]) -> str:
+    head = f"{'kernel':44} {'target':7} {'regs':>4} {'spill':>5} {'shared':>6} {'ld128':>5} {'st128':>5}"
+    rows = (
+        f"{r.name:44} {r.target:7} {r.registers:4} {r.spill:5} {r.shared:6} "
+        f"{r.wide_loads:5} {r.wide_stores:5}" + "".join(f"  ! {failure}" for failure in r.failures)
+        for r in reports
+    )
+    return "\n".join((head, *rows))
+
+
+def main() -> None:
+    from aot_cases import cases
+
+    chosen = cases(full="--full" in sys.argv)
+    reports = [compile_case(case, target) for case in chosen for target in TARGETS]
+    if "--json" in sys.argv:
+        print(json.dumps([asdict(report) for report in reports]))
+    else:
+        print(table(reports))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What to compile ahead of time: a function per op lists its kernels as its launcher compiles them."""
+
+from __future__ import annotations
+
+import itertools
+
+from aot import Case
+
+
+def cases(full: bool) -> list[Case]:
+    """Every kernel; with `full` in every combination of dtypes and switches that changes its shape."""
+    return [*pair_sums(full), *pair_second_stage(full), *pair_gradients(full), *noises(full)]
+
+
+def pair_sums(full: bool) -> list[Case]:
+    from pgdpo_kernels.pair_kernels import BLOCK, THREADS, partial_sums
+
+    out = []
+    for kind, ref, mask, table, cross in (
+        ("bf16", True, False, False, False),
+        ("fp32", True, False, False, False),
+        ("bf16", True, True, True, True),
+        ("fp16", True, False, False, False),
+        ("bf16", False, False, False, False),
+        ("bf16", True, False, True, True),
+        ("bf16", True, True, False, False),
+    )[: None if full else 3]:
+        name = f"partial_sums {kind}" + "".join(
+            f" {word}"
+            for word, has in (("ref", ref), ("mask", mask), ("segments", table), ("cross", cross))
+            if has
+        )
+        pointers = dict.fromkeys(("pred", "target", "ref"), kind)
+        pointers |= {"mask": "fp32", "table": "i64", "partials": "fp32"}
+        constants = dict(HAS_REF=ref, HAS_MASK=mask, SHORT_MASK=False, HAS_TABLE=table, CROSS=cross)
+        constants |= dict(ALIGN=8, CHUNK=16384, BLOCK=BLOCK)
+        loads = (6 if ref else 4) * (2 if kind == "fp32" else 1)
+        out.append(Case(name, partial_sums, pointers, constants, THREADS, wide_loads=loads, registers=168))
+    return out
+
+
+def pair_second_stage(full: bool) -> list[Case]:
+    from pgdpo_kernels.dpo_kernel import preference_stage
+    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
+
+    out = []
+    for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:
+        constants = dict(HAS_REF=True, HAS_TABLE=table, CROSS=True, PAIRS=TILE // parts, PARTS=parts)
+        pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
+        name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
+        out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
+    fp32 = ("partials", "ref_errors", "weight", "errors", "drift", "cross", "per_pair", "slopes", "loss")
+    pointers = dict.fromkeys(fp32, "fp32") | {"bounds": "i64", "labels": "i64"}
+    numbers = ("kappa", "half_inverse_beta", "smoothing", "ars_k", "ars_eps", "ars_clip", "ipr_weight")
+    numbers += ("ipr_sharpness", "ipr_threshold", "safeguard_keep")
+    for objective, ipr, labels in (
+        ("pg_dpo", "bt", False),
+        ("pg_dpo", "sft", True),
+        ("dpo", "none", False),
+        ("ipo", "none", False),
+        ("hinge", "none", True),
+    )[: None if full else 2]:
+        constants = dict(OBJECTIVE=objective, ARS=objective == "pg_dpo", IPR=ipr, SAFEGUARD=labels)
+        constants |= dict(HAS_REF=True, CACHED=False, HAS_WEIGHT=True, LABELLED=labels, HAS_TABLE=labels)
+        constants |= dict(PAIRS=TILE // 512, PARTS=512)
+        name = f"preference_stage {objective} {ipr}" + " labels safeguard" * labels
+        out.append(
+            Case(
+                name,
+                preference_stage,
+                pointers,
+                constants,
+                TILE_THREADS,
+                floats=numbers,
+                cuda_registers=TILE_REGISTERS,
+            )
+        )
+    return out
+
+
+def pair_gradients(full: bool) -> list[Case]:
+    from pgdpo_kernels.pair_kernels import BLOCK, THREADS, pair_gradient
+
+    out = []
+    for kind, fused, drift, mask, table, cross in (
+        ("bf16", True, False, False, False, False),
+        ("fp32", True, False, False, False, False),
+        ("bf16", False, True, True, True, True),
+        ("fp16", True, False, False, False, False),
+        ("bf16", False, False, False, False, False),
+        ("bf16", True, False, True, True, False),
+    )[: None if full else 3]:
+        flags = (("fused", fused), ("drift", drift), ("mask", mask), ("segments", table), ("cross", cross))
+        name = f"pair_gradient {kind}" + "".join(f" {word}" for word, has in flags if has)
+        pointers = dict.fromkeys(("pred", "target", "ref", "out"), kind)
+        fp32 = ("mask", "scale", "slopes", "drift_slopes", "cross_slopes", "count")
+        pointers |= dict.fromkeys(fp32, "fp32") | {"table": "i64"}
+        constants = dict(FUSED=fused, HAS_REF=not fused, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False)
+        constants |= dict(HAS_TABLE=table, CROSS=cross, ALIGN=8, CHUNK=16384, BLOCK=BLOCK, EMULATE_BF16=False)
+        each = 2 if kind == "fp32" else 1
+        loads, stores = (6 if drift else 4) * each, 2 * each
+        case = Case(name, pair_gradient, pointers, constants, THREADS, wide_loads=loads, wide_stores=stores)
+        out.append(case)
+    return out
+
+
+def noises(full: bool) -> list[Case]:
+    from pgdpo_kernels.noise_kernel import GROUPS, THREADS, noise_kernel
+
+    out = []
+    every = itertools.product(("bf16", "fp32"), ("flow", "epsilon", "v", "noise"))
+    for kind, prediction in every if full else [("bf16", "v"), ("fp32", "flow"), ("bf16", "noise")]:
+        pointers = dict.fromkeys(("latents", "noisy", "target"), kind)
+        pointers |= {"level": "fp32", "pair_ids": "i64", "draw": "i64"}
+        constants = dict(PREDICTION=prediction, ALIGN=8, GROUPS=GROUPS, EMULATE_BF16=False)
+        each = 2 if kind == "fp32" else 1
+        loads = 0 if prediction == "noise" else 8 * each
+        stores = 4 * each if prediction == "noise" else 16 * each
+        out.append(
+            Case(
+                f"noise {kind} {prediction}",
+                noise_kernel,
+                pointers,
+                constants,
+                THREADS,
+                fp_fusion=False,
+                wide_loads=loads,
+                wide_stores=stores,
+            )
+        )
+    return out
