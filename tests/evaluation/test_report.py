@@ -134,8 +134,6 @@ def change_results(run, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-# --- in the browser -------------------------------------------------------------------------------------------------
-
 PROBE = """<!doctype html><body style="margin:0"><script>
 const look = async width => {
   const frame = document.createElement("iframe");
@@ -147,7 +145,12 @@ const look = async width => {
   videos.forEach(video => video.scrollIntoView());
   for (let tries = 0; tries < 100 && !videos.every(v => v.readyState > 2 && v.played.length); tries++)
     await new Promise(done => setTimeout(done, 50));
+  const [left, right] = videos.slice(-2);  // in sight
+  let loops = 0;
+  left.addEventListener("seeked", () => { loops += 1; });
+  for (let tries = 0; tries < 100 && loops < 2; tries++) await new Promise(done => setTimeout(done, 50));
   return {
+    loops, apart: Math.abs(left.currentTime - right.currentTime),
     width, title: page.title, scroll: page.documentElement.scrollWidth,
     videos: videos.map(v => ({
       size: [v.videoWidth, v.videoHeight], shown: v.clientWidth, ready: v.readyState, muted: v.muted,
@@ -221,6 +224,7 @@ def test_report_works_in_a_browser(run, tmp_path):
         assert view["scroll"] <= view["width"], view
         assert view["title"] == "PG-DPO · ours" and view["injected"] == 0
         assert "75%" in view["headline"]
+        assert view["loops"] == 2 and view["apart"] < 0.125, view  # less than a frame
         assert view["badges"] == 6 and view["curves"] > 20
         assert [video["size"] for video in view["videos"]] == [[32, 32], [32, 32], [128, 64], [128, 64]]
         for video in view["videos"]:
@@ -242,9 +246,6 @@ def test_report_paints_in_both_colour_schemes(run, tmp_path, scheme, is_dark):
     pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
     assert (np.median(pixels) < 60) == is_dark
     assert pixels.std() > 10  # something is drawn on it
-
-
-# --- without one ----------------------------------------------------------------------------------------------------
 
 
 class Links(HTMLParser):
