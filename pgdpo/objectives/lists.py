@@ -136,8 +136,7 @@ def dgpo(batch: Batch, *, beta: float) -> Terms:
     found, advantage = by_rank(batch), batch.sided("advantage")
     excess = torch.stack((batch.excess_chosen, batch.excess_rejected), 1)
     pull = (advantage * batch.scaled(beta)[:, None] * excess).detach()  # (B, 2)
-    total = found.same.to(excess.dtype) @ found.columns(pull)
-    total = total / found.same.sum(1).clamp_min(1)
+    total = (found.same * found.columns(pull)).sum(1) / found.same.sum(1).clamp_min(1)
     errors = torch.cat((batch.error_chosen, batch.error_rejected))
     present = (found.place >= 0).to(errors.dtype)
     per_sample = total.sigmoid() * flat(advantage) * errors * present

@@ -57,6 +57,12 @@ def check(spec: Spec, where: str, key: str, value: Any) -> Any:
     checked = {name: option.default for name, option in known.items()}
     for name, given in value.items():
         checked[name] = known[name].check(f"{where}: `{name}`", given)
+    for start in [name for name in checked if name.endswith("_start")]:
+        end = start.replace("_start", "_end")
+        if checked[start] > checked[end]:
+            raise InputError(
+                f"{where}: `{start}` is {checked[start]:g}; allowed: ≤ `{end}`, {checked[end]:g}"
+            )
     return checked
 
 

@@ -36,7 +36,7 @@ def available() -> list[str]:
 
 def get_spec(name: str) -> Spec:
     """The declaration of an objective. Raises InputError for an unknown name."""
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise InputError(
             f"unknown objective `{name}`{did_you_mean(name, REGISTRY)}; available: {', '.join(REGISTRY)}"
         )
@@ -147,6 +147,8 @@ def _check_present(name: str, needs: Needs, errors: PairErrors, pairs: PairInfo)
     for field_name in needs.pairs:
         if getattr(pairs, field_name) is None:
             raise InputError(f"objective `{name}` needs PairInfo.{field_name}, and the data doesn't hold it")
+    if "masked" in needs.pairs and pairs.masked.excess_chosen is None:
+        raise InputError(f"objective `{name}` needs the reference's errors in PairInfo.masked too")
 
 
 def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:

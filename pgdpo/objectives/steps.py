@@ -52,7 +52,7 @@ D3PO = Spec(
 )
 TAILOR_DPO = Spec(
     name="tailor_dpo",
-    paper="TailorPO, arXiv 2502.01819",
+    paper="TailorPO, arXiv 2502.01667",
     summary="DPO per step between two siblings ranked by a step reward.",
     formula="ℓ(β(Δw − Δl))",
     confidence="notes",

@@ -169,5 +169,5 @@ BETA_DPO = Spec(
         "keep": Option(0.8, "ρ, share of the pairs kept", above=0, most=1),
     },
     note="The public code draws the pairs by their Gaussian weight; here those of the largest are kept. "
-    "Gaps are measured in logits.",
+    "Gaps are measured in logits; the EMA starts at the first batch.",
 )

@@ -492,6 +492,6 @@ ROWS = {
     "d3po": (spo, [{}]),
     "tailor_dpo": (tailor_dpo, [{"beta": 1000.0}]),
     "adaptive_dpo": (adaptive_dpo, [B]),
-    "sipo": (sipo, [{**B, "min_timestep": 0.2, "max_timestep": 0.8}]),
+    "sipo": (sipo, [{**B, "min_timestep": 0.2, "max_timestep": 0.8}, {**B, "epsilon": 0.9}]),
     "npo": (npo, [B]),
 }

@@ -88,11 +88,9 @@ def test_gradient(name, options, everything):
 DETACHED = {"pg_dpo", "bco", "beta_dpo", "sgdpo", "balanced_dpo", "kto", "dgpo", "linear_dpo", "sipo"}
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] not in DETACHED])
 def test_gradcheck(name, options):
     """Autograd against its own finite differences. `test_gradient` has the rows with a stop-gradient."""
-    if name in DETACHED:
-        pytest.skip("the formula holds a stop-gradient")
     errors, info, objective = case(name, options, 11, everything=False, pairs=3, segments=2)
     given, pairs = to_torch(errors), to_pair_info(info)
     leaves = {field: getattr(given, field) for field in FIELDS.values()}
