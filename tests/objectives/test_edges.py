@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from objective_oracle import ROWS, Errors
+from objective_oracle import Errors
+from objective_rows import ROWS
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.objectives import PairInfo, build_objective

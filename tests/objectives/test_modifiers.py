@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from objective_oracle import ROWS
+from objective_rows import ROWS
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.errors import InputError
