@@ -39,6 +39,25 @@ def check_like(op: str, name: str, tensor: torch.Tensor, other: str, like: torch
         raise ValueError(f"{op}: {name} is on {tensor.device}, {other} on {like.device}")
 
 
+def check_per_pair(
+    op: str,
+    name: str,
+    tensor: torch.Tensor | None,
+    shape: tuple[int, ...],
+    meaning: str,
+    device: torch.device,
+) -> None:
+    """A small tensor of one number per pair, or per pair and segment; None passes."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must be {meaning} = {tuple(shape)}, got shape {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}, the errors are on {device}")
+
+
 def check_number(op: str, name: str, value: float, *, above: float | None = None, least: float | None = None):
     """A finite number, greater than `above` or at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

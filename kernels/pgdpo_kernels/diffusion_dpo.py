@@ -10,7 +10,7 @@ from .checks import check_float
 from .layout import Segments, mask_rows
 from .pair_errors import checked_arguments, pair_errors
 from .pair_launch import empty_errors, launch_gradient, launch_sums, pair_rows, unpack_errors
-from .preference import Preference, check_labels, check_weight, loss_from_errors
+from .preference import Preference, check_weights, loss_from_errors
 from .types import PairErrors, PreferenceLoss
 
 
@@ -71,7 +71,8 @@ def diffusion_dpo_loss(
         given = "neither" if ref_pred is None else "both"
         raise ValueError(f"{op}: give either ref_pred or ref_errors, got {given}")
     if segments is None and segment_labels is not None:
-        check_labels(op, segment_labels, (pred.shape[0] // 2, *segment_labels.shape[1:2]))
+        if not isinstance(segment_labels, torch.Tensor) or segment_labels.dim() != 2:
+            raise ValueError(f"{op}: segment_labels must be a tensor [B, S]")
         segments = segment_labels.shape[1]
     if ref_errors is not None:
         check_float(op, "ref_errors", ref_errors)
@@ -98,8 +99,7 @@ def diffusion_dpo_loss(
         op, pred, target, ref_pred, segments, mask, frame_dim
     )
     shape = (pred.shape[0] // 2, max(index or (0,)) + 1)
-    check_weight(op, weight, shape[0])
-    check_labels(op, segment_labels, shape)
+    check_weights(op, weight, segment_labels, shape, pred.device)
     loss, per_pair, *errors, _ = _diffusion_dpo(
         pred,
         target,

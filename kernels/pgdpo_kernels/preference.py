@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from .checks import check_number
+from .checks import check_number, check_per_pair
 from .types import PairErrors, PreferenceLoss
 
 OBJECTIVES = ("dpo", "pg_dpo", "ipo", "hinge")
@@ -142,8 +142,7 @@ def loss_from_errors(
         raise ValueError(f"{op}: errors hold no excess over a reference; give ref_pred or ref_errors")
     if preference.safeguard_mu is not None and errors.cross is None:
         raise ValueError(f"{op}: safeguard_mu needs errors.cross; compute pair_errors with cross=True")
-    check_weight(op, weight, errors.policy_chosen.shape[0])
-    check_labels(op, segment_labels, tuple(errors.policy_chosen.shape))
+    check_weights(op, weight, segment_labels, errors.policy_chosen.shape, errors.policy_chosen.device)
 
     better, worse, won, cross = sides(errors, segment_labels)
     reward_chosen, reward_rejected = -better, -worse
@@ -215,13 +214,12 @@ def safeguard_scale(won: torch.Tensor, cross: torch.Tensor, preference: Preferen
     return torch.where(cross <= 0, 1.0, scale)
 
 
-def check_weight(op: str, weight: torch.Tensor | None, pairs: int) -> None:
-    if weight is not None and (not isinstance(weight, torch.Tensor) or weight.shape != (pairs,)):
-        shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
-        raise ValueError(f"{op}: weight must be a tensor of shape ({pairs},), got {shape}")
-
-
-def check_labels(op: str, labels: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    if labels is not None and (not isinstance(labels, torch.Tensor) or tuple(labels.shape) != shape):
-        given = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
-        raise ValueError(f"{op}: segment_labels must be a tensor of shape [B, S] = {shape}, got {given}")
+def check_weights(
+    op: str,
+    weight: torch.Tensor | None,
+    segment_labels: torch.Tensor | None,
+    shape: tuple[int, int],
+    device: torch.device,
+) -> None:
+    check_per_pair(op, "weight", weight, shape[:1], "[B]", device)
+    check_per_pair(op, "segment_labels", segment_labels, shape, "[B, S]", device)

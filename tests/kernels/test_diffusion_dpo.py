@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_inputs import DEVICE, make_pairs
 
-from pgdpo_kernels import diffusion_dpo_loss, pair_errors, preference_loss
+from pgdpo_kernels import diffusion_dpo_loss, pair_errors, preference_loss, set_backend
 
 SHAPE = (6, 2, 4, 5, 6)
 LABELS = torch.tensor([[1, 1], [-1, 1], [0, -1]], device=DEVICE)
@@ -208,3 +208,19 @@ def test_a_broken_pair_stays_alone(backend, bad):
     assert not result.losses[1].isfinite()
     (grad,) = torch.autograd.grad(result.loss, broken)
     assert grad[[0, 2, 3, 5]].isfinite().all()
+
+
+def test_two_launches_forward_and_one_backward(monkeypatch):
+    """Counted at the one door that every launch goes through."""
+    from pgdpo_kernels.dpo_kernel import preference_stage
+
+    launches = []
+    kind = type(preference_stage)
+    launch = kind.__getitem__
+    monkeypatch.setattr(kind, "__getitem__", lambda self, grid: launches.append(grid) or launch(self, grid))
+    pred, target, ref = make_pairs(SHAPE)
+    with set_backend("triton"):
+        result = diffusion_dpo_loss(pred.requires_grad_(), target, ref, beta=300.0, segment_labels=LABELS)
+        assert len(launches) == 2
+        result.loss.backward()
+        assert len(launches) == 3

@@ -164,7 +164,7 @@ WRONG = {
     "float index": (lambda: pair_errors(PRED, TARGET, segments=torch.ones(4)), TypeError, "float32"),
     "frame axis": (lambda: pair_errors(PRED, TARGET, segments=2, frame_dim=5), ValueError, "frame_dim 5"),
     "mask": (
-        lambda: pair_errors(PRED, TARGET, mask=torch.ones(4, 2, 4, 3, 5)),
+        lambda: pair_errors(PRED, TARGET, mask=torch.ones_like(PRED)),
         ValueError,
         "mask must.*one half",
     ),
@@ -187,7 +187,7 @@ WRONG = {
     "weight": (
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, weight=torch.ones(4)),
         ValueError,
-        r"weight must be .*\(2,\), got \(4,\)",
+        r"weight must be \[B\] = \(2,\), got shape \(4,\)",
     ),
     "objective": (
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, objective="ppo"),

@@ -198,3 +198,19 @@ def test_errors_can_be_built_by_hand_and_pooled():
     cached = errors.with_reference(torch.tensor([[0.5, 1.0]]), torch.tensor([[2.0, 3.0]]))
     assert cached.excess_chosen.tolist() == [[0.5, 2.0]]
     assert cached.excess_rejected.tolist() == [[0.0, -1.0]]
+
+
+def test_offsets_beyond_32_bits(backend):
+    """Rows 2^31 elements apart; only their pages are ever touched."""
+    pred, target, ref = make_pairs((2, 3, 4, 8), (torch.float16, torch.float32, torch.float32))
+    memory = torch.empty(2**31 + pred[0].numel(), dtype=torch.float16, device=pred.device)
+    far = memory.as_strided(pred.shape, (2**31, *pred.stride()[1:]))
+    far.copy_(pred)
+    near, apart = (x.detach().requires_grad_() for x in (pred, far))
+    errors = [pair_errors(x, target, ref, frame_dim=1, segments=3) for x in (near, apart)]
+    assert torch.equal(errors[0].excess_rejected, errors[1].excess_rejected)
+    grads = [
+        torch.autograd.grad(error.excess_rejected.sum(), x)[0]
+        for error, x in zip(errors, (near, apart), strict=True)
+    ]
+    assert torch.equal(*grads)

@@ -6,8 +6,6 @@ import torch
 
 from ..types import PairErrors
 
-PARTS = 16
-
 
 def pair_errors(
     pred: torch.Tensor,  # [2B, ...]
@@ -34,7 +32,7 @@ def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dic
         shape = list(pred.shape)
         shape[0] = pairs
         weight = _rows(mask.expand(shape), frames, frame_axis)
-        total = _row_sum(weight)
+        total = _RowSum.apply(weight)
         weight = weight.repeat(2, 1)
 
     def rows(x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +48,7 @@ def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dic
     def mean(product: torch.Tensor) -> torch.Tensor:
         if weight is not None:
             product = product * weight[: product.shape[0]]
-        return _row_sum(product) * inverse.repeat(product.shape[0] // pairs)
+        return _RowSum.apply(product) * inverse.repeat(product.shape[0] // pairs)
 
     residual = policy - target
     out = _halves("policy", mean(residual * residual))
@@ -77,8 +75,22 @@ def _rows(x: torch.Tensor, frames: list[int] | None, frame_axis: int) -> torch.T
     return x.reshape(x.shape[0], -1)
 
 
-def _row_sum(x: torch.Tensor) -> torch.Tensor:
-    """Row sums of `[R, n]`, in a fixed number of parts: torch would split a lone row over its threads."""
-    main = x.shape[1] // PARTS * PARTS
-    body = x[:, :main].reshape(x.shape[0], PARTS, -1).sum(2).sum(1)
-    return body + x[:, main:].sum(1)
+class _RowSum(torch.autograd.Function):
+    """Row sums of `[R, n]` by folding halves: the same bits on every device, in any batch, on any threads."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.width = x.shape[1]
+        if not ctx.width:  # a segment without frames
+            return x.new_zeros(x.shape[0])
+        while x.shape[1] > 1:
+            half = x.shape[1] // 2
+            folded = x[:, :half] + x[:, half : 2 * half]
+            if x.shape[1] % 2:
+                folded[:, 0] += x[:, -1]
+            x = folded
+        return x[:, 0].clone()
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return grad[:, None].expand(-1, ctx.width)

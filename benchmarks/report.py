@@ -1,0 +1,59 @@
+"""Where a measurement was made, and the files it is written to."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict:
+    """Device, driver, versions, commit and date."""
+    import triton
+
+    out = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _output("git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"),
+        "changed_files": _output("git", "-C", str(RESULTS.parent), "status", "--short", "--", "kernels"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "device": device_name(),
+    }
+    if torch.cuda.is_available():
+        out["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        out["cuda"] = torch.version.cuda or torch.version.hip
+    else:
+        out["triton_mode"] = "interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else "none"
+    return out
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+
+
+def write(result: dict, kind: str, path: Path | None = None) -> Path:
+    """Write JSON, by default as results/[kind-]<device>-<date>.json."""
+    if path is None:
+        device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+        stem = "-".join(part for part in (kind, device, f"{datetime.date.today():%Y%m%d}") if part)
+        path = RESULTS / f"{stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _output(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
