@@ -102,7 +102,7 @@ def timed(calls: dict[str, list[Callable[[], object]]], rounds: int = ROUNDS) ->
     times = {name: [] for name in calls}
     for start in range(0, rounds, 5):
         events = []
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(60_000_000)
         for turn in range(start, min(start + 5, rounds)):
             for name, rotating in calls.items():
                 before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))

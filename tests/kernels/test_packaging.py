@@ -1,0 +1,28 @@
+"""The kernels' folder can be published and imported on its own."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "kernels" / "pgdpo_kernels"
+
+
+def test_the_folder_is_no_package():
+    """Hugging Face publishes a package `kernels`, which transformers and diffusers import: ours must not hide it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_it_needs_torch_and_triton_alone():
+    """By absolute import; its own modules import each other relatively. `patch/` may import diffusers."""
+    allowed = {"torch", "triton"} | set(sys.stdlib_module_names)
+    for path in PACKAGE.rglob("*.py"):
+        extra = {"diffusers"} if "patch" in path.relative_to(PACKAGE).parts else set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            unknown = {name.split(".")[0] for name in names} - allowed - extra
+            assert not unknown, (path.name, unknown)
