@@ -27,6 +27,13 @@ Overrides = Annotated[
 ]
 
 
+@app.callback()
+def _options(
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
+) -> None:
+    """Taken because the deepspeed launcher passes it before the command; its environment says the same."""
+
+
 def _load(path: str, overrides: list[str] | None):
     from pgdpo.config import load_config
 
@@ -50,8 +57,6 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Remove this run's checkpoints first.")] = False,
-    # The deepspeed launcher passes it; the environment says the same.
-    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
 ) -> None:
     """Train the configured objective on the prepared pairs.
 

@@ -55,7 +55,22 @@ def save_tiny_wan_pipeline(folder: Path) -> Path:
         "<pad>",
         "</s>",
         "<unk>",
-        *["a", "red", "green", "blue", "circle", "square", "triangle", "ring", "star", "moving", "left", "right", "up", "down"],
+        *[
+            "a",
+            "red",
+            "green",
+            "blue",
+            "circle",
+            "square",
+            "triangle",
+            "ring",
+            "star",
+            "moving",
+            "left",
+            "right",
+            "up",
+            "down",
+        ],
     ]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -88,7 +103,7 @@ def toy_world(folder: Path, tiny_wan: Path) -> Path:
     return folder
 
 
-def write_config(path: Path, output: Path, model: Path, **sections: dict) -> Path:
+def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict) -> Path:
     """A small valid configuration; `sections` are merged into its sections (a dict) or replace them."""
     config = {
         "output_dir": str(output),
@@ -104,7 +119,7 @@ def write_config(path: Path, output: Path, model: Path, **sections: dict) -> Pat
         },
         "model": {
             "family": "wan",
-            "path": str(model),
+            "path": str(model_path),
             "encoders": "toy",
             "adapter": {"rank": 4, "alpha": 4, "target_modules": ["to_q", "to_v"]},
         },

@@ -28,7 +28,7 @@ class ToyEncoders:
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        step = 2 * PATCH  # the transformer joins 2x2 latent pixels
+        step = PATCH
         for key, value in (("height", height), ("width", width)):
             if value % step:
                 low = value // step * step

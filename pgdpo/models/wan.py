@@ -100,15 +100,12 @@ def sample(
     scheduler = UniPCMultistepScheduler.from_pretrained(resolve(path), subfolder="scheduler")
     pipeline = WanPipeline(None, None, None, scheduler, transformer)
     pipeline.set_progress_bar_config(disable=True)
-    frames, height, width = noise.shape[2:]
-    patch = transformer.config.patch_size
     return pipeline(
         prompt_embeds=prompt,
         negative_prompt_embeds=empty_prompt,
-        # Only `latents` fix the size; these pass the pipeline's checks.
-        num_frames=pipeline.vae_scale_factor_temporal * (frames - 1) + 1,
-        height=height * pipeline.vae_scale_factor_spatial // patch[1] * patch[1],
-        width=width * pipeline.vae_scale_factor_spatial // patch[2] * patch[2],
+        height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
+        width=16,
+        num_frames=1,
         latents=noise,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,

@@ -1,0 +1,131 @@
+"""What leaves the trainer is read by diffusers alone, and the whole Wan pipeline of real parts takes the same road."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
+
+# No part of pgdpo: what a user of diffusers would write.
+PLAIN_SCRIPT = """
+import sys, torch
+from diffusers import WanPipeline, WanTransformer3DModel, UniPCMultistepScheduler
+base, adapter, inputs, out = sys.argv[1:]
+transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer")
+pipeline = WanPipeline(None, None, None, UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"), transformer)
+if adapter != "none":
+    pipeline.load_lora_weights(adapter)
+x = torch.load(inputs, weights_only=True)
+with torch.no_grad():
+    prediction = transformer.eval()(**x, return_dict=False)[0]
+torch.save(prediction, out)
+assert not any(name.split(".")[0].startswith("pgdpo") for name in sys.modules)
+"""
+
+
+def predict_with_diffusers_alone(tmp_path, base, adapter, inputs):
+    torch.save(inputs, tmp_path / "in.pt")
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN_SCRIPT)
+    arguments = [str(base), str(adapter), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True, env=os.environ)
+    return torch.load(tmp_path / "out.pt", weights_only=True)
+
+
+def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path):
+    from pgdpo.config import load_config
+    from pgdpo.training.export import load_trained
+
+    run_pgdpo("train", config_file)
+    run_pgdpo("export", config_file)
+    config = load_config(config_file)
+    inputs = {
+        "hidden_states": torch.randn(2, 48, 4, 4, 4),
+        "timestep": torch.tensor([250.0, 900.0]),
+        "encoder_hidden_states": torch.randn(2, 8, 64),
+    }
+    family, trained = load_trained(config)
+    with torch.no_grad():
+        ours = family.predict(
+            trained, inputs["hidden_states"], inputs["timestep"] / 1000, inputs["encoder_hidden_states"]
+        )
+    theirs = predict_with_diffusers_alone(tmp_path, config.model.path, config.run_dir / "export", inputs)
+    base = predict_with_diffusers_alone(tmp_path, config.model.path, "none", inputs)
+    assert (ours - theirs).abs().max() == 0
+    assert (base - theirs).abs().max() > 0  # the adapter does something
+
+
+def test_a_whole_wan_pipeline_of_real_parts(world, tmp_path):
+    """AutoencoderKLWan, UMT5 and the tokenizer in prepare; the adapter in WanPipeline, generating from text."""
+    from diffusers import WanPipeline
+
+    folder = save_tiny_wan_pipeline(tmp_path / "wan")
+    config = write_config(
+        tmp_path / "config.yaml",
+        tmp_path / "out",
+        folder,
+        data={
+            "train": str(world / "out/toy/train.jsonl"),
+            "held_out": str(world / "out/toy/held_out.jsonl"),
+            "num_frames": 5,
+            "height": 32,
+            "width": 48,
+            "latent_dtype": "bfloat16",
+        },
+        model={"encoders": "pipeline"},
+    )
+    for command in ("prepare", "train", "export", "evaluate"):
+        run_pgdpo(command, config)
+    index = json.loads((tmp_path / "out/prepared/train/index.json").read_text())
+    assert index["text_length"] == 512 and index["encoders"].startswith("wan:")
+    pipeline = WanPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def generate():
+        return pipeline(
+            prompt="a red circle moving left", height=32, width=32, num_frames=5, num_inference_steps=2,
+            output_type="np", generator=torch.Generator().manual_seed(0),
+        ).frames  # fmt: skip
+
+    before = generate()
+    pipeline.load_lora_weights(tmp_path / "out/dpo/export")
+    after = generate()
+    assert before.shape == (1, 5, 32, 32, 3)
+    assert abs(before - after).max() > 0
+
+
+def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
+    """Our encoder is the inverse of the pipeline's own latent normalisation, and embeds prompts as it does."""
+    import numpy as np
+    from diffusers import WanPipeline
+
+    from pgdpo.models.wan import WanEncoders
+
+    folder = save_tiny_wan_pipeline(tmp_path / "wan")
+    encoders = WanEncoders(str(folder), torch.device("cpu"))
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    latents = encoders.encode_video(frames)
+    pipeline = WanPipeline.from_pretrained(folder)
+    config = pipeline.vae.config
+    with torch.no_grad():
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        raw = pipeline.vae.encode(pixels).latent_dist.mode()[0]
+    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    torch.testing.assert_close(latents * std + mean, raw)
+    prompts = ["a red circle moving left", ""]
+    padded, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
+    for ours, theirs in zip(encoders.encode_prompts(prompts), padded, strict=True):
+        assert 0 < len(ours) < 512
+        torch.testing.assert_close(ours, theirs[: len(ours)])
+        assert not theirs[len(ours) :].any()
+
+
+def test_export_without_a_checkpoint_says_what_to_run(config_file):
+    from pgdpo.errors import InputError
+
+    with pytest.raises(InputError, match="no valid checkpoint: run `pgdpo train`"):
+        run_pgdpo("export", config_file)
