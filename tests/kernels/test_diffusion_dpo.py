@@ -176,6 +176,27 @@ def test_the_safeguard_scales_the_rejected_gradient_alone(backend):
     torch.testing.assert_close(guarded[3:], 0.05 * plain[3:], rtol=1e-4, atol=0)
 
 
+def test_the_safeguard_lets_opposed_residuals_be(backend):
+    pred, target, ref = make_pairs(SHAPE)
+    pred[3:] = target[3:] - 2.0 * (pred - target)[:3]
+    grads = []
+    for mu in (None, 0.9):
+        policy = pred.clone().requires_grad_()
+        loss = diffusion_dpo_loss(policy, target, ref, beta=30.0, objective="dpo", safeguard_mu=mu).loss
+        grads.append(torch.autograd.grad(loss, policy)[0])
+    assert torch.equal(*grads)
+
+
+def test_the_gradient_scales_with_what_comes_from_above(backend):
+    """Loss scaling and gradient accumulation multiply the loss."""
+    pred, target, ref = make_pairs(SHAPE)
+    policy = pred.requires_grad_()
+    loss = diffusion_dpo_loss(policy, target, ref, beta=300.0).loss
+    (plain,) = torch.autograd.grad(loss, policy, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * 1024, policy)
+    assert torch.equal(scaled, 1024 * plain)
+
+
 def test_only_the_loss_carries_a_gradient(backend):
     pred, target, ref = make_pairs(SHAPE)
     result = diffusion_dpo_loss(pred.requires_grad_(), target, ref, beta=300.0)

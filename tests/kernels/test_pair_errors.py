@@ -105,6 +105,7 @@ def test_strided_rows_are_read_in_place(backend):
     ragged = [x[..., 1:5] for x in wide]
     compare(backend, *rows, index=[0, 0, 1, 1])
     compare(backend, *ragged)
+    compare(backend, *[x.flatten(1)[:, ::2] for x in wide], frame_dim=1)
     compare(backend, rows[0], rows[1].contiguous(), rows[2].transpose(3, 4).contiguous().transpose(3, 4))
 
 
