@@ -49,7 +49,7 @@ setup(
         "sentencepiece",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark", "pytest-timeout", "hypothesis", "ruff"],
+        "test": ["pytest>=8", "pytest-benchmark", "pytest-timeout", "hypothesis", "scipy", "ruff"],
         "bench": ["pytest>=8", "pytest-benchmark", "liger-kernel"],
     },
     entry_points={"console_scripts": ["pgdpo=pgdpo.cli:main"]},

@@ -28,7 +28,7 @@ class ToyConfig(Section):
 
 class DataConfig(Section):
     train: str = Field(
-        description="`toy`, or a JSONL manifest; its rows hold id, prompt, chosen, rejected (paths beside the manifest)."
+        description="`toy`, or a JSONL manifest with id, prompt, chosen, rejected (paths relative to the manifest)."
     )
     held_out: str | None = Field(
         None, description="Manifest of pairs that are never trained on; `toy` for the toy's."

@@ -172,7 +172,10 @@ class StepBatches:
 
 
 def collate(items: list[dict]) -> dict:
-    """Items -> a batch: `latents` [2B, C, F, H, W] (chosen half first), `prompt` [2B, L, D], `pair_ids` and `draw` [B]."""
+    """Items -> a batch.
+
+    `latents` [2B, C, F, H, W] (chosen half first), `prompt` [2B, L, D], `pair_ids` and `draw` [B], `ids`, `rows`.
+    """
     latents = torch.stack([item["chosen"] for item in items] + [item["rejected"] for item in items])
     prompt = torch.stack([item["prompt"] for item in items])
     return {

@@ -47,8 +47,8 @@ def check_batches(train: TrainConfig, world: int) -> int:
         low = train.global_batch_pairs // chunk * chunk
         options = f"{low} or {low + chunk}" if low else f"{chunk}"
         raise InputError(
-            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x ranks "
-            f"= {train.micro_batch_pairs} x {world}: take {options}"
+            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
+            f"ranks = {train.micro_batch_pairs} x {world}: take {options}"
         )
     return train.global_batch_pairs // chunk
 

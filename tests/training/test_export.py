@@ -16,7 +16,8 @@ import sys, torch
 from diffusers import WanPipeline, WanTransformer3DModel, UniPCMultistepScheduler
 base, adapter, inputs, out = sys.argv[1:]
 transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer")
-pipeline = WanPipeline(None, None, None, UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"), transformer)
+scheduler = UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler")
+pipeline = WanPipeline(None, None, None, scheduler, transformer)
 if adapter != "none":
     pipeline.load_lora_weights(adapter)
 x = torch.load(inputs, weights_only=True)
