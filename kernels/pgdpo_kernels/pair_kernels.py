@@ -118,7 +118,8 @@ def partial_sums(
     policy_w, policy_l, reference_w, reference_l = zero, zero, zero, zero
     excess_w, excess_l, drift_w, drift_l = zero, zero, zero, zero
     cross, count = zero, zero
-    for turn in range(0, CHUNK, BLOCK):
+    turn = 0
+    while turn < size:  # not a range over CHUNK: some compilers unroll that into thousands of registers
         within = turn + tl.arange(0, BLOCK)
         inside = within < size
         weight = zero
@@ -153,6 +154,7 @@ def partial_sums(
             excess_l += weighted_l * (rho_l + rho_rl)
             drift_w += d_w * weighted_w
             drift_l += d_l * weighted_l
+        turn += BLOCK
 
     step = pairs.to(tl.int64) * parts
     out = partials + pair * parts + part
@@ -333,7 +335,8 @@ def pair_gradient(
     ref_l = ref + rejected * (ref_row.to(tl.int64) * ALIGN) + start
     out_w = out + chosen * (length.to(tl.int64) * ALIGN) + start
     out_l = out + rejected * (length.to(tl.int64) * ALIGN) + start
-    for turn in range(0, CHUNK, BLOCK):
+    turn = 0
+    while turn < size:
         within = turn + tl.arange(0, BLOCK)
         inside = within < size
         weight = tl.zeros([BLOCK], tl.float32)
@@ -354,3 +357,4 @@ def pair_gradient(
             grad_l = tl.where(weight == 0.0, 0.0, grad_l * weight)
         store_rounded(out_w + within, grad_w, inside, EMULATE_BF16)
         store_rounded(out_l + within, grad_l, inside, EMULATE_BF16)
+        turn += BLOCK

@@ -35,7 +35,17 @@ def pair_sums(full: bool) -> list[Case]:
         constants = dict(HAS_REF=ref, HAS_MASK=mask, SHORT_MASK=False, HAS_TABLE=table, CROSS=cross)
         constants |= dict(ALIGN=8, CHUNK=16384, BLOCK=BLOCK)
         loads = (6 if ref else 4) * (2 if kind == "fp32" else 1)
-        out.append(Case(name, partial_sums, pointers, constants, THREADS, wide_loads=loads, registers=168))
+        out.append(
+            Case(
+                name,
+                partial_sums,
+                pointers,
+                constants,
+                THREADS,
+                wide_loads=loads,
+                registers=208 if mask else 128,
+            )
+        )
     return out
 
 

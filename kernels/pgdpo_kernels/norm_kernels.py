@@ -1,0 +1,156 @@
+"""The kernels of `norm_modulate` and `gate_residual_norm_modulate`: the former is the latter without a branch.
+
+Rows come in groups that share one scale, shift and gate: a sample, a frame or a single token. A program takes
+one part of a group and holds the group's vectors in registers. Strides are in units of ALIGN elements.
+"""
+
+import triton
+import triton.language as tl
+
+from .row_jit import (
+    load_gain,
+    load_modulation,
+    load_offset,
+    load_pieces,
+    norm_gradient,
+    normalized,
+    rounded,
+    store_pieces,
+)
+
+FORWARD_SIZES = ["x_batch", "x_row", "branch_batch", "branch_row", "gate_batch", "gate_group", "scale_batch"]
+FORWARD_SIZES += ["scale_group", "shift_batch", "shift_group", "groups", "rows", "parts"]
+
+
+@triton.jit(do_not_specialize=FORWARD_SIZES)
+def norm_forward(
+    x, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias,
+    hidden,  # x + branch * gate, [B, N, D]
+    y,
+    x_batch, x_row, branch_batch, branch_row,
+    gate_batch, gate_group, scale_batch, scale_group, shift_batch, shift_group,
+    groups,  # of a sample
+    rows,  # of a group
+    parts,  # of a group
+    eps,
+    BRANCH: tl.constexpr,
+    GATE: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    CENTER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    cell, part = program // parts, program % parts
+    batch, group = cell // groups, cell % groups
+    first = group * rows
+
+    scale += (batch * scale_batch + group * scale_group) * ALIGN
+    shift += (batch * shift_batch + group * shift_group) * ALIGN
+    gain_a, gain_b = load_gain(scale, scale_table, weight, SCALE, WEIGHT, D, A, B)
+    offset_a, offset_b = load_offset(
+        scale, scale_table, shift, shift_table, bias, SCALE, SHIFT, BIAS, D, A, B
+    )
+    if GATE != "none":
+        gate += (batch * gate_batch + group * gate_group) * ALIGN
+        gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
+
+    row = part * CHUNK
+    end = tl.minimum(row + CHUNK, rows)
+    while row < end:
+        token = first + row
+        out = ((batch * groups) * rows + token) * D
+        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
+        if BRANCH:
+            branch_a, branch_b = load_pieces(
+                branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
+            )
+            if GATE != "none":
+                branch_a, branch_b = branch_a * gate_a, branch_b * gate_b
+            # Backward has the stored hidden state alone: the norm is of that.
+            a = rounded(a + branch_a, hidden, EMULATE_BF16)
+            b = rounded(b + branch_b, hidden, EMULATE_BF16)
+            store_pieces(hidden + out, a, b, D, A, B, EMULATE_BF16)
+        n_a, n_b, _ = normalized(a, b, eps, CENTER, D, A, B)
+        n_a, n_b = n_a * gain_a + offset_a, n_b * gain_b + offset_b
+        store_pieces(y + out, n_a, n_b, D, A, B, EMULATE_BF16)
+        row += 1
+
+
+BACKWARD_SIZES = ["dy_batch", "dy_row", "dhidden_batch", "dhidden_row", "hidden_batch", "hidden_row"]
+BACKWARD_SIZES += ["branch_batch", "branch_row", "gate_batch", "gate_group", "scale_batch", "scale_group"]
+BACKWARD_SIZES += ["groups", "rows", "parts"]
+
+
+@triton.jit(do_not_specialize=BACKWARD_SIZES)
+def norm_backward(
+    dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight,
+    dx,  # [B, N, D]
+    dbranch,
+    sums,  # fp32 [3, B * groups, parts, D]: of dy, of dy * normalized, of dx * branch
+    dy_batch, dy_row, dhidden_batch, dhidden_row, hidden_batch, hidden_row, branch_batch, branch_row,
+    gate_batch, gate_group, scale_batch, scale_group,
+    groups, rows, parts, eps,
+    DHIDDEN: tl.constexpr,
+    GATE: tl.constexpr,
+    SCALE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    CENTER: tl.constexpr,
+    SUM_NORM: tl.constexpr,  # sums for scale, shift, weight and bias
+    SUM_GATE: tl.constexpr,  # and for the gate: reads the branch
+    ALIGN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    cell, part = program // parts, program % parts
+    batch, group = cell // groups, cell % groups
+    first = group * rows
+
+    scale += (batch * scale_batch + group * scale_group) * ALIGN
+    gain_a, gain_b = load_gain(scale, scale_table, weight, SCALE, WEIGHT, D, A, B)
+    if GATE != "none":
+        gate += (batch * gate_batch + group * gate_group) * ALIGN
+        gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
+    zero_a, zero_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
+    shift_a, shift_b, scale_a, scale_b, sum_a, sum_b = zero_a, zero_b, zero_a, zero_b, zero_a, zero_b
+
+    row = part * CHUNK
+    end = tl.minimum(row + CHUNK, rows)
+    while row < end:
+        token = first + row
+        out = ((batch * groups) * rows + token) * D
+        a, b = load_pieces(hidden + (batch * hidden_batch + token * hidden_row) * ALIGN, D, A, B)
+        g_a, g_b = load_pieces(dy + (batch * dy_batch + token * dy_row) * ALIGN, D, A, B)
+        n_a, n_b, rstd = normalized(a, b, eps, CENTER, D, A, B)
+        if SUM_NORM:
+            shift_a, shift_b = shift_a + g_a, shift_b + g_b
+            scale_a, scale_b = scale_a + g_a * n_a, scale_b + g_b * n_b
+        x_a, x_b = norm_gradient(g_a * gain_a, g_b * gain_b, n_a, n_b, rstd, CENTER, D)
+        if DHIDDEN:
+            h_a, h_b = load_pieces(dhidden + (batch * dhidden_batch + token * dhidden_row) * ALIGN, D, A, B)
+            x_a, x_b = x_a + h_a, x_b + h_b
+        store_pieces(dx + out, x_a, x_b, D, A, B, EMULATE_BF16)
+        if GATE != "none":
+            store_pieces(dbranch + out, x_a * gate_a, x_b * gate_b, D, A, B, EMULATE_BF16)
+            if SUM_GATE:
+                b_a, b_b = load_pieces(branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B)
+                sum_a, sum_b = sum_a + x_a * b_a, sum_b + x_b * b_b
+        row += 1
+
+    step = (tl.num_programs(0).to(tl.int64)) * D
+    if SUM_NORM:
+        store_pieces(sums + program * D, shift_a, shift_b, D, A, B, False)
+        store_pieces(sums + step + program * D, scale_a, scale_b, D, A, B, False)
+    if SUM_GATE:
+        store_pieces(sums + 2 * step + program * D, sum_a, sum_b, D, A, B, False)
