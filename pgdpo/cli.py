@@ -105,6 +105,24 @@ def quickstart(
 
 
 @app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
+) -> None:
+    """List the objectives: paper, options, what data each needs, how sure its formula is.
+
+    Example: pgdpo objectives pg_dpo
+    """
+    from pgdpo.console import console
+    from pgdpo.objectives import docs, listing
+
+    if markdown:
+        print(docs.markdown(), end="")
+        return
+    console.print(listing.page(name) if name else listing.table(), soft_wrap=False)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)
