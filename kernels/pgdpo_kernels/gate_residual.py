@@ -51,7 +51,7 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
 
 def launch(kernel, op, x, branch, gate, table, out, *sums, **switches) -> None:
     """Forward and backward differ in what x and `out` are, and in the sums."""
-    groups = cut_rows(x, (gate,), sums=switches.get("SUM_GATE", False))
+    groups = cut_rows(x, gate.shape[1], sums=switches.get("SUM_GATE", False))
     align, steps = strides(x, branch, gate)
     with torch.cuda.device_of(x):
         kernel[groups.grid](
@@ -100,9 +100,9 @@ def _gate_backward(
 
     dhidden, branch = as_rows(dhidden), None if branch is None else as_rows(branch)
     dbranch = torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device)
-    groups, width = cut_rows(dhidden, (gate,), sums=branch is not None), dhidden.shape[2]
-    rows = groups.grid if branch is not None else (0,)
-    sums = dhidden.new_empty(*rows, width, dtype=torch.float32)
+    groups = cut_rows(dhidden, gate.shape[1], sums=branch is not None)
+    shape = (0 if branch is None else groups.batch, groups.groups, groups.parts, dhidden.shape[2])
+    sums = dhidden.new_empty(shape, dtype=torch.float32)
     launch(
         gate_backward,
         "gate_backward",
@@ -114,8 +114,7 @@ def _gate_backward(
         sums,
         SUM_GATE=branch is not None,
     )
-    sums = sum_parts(sums.view(-1, groups.parts, width))
-    return dbranch, sums.view(-1, groups.groups, width).contiguous()
+    return dbranch, sum_parts(sums)
 
 
 @_gate_backward.register_fake

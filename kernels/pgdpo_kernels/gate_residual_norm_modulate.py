@@ -14,6 +14,7 @@ from .rows import (
     check_hidden,
     check_vector,
     cut_rows,
+    group_count,
     kind,
     modulation,
     modulation_gradients,
@@ -103,7 +104,7 @@ def _norm(
     x, branch = as_rows(x), None if branch is None else as_rows(branch)
     hidden = x.new_empty(0 if branch is None else x.shape)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    groups = cut_rows(x, (gate, scale, shift), sums=False)
+    groups = cut_rows(x, group_count(gate, scale, shift), sums=False)
     align, steps = strides(x, branch, gate, scale, shift)
     given = (branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
     with torch.cuda.device_of(x):
@@ -159,9 +160,10 @@ def _norm_backward(
     dx = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=branch_dtype)
     sum_gate = branch is not None
-    cut = cut_rows(hidden, (gate, scale, hidden[:1, :groups]), sums=sum_norm or sum_gate)
+    cut = cut_rows(hidden, groups, sums=sum_norm or sum_gate)
     width = hidden.shape[2]
-    partials = dx.new_empty(sum_count(sum_norm, sum_gate), *cut.grid, width, dtype=torch.float32)
+    shape = (sum_count(sum_norm, sum_gate), cut.batch, groups, cut.parts, width)
+    partials = dx.new_empty(shape, dtype=torch.float32)
     align, steps = strides(dy, dhidden, hidden, branch, gate, scale)
     given = (dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight)
     with torch.cuda.device_of(dy):
@@ -185,8 +187,7 @@ def _norm_backward(
             CHUNK=cut.chunk,
             **options("norm_backward", width),
         )
-    sums = sum_parts(partials.view(-1, cut.parts, width))
-    return dx, dbranch, sums.view(-1, cut.batch, cut.groups, width).contiguous()
+    return dx, dbranch, sum_parts(partials)
 
 
 def sum_count(sum_norm: bool, sum_gate: bool) -> int:
@@ -222,7 +223,7 @@ def _setup(ctx, inputs, output):
         bias,
     )
     ctx.branch_dtype = x.dtype if branch is None else branch.dtype
-    ctx.groups = max((v.shape[1] for v in (gate, scale, shift) if v is not None), default=1)
+    ctx.groups = group_count(gate, scale, shift)
     ctx.norm, ctx.eps, ctx.has_branch = norm, eps, branch is not None
 
 

@@ -13,7 +13,7 @@ from .layout import next_power_of_2
 # A scale, shift or gate as the user gives it: [B, D], [B, 1, D], [B, F, D], [B, N, D] or (table, embedding).
 Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 # The same as the ops take it: values [B | 1, G | 1, D] and the table [D] to add to them.
-Parts2 = tuple[torch.Tensor | None, torch.Tensor | None]
+Values = tuple[torch.Tensor | None, torch.Tensor | None]
 
 MAX_WIDTH = 8192
 FORWARD_ROWS = 4  # rows a program: enough to spare reloading the modulation, few enough to fill a GPU
@@ -52,7 +52,7 @@ def check_vector(op: str, name: str, vector: torch.Tensor | None, width: int) ->
         raise ValueError(f"{op}: {name} must have shape ({width},), got {tuple(vector.shape)}")
 
 
-def modulation(op: str, name: str, value: Modulation, x: torch.Tensor) -> Parts2:
+def modulation(op: str, name: str, value: Modulation, x: torch.Tensor) -> Values:
     """Values `[B | 1, G | 1, D]`, a view, and the table `[D]`; two times None where there is none."""
     if value is None:
         return None, None
@@ -82,7 +82,7 @@ def modulation(op: str, name: str, value: Modulation, x: torch.Tensor) -> Parts2
     return value, table
 
 
-def check_groups(op: str, *modulations: Parts2) -> None:
+def check_groups(op: str, *modulations: Values) -> None:
     sizes = {values.shape[1] for values, _ in modulations if values is not None} - {1}
     if len(sizes) > 1:
         raise ValueError(
@@ -123,9 +123,13 @@ class Groups:
         return self.groups, self.rows, self.parts
 
 
-def cut_rows(x: torch.Tensor, modulations: tuple[torch.Tensor | None, ...], sums: bool) -> Groups:
-    """A function of the shapes of x and the modulations alone, so that no sum depends on the device."""
-    groups = max((values.shape[1] for values in modulations if values is not None), default=1)
+def group_count(*values: torch.Tensor | None) -> int:
+    """Into how many groups, each with vectors of its own, the modulations cut a sample."""
+    return max((tensor.shape[1] for tensor in values if tensor is not None), default=1)
+
+
+def cut_rows(x: torch.Tensor, groups: int, sums: bool) -> Groups:
+    """A function of shapes alone, so that no sum depends on the device."""
     rows = x.shape[1] // groups
     chunk = SUM_ROWS if sums else FORWARD_ROWS
     return Groups(x.shape[0], groups, rows, -(-rows // chunk), chunk)
@@ -158,18 +162,19 @@ def options(op: str, width: int) -> dict:
 
 
 def sum_parts(partials: torch.Tensor) -> torch.Tensor:
-    """`[K, parts, D]` fp32 to `[K, D]`."""
+    """`[..., parts, D]` fp32 to `[..., D]`, contiguous."""
     from .row_jit import column_sums
 
-    count, parts, width = partials.shape
+    *shape, parts, width = partials.shape
     if parts == 1:
-        return partials[:, 0]
-    out = partials.new_empty(count, width)
+        return partials.reshape(*shape, width)
+    out = partials.new_empty(*shape, width)
     rows, columns = SUM_TILE
-    with torch.cuda.device_of(partials):
-        column_sums[(count, -(-width // columns))](
-            partials, out, parts, D=width, ROWS=rows, COLUMNS=columns, num_warps=warps(128)
-        )
+    if out.numel():
+        with torch.cuda.device_of(partials):
+            column_sums[(out.numel() // width, -(-width // columns))](
+                partials, out, parts, D=width, ROWS=rows, COLUMNS=columns, num_warps=warps(128)
+            )
     return out
 
 
