@@ -137,7 +137,8 @@ class WanEncoders:
         self._source = source
         self._device = device
         self._loaded: tuple[str, object] | None = None
-        self.fingerprint = f"wan:{_fingerprint(source)}:text{TEXT_LENGTH}"
+        parts = ("vae", "tokenizer", "text_encoder")
+        self.fingerprint = f"wan:{fingerprint(source, parts)}:text{TEXT_LENGTH}"
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         config = AutoencoderKLWan.load_config(self._source, subfolder="vae")
@@ -202,20 +203,20 @@ class WanEncoders:
         return vae.to(self._device).eval()
 
 
-def _fingerprint(source: str) -> str:
-    """Name, size, first and last MiB of every file of VAE, tokenizer and text encoder; a hub id by its name."""
-    folder = Path(source)
-    digest = hashlib.sha256()
+def fingerprint(path: str, parts: tuple[str, ...]) -> str:
+    """Digest of the named subfolders of a pipeline: of each file its name, size, first and last MiB.
+
+    A hub id stands for itself.
+    """
+    folder = Path(resolve(path))
     if not folder.is_dir():
-        return source
-    for file in sorted(
-        p for part in ("vae", "tokenizer", "text_encoder") for p in (folder / part).rglob("*")
-    ):
-        if file.is_file():
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)}:{size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-                digest.update(stream.read())
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(file for part in parts for file in (folder / part).rglob("*") if file.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
     return digest.hexdigest()[:16]

@@ -80,10 +80,13 @@ def prepared_folder(config: Config, split: str) -> Path:
 
 def run_identity(config: Config, data: PreparedPairs) -> dict:
     """What a checkpoint must agree on with the run that loads it."""
-    model = config.model.model_dump(include={"family", "path", "adapter", "random_init"})
-    architecture = models.family(config.model.family).architecture(config.model.path)
+    family = models.family(config.model.family)
+    model = config.model.model_dump(include={"family", "adapter", "random_init"})
+    parts = [model, family.architecture(config.model.path)]
+    if not config.model.random_init:
+        parts.append(family.fingerprint(config.model.path, ("transformer",)))
     return {
-        "model": f"{config.model.path} ({_digest([model, architecture])})",
+        "model": f"{config.model.path} ({_digest(parts)})",
         "data": data.fingerprint,
         "objective": config.objective,
         "seed": config.train.seed,
