@@ -6,12 +6,14 @@ from dataclasses import replace
 import torch
 
 from .backend import takes_triton
-from .checks import check_float
+from .checks import check_float, check_pairs
 from .layout import Segments, mask_rows
 from .pair_errors import checked_arguments, pair_errors
 from .pair_launch import empty_errors, launch_gradient, launch_sums, pair_rows, unpack_errors
 from .preference import Preference, check_weights, loss_from_errors
 from .types import PairErrors, PreferenceLoss
+
+OP = "diffusion_dpo_loss"
 
 
 def diffusion_dpo_loss(
@@ -52,7 +54,7 @@ def diffusion_dpo_loss(
     Raises:
         TypeError, ValueError: as the two ops; also both or neither of `ref_pred` and `ref_errors`.
     """
-    op = "diffusion_dpo_loss"
+    op = OP
     preference = Preference(
         beta=beta,
         objective=objective,
@@ -67,47 +69,54 @@ def diffusion_dpo_loss(
         safeguard_mu=safeguard_mu,
         safeguard_scope=safeguard_scope,
     ).check(op)
+    check_pairs(op, "pred", pred)
+    check_reference(op, ref_pred, ref_errors)
+    if segments is None and segment_labels is not None:
+        segments = label_columns(op, segment_labels)
+    # A scale for the whole batch must be known before the first pair's slope: not in the kernel's one sweep.
+    one_sweep = preference.safeguard_mu is None or preference.safeguard_scope == "pair"
+    through = _fused if one_sweep and takes_triton(op, pred) else _staged
+    where = {"segments": segments, "mask": mask, "frame_dim": frame_dim}
+    return through(pred, target, ref_pred, ref_errors, preference, weight, segment_labels, where)
+
+
+def check_reference(op: str, ref_pred: torch.Tensor | None, ref_errors: torch.Tensor | None) -> None:
     if (ref_pred is None) == (ref_errors is None):
         given = "neither" if ref_pred is None else "both"
         raise ValueError(f"{op}: give either ref_pred or ref_errors, got {given}")
-    if segments is None and segment_labels is not None:
-        if not isinstance(segment_labels, torch.Tensor) or segment_labels.dim() != 2:
-            raise ValueError(f"{op}: segment_labels must be a tensor [B, S]")
-        segments = segment_labels.shape[1]
     if ref_errors is not None:
         check_float(op, "ref_errors", ref_errors)
-    # A scale for the whole batch must be known before the first pair's slope: not in one sweep.
-    unfused = preference.safeguard_mu is not None and preference.safeguard_scope == "batch"
-    if unfused or not takes_triton(op, pred):
-        errors = pair_errors(
-            pred,
-            target,
-            ref_pred,
-            segments=segments,
-            mask=mask,
-            cross=preference.safeguard_mu is not None,
-            frame_dim=frame_dim,
-        )
-        if ref_errors is not None:
-            errors = errors.with_reference(
-                *cached_errors(op, ref_errors, errors.policy_chosen.shape).chunk(2)
-            )
-        result = loss_from_errors(op, errors, preference, weight, segment_labels)
-        return replace(result, losses=result.losses.detach())
 
-    target, ref_pred, index, axis, weights = checked_arguments(
-        op, pred, target, ref_pred, segments, mask, frame_dim
-    )
+
+def label_columns(op: str, labels: torch.Tensor) -> int:
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 2:
+        given = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(f"{op}: segment_labels must be a tensor [B, S], got {given}")
+    return labels.shape[1]
+
+
+def _staged(pred, target, ref_pred, ref_errors, preference, weight, labels, where) -> PreferenceLoss:
+    """`pair_errors`, then the formulas in plain PyTorch."""
+    errors = pair_errors(pred, target, ref_pred, cross=preference.safeguard_mu is not None, **where)
+    if ref_errors is not None:
+        errors = errors.with_reference(*cached_errors(OP, ref_errors, errors.policy_chosen.shape).chunk(2))
+    result = loss_from_errors(OP, errors, preference, weight, labels)
+    return replace(result, losses=result.losses.detach())
+
+
+def _fused(pred, target, ref_pred, ref_errors, preference, weight, labels, where) -> PreferenceLoss:
+    """Two launches forward, one backward."""
+    target, ref_pred, index, axis, mask = checked_arguments(OP, pred, target, ref_pred, **where)
     shape = (pred.shape[0] // 2, max(index or (0,)) + 1)
-    check_weights(op, weight, segment_labels, shape, pred.device)
+    check_weights(OP, weight, labels, shape, pred.device)
     loss, per_pair, *errors, _ = _diffusion_dpo(
         pred,
         target,
         ref_pred,
-        None if ref_errors is None else cached_errors(op, ref_errors, shape),
+        None if ref_errors is None else cached_errors(OP, ref_errors, shape),
         None if weight is None else weight.detach(),
-        segment_labels,
-        mask_rows(weights, pred.shape),
+        labels,
+        mask_rows(mask, pred.shape),
         index or (),
         axis,
         *preference.kernel_arguments(),

@@ -73,6 +73,33 @@ def preference(
     return losses, logits, alpha, gate, slope_better, slope_worse, slope_won
 
 
+@triton.jit
+def read_labels(pointer, inside):
+    """The weights of a segment whose chosen, and of one whose rejected side is the better."""
+    label = tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
+    return tl.maximum(label, 0.0), tl.maximum(-label, 0.0)
+
+
+@triton.jit
+def store_slopes(
+    slopes, labels, slope_better, slope_worse, total, pair, inside, segments, step, LABELLED: tl.constexpr
+):
+    """The loss by the chosen's and the rejected's error of each segment. Unlabelled ones are pooled by `total`."""
+    segment = tl.program_id(0)
+    while segment < segments:
+        cell = pair * segments + segment
+        slope_w, slope_l = slope_better, slope_worse
+        if LABELLED:
+            plus, minus = read_labels(labels + cell, inside)
+            slope_w = plus * slope_better + minus * slope_worse
+            slope_l = plus * slope_worse + minus * slope_better
+        else:
+            tl.store(slopes + 2 * step + cell, total, mask=inside)
+        tl.store(slopes + POLICY_CHOSEN * step + cell, slope_w, mask=inside)
+        tl.store(slopes + POLICY_REJECTED * step + cell, slope_l, mask=inside)
+        segment += 1
+
+
 @triton.jit(do_not_specialize=SIZES)
 def preference_stage(
     partials,  # [10, B, parts]
@@ -169,25 +196,6 @@ def preference_stage(
         sum_of_losses += tl.where(inside, losses, 0.0)
 
         slope_better, slope_worse = (slope_better + slope_won) * scale, slope_worse * scale
-        segment = tl.program_id(0)
-        while segment < segments:
-            cell = pair * segments + segment
-            slope_w, slope_l = slope_better, slope_worse
-            if LABELLED:
-                plus, minus = read_labels(labels + cell, inside)
-                slope_w = plus * slope_better + minus * slope_worse
-                slope_l = plus * slope_worse + minus * slope_better
-            else:
-                tl.store(slopes + 2 * step + cell, total, mask=inside)
-            tl.store(slopes + POLICY_CHOSEN * step + cell, slope_w, mask=inside)
-            tl.store(slopes + POLICY_REJECTED * step + cell, slope_l, mask=inside)
-            segment += 1
+        store_slopes(slopes, labels, slope_better, slope_worse, total, pair, inside, segments, step, LABELLED)
         first += PAIRS
     tl.store(loss, tl.sum(sum_of_losses) / pairs.to(tl.float32))
-
-
-@triton.jit
-def read_labels(pointer, inside):
-    """The weights of a segment whose chosen, and of one whose rejected side is the better."""
-    label = tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
-    return tl.maximum(label, 0.0), tl.maximum(-label, 0.0)
