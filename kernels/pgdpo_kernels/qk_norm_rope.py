@@ -99,8 +99,9 @@ def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | Non
                 f"tokens of {heads} heads of {head}; got {tuple(cos.shape)} and {tuple(sin.shape)}"
             )
     return tuple(
-        view if view.stride(3) == 1 and view.stride(2) in (0, view.shape[3]) or view.shape[2] == 1 else
-        view.contiguous()
+        view
+        if view.stride(3) == 1 and view.stride(2) in (0, view.shape[3]) or view.shape[2] == 1
+        else view.contiguous()
         for view in views
     )
 
@@ -248,9 +249,7 @@ def _backward(ctx, dq_out, dk_out):
     if dk_out is None:
         dk_out = torch.zeros_like(dq_out)
     wants_sums = any(needs[2:6])
-    dq, dk, sums = _qk_backward(
-        dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums
-    )
+    dq, dk, sums = _qk_backward(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums)
     vectors = [None] * 4
     if wants_sums:
         totals = (sums[0, 0], sums[1, 0], sums[0, 1], sums[1, 1])

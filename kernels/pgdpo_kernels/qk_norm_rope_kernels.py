@@ -40,13 +40,16 @@ def store_tile(
 
 @triton.jit
 def load_vector(
-    pointer, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr, NORM: tl.constexpr
-):
+    pointer, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
+    NORM: tl.constexpr, GIVEN: tl.constexpr,
+):  # fmt: skip
     """A norm's weight or bias: the row's own, or one head's that all share."""
-    if NORM == "rms_full":
+    if not GIVEN:
+        x = tl.zeros([HEADS, HEAD], tl.float32)
+    elif NORM == "rms_full":
         x = load_tile(pointer, FIRST, HEADS, HEAD, H)
-    else:
-        x = tl.load(pointer + tl.arange(0, HEAD)).to(tl.float32)[None, :]
+    else:  # every head reads it: a tile's loads are 128 bits, one vector's would be 16
+        x = tl.load(pointer + tl.arange(0, HEADS)[:, None] * 0 + tl.arange(0, HEAD)[None, :]).to(tl.float32)
     return x
 
 
@@ -58,7 +61,7 @@ def load_table(
     """cos or sin of the even and of the odd elements; `outside` where the token is not turned."""
     WIDTH: tl.constexpr = HEAD // 2 if HALF else HEAD
     ROWS: tl.constexpr = 1 if SHARED else HEADS
-    inside = turned & ((FIRST + tl.arange(0, ROWS))[:, None] < H)
+    inside = (FIRST + tl.arange(0, ROWS))[:, None] < tl.where(turned, H, 0)
     x = tl.load(pointer + offsets(0 if SHARED else FIRST, ROWS, WIDTH), mask=inside, other=outside)
     x = x.to(tl.float32)
     if HALF:
@@ -113,17 +116,21 @@ def forward_rows(
     HALF: tl.constexpr, ALIGN: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
+    weight_a = load_vector(weight, 0, A, HEAD, H, NORM, WEIGHT)
+    weight_b = load_vector(weight, A, B, HEAD, H, NORM, WEIGHT)
+    bias_a, bias_b = (
+        load_vector(bias, 0, A, HEAD, H, NORM, BIAS),
+        load_vector(bias, A, B, HEAD, H, NORM, BIAS),
+    )
     while row < end:
         a = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, 0, A, HEAD, H)
         b = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, A, B, HEAD, H)
         if NORM != "none":
             a, b, _, _ = normalized_heads(a, b, eps, HEAD, H, NORM)
         if WEIGHT:
-            a = a * load_vector(weight, 0, A, HEAD, H, NORM)
-            b = b * load_vector(weight, A, B, HEAD, H, NORM)
+            a, b = a * weight_a, b * weight_b
         if BIAS:
-            a = a + load_vector(bias, 0, A, HEAD, H, NORM)
-            b = b + load_vector(bias, A, B, HEAD, H, NORM)
+            a, b = a + bias_a, b + bias_b
         if ROPE:
             # Eager rounds between norm and rotation; here both are one fp32 expression.
             turned = (row >= rope_start) & (row < rope_end)
@@ -175,7 +182,9 @@ def backward_rows(
     A: tl.constexpr, B: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     zero_a, zero_b = tl.zeros([A, HEAD], tl.float32), tl.zeros([B, HEAD], tl.float32)
-    weight_a, weight_b, bias_a, bias_b = zero_a, zero_b, zero_a, zero_b
+    dweight_a, dweight_b, dbias_a, dbias_b = zero_a, zero_b, zero_a, zero_b
+    weight_a = load_vector(weight, 0, A, HEAD, H, NORM, WEIGHT)
+    weight_b = load_vector(weight, A, B, HEAD, H, NORM, WEIGHT)
     while row < end:
         g_a = load_tile(dy + (batch * dy_batch + row * dy_row) * ALIGN, 0, A, HEAD, H)
         g_b = load_tile(dy + (batch * dy_batch + row * dy_row) * ALIGN, A, B, HEAD, H)
@@ -189,11 +198,10 @@ def backward_rows(
             b = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, A, B, HEAD, H)
             a, b, rstd_a, rstd_b = normalized_heads(a, b, eps, HEAD, H, NORM)
             if SUMS:
-                weight_a, weight_b = weight_a + g_a * a, weight_b + g_b * b
-                bias_a, bias_b = bias_a + g_a, bias_b + g_b
+                dweight_a, dweight_b = dweight_a + g_a * a, dweight_b + g_b * b
+                dbias_a, dbias_b = dbias_a + g_a, dbias_b + g_b
             if WEIGHT:
-                g_a = g_a * load_vector(weight, 0, A, HEAD, H, NORM)
-                g_b = g_b * load_vector(weight, A, B, HEAD, H, NORM)
+                g_a, g_b = g_a * weight_a, g_b * weight_b
             along_a, along_b = means(g_a * a, g_b * b, HEAD, H, NORM)
             if NORM == "layer_head":
                 mean_a, mean_b = means(g_a, g_b, HEAD, H, NORM)
@@ -204,13 +212,13 @@ def backward_rows(
         row += 1
     if SUMS:
         if NORM == "rms_full":
-            store_tile(sums, weight_a, 0, A, HEAD, H, False)
-            store_tile(sums, weight_b, A, B, HEAD, H, False)
-            store_tile(sums + step, bias_a, 0, A, HEAD, H, False)
-            store_tile(sums + step, bias_b, A, B, HEAD, H, False)
+            store_tile(sums, dweight_a, 0, A, HEAD, H, False)
+            store_tile(sums, dweight_b, A, B, HEAD, H, False)
+            store_tile(sums + step, dbias_a, 0, A, HEAD, H, False)
+            store_tile(sums + step, dbias_b, A, B, HEAD, H, False)
         else:
-            tl.store(sums + tl.arange(0, HEAD), tl.sum(weight_a, axis=0) + tl.sum(weight_b, axis=0))
-            tl.store(sums + step + tl.arange(0, HEAD), tl.sum(bias_a, axis=0) + tl.sum(bias_b, axis=0))
+            tl.store(sums + tl.arange(0, HEAD), tl.sum(dweight_a, axis=0) + tl.sum(dweight_b, axis=0))
+            tl.store(sums + step + tl.arange(0, HEAD), tl.sum(dbias_a, axis=0) + tl.sum(dbias_b, axis=0))
 
 
 BACKWARD_SIZES = ["dq_batch", "dq_row", "dk_batch", "dk_row", *FORWARD_SIZES]

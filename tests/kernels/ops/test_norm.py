@@ -42,12 +42,17 @@ def modulation(form, batch, tokens, width, generator):
 cases = st.fixed_dictionaries(
     {
         "batch": st.integers(1, 2),
-        "tokens": st.sampled_from([1, 6, 7, 70]),
+        "tokens": st.sampled_from([1, 6, 7]),
         "width": st.sampled_from([2, 24, 40, 48, 64, 57]),
         "dtype": DTYPES,
         "gate": st.sampled_from(["sample", "strided", "pair"]),
         "forms": st.sampled_from(
-            [(a, b) for a in FORMS for b in FORMS if not ({"token", "token pair"} & {a, b} and "frame" in (a, b))]
+            [
+                (a, b)
+                for a in FORMS
+                for b in FORMS
+                if not ({"token", "token pair"} & {a, b} and "frame" in (a, b))
+            ]
         ),
         "affine": st.booleans(),
         "norm": st.sampled_from(["layer", "rms"]),
@@ -55,7 +60,7 @@ cases = st.fixed_dictionaries(
         "seed": st.integers(0, 2**31),
     }
 )
-EVERY = {"batch": 2, "tokens": 130, "width": 40, "dtype": torch.bfloat16, "gate": "pair", "affine": True}
+EVERY = {"batch": 2, "tokens": 6, "width": 40, "dtype": torch.bfloat16, "gate": "pair", "affine": True}
 EVERY |= {"forms": ("pair", "strided"), "norm": "layer", "strided": True, "seed": 1}
 
 
@@ -65,7 +70,9 @@ def prepare(case):
     x, branch = (hidden(*size, case["dtype"], generator, case["strided"]) for _ in range(2))
     gate, scale, shift = (modulation(form, *size, generator) for form in (case["gate"], *case["forms"]))
     weight, bias = (
-        torch.randn(case["width"], generator=generator).to(DEVICE).requires_grad_() if case["affine"] else None
+        torch.randn(case["width"], generator=generator).to(DEVICE).requires_grad_()
+        if case["affine"]
+        else None
         for _ in range(2)
     )
     return x, branch, gate, scale, shift, weight, bias
@@ -81,7 +88,7 @@ def compare(function, exact, inputs):
 
 @given(case=cases)
 @example(case=EVERY)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_norm_modulate(case):
     x, _, _, scale, shift, weight, bias = prepare(case)
     norm = case["norm"]
@@ -97,7 +104,8 @@ def test_norm_modulate(case):
 
 @given(case=cases)
 @example(case=EVERY)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@example(case=EVERY | {"batch": 1, "tokens": 70})  # more than one part to sum
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_gate_residual(case):
     x, branch, gate, *_ = prepare(case)
     compare(gate_residual, oracle.gate_residual, (x, branch, gate))
@@ -105,15 +113,13 @@ def test_gate_residual(case):
 
 @given(case=cases, gated=st.booleans())
 @example(case=EVERY, gated=True)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_gate_residual_norm_modulate(case, gated):
     x, branch, gate, scale, shift, weight, bias = prepare(case)
     norm = case["norm"]
 
     def function(x, branch, gate, scale, shift, weight, bias):
-        return gate_residual_norm_modulate(
-            x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm
-        )
+        return gate_residual_norm_modulate(x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm)
 
     def exact(x, branch, gate, scale, shift, weight, bias):
         hidden = oracle.gate_residual(x, branch, gate)

@@ -1,0 +1,92 @@
+"""`qk_norm_rope` against float64, forward and backward, in the forms of all four model families."""
+
+import op_oracle as oracle
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from op_oracle import DEVICE, assert_no_worse, doubled, results
+
+from pgdpo_kernels import qk_norm_rope, set_backend
+
+TABLES = ["none", "shared", "shared 4d", "half", "full width", "half of full width", "batch"]
+cases = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "tokens": st.sampled_from([1, 3, 5]),
+        "heads": st.sampled_from([1, 2, 3, 5, 6]),
+        "head": st.sampled_from([2, 8, 16]),
+        "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+        "norm": st.sampled_from(["rms_full", "rms_head", "layer_head", "none"]),
+        "table": st.sampled_from(TABLES),
+        "text": st.sampled_from([(0, 0), (2, 0), (0, 1), (1, 1)]),  # tokens before and after those turned
+        "affine": st.sampled_from(["none", "weight", "bias"]),
+        "fused": st.booleans(),
+        "trained": st.booleans(),
+        "seed": st.integers(0, 2**31),
+    }
+)
+EVERY = {"batch": 2, "tokens": 3, "heads": 3, "head": 8, "dtype": torch.bfloat16, "table": "shared"}
+EVERY |= {"text": (1, 1), "affine": "bias", "fused": True, "trained": True, "seed": 1}
+
+
+def prepare(case):
+    """Inputs of the op, its options, and the angles that its tables hold."""
+    generator = torch.Generator().manual_seed(case["seed"])
+    batch, heads, head = case["batch"], case["heads"], case["head"]
+    before, after = case["text"]
+    turned = case["tokens"]
+    tokens, width = before + turned + after, heads * head
+    qkv = torch.randn(batch, tokens, 3, width, generator=generator).to(DEVICE, case["dtype"])
+    q, k = qkv[:, :, 0], qkv[:, :, 1]
+    q, k = ((x if case["fused"] else x.contiguous()).detach().requires_grad_() for x in (q, k))
+    size = width if case["norm"] == "rms_full" else head
+    count = {"none": 0, "weight": 2, "bias": 4}[case["affine"] if case["norm"] != "none" else "none"]
+    vectors = [
+        (1 + 0.3 * torch.randn(size, generator=generator)).to(DEVICE).requires_grad_(case["trained"])
+        if index < count
+        else None
+        for index in range(4)
+    ]
+    table = case["table"]
+    shape = (batch if table in ("batch", "full width") else 1, turned)
+    shape += (heads if "full width" in table else 1, head // 2)
+    angles = (6 * torch.rand(shape, generator=generator)).to(DEVICE)
+    tables = [
+        f(angles) if "half" in table else f(angles).repeat_interleave(2, -1) for f in (torch.cos, torch.sin)
+    ]
+    if table == "shared":
+        tables = [t[0, :, 0] for t in tables]
+    elif table in ("batch", "full width"):
+        tables = [t.flatten(2) for t in tables]
+    if table == "none":
+        angles, tables = None, [None, None]
+    options = {"num_heads": heads, "norm": case["norm"], "rope_start": before, "rope_len": turned}
+    return (q, k, *vectors), tables, options, angles
+
+
+def compare(case):
+    inputs, tables, options, angles = prepare(case)
+
+    def function(q, k, q_weight, k_weight, q_bias, k_bias):
+        return qk_norm_rope(q, k, q_weight, k_weight, *tables, q_bias=q_bias, k_bias=k_bias, **options)
+
+    def exact(*doubles):
+        return oracle.qk_norm_rope(*doubles, None if angles is None else angles.double(), **options)
+
+    with set_backend("triton"):
+        fused = results(function, inputs)
+    with set_backend("eager"):
+        eager = results(function, inputs)
+    doubles = tuple(doubled(x) for x in inputs)
+    for double, given_ in zip(doubles, inputs, strict=True):
+        if double is not None:
+            double.requires_grad_(given_.requires_grad)
+    assert_no_worse(fused, eager, results(exact, doubles))
+
+
+@given(case=cases)
+@example(case=EVERY | {"norm": "rms_full"})
+@example(case=EVERY | {"norm": "layer_head"})
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_qk_norm_rope(case):
+    compare(case)
