@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,6 +121,33 @@ def objectives(
         print(docs.markdown(), end="")
         return
     console.print(listing.page(name) if name else listing.table(), soft_wrap=False)
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; all by default.")] = None,
+    minutes: Annotated[float, typer.Option(help="No further case is started after so many minutes.")] = 9.0,
+    tests: Annotated[bool, typer.Option(help="Test the kernels on the device before they are timed.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="The JSON; by default benchmarks/results/<device>-<date>.json.")
+    ] = None,
+) -> None:
+    """Measure the fused ops on a GPU: JSON, table and roofline. Without one, print the bytes that they must move.
+
+    Example: pgdpo bench pair_errors --minutes 2
+    """
+    checkout = Path(__file__).parent.parent
+    if not (checkout / "benchmarks" / "suite.py").is_file():
+        raise InputError(
+            f"{checkout / 'benchmarks'}: not there: the benchmarks run from a checkout of the repository"
+        )
+    sys.path.insert(0, str(checkout))
+    from benchmarks.suite import run
+
+    try:
+        run(ops=ops, minutes=minutes, tests=tests, out=out)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 @app.command()
