@@ -45,6 +45,12 @@ class DataConfig(Section):
     pairs_per_shard: int = Field(32, ge=1, description="Pairs in one safetensors shard.")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of draws that see the empty prompt.")
     workers: int = Field(0, ge=0, description="Loader processes per rank; 0 reads in the training process.")
+    segments: int | None = Field(
+        None,
+        ge=1,
+        description="Equal parts in time that errors are kept for, for objectives and metrics per segment; by default "
+        "as many as the rows' `segment_labels` (or `tail`), where the objective needs them.",
+    )
 
 
 class AdapterConfig(Section):
@@ -79,6 +85,13 @@ class DiffusionConfig(Section):
     logit_std: float = Field(1.0, gt=0, description="Standard deviation of logit(sigma), for logit_normal.")
     shift: float = Field(
         1.0, gt=0, description="sigma -> shift*sigma / (1 + (shift-1)*sigma), after sampling."
+    )
+    inversion_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="Forwards that the model spends on inverting each clip to its noise, in place of drawn noise; "
+        "for inpo, smpo, inversion_dpo.",
     )
 
 

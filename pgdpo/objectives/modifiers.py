@@ -103,7 +103,7 @@ def safeguard(batch: Batch, *, mu: float, scope: str) -> tuple[Tensor, dict[str,
     if scope == "microbatch":
         chosen, cross = batch.gathered(chosen)[0].mean(), batch.gathered(cross)[0].mean()
     scale = ((1 - mu) * chosen / (cross + 1e-9)).clamp(0, 1).where(cross > 0, 1.0)
-    return scale, {"safeguard/scale": scale, "safeguard/cosine": cosine}
+    return scale, {"safeguard/lambda": scale, "safeguard/cosine": cosine}
 
 
 def adaptive_clip(

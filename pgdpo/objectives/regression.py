@@ -77,7 +77,7 @@ INVERSION_DPO = Spec(
         "beta": beta(2000.0),
         "inverted_by": Option("policy", "which model inverted the paths", choices=("policy", "reference")),
     },
-    needs=Needs(predictions=True, data="noisy latents from inversion"),
+    needs=Needs(predictions=True, noisy="inverted", data="noisy latents from inversion"),
     note="The sign is ours: + is right for policy-inverted paths; public code inverts with the reference. "
     "D has no gradient where policy and reference agree: start from a policy that has moved.",
 )

@@ -156,5 +156,5 @@ INPO = Spec(
     confidence="code",
     compute=dpo,
     options={"beta": beta(2000.0)},
-    needs=Needs(data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
+    needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
 )

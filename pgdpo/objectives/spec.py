@@ -80,6 +80,7 @@ class Needs:
     predictions: bool = False  # the reference's predictions, for `drift_*`; cached errors don't do
     cross: bool = False  # `PairErrors.cross`
     pairs: tuple[str, ...] = ()  # fields of `PairInfo`
+    noisy: str = "drawn"  # noisy latents and target: drawn | inverted | siblings (of one sampled path)
     data: str = ""  # anything else, in words
 
     def __and__(self, other: Needs) -> Needs:
@@ -89,6 +90,7 @@ class Needs:
             predictions=self.predictions or other.predictions,
             cross=self.cross or other.cross,
             pairs=tuple(dict.fromkeys(self.pairs + other.pairs)),
+            noisy=other.noisy if self.noisy == "drawn" else self.noisy,
             data="; ".join(filter(None, (self.data, other.data))),
         )
 

@@ -24,6 +24,7 @@ def tailor_dpo(batch: Batch, *, beta: float) -> Terms:
 
 _NEEDS = Needs(
     pairs=("timestep_weight",),
+    noisy="siblings",
     data="siblings x_(t−1) denoised from one x_t; target (x_(t−1) − a·x_t)/b with mean a·x_t + b·prediction",
 )
 _NOTE = "Δ = (b²/2σ²)·r; PairInfo.timestep_weight holds b²/2σ². β itself: the half is in Δ."

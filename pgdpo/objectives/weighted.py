@@ -137,7 +137,9 @@ SMPO = Spec(
     confidence="code",
     compute=smpo,
     options={"beta": beta(2000.0), "gamma": Option(10.0, "γ", above=0)},
-    needs=Needs(pairs=("probability",), data="noisy latents and target from DDIM inversion"),
+    needs=Needs(
+        pairs=("probability",), noisy="inverted", data="noisy latents and target from DDIM inversion"
+    ),
     note="Each pair's own p̃; the public code takes the first pair's for the whole batch.",
 )
 SIPO = Spec(

@@ -17,13 +17,15 @@ from pgdpo.config import Config
 from pgdpo.console import progress_bar, say
 from pgdpo.data.prepared import StepBatches, collate
 from pgdpo.diffusion.draws import sigmas
+from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError
 from pgdpo.objectives import ObjectiveOutput, build_objective
 from pgdpo.training import checkpoint
 from pgdpo.training import engine as engines
+from pgdpo.training.beta import BetaWatch, say_beta
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
 from pgdpo.training.metrics import MetricsLog, StepMetrics, pair_metrics, peak_memory, watch_gradients
-from pgdpo.training.pairs import pair_info
+from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.policy import build_policy, open_pairs, run_identity
 from pgdpo_kernels import PairErrors, noise_pair, pair_errors
 
@@ -46,10 +48,13 @@ class Trainer:
             seed=config.train.seed,
             **config.objective_options,
         )
+        check_data(self.objective, config, self.data)
+        self.segments = frame_segments(self.objective, config, self.data)
         self.family, transformer = build_policy(config, self.device)
         self.engine = engines.build_engine(transformer, config)
         self.policy = functools.partial(self.family.predict, self.engine)
         self.reference = self._build_reference()
+        self.beta_watch = BetaWatch(self.objective, config.run_dir)
 
     def train(self, *, resume: bool = False, restart: bool = False) -> Path:
         """Train to the configured number of steps. Returns the last checkpoint.
@@ -67,6 +72,7 @@ class Trainer:
                 if log:
                     log.write(step + 1, values)
                 bar.advance(note=_note(values))
+                self.beta_watch.report(step + 1)
                 if (step + 1) % train.checkpoint_every == 0 or step + 1 == train.steps:
                     self._save(step + 1)
         if log:
@@ -86,6 +92,7 @@ class Trainer:
             self.engine.backward(output.loss)
             self.engine.step()
             metrics.add(pair_metrics(errors, output), sigma)
+            self.beta_watch.add(output.logits)
         return metrics.reduce() | self._costs(started)
 
     def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
@@ -93,26 +100,40 @@ class Trainer:
 
         Returns (the objective's output, the errors, sigma `[B]`).
         """
-        seed, device = self.config.train.seed, self.device
+        device = self.device
         latents, prompt = (
             batch["latents"].to(device),
             batch["prompt"].to(device),
         )  # (2B, C, F, H, W), (2B, L, D)
-        pair_ids, draw = batch["pair_ids"], batch["draw"]  # (B,), (B,)
-        sigma = sigmas(self.config.diffusion, seed=seed, pair_ids=pair_ids, draws=draw).to(device)  # (B,)
-        noisy, target = noise_pair(
-            latents,
-            sigma,
-            seed=seed,
-            pair_ids=pair_ids.to(device),
-            draw=draw.to(device),
-            prediction=self.family.PREDICTION,
-        )
+        keys = {"seed": self.config.train.seed, "pair_ids": batch["pair_ids"]}
+        sigma = sigmas(self.config.diffusion, draws=batch["draw"], **keys).to(device)  # (B,)
         both = torch.cat([sigma, sigma])
+        noisy, target = self._noise(batch, latents, sigma, prompt)
         ref_pred = self.reference(noisy, both, prompt) if self.reference else None
         pred = self.policy(noisy, both, prompt)  # chosen and rejected in one call
-        errors = pair_errors(pred, target, ref_pred, cross=self.objective.needs_cross)
-        return self.objective(errors, pair_info(batch["rows"], sigma)), errors, sigma
+        errors = pair_errors(pred, target, ref_pred, segments=self.segments, cross=self.objective.needs_cross)
+        pairs = pair_info(batch["rows"], sigma * self.family.NUM_TRAIN_TIMESTEPS)
+        return self.objective(errors, pairs), errors, sigma
+
+    def _noise(
+        self, batch: dict, latents: torch.Tensor, sigma: torch.Tensor, prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents and target `[2B, ...]`: noise drawn per pair, or inverted by policy or reference."""
+        steps = self.config.diffusion.inversion_steps
+        if steps is None:
+            return noise_pair(
+                latents,
+                sigma,
+                seed=self.config.train.seed,
+                pair_ids=batch["pair_ids"].to(self.device),
+                draw=batch["draw"].to(self.device),
+                prediction=self.family.PREDICTION,
+            )
+        by_reference = self.objective.options.get("inverted_by") == "reference"
+        model = self.reference if by_reference else self.policy  # the policy, as in DDIM-InPO's public code
+        return invert(
+            lambda noisy, level: model(noisy, level, prompt), latents, torch.cat([sigma, sigma]), steps=steps
+        )
 
     def _build_reference(self) -> references.Forward | None:
         """The configured way to hold the reference; None for an objective that needs none."""
@@ -131,7 +152,8 @@ class Trainer:
         if restart and dist.get_rank() == 0:
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
             shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+            for log in ("metrics.jsonl", "events.jsonl"):
+                (run_dir / log).unlink(missing_ok=True)
         dist.barrier()
         last = checkpoint.latest_checkpoint(run_dir)
         if last is None:
@@ -167,10 +189,11 @@ class Trainer:
 
     @functools.cached_property
     def _flops(self) -> int:
-        """FLOPs of one pair, forward and backward, policy and reference."""
+        """FLOPs of one pair, forward and backward, policy and reference, inversion."""
         shape, text_length = self.data.latent_shape, self.data.index["text_length"]
         forward = forward_flops(self.family, self.config.model.path, shape, text_length)
-        return pair_flops(
+        inversion = 2 * forward * (self.config.diffusion.inversion_steps or 0)
+        return inversion + pair_flops(
             forward, adapter=self.config.model.adapter is not None, reference=self.reference is not None
         )
 
@@ -201,6 +224,9 @@ class Trainer:
             f"{sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
+        if self.objective.needs.data and self.objective.needs.noisy == "drawn":
+            say(f"{self.objective.name} expects {self.objective.needs.data}; this is not checked")
+        say_beta(self.objective, math.prod(self.data.latent_shape))
 
 
 def refuse_non_finite(per_pair: torch.Tensor, errors: PairErrors, ids: list[str], step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.objectives import ObjectiveOutput
+from pgdpo.objectives.advice import SATURATED
 from pgdpo_kernels import PairErrors
 
 BUCKETS = 4  # equal parts of sigma in [0, 1]
@@ -25,13 +27,15 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     """Numbers `[B]` of every pair under the names that all reports use; call it after the backward pass.
 
     Implicit rewards are r = -(policy error - reference error), before beta; `displacement` is 1 where the chosen
-    error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms.
+    error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms;
+    `saturation` is 1 where |logit| > 8; `segment_reward_entropy` is there where the clip has segments.
     """
     whole = errors.over_segments()
     metrics = {
         "loss": output.per_pair,
         "error/chosen": whole.policy_chosen[:, 0],
         "error/rejected": whole.policy_rejected[:, 0],
+        "saturation": (output.logits.abs() > SATURATED).float(),
     }
     if whole.excess_chosen is not None:
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
@@ -45,6 +49,8 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
             "excess/chosen": chosen,
             "excess/rejected": rejected,
         }
+        if errors.excess_chosen.shape[1] > 1:
+            metrics["segment_reward_entropy"] = _segment_entropy(errors)
     norms = [_gradient_norm(errors, side) for side in ("chosen", "rejected")]
     if all(norm is not None for norm in norms):
         metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
@@ -55,23 +61,43 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     }
 
 
+def _segment_entropy(errors: PairErrors) -> torch.Tensor:
+    """Entropy `[B]`, in 0..1, of how a pair's margin is spread over its segments.
+
+    1: every segment has the same share of the absolute margin, as at the start, where all are 0; 0: one segment has
+    it all. After the entropy of segment rewards by which DID judges pairs; the form is ours.
+    """
+    size = (errors.excess_rejected - errors.excess_chosen).abs() * errors.count  # (B, S)
+    total = size.sum(1, keepdim=True)
+    share = torch.where(total > 0, size / total, 1 / size.shape[1])
+    return -torch.xlogy(share, share).sum(1) / math.log(size.shape[1])
+
+
 def watch_gradients(errors: PairErrors) -> None:
     """Keep the gradients by the errors, from which `pair_metrics` takes the share of the rejected half."""
-    for name in ("policy_chosen", "policy_rejected", "excess_chosen", "excess_rejected"):
-        field = getattr(errors, name)
-        if field is not None and field.requires_grad:
-            field.retain_grad()
+    for side in ("chosen", "rejected"):
+        for name in (f"policy_{side}", f"excess_{side}", f"drift_{side}"):
+            field = getattr(errors, name)
+            if field is not None and field.requires_grad:
+                field.retain_grad()
 
 
 def _gradient_norm(errors: PairErrors, side: str) -> torch.Tensor | None:
-    """Norm `[B]` of the loss's gradient by the prediction, up to a factor: d loss/d pred = g * 2 rho / N."""
-    error = getattr(errors, f"policy_{side}")
-    gradients = [
-        field.grad
-        for field in (error, getattr(errors, f"excess_{side}"))
-        if field is not None and field.requires_grad and field.grad is not None
-    ]
-    return (sum(gradients).square() * error).sum(1).sqrt() if gradients else None
+    """Norm `[B]` of the loss's gradient by the prediction, up to a factor that both sides share; None without one.
+
+    In a segment of N elements that gradient is (2/N)(g rho + h d) with the residual rho, d = policy - reference, g
+    the loss's slope by the error and the excess, h its slope by the drift D = mean d^2; 2 mean(rho d) = excess + D.
+    """
+    error, excess, drift = (getattr(errors, f"{name}_{side}") for name in ("policy", "excess", "drift"))
+    slopes = [field.grad for field in (error, excess) if field is not None and field.grad is not None]
+    h = None if drift is None else drift.grad
+    if not slopes and h is None:
+        return None
+    g = sum(slopes) if slopes else torch.zeros_like(error)
+    square = g.square() * error
+    if h is not None:
+        square = square + g * h * (excess + drift) + h.square() * drift
+    return (square / errors.count).sum(1).clamp_min(0).sqrt()
 
 
 class StepMetrics:
@@ -133,6 +159,13 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def log_event(run_dir: Path, step: int, event: str, message: str) -> None:
+    """Append to `events.jsonl` what happened once, and after which step; the main rank writes."""
+    if dist.get_rank() == 0:
+        with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "event": event, "message": message}) + "\n")
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

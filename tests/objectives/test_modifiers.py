@@ -66,7 +66,7 @@ def test_safeguard_scales_the_rejected_gradient_alone(name):
         torch.testing.assert_close(gradients[field], plain_gradients[field])
     for field in REJECTED:
         torch.testing.assert_close(gradients[field], scale * plain_gradients[field])
-    torch.testing.assert_close(guarded.stats["safeguard/scale"], scale[:, 0])
+    torch.testing.assert_close(guarded.stats["safeguard/lambda"], scale[:, 0])
 
 
 def test_safeguard_reaches_the_masked_errors():
@@ -88,7 +88,7 @@ def test_safeguard_per_microbatch():
     scale = 0.1 * errors.policy_chosen.mean() / (errors.cross.mean() + 1e-9)
     assert 0 < scale < 1
     torch.testing.assert_close(gradients["excess_rejected"], scale * plain["excess_rejected"])
-    torch.testing.assert_close(output.stats["safeguard/scale"], scale.detach())
+    torch.testing.assert_close(output.stats["safeguard/lambda"], scale.detach())
 
 
 def test_safeguard_at_mu_zero_and_orthogonal_residuals_is_none():

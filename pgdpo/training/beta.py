@@ -1,0 +1,60 @@
+"""Whether beta fits a run: what it is called elsewhere, and what the first steps' logits say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pgdpo.console import say
+from pgdpo.objectives import Objective
+from pgdpo.objectives.advice import beta_report, saturation_advice
+from pgdpo.training.metrics import log_event
+
+WATCHED_STEPS = 20
+
+
+def say_beta(objective: Objective, numel: int) -> None:
+    """This run's beta in the conventions of other trainers; `numel`: elements of one sample's latents."""
+    beta = objective.options.get("beta")
+    if beta is None:
+        return
+    say(
+        f"beta {beta:g} elsewhere, for the same logit u (D: error of chosen minus rejected, less the reference's; "
+        f"{numel:,} elements a sample):"
+    )
+    for row in beta_report(beta, numel):
+        say(f"  {row.beta:<10.4g} {row.formula:<22} {row.trainers}")
+
+
+class BetaWatch:
+    """Looks at |logit| of all pairs of the first steps, on all ranks, and warns once if beta doesn't fit."""
+
+    def __init__(self, objective: Objective, run_dir: Path) -> None:
+        self._beta = objective.options.get("beta")
+        self._run_dir = run_dir
+        self._seen: list[torch.Tensor] = []
+
+    def add(self, logits: torch.Tensor) -> None:
+        """`logits` `[B]` of a micro-batch."""
+        if self._beta is not None:
+            self._seen.append(logits.detach().abs().float())
+
+    def report(self, step: int) -> None:
+        """Call it after every step (from 1), on all ranks: after the 20th it speaks, then it is done."""
+        if step < WATCHED_STEPS or self._beta is None:
+            return
+        if step == WATCHED_STEPS and (advice := self._advice()):
+            say(f"[yellow]warning[/]: first {step} steps: {advice}")
+            log_event(self._run_dir, step, "beta", advice)
+        self._beta, self._seen = None, []
+
+    def _advice(self) -> str | None:
+        seen = torch.cat(self._seen)
+        everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
+        dist.all_gather(everywhere, seen)
+        logits = torch.cat(everywhere).tolist()
+        if not any(logits):
+            return "every logit is exactly 0: the policy still equals its reference, nothing was learnt"
+        return saturation_advice(logits, self._beta)

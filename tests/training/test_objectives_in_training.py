@@ -1,0 +1,297 @@
+"""The catalogue in the trainer: what it refuses, what it hands over, what it logs."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pgdpo.errors import InputError
+from pgdpo.objectives import PairInfo, available, build_objective
+from pgdpo.training.metrics import pair_metrics, watch_gradients
+from pgdpo_kernels import pair_errors
+from tests.worlds import launch, losses, metrics, run_pgdpo
+
+
+@pytest.fixture(autouse=True)
+def eager_kernels(monkeypatch):
+    """The kernels have tests of their own; Triton's interpreter would take most of the time here."""
+    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+
+
+def prepare_with(config_file, **columns):
+    """Prepare the toy's training pairs again with manifest columns; `columns`: row number -> value, None to omit.
+
+    Returns the override that trains on them.
+    """
+    output = config_file.parent / "out"
+    if (output / "prepared").is_symlink():  # shards stay valid: only the index is made anew
+        shared = (output / "prepared").resolve()
+        (output / "prepared").unlink()
+        shutil.copytree(shared, output / "prepared")
+    toy = output / "toy"
+    lines = []
+    for number, line in enumerate((toy / "train.jsonl").read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        row |= {side: str(toy.resolve() / row[side]) for side in ("chosen", "rejected")}
+        row |= {name: make(number) for name, make in columns.items()}
+        lines.append(json.dumps(row))
+    manifest = config_file.parent / "labelled.jsonl"
+    manifest.write_text("\n".join(lines), encoding="utf-8")
+    override = f"data.train={manifest}"
+    run_pgdpo("prepare", config_file, override, "data.held_out=null")
+    return override
+
+
+def train(config_file, name, *overrides):
+    run_pgdpo("train", config_file, f"name={name}", *overrides)
+    return metrics(config_file.parent / "out", name)
+
+
+def refusal(config_file, *overrides) -> str:
+    """The message of a `pgdpo train` that has no weights to load: what it names was found before them."""
+    nowhere = config_file.parent / "no_model"
+    with pytest.raises(InputError) as caught:
+        run_pgdpo("train", config_file, f"model.path={nowhere}", *overrides)
+    assert "no_model" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestCommand:
+    def run(self, *arguments):
+        program = (
+            "import sys; from pgdpo.cli import app; app(sys.argv[1:], standalone_mode=False); "
+            "sys.exit(3 * ('torch' in sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, "objectives", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_the_list_names_every_objective_and_imports_no_torch(self):
+        listing = self.run()
+        assert all(name in listing for name in available())
+        assert "2511.19049" in listing and "beta=5000" in listing and "segment_labels" in listing
+
+    def test_one_objective_is_shown_with_formula_options_and_confidence(self):
+        page = " ".join(self.run("rdpo").split())
+        assert "[(1−ε)ℓ(z) − εℓ(−z)]/(1−2ε)" in page and "label_smoothing" in page
+        assert "the authors' public code" in page and "2403.00409" in page
+
+    def test_markdown_has_a_row_for_every_name(self):
+        rows = self.run("--markdown").splitlines()
+        assert all(any(row.startswith(f"| `{name}` |") for row in rows) for name in available())
+
+    def test_an_unknown_name_is_refused_with_the_nearest(self):
+        with pytest.raises(InputError, match="did you mean `pg_dpo`"):
+            run_pgdpo("objectives", "pg_dpoo")
+
+
+class TestRefusals:
+    def test_a_column_that_no_row_has(self, config_file):
+        message = refusal(config_file, "objective={name: madpo}")
+        assert (
+            "`madpo`" in message and "`reward_margin`" in message and "row 1, pair `train-00000`" in message
+        )
+        assert "prepared/train/index.json" in message and "0 of 12" in message
+
+    @pytest.mark.parametrize("objective", ["madpo", "dpo"])
+    def test_a_column_that_some_rows_lack_needed_or_not(self, config_file, objective):
+        override = prepare_with(config_file, reward_margin=lambda row: None if row in (4, 7) else 0.5)
+        message = refusal(config_file, override, f"objective={{name: {objective}}}")
+        assert (
+            "`reward_margin`" in message and "row 5, pair `train-00004`" in message and "10 of 12" in message
+        )
+
+    @pytest.mark.parametrize(
+        ("column", "good", "bad"),
+        [
+            ("reward_margin", 0.5, "high"),
+            ("reward_margin", 0.5, True),
+            ("reward_margin", 0.5, [0.5]),
+            ("reward_margin", 0.5, math.nan),
+            ("probability", 0.5, 1.5),
+            ("weight", 1, -1),
+            ("reward", [1.0, 0.0], [1.0, 0.0, 0.0]),
+            ("reward", [1.0, 0.0], 1.0),
+            ("segment_labels", [1, -1], [1, 2]),
+            ("segment_labels", [1, -1], [1, 0.5]),
+            ("segment_labels", [1, -1], [1]),
+            ("group", 3, 3.5),
+            ("advantage", 1.0, [1.0, -1.0]),
+        ],
+    )
+    def test_a_value_of_a_wrong_kind(self, config_file, column, good, bad):
+        override = prepare_with(config_file, **{column: lambda row: bad if row == 2 else good})
+        message = refusal(config_file, override)
+        assert f"`{column}`" in message and "row 3, pair `train-00002`" in message and repr(bad) in message
+
+    def test_segments_that_do_not_fit(self, config_file):
+        override = prepare_with(config_file, segment_labels=lambda row: [1, 0, -1, 1, 1])
+        dense = (override, "objective={name: dense_dpo}")
+        assert "5 segments" in refusal(config_file, *dense) and "4 frames" in refusal(config_file, *dense)
+        assert "data.segments is 2" in refusal(config_file, *dense, "data.segments=2")
+
+    @pytest.mark.parametrize(
+        ("objective", "fragment"),
+        [
+            ("local_dpo", "region masks"),
+            ("spo", "siblings"),
+            ("tailor_dpo", "siblings"),
+            ("inpo", "diffusion.inversion_steps"),
+            ("inversion_dpo", "diffusion.inversion_steps"),
+        ],
+    )
+    def test_what_pairs_cannot_hold(self, config_file, objective, fragment):
+        message = refusal(config_file, f"objective={{name: {objective}}}")
+        assert f"`{objective}`" in message and fragment in message
+
+
+class TestSegments:
+    def test_labels_reach_the_objective(self, config_file):
+        """All segments agreeing is DPO; all disagreeing is DPO the other way round; all tied learns nothing."""
+        runs = {}
+        for name, label in (("agree", 1), ("oppose", -1), ("tie", 0)):
+            override = prepare_with(config_file, segment_labels=lambda row, label=label: [label] * 2)
+            runs[name] = train(config_file, name, override, "objective={name: dense_dpo, beta: 500}")
+        plain = train(
+            config_file, "plain", override, "objective.beta=1000"
+        )  # DenseDPO sums over two segments
+        assert [row["loss"] for row in runs["agree"]] == pytest.approx(
+            [row["loss"] for row in plain], rel=1e-5
+        )
+        assert runs["agree"][-1]["margin"] > 0 > runs["oppose"][-1]["margin"]
+        assert {row["margin"] for row in runs["tie"]} == {0.0}
+
+    def test_segments_may_be_asked_for_and_need_not_divide_the_frames(self, config_file):
+        last = train(config_file, "thirds", "data.segments=3", "objective={name: sgdpo, beta: 500}")[-1]
+        assert 0 < last["segment_reward_entropy"] < 1
+        assert all(0 < bucket["segment_reward_entropy"] < 1 for bucket in last["buckets"].values())
+        assert "segment_reward_entropy" not in train(config_file, "whole", "train.steps=1")[-1]
+
+
+class TestBeta:
+    def events(self, config_file, run):
+        path = config_file.parent / "out" / run / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    LONG = ("train.steps=21", "train.checkpoint_every=21")
+
+    def test_the_start_shows_beta_in_other_conventions(self, config_file, capfd):
+        train(config_file, "shown", "train.steps=1")
+        said = capfd.readouterr().out
+        assert "beta 500 elsewhere" in said and "250 " in said and "SimpleTuner" in said
+        train(config_file, "without", "train.steps=1", "objective={name: sft}")
+        assert "elsewhere" not in capfd.readouterr().out
+
+    @pytest.mark.parametrize(("beta", "word"), [("1.0e-4", "nothing"), ("500", None)])
+    def test_the_first_20_steps_are_judged(self, config_file, capfd, beta, word):
+        train(config_file, "run", f"objective={{name: dpo, beta: {beta}}}", *self.LONG)
+        said, events = capfd.readouterr().out, self.events(config_file, "run")
+        if word is None:
+            assert not events and "warning" not in said
+            return
+        assert [(event["step"], event["event"]) for event in events] == [(20, "beta")]
+        assert word in events[0]["message"] and said.count("warning") == 1
+
+    def test_two_ranks_warn_and_log_as_one(self, config_file):
+        """Names and means over micro-batches and ranks, with every diagnostic on; the advised beta over all ranks."""
+        options = (
+            "objective={name: dpo, beta: 1.0e+8, safeguard: {mu: 0.5}}", "data.segments=2", "train.learning_rate=1e-4",
+            *self.LONG,
+        )  # fmt: skip
+        one = train(config_file, "one", *options)
+        launch("train", config_file, "name=two", *options, ranks=2)
+        two = metrics(config_file.parent / "out", "two")
+        names = {"safeguard/lambda", "safeguard/cosine", "saturation", "segment_reward_entropy", "displacement",
+                 "gradient_share/rejected"}  # fmt: skip
+        for rows in (one, two):
+            assert all(
+                names <= set(row) and all(names <= set(b) for b in row["buckets"].values()) for row in rows
+            )
+        assert one[0]["saturation"] == 0 and one[-1]["saturation"] > 0.5
+        for name in names:
+            assert two[1][name] == pytest.approx(one[1][name], rel=1e-3), name
+        first, second = self.events(config_file, "one"), self.events(config_file, "two")
+        assert len(first) == len(second) == 1 and "saturates" in first[0]["message"]
+        assert "a beta near" in second[0]["message"]
+
+    def test_restart_forgets_the_warning(self, config_file):
+        train(config_file, "run", "objective={name: dpo, beta: 1.0e-4}", *self.LONG)
+        run_pgdpo("train", config_file, "name=run", "train.steps=1", "--restart")
+        assert self.events(config_file, "run") == []
+
+
+class TestDiagnostics:
+    @pytest.mark.parametrize("objective", ["dpo", "sft", "dspo", "inversion_dpo", "mapo", "dense_dpo"])
+    def test_gradient_share_is_that_of_the_prediction(self, objective):
+        torch.manual_seed(0)
+        policy = torch.randn(6, 2, 5, 3, 3, requires_grad=True)
+        target, reference = torch.randn_like(policy), policy.detach() + 0.1 * torch.randn_like(policy)
+        errors = pair_errors(policy, target, reference, segments=[0, 0, 0, 1, 1])
+        options = {"sft": {"on": "both"}, "mapo": {}}.get(objective, {"beta": 2.0})
+        built = build_objective(objective, **options)
+        output = built(errors, PairInfo(segment_labels=torch.tensor([[1.0, -1.0], [0.0, 1.0], [1.0, 1.0]])))
+        watch_gradients(errors)
+        output.loss.backward()
+        chosen, rejected = policy.grad.flatten(1).norm(dim=1).view(2, 3)
+        share = pair_metrics(errors, output)["gradient_share/rejected"]
+        torch.testing.assert_close(share, rejected / (chosen + rejected), rtol=1e-3, atol=1e-6)
+
+    def test_segment_entropy_is_1_for_an_even_and_0_for_a_lone_margin(self):
+        reference, target = torch.zeros(6, 1, 4, 2, 2), torch.zeros(6, 1, 4, 2, 2)
+        policy = torch.zeros_like(target)
+        policy[3] = 1.0  # pair 0: every frame of the rejected alike; pair 1: one frame; pair 2: nothing moved
+        policy[4, :, 3] = 1.0
+        errors = pair_errors(policy, target, reference, segments=4)
+        output = build_objective("dpo")(errors, PairInfo())
+        assert pair_metrics(errors, output)["segment_reward_entropy"].tolist() == pytest.approx([1, 0, 1])
+
+    def test_segment_entropy_against_numpy(self):
+        torch.manual_seed(1)
+        policy, target, reference = torch.randn(3, 4, 2, 5, 2, 2).unbind(0)
+        errors = pair_errors(policy, target, reference, segments=[0, 0, 1, 2, 2])
+        output = build_objective("dpo")(errors, PairInfo())
+        square = ((policy - target) ** 2 - (reference - target) ** 2).double().numpy()
+        part = square.transpose(0, 2, 1, 3, 4).reshape(4, 5, -1).sum(2)
+        sums = np.stack([part[:, :2].sum(1), part[:, 2], part[:, 3:].sum(1)], 1)
+        margin = np.abs(sums[2:] - sums[:2])
+        share = margin / margin.sum(1, keepdims=True)
+        expected = -(share * np.log(share)).sum(1) / np.log(3)
+        found = pair_metrics(errors, output)["segment_reward_entropy"].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    def test_saturation_counts_logits_beyond_8(self):
+        errors = pair_errors(
+            torch.zeros(4, 1, 1, 1, 1), torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+        )
+        output = build_objective("dpo")(errors, PairInfo())
+        output.logits = torch.tensor([-8.5, 7.9])
+        assert pair_metrics(errors, output)["saturation"].tolist() == [1, 0]
+
+
+def test_inversion_puts_the_targets_on_the_models_own_path(config_file):
+    """A model that was never trained misses drawn noise by far, and the noise that it inverted itself by little."""
+    once = ("train.steps=1",)
+    drawn = train(config_file, "drawn", *once)[0]
+    for objective in ("inpo", "inversion_dpo", "inversion_dpo, inverted_by: reference"):
+        override = f"objective={{name: {objective}}}"
+        name = objective.split()[-1]
+        row = train(config_file, name, override, "diffusion.inversion_steps=4", *once)[0]
+        assert row["error/chosen"] < 0.1 * drawn["error/chosen"]
+        assert row["loss"] == float(torch.tensor(math.log(2), dtype=torch.float32))
+
+
+def test_smpo_trains_on_inverted_noise_and_the_rows_probability(config_file):
+    override = prepare_with(config_file, probability=lambda row: 0.5 if row % 2 else 0.9)
+    rows = train(config_file, "smpo", override, "objective={name: smpo}", "diffusion.inversion_steps=2")
+    assert losses(config_file.parent / "out", "smpo")[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert rows[-1]["margin"] != 0
