@@ -7,6 +7,7 @@ from .gate_residual_norm_modulate import gate_residual_norm_modulate
 from .noise import noise_pair, pair_noise
 from .norm_modulate import norm_modulate
 from .pair_errors import pair_errors
+from .patch import apply_to, revert
 from .preference import preference_loss
 from .qk_norm_rope import qk_norm_rope
 from .types import PairErrors, PreferenceLoss
@@ -14,6 +15,7 @@ from .types import PairErrors, PreferenceLoss
 __all__ = [
     "PairErrors",
     "PreferenceLoss",
+    "apply_to",
     "diffusion_dpo_loss",
     "gate_residual",
     "gate_residual_norm_modulate",
@@ -24,5 +26,6 @@ __all__ = [
     "pair_noise",
     "preference_loss",
     "qk_norm_rope",
+    "revert",
     "set_backend",
 ]

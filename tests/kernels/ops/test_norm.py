@@ -1,7 +1,6 @@
 """`norm_modulate`, `gate_residual` and `gate_residual_norm_modulate` against float64, forward and backward."""
 
 import op_oracle as oracle
-import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

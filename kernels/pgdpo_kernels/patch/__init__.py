@@ -1,0 +1,99 @@
+"""Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
+
+A file per model family has SOURCES, the diffusers functions that it stands in for with digests of their code, and
+`replacements(model, ops)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import types
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from .replace import OPS, Ops, Replacement, Unsupported, check_sources
+
+__all__ = ["apply_to", "revert"]
+
+logger = logging.getLogger("pgdpo_kernels")
+FAMILIES = {
+    "WanTransformer3DModel": "wan",
+    "HunyuanVideoTransformer3DModel": "hunyuan_video",
+    "CogVideoXTransformer3DModel": "cogvideox",
+    "LTXVideoTransformer3DModel": "ltx",
+}
+STATE = "_pgdpo_kernels_replaced"
+
+
+def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool = False) -> list[str]:
+    """Replace the element-wise half of a diffusers video transformer's blocks by the fused ops.
+
+    Works on this instance alone, before or after a peft adapter is added to it, and keeps parameters, state dict
+    and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
+    and eager maths in every call.
+
+    Args:
+        model: WanTransformer3DModel, HunyuanVideoTransformer3DModel, CogVideoXTransformer3DModel or
+            LTXVideoTransformer3DModel, also inside a PeftModel, a `.module` wrapper or torch.compile's.
+        ops: `all`, or names out of norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope.
+        strict: raise where the model cannot be patched; by default it stays untouched, with a warning.
+
+    Returns:
+        What was replaced, such as `blocks.0.forward` and `blocks.0.attn1.processor`; also logged.
+
+    Raises:
+        ValueError: an unknown name in `ops`.
+        TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
+            blocks are wrapped already.
+    """
+    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if names - set(OPS):
+        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    revert(model)
+    model = unwrapped(model)
+    try:
+        found = plan(model, Ops.choose(names))
+    except Unsupported as reason:
+        if strict:
+            raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
+        warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
+        return []
+    setattr(model, STATE, [(item, item.install()) for item in found])
+    replaced = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
+    return replaced
+
+
+def revert(model: nn.Module) -> None:
+    """Give the instance back what `apply_to` replaced; nothing happens where nothing was."""
+    model = unwrapped(model)
+    for item, original in reversed(model.__dict__.pop(STATE, [])):
+        item.restore(original)
+
+
+def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
+    name = type(model).__name__
+    if name not in FAMILIES or not type(model).__module__.startswith("diffusers."):
+        raise Unsupported(f"known are {', '.join(FAMILIES)} of diffusers")
+    family = importlib.import_module(f".{FAMILIES[name]}", __name__)
+    check_sources(family.SOURCES)
+    found = family.replacements(model, ops)
+    for item in found:
+        item.check()
+    return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The diffusers model inside peft's, DeepSpeed's, DDP's or torch.compile's wrapper."""
+    while type(model).__name__ not in FAMILIES:
+        if isinstance(getattr(model, "get_base_model", None), types.MethodType):
+            inner = model.get_base_model()
+        else:
+            inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module) or inner is model:
+            break
+        model = inner
+    return model

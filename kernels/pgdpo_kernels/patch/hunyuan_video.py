@@ -1,0 +1,190 @@
+"""HunyuanVideo: dual and single blocks; the token-replace blocks of its image model keep their own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
+from diffusers.models.transformers.transformer_hunyuan_video import (
+    HunyuanVideoAttnProcessor2_0,
+    HunyuanVideoSingleTransformerBlock,
+    HunyuanVideoTransformerBlock,
+)
+from torch import nn
+
+from .replace import Forward, Ops, Processor, Replacement, promoted
+
+# As in diffusers 0.38 to 0.42.1
+SOURCES = {
+    HunyuanVideoTransformerBlock.forward: "dc6d07e7f1c452e3",
+    HunyuanVideoSingleTransformerBlock.forward: "3e921434984e3891",
+    HunyuanVideoAttnProcessor2_0.__call__: "9d2e9a44e1dc2bf7",
+    AdaLayerNormZero.forward: "93374820c014f812",
+    AdaLayerNormZeroSingle.forward: "d48dfb2b1e75e64f",
+    apply_rotary_emb: "a25267d425f8c5ea",
+}
+
+
+def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
+    forwards = {
+        HunyuanVideoTransformerBlock: dual_forward(ops),
+        HunyuanVideoSingleTransformerBlock: single_forward(ops),
+    }
+    found = []
+    for stack in ("transformer_blocks", "single_transformer_blocks"):
+        for index, block in enumerate(getattr(model, stack)):
+            path = f"{stack}.{index}"
+            if ops.in_blocks and type(block) in forwards:
+                found.append(Forward(block, path, forwards[type(block)]))
+            if ops.in_attention:
+                processor = FusedHunyuanVideoAttnProcessor(ops)
+                found.append(
+                    Processor(block.attn, f"{path}.attn", processor, (HunyuanVideoAttnProcessor2_0,))
+                )
+    return found
+
+
+def dual_forward(ops: Ops) -> Callable:
+    def forward(
+        self: HunyuanVideoTransformerBlock,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        freqs_cis: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *args,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation(self.norm1, temb, 6)
+        text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = modulation(
+            self.norm1_context, temb, 6
+        )
+        hidden_states = promoted(hidden_states, gate)
+        encoder_hidden_states = promoted(encoder_hidden_states, text_gate)
+        branch, text_branch = self.attn(
+            hidden_states=ops.norm_modulate(hidden_states, scale, shift, eps=self.norm1.norm.eps),
+            encoder_hidden_states=ops.norm_modulate(
+                encoder_hidden_states, text_scale, text_shift, eps=self.norm1_context.norm.eps
+            ),
+            attention_mask=attention_mask,
+            image_rotary_emb=freqs_cis,
+        )
+        hidden_states, normed = ops.gate_residual_norm_modulate(
+            hidden_states, branch, gate, ff_scale, ff_shift, eps=self.norm2.eps
+        )
+        encoder_hidden_states, text_normed = ops.gate_residual_norm_modulate(
+            encoder_hidden_states,
+            text_branch,
+            text_gate,
+            text_ff_scale,
+            text_ff_shift,
+            eps=self.norm2_context.eps,
+        )
+        return (
+            ops.gate_residual(hidden_states, self.ff(normed), ff_gate),
+            ops.gate_residual(encoder_hidden_states, self.ff_context(text_normed), text_ff_gate),
+        )
+
+    return forward
+
+
+def single_forward(ops: Ops) -> Callable:
+    def forward(
+        self: HunyuanVideoSingleTransformerBlock,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *args,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text = encoder_hidden_states.shape[1]
+        shift, scale, gate = modulation(self.norm, temb, 3)
+        residual = promoted(torch.cat([hidden_states, encoder_hidden_states], dim=1), gate)
+        normed = ops.norm_modulate(residual, scale, shift, eps=self.norm.norm.eps)
+        mlp = self.act_mlp(self.proj_mlp(normed))
+        branch, text_branch = self.attn(
+            hidden_states=normed[:, :-text],
+            encoder_hidden_states=normed[:, -text:],
+            attention_mask=attention_mask,
+            image_rotary_emb=image_rotary_emb,
+        )
+        branch = torch.cat([torch.cat([branch, text_branch], dim=1), mlp], dim=2)
+        hidden_states = ops.gate_residual(residual, self.proj_out(branch), gate)
+        return hidden_states[:, :-text], hidden_states[:, -text:]
+
+    return forward
+
+
+def modulation(norm: nn.Module, temb: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    return norm.linear(norm.silu(temb)).chunk(parts, dim=1)
+
+
+class FusedHunyuanVideoAttnProcessor:
+    """`HunyuanVideoAttnProcessor2_0`."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, ops: Ops):
+        self.ops = ops
+
+    def normed(self, attn, query, key, norm_q, norm_k, tables=(None, None), tokens=0):
+        norms = {"norm": "none"}
+        if norm_q is not None:
+            norms = {"norm": "rms_head", "eps": norm_q.eps}
+            norms |= {"q_weight": norm_q.weight, "k_weight": norm_k.weight}
+        cos, sin = tables
+        return self.ops.qk_norm_rope(
+            query, key, cos=cos, sin=sin, num_heads=attn.heads, rope_len=tokens, **norms
+        )
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        turned = hidden_states.shape[1]
+        single = attn.add_q_proj is None
+        if single and text:
+            hidden_states = torch.cat([hidden_states, encoder_hidden_states], dim=1)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        tables = image_rotary_emb or (None, None)
+        query, key = self.normed(attn, query, key, attn.norm_q, attn.norm_k, tables, turned)
+        if not single and text:
+            text_query = attn.add_q_proj(encoder_hidden_states)
+            text_key = attn.add_k_proj(encoder_hidden_states)
+            text_query, text_key = self.normed(
+                attn, text_query, text_key, attn.norm_added_q, attn.norm_added_k
+            )
+            query, key = torch.cat([query, text_query], dim=1), torch.cat([key, text_key], dim=1)
+            value = torch.cat([value, attn.add_v_proj(encoder_hidden_states)], dim=1)
+
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=0.0,
+            is_causal=False,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)
+        if encoder_hidden_states is None:
+            return hidden_states, None
+        hidden_states, encoder_hidden_states = hidden_states[:, :-text], hidden_states[:, -text:]
+        if getattr(attn, "to_out", None) is not None:
+            hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if getattr(attn, "to_add_out", None) is not None:
+            encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
+        return hidden_states, encoder_hidden_states

@@ -1,0 +1,139 @@
+"""What all families share: the choice of ops, one replacement and its way back, and the check of sources."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from ..gate_residual import gate_residual
+from ..gate_residual_norm_modulate import gate_residual_norm_modulate
+from ..norm_modulate import norm_modulate
+from ..qk_norm_rope import qk_norm_rope
+from ..reference import hidden as eager
+
+
+class Unsupported(Exception):
+    """Why a model cannot be patched."""
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The functions that a patched block calls: fused where chosen, else the eager maths."""
+
+    norm_modulate: Callable
+    gate_residual: Callable
+    gate_residual_norm_modulate: Callable
+    qk_norm_rope: Callable
+
+    @classmethod
+    def choose(cls, names: set[str]) -> Ops:
+        return cls(**{name: op if name in names else getattr(eager, name) for name, op in FUSED.items()})
+
+    @property
+    def in_blocks(self) -> bool:
+        return any(getattr(self, name) is FUSED[name] for name in OPS if name != "qk_norm_rope")
+
+    @property
+    def in_attention(self) -> bool:
+        return self.qk_norm_rope is qk_norm_rope
+
+
+OPS = tuple(field.name for field in fields(Ops))
+FUSED = {
+    "norm_modulate": norm_modulate,
+    "gate_residual": gate_residual,
+    "gate_residual_norm_modulate": gate_residual_norm_modulate,
+    "qk_norm_rope": qk_norm_rope,
+}
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Another `forward` for one module."""
+
+    module: nn.Module
+    path: str
+    function: Callable  # of the module and forward's arguments
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}.forward"
+
+    def check(self) -> None:
+        if "forward" in self.module.__dict__:
+            raise Unsupported(f"{self.name} is replaced already, by a hook or another patch")
+
+    def install(self) -> None:
+        self.module.forward = types.MethodType(self.function, self.module)
+
+    def restore(self, original: None) -> None:
+        if getattr(self.module.__dict__.get("forward"), "__func__", None) is self.function:
+            del self.module.forward
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Another attention processor, through diffusers' own setter."""
+
+    module: nn.Module
+    path: str
+    processor: Callable
+    known: tuple[type, ...]  # the classes of processors that it stands in for
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}.processor"
+
+    def check(self) -> None:
+        if type(self.module.processor) not in self.known:
+            raise Unsupported(f"{self.name} is a {type(self.module.processor).__name__}")
+
+    def install(self) -> Callable:
+        original = self.module.processor
+        hand_over(original, self.processor)
+        self.module.set_processor(self.processor)
+        return original
+
+    def restore(self, original: Callable) -> None:
+        if type(self.module.processor) is type(self.processor):
+            hand_over(self.module.processor, original)
+            self.module.set_processor(original)
+
+
+Replacement = Forward | Processor
+
+
+def hand_over(old: Callable, new: Callable) -> None:
+    """The attention backend and the context-parallel settings, which diffusers keeps on processors."""
+    for name in ("_attention_backend", "_parallel_config"):
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
+
+
+def check_sources(sources: dict[Callable, str]) -> None:
+    """Refuse diffusers' code that differs from what was replaced here: a version's number does not tell."""
+    import diffusers
+
+    for function, known in sources.items():
+        if digest(function) != known:
+            raise Unsupported(
+                f"{function.__qualname__} of diffusers {diffusers.__version__} is not known here"
+            )
+
+
+def digest(function: Callable) -> str:
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+
+
+def promoted(hidden: torch.Tensor, *modulation: torch.Tensor) -> torch.Tensor:
+    """The residual stream in the dtype that `hidden + branch * gate` gives it in eager code."""
+    dtype = hidden.dtype
+    for tensor in modulation:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return hidden.to(dtype)

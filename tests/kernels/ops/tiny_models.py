@@ -1,0 +1,115 @@
+"""Real diffusers transformers of every family, a few thousand parameters each, and inputs for them."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
+from op_oracle import DEVICE
+
+
+def wan(image=False, per_token=False, **config):
+    config = {
+        "num_attention_heads": 3,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+    } | config
+    config |= {"text_dim": 8, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 16}
+    if image:
+        config |= {"image_dim": 8, "added_kv_proj_dim": 48, "num_layers": 1}
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 2, 4, 4),
+        "timestep": torch.rand(2, 8) * 1000 if per_token else torch.tensor([100.0, 700.0]),
+        "encoder_hidden_states": torch.randn(
+            2, 512 if image else 5, 8
+        ),  # diffusers cuts the image off by 512
+    }
+    if image:
+        inputs["encoder_hidden_states_image"] = torch.randn(2, 3, 8)
+    return WanTransformer3DModel(**config), inputs
+
+
+def hunyuan_video(image=None):
+    config = dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1)
+    config |= dict(num_single_layers=1, num_refiner_layers=1, text_embed_dim=8, pooled_projection_dim=8)
+    config |= dict(rope_axes_dim=(4, 6, 6), image_condition_type=image)
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 2, 4, 4),
+        "timestep": torch.tensor([100, 700]),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        "pooled_projections": torch.randn(2, 8),
+        "guidance": torch.tensor([1000.0, 6000.0]),
+    }
+    return HunyuanVideoTransformer3DModel(**config), inputs
+
+
+def cogvideox(rotary=True):
+    """With the rotation as 5b has it, without as 2b."""
+    config = dict(num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2)
+    config |= dict(time_embed_dim=8, text_embed_dim=8, sample_width=4, sample_height=4, sample_frames=5)
+    config |= dict(max_text_seq_length=3, use_rotary_positional_embeddings=rotary)
+    inputs = {
+        "hidden_states": torch.randn(2, 2, 4, 4, 4),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "timestep": torch.tensor([100, 700]),
+    }
+    if rotary:
+        angles = torch.rand(8, 8).repeat_interleave(2, -1)
+        inputs["image_rotary_emb"] = (angles.cos().to(DEVICE), angles.sin().to(DEVICE))
+    return CogVideoXTransformer3DModel(**config), inputs
+
+
+def ltx(per_token=False):
+    config = dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2)
+    config |= dict(cross_attention_dim=16, caption_channels=8)
+    inputs = {
+        "hidden_states": torch.randn(2, 8, 4),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "timestep": torch.rand(2, 8) * 1000 if per_token else torch.tensor([100.0, 700.0]),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        **{"num_frames": 2, "height": 2, "width": 2},
+    }
+    return LTXVideoTransformer3DModel(**config), inputs
+
+
+FAMILIES = {"wan": wan, "hunyuan_video": hunyuan_video, "cogvideox": cogvideox, "ltx": ltx}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **options):
+    """A model as `from_pretrained(torch_dtype=dtype)` leaves it, and its inputs."""
+    torch.manual_seed(seed)
+    model, inputs = FAMILIES[family](**options)
+    for parameter in model.parameters():  # not the ones, zeros and tiny numbers of an initialization
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.to(DEVICE, dtype)
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
+            module.float()
+    for name, parameter in model.named_parameters():
+        if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
+            parameter.data = parameter.data.float()
+    return model, {key: cast(value, dtype) for key, value in inputs.items()}
+
+
+def cast(value, dtype):
+    floats = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.dim() > 2
+    return (
+        value.to(DEVICE, dtype) if floats else value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+    )
+
+
+def step(model, inputs) -> list[torch.Tensor]:
+    """The output, and the gradient of every parameter and of the latents."""
+    latents = inputs["hidden_states"].detach().requires_grad_()
+    output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
+    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    wanted = [latents, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
+    unused = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted, strict=True))
+    return [output.detach(), *unused]
