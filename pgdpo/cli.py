@@ -106,6 +106,23 @@ def quickstart(
 
 
 @app.command()
+def study(
+    config: Annotated[str, typer.Argument(help="A study's YAML file, or the one that ships.")] = "study.yaml",
+    overrides: Overrides = None,
+) -> None:
+    """Train and evaluate a list of objectives at equal budget over seeds, and compare them; goes on where it stopped.
+
+    Example: pgdpo study study.yaml seeds=[0] changes=[train.steps=60]
+    """
+    from pgdpo.config import load_study
+
+    loaded = load_study(config, overrides)
+    from pgdpo.study import run_study
+
+    run_study(*loaded)
+
+
+@app.command()
 def objectives(
     name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,

@@ -6,11 +6,12 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pgdpo.errors import InputError
 from pgdpo.objectives import check_options
@@ -171,6 +172,27 @@ class Config(Section):
         return self
 
 
+class StudyConfig(Section):
+    output_dir: Path = Field(
+        description="Holds the prepared pairs, a folder per run, study.json and study.png."
+    )
+    base: str = Field("quickstart.yaml", description="The configuration that every run starts from.")
+    changes: list[str] = Field([], description="Changes to it for all runs, such as train.steps=60.")
+    seeds: list[int] = Field(
+        min_length=1, description="train.seed of the runs: order, timesteps, noise, adapters."
+    )
+    objectives: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Label -> options; `name` says which objective, by default the label."
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed must be given once")
+        return seeds
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read and check a YAML configuration.
 
@@ -180,6 +202,39 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises InputError naming the file, the line, the key, the value, what is allowed and the nearest known key.
     """
     file = find_config(path)
+    text, raw = _read(file, overrides, Config)
+    return _checked(Config, file, text, raw)
+
+
+def load_study(
+    path: str | Path, overrides: list[str] | None = None
+) -> tuple[StudyConfig, dict[str, list[Config]]]:
+    """Read and check a study: (the study, label -> one configuration per seed).
+
+    The runs' `output_dir` is the study's, their `name` is `<label>-seed<seed>`. Raises InputError as `load_config`
+    does, for the study's file and for its base.
+    """
+    file = find_config(path)
+    text, raw = _read(file, overrides, StudyConfig)
+    study = _checked(StudyConfig, file, text, raw)
+    base = load_config(study.base, study.changes)
+    runs = {}
+    for label, options in study.objectives.items():
+        if not re.fullmatch(r"[\w.-]+", label):
+            raise InputError(
+                f"{file}: objectives: label {label!r} names folders: letters, digits, `_`, `-`, `.` only"
+            )
+        shared = base.model_dump() | {"output_dir": study.output_dir, "objective": {"name": label, **options}}
+        for seed in study.seeds:
+            run = shared | {"name": f"{label}-seed{seed}", "train": {**shared["train"], "seed": seed}}
+            runs.setdefault(label, []).append(
+                _checked(Config, f"{file}: objectives.{label}, seed {seed}", "", run)
+            )
+    return study, runs
+
+
+def _read(file: Path, overrides: list[str] | None, model: type[BaseModel]) -> tuple[str, dict]:
+    """(a YAML file's text, its mapping with the overrides applied)."""
     try:
         text = file.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -187,18 +242,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise InputError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise InputError(
-            f"{file}: holds {type(raw).__name__}, expected a mapping with the keys {', '.join(_keys())}"
+            f"{file}: holds {type(raw).__name__}, expected a mapping with the keys {', '.join(model.model_fields)}"
         )
     for override in overrides or []:
         _apply_override(raw, override)
+    return text, raw
+
+
+def _checked(model: type[BaseModel], where: Path | str, text: str, raw: dict):
     try:
-        return Config.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         lines = _line_numbers(text)
-        raise InputError("\n".join(_explain(file, lines, item) for item in error.errors())) from error
+        raise InputError("\n".join(_explain(model, where, lines, item) for item in error.errors())) from error
     except InputError as error:  # an objective's option
         line = _line_numbers(text).get(("objective",))
-        raise InputError(f"{file}{f':{line}' if line else ''}: objective: {error}") from error
+        raise InputError(f"{where}{f':{line}' if line else ''}: objective: {error}") from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -212,10 +271,6 @@ def find_config(path: str | Path) -> Path:
     raise InputError(
         f"{path}: no such configuration file; give a path, or one that ships: {', '.join(names)}"
     )
-
-
-def _keys(model: type[BaseModel] = Config) -> list[str]:
-    return list(model.model_fields)
 
 
 def _apply_override(raw: dict, override: str) -> None:
@@ -238,31 +293,32 @@ def _apply_override(raw: dict, override: str) -> None:
         raise InputError(f"override `{override}`: `{value}` is not YAML") from error
 
 
-def _explain(file: Path, lines: dict[tuple, int], error: dict) -> str:
+def _explain(model: type[BaseModel], file: Path | str, lines: dict[tuple, int], error: dict) -> str:
     location = tuple(part for part in error["loc"] if not isinstance(part, str) or part.isidentifier())
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
     where = f"{file}{f':{line}' if line else ''}"
     key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(model, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean `{close[0]}`? " if close else ""
         return f"{where}: unknown key `{key}`: {hint}allowed here: {', '.join(known)}"
     if error["type"] == "missing":
-        return f"{where}: key `{key}` is missing: {_describe(location)}"
+        return f"{where}: key `{key}` is missing: {_describe(model, location)}"
     message = error["msg"].removeprefix("Value error, ")
     if not key:
         return f"{where}: {message}"
-    return f"{where}: `{key}` is {error['input']!r}: {message[0].lower()}{message[1:]}. {_describe(location)}".rstrip()
+    about = _describe(model, location)
+    return f"{where}: `{key}` is {error['input']!r}: {message[0].lower()}{message[1:]}. {about}".rstrip()
 
 
-def _keys_at(location: tuple) -> list[str]:
-    model = _model_at(location)
-    return _keys(model) if model else []
+def _keys_at(root: type[BaseModel], location: tuple) -> list[str]:
+    model = _model_at(root, location)
+    return list(model.model_fields) if model else []
 
 
-def _model_at(location: tuple) -> type[BaseModel] | None:
-    model: type[BaseModel] = Config
+def _model_at(root: type[BaseModel], location: tuple) -> type[BaseModel] | None:
+    model: type[BaseModel] = root
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         options = [annotation, *getattr(annotation, "__args__", ())]
@@ -272,8 +328,8 @@ def _model_at(location: tuple) -> type[BaseModel] | None:
     return model
 
 
-def _describe(location: tuple) -> str:
-    model = _model_at(location[:-1])
+def _describe(root: type[BaseModel], location: tuple) -> str:
+    model = _model_at(root, location[:-1])
     field = model.model_fields.get(location[-1]) if model else None
     return field.description or "" if field else ""
 

@@ -1,0 +1,142 @@
+"""A list of objectives on one world at equal budget, over seeds: train, evaluate, compare.
+
+A run that finished is not repeated and one that stopped goes on from its last checkpoint, so the same command
+may be given again at any time.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from statistics import median
+
+import yaml
+from pydantic import ValidationError
+
+from pgdpo.config import Config, StudyConfig
+from pgdpo.console import console, say
+from pgdpo.data.files import atomic_path, write_json
+from pgdpo.errors import InputError
+from pgdpo.evaluation.evaluate import machine, versions
+from pgdpo.evaluation.formats import duration
+from pgdpo.evaluation.study import draw, study_table, summarise
+from pgdpo.objectives import build_objective
+from pgdpo.pipeline import run_evaluate, run_prepare, run_train
+from pgdpo.training.metrics import read_metrics
+from pgdpo.training.pairs import check_data, frame_segments
+from pgdpo.training.policy import open_pairs
+
+
+def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
+    """Every run, one after the other, in this process; `runs` is `load_study`'s. Writes study.json and study.png.
+
+    Returns what study.json holds. A run whose numbers stop being finite is recorded as failed and the study goes on.
+    Raises InputError, before the first run, for data that lacks what an objective needs and for folders that hold
+    runs of other settings.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("`pgdpo study` trains its runs in one process: start it without a launcher")
+    jobs = [(label, config) for label, configs in runs.items() for config in configs]
+    for _, config in jobs:
+        _refuse_other_settings(config)
+    run_prepare(jobs[0][1])  # the same pairs for all
+    _check_objectives([configs[0] for configs in runs.values()])
+    rows, spent = [], []
+    for number, (label, config) in enumerate(jobs, start=1):
+        done = _is_finished(config)
+        left = f", eta {duration(sum(spent) / len(spent) * (len(jobs) - number + 1))}" if spent else ""
+        say(f"[bold]{number}/{len(jobs)}[/] {config.run_dir.name}{': is there already' if done else left}")
+        started = time.perf_counter()
+        failure = None if done else _run(config)
+        if not done:
+            spent.append(time.perf_counter() - started)
+        rows.append(_row(label, config, failure))
+    return _write(study, jobs[0][1], rows)
+
+
+def _run(config: Config) -> str | None:
+    """Train and evaluate. Returns why it failed, if it did."""
+    try:
+        run_train(config, resume=True)
+        run_evaluate(config)
+    except InputError as error:  # settings and data were checked: the loss stopped being finite
+        say(f"[yellow]failed[/] {config.run_dir.name}: {error}")
+        return str(error)
+    finally:
+        gc.collect()  # the engine's cycles hold the last run's model
+    return None
+
+
+def _row(label: str, config: Config, failure: str | None) -> dict:
+    row = {
+        "label": label,
+        "objective": config.objective["name"],
+        "options": config.objective_options,
+        "seed": config.train.seed,
+        "run": config.run_dir.name,
+        "failed": failure,
+    }
+    if failure is not None:
+        return row
+    results = json.loads((config.run_dir / "results.json").read_text(encoding="utf-8"))
+    held_out = results["displacement"]
+    seconds = [metrics["seconds"] for metrics in read_metrics(config.run_dir)]
+    return row | {
+        "steps": results["steps"],
+        "win_rate": results["win_rate"],
+        "reward": results["reward"],
+        "displacement": {name: held_out[name] for name in ("value", "low", "high", "pairs")},
+        "margin": held_out["margin"],
+        "implicit_accuracy": held_out["implicit_accuracy"],
+        "seconds_per_step": median(seconds[1:] or seconds),  # the first one warms up
+    }
+
+
+def _write(study: StudyConfig, config: Config, rows: list[dict]) -> dict:
+    """study.json, study.png and the table."""
+    train = config.train
+    result = {
+        "study": study.model_dump(mode="json"),
+        "budget": {"steps": train.steps, "pairs_per_step": train.global_batch_pairs},
+        "machine": machine(),
+        "versions": versions(),
+        "objectives": summarise(rows),
+        "runs": rows,
+    }
+    write_json(study.output_dir / "study.json", result)
+    with atomic_path(study.output_dir / "study.png") as temporary:
+        draw(result, temporary)
+    console.print(study_table(result), soft_wrap=False)
+    say(f"study   -> {study.output_dir / 'study.json'}, {study.output_dir / 'study.png'}")
+    return result
+
+
+def _check_objectives(configs: list[Config]) -> None:
+    """Refuse an objective that the pairs can't feed before the hours spent on the others."""
+    data = open_pairs(configs[0], "train")
+    for config in configs:
+        objective = build_objective(config.objective["name"], **config.objective_options)
+        check_data(objective, config, data)
+        frame_segments(objective, config, data)
+
+
+def _refuse_other_settings(config: Config) -> None:
+    saved = config.run_dir / "config.yaml"
+    if not saved.is_file():
+        return
+    try:
+        same = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8"))) == config
+    except (ValidationError, InputError, yaml.YAMLError):
+        same = False
+    if not same:
+        raise InputError(
+            f"{saved}: this run was made with other settings than the study has now: give the study another "
+            "output_dir, or remove this folder"
+        )
+
+
+def _is_finished(config: Config) -> bool:
+    path = config.run_dir / "results.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["steps"] == config.train.steps
