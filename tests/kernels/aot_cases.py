@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 
+import aot_ops
 from aot import Case
 
 
 def cases(full: bool) -> list[Case]:
     """Every kernel; with `full` in every combination of dtypes and switches that changes its shape."""
-    return [*pair_sums(full), *pair_second_stage(full), *pair_gradients(full), *noises(full)]
+    return [
+        *pair_sums(full),
+        *pair_second_stage(full),
+        *pair_gradients(full),
+        *noises(full),
+        *aot_ops.cases(full),
+    ]
 
 
 def pair_sums(full: bool) -> list[Case]:

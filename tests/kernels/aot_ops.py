@@ -6,23 +6,26 @@ import itertools
 
 from aot import Case
 
-# Wan-1.3B, LTX, HunyuanVideo and CogVideoX-5B, FLUX-like, Wan-14B; heads as these models cut them
-WIDTHS = {1536: 128, 2048: 64, 3072: 128, 4096: 128, 5120: 128}
+# Hidden size and head size: Wan-1.3B, CogVideoX-2b, LTX-2B, HunyuanVideo, LTX-13B, Wan-14B
+WIDTHS = {1536: 128, 1920: 64, 2048: 64, 3072: 128, 4096: 128, 5120: 128}
 
 
 def cases(full: bool) -> list[Case]:
-    """With `full` every width, dtype and switch; else the smallest and the widest in bf16, frozen parameters."""
-    widths = list(WIDTHS) if full else [1536, 5120]
-    kinds = ["bf16", "fp32"] if full else ["bf16"]
-    sums = [False, True] if full else [False]
+    """With `full` every width, dtype and switch; else what needs most registers: the widest, with all sums."""
+    if not full:
+        return [
+            norm_forward(5120, "bf16", True),
+            norm_backward(5120, "bf16", True),
+            qk_backward(5120, "bf16", True),
+        ]
     out = []
-    for width, kind in itertools.product(widths, kinds):
-        out += [norm_forward(width, kind, branch) for branch in ([False, True] if full else [True])]
+    for width, kind in itertools.product(WIDTHS, ["bf16", "fp32"]):
+        out += [norm_forward(width, kind, branch) for branch in (False, True)]
         out += [gate_forward(width, kind), qk_forward(width, kind)]
-        for trained in sums:
+        for trained in (False, True):
             out += [norm_backward(width, kind, trained), qk_backward(width, kind, trained)]
             out.append(gate_backward(width, kind, trained))
-    return out
+    return out + [column_sums(width) for width in WIDTHS]
 
 
 def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0)) -> Case:
@@ -103,7 +106,8 @@ def heads(width) -> dict:
 
     head = WIDTHS[width]
     a, b = pieces(width // head)
-    norm, half = ("rms_head", False) if width == 3072 else ("rms_full", width == 2048)
+    norm = {3072: "rms_head", 1920: "layer_head"}.get(width, "rms_full")
+    half = width in (2048, 4096)
     shape = dict(NORM=norm, SHARED=not half, HALF=half, H=width // head, HEAD=head, A=a, B=b)
     return shape | dict(WEIGHT=True, ROPE=True)
 
@@ -123,3 +127,12 @@ def qk_backward(width, kind, trained) -> Case:
     constants = heads(width) | dict(SUMS=trained)
     tables = ("cos", "sin", "sums")
     return case(kernel, "qk_backward", width, kind, tensors, tables, constants, vectors, (4, 2))
+
+
+def column_sums(width) -> Case:
+    from pgdpo_kernels.row_jit import column_sums as kernel
+    from pgdpo_kernels.rows import SUM_TILE
+
+    rows, columns = SUM_TILE
+    pointers = dict.fromkeys(("partials", "out"), "fp32")
+    return Case(f"column_sums {width}", kernel, pointers, dict(D=width, ROWS=rows, COLUMNS=columns), 128)

@@ -1,0 +1,160 @@
+"""Bytes that the element-wise half of one transformer block moves and keeps, eager and fused.
+
+Real diffusers blocks at full width on fake tensors, which hold no data: every operation's inputs and outputs are
+counted as they pass the dispatcher, but for matrix products, attention and the activations of the feed-forward.
+Parameters are frozen, as under LoRA. `python tests/kernels/ops/block_bytes.py` prints the table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # fused ops then take CPU tensors; none of their kernels runs
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+TOKENS, TEXT = 9360, 256
+HEAVY = ("mm", "addmm", "bmm", "scaled_dot_product", "gelu", "silu", "t.default")
+
+
+class Counted(TorchDispatchMode):
+    """Adds up the bytes of what every operation reads and writes; views and allocations move none."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.name().removeprefix("aten::")
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not views and not name.startswith(("empty", "new_empty")) and not any(h in name for h in HEAVY):
+            tensors = {id(x): x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors.values())
+        return out
+
+
+@dataclass
+class Bytes:
+    """Per element of the block's hidden states; `saved` is what autograd keeps for backward."""
+
+    forward: float
+    backward: float
+    saved: float
+
+
+def measure(run: Callable[[], torch.Tensor | tuple], elements: int, parameters: set[int]) -> Bytes:
+    saved = {}
+
+    def pack(x):
+        if id(x) not in parameters:
+            saved[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with Counted() as forward, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = run()
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    slopes = [torch.empty_like(x) for x in outputs]
+    with Counted() as backward:
+        torch.autograd.backward(outputs, slopes)
+    return Bytes(forward.bytes / elements, backward.bytes / elements, sum(saved.values()) / elements)
+
+
+def hidden(tokens: int, width: int) -> torch.Tensor:
+    return torch.empty(1, tokens, width, dtype=torch.bfloat16).requires_grad_()
+
+
+def wan(heads=12, head=128, per_token=False):
+    from diffusers import WanTransformer3DModel
+
+    width = heads * head
+    model = WanTransformer3DModel(num_attention_heads=heads, num_layers=1, ffn_dim=4 * width)
+    tables = [torch.empty(1, TOKENS, 1, head) for _ in range(2)]
+    temb = torch.empty(1, *[TOKENS] * per_token, 6, width, dtype=torch.bfloat16)
+    text = torch.empty(1, TEXT, width, dtype=torch.bfloat16)
+    return model, lambda: model.blocks[0](hidden(TOKENS, width), text, temb, tables), TOKENS * width
+
+
+def hunyuan(stack):
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    model = HunyuanVideoTransformer3DModel(num_layers=1, num_single_layers=1, num_refiner_layers=1)
+    tables = [torch.empty(TOKENS, 128) for _ in range(2)]
+    temb = torch.empty(1, 3072, dtype=torch.bfloat16)
+
+    def run():
+        return getattr(model, stack)[0](hidden(TOKENS, 3072), hidden(TEXT, 3072), temb, None, tables)
+
+    return model, run, (TOKENS + TEXT) * 3072
+
+
+def cogvideox():
+    from diffusers import CogVideoXTransformer3DModel
+
+    model = CogVideoXTransformer3DModel(num_attention_heads=48, num_layers=1)
+    tables = [torch.empty(TOKENS, 64) for _ in range(2)]
+    temb = torch.empty(1, 512, dtype=torch.bfloat16)
+
+    def run():
+        return model.transformer_blocks[0](hidden(TOKENS, 3072), hidden(TEXT, 3072), temb, tables)
+
+    return model, run, (TOKENS + TEXT) * 3072
+
+
+def ltx():
+    from diffusers import LTXVideoTransformer3DModel
+
+    model = LTXVideoTransformer3DModel(num_layers=1)
+    temb, text = torch.empty(1, 1, 6 * 2048), torch.empty(1, TEXT, 2048)
+    temb, text = temb.to(torch.bfloat16), text.to(torch.bfloat16)
+
+    def run():
+        half = "forward" in model.rope.__dict__
+        tables = [torch.empty(1, TOKENS, 1024 if half else 2048) for _ in range(2)]
+        return model.transformer_blocks[0](hidden(TOKENS, 2048), text, temb, tables)
+
+    return model, run, TOKENS * 2048
+
+
+BLOCKS = {
+    "Wan 2.1, 1.3B": wan,
+    "Wan 2.1, 14B": lambda: wan(heads=40),
+    "Wan 2.2, 5B, a timestep per token": lambda: wan(heads=24, per_token=True),
+    "HunyuanVideo, dual": lambda: hunyuan("transformer_blocks"),
+    "HunyuanVideo, single": lambda: hunyuan("single_transformer_blocks"),
+    "CogVideoX-5b": cogvideox,
+    "LTX-Video 2B": ltx,
+}
+
+
+def count(name: str) -> tuple[Bytes, Bytes]:
+    """Eager's and the fused block's bytes."""
+    from pgdpo_kernels import apply_to, set_backend
+
+    with FakeTensorMode(), set_backend("triton"):
+        model, run, elements = BLOCKS[name]()
+        model.to(torch.bfloat16).requires_grad_(False)
+        for part, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if part.split(".")[-1] in (model._keep_in_fp32_modules or []):
+                tensor.data = tensor.data.float()
+        parameters = {id(x) for x in model.parameters()}
+        eager = measure(run, elements, parameters)
+        apply_to(model, strict=True)
+        return eager, measure(run, elements, parameters)
+
+
+def table(counts: dict[str, tuple[Bytes, Bytes]]) -> str:
+    lines = ["| block | forward | backward | saved |", "|---|---|---|---|"]
+    for name, (eager, fused) in counts.items():
+        cells = (f"{getattr(eager, k):.0f} → {getattr(fused, k):.0f}" for k in ("forward", "backward", "saved"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table({name: count(name) for name in BLOCKS}))
