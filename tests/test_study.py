@@ -72,6 +72,14 @@ def test_two_objectives_end_in_one_json_one_picture_and_a_table(study_file, said
     run_pgdpo("study", study_file)
     assert files(out) == before and "".join(said).count("is there already") == 2
 
+    (
+        out / "guarded-seed3" / "results.json"
+    ).unlink()  # as if it had been stopped between training and evaluation
+    run_pgdpo("study", study_file)
+    again = json.loads((out / "study.json").read_text())["runs"]
+    assert [run["win_rate"] for run in again] == [run["win_rate"] for run in result["runs"]]
+    assert [run["seconds_per_step"] for run in again] == [run["seconds_per_step"] for run in result["runs"]]
+
     with pytest.raises(InputError, match="other settings"):
         run_pgdpo("study", study_file, "changes=[train.steps=3]")
 
