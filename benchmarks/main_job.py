@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pgdpo.evaluation.evaluate import machine, versions
@@ -26,9 +27,9 @@ SEEDS = range(5)
 OBJECTIVES = ("dpo", "pg_dpo")
 
 
-def pgdpo(folder: Path, *arguments: str, ranks: int = 0) -> None:
+def pgdpo(folder: Path, *arguments: str, ranks: int = 0, threads: int | None = None) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if ranks else None
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     subprocess.run(
         [sys.executable, *launcher, "-m", "pgdpo", *arguments], cwd=folder, check=True, env=environment
     )
@@ -63,7 +64,7 @@ def equal(folder: Path) -> dict:
     )
     train("straight")
     train("again")
-    train("two", "train.micro_batch_pairs=8", ranks=2)
+    train("two", "train.micro_batch_pairs=8", ranks=2, threads=1)
     train("resumed", "train.steps=5")
     train("resumed", "--resume")
 
@@ -81,22 +82,19 @@ def equal(folder: Path) -> dict:
 
 def seeds(folder: Path) -> dict:
     pgdpo(folder, "prepare", "quickstart.yaml")
-    found: dict = {}
-    for objective in OBJECTIVES:
-        runs = []
-        for seed in SEEDS:
-            name = f"{objective}-{seed}"
-            settings = (
-                "quickstart.yaml",
-                f"name={name}",
-                f"objective.name={objective}",
-                f"train.seed={seed}",
-            )
-            pgdpo(folder, "train", *settings)
-            pgdpo(folder, "evaluate", *settings, f"evaluate.seed={seed}")
-            runs.append(results(folder, name))
-        found[objective] = _over_seeds(runs)
-    return found
+
+    def run(job: tuple[str, int]) -> dict:
+        objective, seed = job
+        name = f"{objective}-{seed}"
+        settings = ("quickstart.yaml", f"name={name}", f"objective.name={objective}", f"train.seed={seed}")
+        pgdpo(folder, "train", *settings, threads=1)
+        pgdpo(folder, "evaluate", *settings, f"evaluate.seed={seed}", threads=1)
+        return results(folder, name)
+
+    jobs = [(objective, seed) for seed in SEEDS for objective in OBJECTIVES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(zip(jobs, pool.map(run, jobs), strict=True))
+    return {name: _over_seeds([result for job, result in found if job[0] == name]) for name in OBJECTIVES}
 
 
 def _over_seeds(runs: list[dict]) -> dict:

@@ -96,6 +96,18 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def step(engine: deepspeed.DeepSpeedEngine) -> float | None:
+    """DeepSpeed's step. Returns the gradient's global norm before clipping where the optimizer stepped, else None."""
+    boundary = engine.is_gradient_accumulation_boundary()
+    norm = None
+    if boundary and engine.zero_optimization_stage() == 0:  # DeepSpeed keeps no norm of its own without ZeRO
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in engine.module.parameters() if p.grad is not None]
+        )
+    engine.step()
+    return float(norm if norm is not None else engine.get_global_grad_norm()) if boundary else None
+
+
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = value

@@ -90,10 +90,10 @@ class Trainer:
             refuse_non_finite(output.per_pair, errors, batch["ids"], step)
             watch_gradients(errors)
             self.engine.backward(output.loss)
-            self.engine.step()
+            norm = engines.step(self.engine)
             metrics.add(pair_metrics(errors, output), sigma)
             self.beta_watch.add(output.logits)
-        return metrics.reduce() | self._costs(started)
+        return metrics.reduce() | {"gradient_norm": norm} | self._costs(started)
 
     def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
         """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a pair shares its noise and timestep.
@@ -198,14 +198,13 @@ class Trainer:
         )
 
     def _costs(self, started: float) -> dict:
-        """Learning rate, gradient norm, speed, memory (bytes) and MFU of the step begun at `started`."""
+        """Learning rate, speed, memory (bytes) and MFU of the step begun at `started`."""
         seconds = time.perf_counter() - started
         pairs = self.config.train.global_batch_pairs
         patch = self.engine.module.config.patch_size
         tokens = 2 * pairs * math.prod(n // p for n, p in zip(self.data.latent_shape[1:], patch, strict=True))
         return {
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
-            "gradient_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "pairs_per_second": pairs / seconds,
             "tokens_per_second": tokens / seconds,
             "mfu": utilisation(pairs * self._flops / seconds, self.device, dist.get_world_size()),

@@ -55,7 +55,10 @@ def test_accumulation_is_the_large_batch(config_file):
 def test_two_ranks_are_one_rank_at_every_zero_stage(config_file, stage):
     one = train(config_file, "one")
     launch("train", config_file, "name=two", f"train.zero_stage={stage}", ranks=2)
-    assert relative(one, losses(config_file.parent / "out", "two")) <= 1e-5
+    output = config_file.parent / "out"
+    assert relative(one, losses(output, "two")) <= 1e-5
+    norms = [[row["gradient_norm"] for row in metrics(output, name)] for name in ("one", "two")]
+    assert min(norms[0]) > 0 and relative(*norms) <= 1e-4
 
 
 def test_all_weights_against_a_frozen_copy(config_file):
