@@ -46,7 +46,7 @@ def gaussian_velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def test_gaussian_clips_are_carried_along_their_exact_path_at_first_order():
-    """There the ODE's solution is x_0 sqrt(sigma^2 + (1 - sigma)^2); a wrong timestep shows."""
+    """There the ODE's solution is x_0 sqrt(sigma^2 + (1 - sigma)^2)."""
     start, sigma = latents().double().numpy(), per_sample(SIGMA)
     exact = start * np.sqrt(sigma**2 + (1 - sigma) ** 2)
     misses = [
@@ -54,6 +54,17 @@ def test_gaussian_clips_are_carried_along_their_exact_path_at_first_order():
         for steps in (10, 40, 160)
     ]
     assert misses[0] < 0.15 and misses[1] < misses[0] / 3 and misses[2] < misses[1] / 3
+
+
+def test_the_model_is_asked_at_the_level_where_each_step_begins():
+    """Euler's factors for the same field: prod over k of 1 + h a(k h), the first at sigma 0, as DDIM inversion has it."""
+    sigma, steps = per_sample(SIGMA), 5
+    levels = [sigma * k / steps for k in range(steps)]
+    factors = [1 + sigma / steps * (2 * s - 1) / (s**2 + (1 - s) ** 2) for s in levels]
+    noisy, _ = invert(gaussian_velocity, latents(), SIGMA, steps=steps)
+    np.testing.assert_allclose(
+        noisy.numpy(), latents().double().numpy() * np.prod(factors, axis=0), rtol=1e-5
+    )
 
 
 def test_a_small_sigma_costs_the_target_no_digits():
