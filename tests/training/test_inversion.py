@@ -57,7 +57,7 @@ def test_gaussian_clips_are_carried_along_their_exact_path_at_first_order():
 
 
 def test_the_model_is_asked_at_the_level_where_each_step_begins():
-    """Euler's factors for the same field: prod over k of 1 + h a(k h), the first at sigma 0, as DDIM inversion has it."""
+    """Euler's factors for the same field: prod over k of 1 + h a(k h), the first at sigma 0."""
     sigma, steps = per_sample(SIGMA), 5
     levels = [sigma * k / steps for k in range(steps)]
     factors = [1 + sigma / steps * (2 * s - 1) / (s**2 + (1 - s) ** 2) for s in levels]
