@@ -118,6 +118,7 @@ class TestRefusals:
             ("reward_margin", 0.5, True),
             ("reward_margin", 0.5, [0.5]),
             ("reward_margin", 0.5, math.nan),
+            ("reward_margin", 0.5, math.inf),
             ("probability", 0.5, 1.5),
             ("weight", 1, -1),
             ("reward", [1.0, 0.0], [1.0, 0.0, 0.0]),
