@@ -6,8 +6,8 @@ import itertools
 
 from aot import Case
 
-# Hidden size and head size: Wan-1.3B, CogVideoX-2b, LTX-2B, HunyuanVideo, LTX-13B, Wan-14B
-WIDTHS = {1536: 128, 1920: 64, 2048: 64, 3072: 128, 4096: 128, 5120: 128}
+# Hidden size and head size: Wan-1.3B, LTX-2B, HunyuanVideo, LTX-13B, Wan-14B
+WIDTHS = {1536: 128, 2048: 64, 3072: 128, 4096: 128, 5120: 128}
 
 
 def cases(full: bool) -> list[Case]:
@@ -106,7 +106,7 @@ def heads(width) -> dict:
 
     head = WIDTHS[width]
     a, b = pieces(width // head)
-    norm = {3072: "rms_head", 1920: "layer_head"}.get(width, "rms_full")
+    norm = {3072: "rms_head"}.get(width, "rms_full")
     half = width in (2048, 4096)
     shape = dict(NORM=norm, SHARED=not half, HALF=half, H=width // head, HEAD=head, A=a, B=b)
     return shape | dict(WEIGHT=True, ROPE=True)

@@ -1,0 +1,153 @@
+"""The ops as citizens of PyTorch, the example, and wrong use."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from op_oracle import DEVICE
+
+from pgdpo_kernels import (
+    gate_residual,
+    gate_residual_norm_modulate,
+    norm_modulate,
+    qk_norm_rope,
+    set_backend,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def tensor(*shape, seed=0, grad=True, dtype=torch.float32):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.to(DEVICE, dtype).requires_grad_(grad)
+
+
+X, BRANCH, GATE, SCALE = (1, 3, 24), (1, 3, 24), (1, 1, 24), (1, 3, 24)
+
+
+def test_opcheck():
+    op = torch.ops.pgdpo.gate_residual_norm_modulate.default
+    x, branch, gate, scale, vector = (
+        tensor(*X),
+        tensor(*BRANCH, seed=1),
+        tensor(*GATE),
+        tensor(*SCALE),
+        tensor(24),
+    )
+    torch.library.opcheck(
+        op, (x, branch, gate, vector, scale, None, scale, None, vector, vector, "layer", 1e-6)
+    )
+    op = torch.ops.pgdpo.gate_residual.default
+    torch.library.opcheck(op, (x, branch, gate, None))
+    op = torch.ops.pgdpo.qk_norm_rope.default
+    cos = torch.rand(1, 3, 1, 8, device=DEVICE)
+    torch.library.opcheck(op, (x, branch, vector, vector, None, None, cos, cos, 3, "rms_full", 0, 3, 1e-6))
+
+
+def test_same_bits_in_any_batch():
+    """A sample's numbers don't depend on its neighbours, nor on whether gradients are kept."""
+    with set_backend("triton"):
+        x, scale = tensor(3, 5, 40, dtype=torch.bfloat16), tensor(3, 40, seed=1)
+        y = norm_modulate(x, scale)
+        grads = torch.autograd.grad(y.float().square().sum(), [x, scale])
+        one_x, one_scale = (v[1:2].detach().requires_grad_() for v in (x, scale))
+        one = norm_modulate(one_x, one_scale)
+        one_grads = torch.autograd.grad(one.float().square().sum(), [one_x, one_scale])
+        with torch.no_grad():
+            assert torch.equal(norm_modulate(x, scale), y)
+    assert torch.equal(y[1:2], one)
+    assert all(torch.equal(a[1:2], b) for a, b in zip(grads, one_grads, strict=True))
+
+
+def test_backward_leaves_the_incoming_gradient_alone():
+    with set_backend("triton"):
+        x, branch, gate = tensor(1, 3, 24), tensor(1, 3, 24, seed=1), tensor(1, 24)
+        hidden, y = gate_residual_norm_modulate(x, branch, gate)
+        slopes = [torch.ones_like(hidden), torch.ones_like(y)]
+        torch.autograd.grad([hidden, y], [x, branch, gate], slopes)
+    assert all((slope == 1).all() for slope in slopes)
+
+
+def test_frozen_parameters_keep_nothing_of_the_branch():
+    """The branch is needed for the gate's gradient alone, so that a frozen gate frees it."""
+
+    def kept(trained):
+        saved = []
+        x, branch, gate = tensor(1, 3, 24), tensor(1, 3, 24, seed=1), tensor(1, 24, grad=trained)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape), lambda t: t):
+            gate_residual(x, branch, gate)
+        return saved
+
+    with set_backend("triton"):
+        assert torch.Size(X) in kept(True)
+        assert torch.Size(X) not in kept(False)
+
+
+def test_wrong_use_says_what_is_wrong():
+    x = tensor(2, 6, 24)
+    for call, message in (
+        (lambda: norm_modulate(x[0]), r"x must be \[B, N, D\]"),
+        (lambda: norm_modulate(x, tensor(2, 4, 24)), r"scale must be .* got shape \(2, 4, 24\)"),
+        (lambda: norm_modulate(x, norm="group"), r"norm must be one of .*'group'"),
+        (lambda: norm_modulate(x, weight=tensor(3)), r"weight must have shape \(24,\)"),
+        (lambda: norm_modulate(x, tensor(2, 2, 24), tensor(2, 3, 24)), "the same number of vectors"),
+        (lambda: gate_residual(x, x[:, :3], x), "branch must have the residual's shape"),
+        (lambda: gate_residual(x, x, None), "gate must be given"),
+        (lambda: qk_norm_rope(x, x, num_heads=5), "5 heads do not cut a width of 24"),
+        (lambda: qk_norm_rope(x, x, tensor(24), num_heads=3), "q_weight and k_weight go together"),
+        (lambda: qk_norm_rope(x, x, cos=x, num_heads=3), "cos and sin go together"),
+        (
+            lambda: qk_norm_rope(x, x, cos=x[0, :4], sin=x[0, :4], num_heads=3),
+            r"cos and sin must be \[N', W\]",
+        ),
+        (lambda: qk_norm_rope(x, x, num_heads=3, rope_start=4, rope_len=3), "not within 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="x must be bfloat16, float16 or float32"):
+        norm_modulate(x.double())
+    with (
+        set_backend("triton"),
+        pytest.raises(RuntimeError, match="'triton' was asked for, but the head size 12"),
+    ):
+        qk_norm_rope(x, x, num_heads=2)
+
+
+def test_example_runs_without_pgdpo():
+    example = ROOT / "kernels" / "examples" / "plain_loop.py"
+    source = example.read_text(encoding="utf-8")
+    assert not re.search(r"\bpgdpo\b", source)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
+    result = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("['blocks.0.forward', 'blocks.0.attn1.processor']")
+    losses = [float(line.split()[1]) for line in result.stdout.splitlines()[1:]]
+    assert losses[-1] < losses[0]
+
+
+IMPORT = "import sys; sys.path.insert(0, sys.argv[1]); import kernels; print(kernels.get_kernel.__name__)"
+
+
+def test_a_package_named_kernels_still_imports(tmp_path):
+    """A plain folder loses to any regular package, even to one that comes later on the path."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("def get_kernel(): ...\n")
+    command = [sys.executable, "-c", IMPORT, ROOT]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == "get_kernel", result.stderr
+
+
+def test_hugging_faces_kernels_still_imports():
+    """The package that transformers and diffusers import, where it is installed."""
+    try:
+        importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("Hugging Face's kernels is not installed")
+    result = subprocess.run([sys.executable, "-c", IMPORT, ROOT], capture_output=True, text=True)
+    assert result.stdout.strip() == "get_kernel", result.stderr
