@@ -16,12 +16,21 @@ from pathlib import Path
 
 import torch
 
-from . import exactness, harness, test_diffusion_dpo, test_noise_pair, test_pair_errors
+from . import (
+    exactness,
+    harness,
+    test_diffusion_dpo,
+    test_hidden_ops,
+    test_noise_pair,
+    test_pair_errors,
+    test_wan_step,
+)
 from .plot import roofline
 from .report import machine, write
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = [*test_diffusion_dpo.CASES, *test_pair_errors.CASES, *test_noise_pair.CASES]
+CASES += [*test_hidden_ops.CASES, *test_wan_step.CASES]
 
 
 def kernel_tests(seconds: float) -> dict:

@@ -26,8 +26,8 @@ def test_noise_variants_have_the_same_form():
         assert torch.equal(target[:2], target[2:])
 
 
-def test_bytes_are_three_tensors():
-    for case in suite.CASES:
+def test_bytes_of_pairs_are_three_tensors():
+    for case in [*test_diffusion_dpo.CASES, *test_pair_errors.CASES, *test_noise_pair.CASES]:
         assert case.moved == 3 * case.tensor_bytes
     assert min(case.tensor_bytes for case in suite.CASES) == 64 << 10
     assert max(case.tensor_bytes for case in suite.CASES) > 10**9
