@@ -1,8 +1,8 @@
 """Figures of the main job on two CPU cores: `python -m benchmarks.main_job [PART ...]`.
 
 `quickstart`: seconds and peak memory of `pgdpo quickstart` in an empty folder. `equal`: how far losses differ between
-two equal runs, one and two processes, a straight and a resumed run. `seeds`: PG-DPO against plain DPO over five seeds at
-equal beta, learning rate and steps. Each part is written to results/main_job.json as soon as it is measured.
+two equal runs, one and two processes, a straight and a resumed run. `seeds`: PG-DPO against plain DPO over five seeds
+at equal beta, learning rate and steps. Each part is written to results/main_job.json as soon as it is measured.
 """
 
 from __future__ import annotations
