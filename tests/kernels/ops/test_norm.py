@@ -87,7 +87,7 @@ def compare(function, exact, inputs):
 
 @given(case=cases)
 @example(case=EVERY)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_norm_modulate(case):
     x, _, _, scale, shift, weight, bias = prepare(case)
     norm = case["norm"]
@@ -104,7 +104,7 @@ def test_norm_modulate(case):
 @given(case=cases)
 @example(case=EVERY)
 @example(case=EVERY | {"batch": 1, "tokens": 70})  # more than one part to sum
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 def test_gate_residual(case):
     x, branch, gate, *_ = prepare(case)
     compare(gate_residual, oracle.gate_residual, (x, branch, gate))
@@ -112,7 +112,7 @@ def test_gate_residual(case):
 
 @given(case=cases, gated=st.booleans())
 @example(case=EVERY, gated=True)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_gate_residual_norm_modulate(case, gated):
     x, branch, gate, scale, shift, weight, bias = prepare(case)
     norm = case["norm"]

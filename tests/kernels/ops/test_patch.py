@@ -41,7 +41,11 @@ def exact_step(model, inputs):
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [(case, torch.bfloat16) for case in CASES]
-    + [(case, torch.float32) for case in ("wan", "hunyuan_video", "cogvideox 5b", "ltx")],
+    + [("wan", torch.float32)]
+    + [
+        pytest.param(case, torch.float32, marks=pytest.mark.slow)
+        for case in ("hunyuan_video", "cogvideox 5b", "ltx")
+    ],
 )
 def test_parity(case, dtype, really_float64):
     """Output and every gradient against float64: at most twice eager's error, and back to eager's bits."""

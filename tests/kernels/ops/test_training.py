@@ -53,6 +53,7 @@ def compare(family, dtype, tolerance, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-4)])
 def test_thirty_steps(family, dtype, tolerance):
@@ -73,6 +74,7 @@ def zero3(mode: str, adapter: str) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_deepspeed_zero3(adapter):
     """Norm weights are read outside their own modules' forward: ZeRO-3 must gather them all the same."""
