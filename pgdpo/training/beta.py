@@ -45,16 +45,17 @@ class BetaWatch:
         """Call it after every step (from 1), on all ranks: after the 20th it speaks, then it is done."""
         if step < WATCHED_STEPS or self._beta is None:
             return
-        if step == WATCHED_STEPS and (advice := self._advice()):
-            say(f"[yellow]warning[/]: first {step} steps: {advice}")
-            log_event(self._run_dir, step, "beta", advice)
+        if step == WATCHED_STEPS and (warning := self._warning()):
+            say(f"[yellow]warning[/]: {warning}")
+            log_event(self._run_dir, step, "beta", warning)
         self._beta, self._seen = None, []
 
-    def _advice(self) -> str | None:
+    def _warning(self) -> str | None:
         seen = torch.cat(self._seen)
         everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
         dist.all_gather(everywhere, seen)
         logits = torch.cat(everywhere).tolist()
-        if not any(logits):
-            return "every logit is exactly 0: the policy still equals its reference, nothing was learnt"
-        return saturation_advice(logits, self._beta)
+        advice = "every logit is 0: the policy still equals its reference"
+        if any(logits):
+            advice = saturation_advice(logits, self._beta)
+        return advice and f"first {WATCHED_STEPS} steps, {len(logits)} pairs: {advice}"

@@ -219,10 +219,17 @@ class TestBeta:
             for name in names:
                 assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
         first, second = self.events(config_file, "one"), self.events(config_file, "two")
-        assert first == second and len(first) == 1 and "does nothing" in first[0]["message"]
+        assert (
+            first == second
+            and len(first) == 1
+            and "80 pairs: beta 0.0001 does nothing" in first[0]["message"]
+        )
 
-    def test_restart_forgets_the_warning(self, config_file):
-        train(config_file, "run", "objective={name: dpo, beta: 1.0e-4}", *self.LONG)
+    def test_it_is_said_once_and_restart_forgets_it(self, config_file):
+        idle = "objective={name: dpo, beta: 1.0e-4}"
+        train(config_file, "run", idle, *self.LONG)
+        run_pgdpo("train", config_file, "name=run", idle, "train.steps=22", "--resume")
+        assert len(self.events(config_file, "run")) == 1
         run_pgdpo("train", config_file, "name=run", "train.steps=1", "--restart")
         assert self.events(config_file, "run") == []
 
