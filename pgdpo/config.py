@@ -75,6 +75,10 @@ class ModelConfig(Section):
     attention: str = Field(
         "native", description="A diffusers attention backend: native, xformers, flash, ..."
     )
+    kernels: Literal["auto", "triton", "eager"] = Field(
+        "eager",
+        description="Fused ops inside the transformer: triton (or fail), auto (where Triton runs), eager (none).",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
 
 

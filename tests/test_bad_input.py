@@ -209,6 +209,12 @@ def test_attention_without_an_operator(config_file):
     )
 
 
+def test_fused_ops_where_triton_cannot_run(config_file, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    text = refused("train", config_file, "model.kernels=triton")
+    assert "model.kernels is `triton`: Triton needs a GPU, this is cpu; use `auto` or `eager`" in text
+
+
 def test_a_checkpoint_of_another_model_or_data(config_file):
     run_pgdpo("train", config_file)
     text = refused("train", config_file, "--resume", "model.adapter.rank=8")

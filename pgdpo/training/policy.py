@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +12,11 @@ import torch
 
 from pgdpo import models
 from pgdpo.config import Config
+from pgdpo.console import say
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
 from pgdpo.models.adapter import add_adapter
+from pgdpo_kernels import apply_to
 
 
 def build_policy(config: Config, device: torch.device) -> tuple[ModuleType, torch.nn.Module]:
@@ -31,9 +34,26 @@ def build_policy(config: Config, device: torch.device) -> tuple[ModuleType, torc
     if config.model.adapter is not None:
         add_adapter(transformer, config.model.adapter, config.train.seed)
     set_attention(transformer, config, device)
+    fuse(transformer, config.model.kernels, device)
     if config.model.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return family, transformer.train()
+
+
+def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> None:
+    """Put the fused ops into the transformer, as `model.kernels` asks. Raises InputError where they cannot run."""
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if kernels == "eager" or (kernels == "auto" and not runs):
+        return
+    if not runs:
+        raise InputError(
+            f"model.kernels is `triton`: Triton needs a GPU, this is {device.type}; use `auto` or `eager`"
+        )
+    try:
+        replaced = apply_to(transformer, strict=kernels == "triton")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"model.kernels is `triton`: {error}; use `auto` or `eager`") from error
+    say(f"fused ops in {len(replaced)} modules of the transformer")
 
 
 def set_attention(transformer: torch.nn.Module, config: Config, device: torch.device) -> None:

@@ -111,3 +111,12 @@ def test_the_deepspeed_launcher_starts_it(config_file):
         check=True, capture_output=True, timeout=240,
     )  # fmt: skip
     assert relative(train(config_file, "alone"), losses(config_file.parent / "out", "launched")) <= 1e-5
+
+
+@pytest.mark.slow
+def test_fused_ops_inside_the_transformer_train_alike(config_file):
+    """Triton's interpreter stands where the GPU would."""
+    eager = train(config_file, "eager", "train.steps=2")
+    fused = train(config_file, "fused", "train.steps=2", "model.kernels=triton")
+    assert fused[0] == eager[0] == float(torch.tensor(math.log(2), dtype=torch.float32))
+    assert relative(eager, fused) <= 1e-4
