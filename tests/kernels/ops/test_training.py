@@ -31,7 +31,7 @@ def train(family: str, dtype: torch.dtype, fused: bool, steps: int) -> list[floa
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     clean, losses = inputs["hidden_states"], []
     for step in range(steps):
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(step)).to(clean)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1000 + step)).to(clean)
         noisy = 0.5 * clean + 0.5 * noise
         output = model(**inputs | {"hidden_states": noisy}, return_dict=False)[0]
         loss = (output.float() - (noise - clean).float()).square().mean()
@@ -47,8 +47,8 @@ def compare(family, dtype, tolerance, steps):
     with set_backend("triton"):
         fused = train(family, dtype, True, steps)
     apart = max(abs(a - b) / a for a, b in zip(eager, fused, strict=True))
-    print(f"\n{family} {dtype}: loss {eager[0]:.5f} to {eager[-1]:.5f}, at most {apart:.1e} apart")
-    assert eager[-1] < eager[0]
+    print(f"\n{family} {dtype}: loss {eager[0]:.4f} to {eager[-1]:.4f}, at most {apart:.1e} apart")
+    assert sum(eager[-5:]) < sum(eager[:5])
     assert apart < tolerance
 
 
