@@ -21,6 +21,8 @@ CASES = {
     "ltx, a timestep per token": ("ltx", {"per_token": True}),
 }
 
+LONG = ("wan, image conditioning", "wan without cross-attention norm", "hunyuan_video, token replace")
+
 
 @pytest.fixture
 def really_float64(monkeypatch):
@@ -40,8 +42,9 @@ def exact_step(model, inputs):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [(case, torch.bfloat16) for case in CASES]
+    [(case, torch.bfloat16) for case in CASES if case not in LONG]
     + [("wan", torch.float32)]
+    + [pytest.param(case, torch.bfloat16, marks=pytest.mark.slow) for case in LONG]
     + [
         pytest.param(case, torch.float32, marks=pytest.mark.slow)
         for case in ("hunyuan_video", "cogvideox 5b", "ltx")

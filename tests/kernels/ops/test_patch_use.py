@@ -173,7 +173,7 @@ def test_fused_projections(family):
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+@pytest.mark.parametrize("family", ["wan", pytest.param("cogvideox", marks=pytest.mark.slow)])
 def test_compiles_whole(family):
     model, inputs = build(family)
     apply_to(model, strict=True)

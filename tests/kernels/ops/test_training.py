@@ -55,7 +55,9 @@ def compare(family, dtype, tolerance, steps):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-4)], ids=["bf16", "fp32"]
+)
 def test_thirty_steps(family, dtype, tolerance):
     compare(family, dtype, tolerance, 30)
 
