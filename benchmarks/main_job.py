@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pgdpo.evaluation.evaluate import machine, versions
-from pgdpo.evaluation.statistics import share
+from pgdpo.evaluation.study import share_over_seeds
 
 from .report import RESULTS
 
@@ -98,11 +98,10 @@ def seeds(folder: Path) -> dict:
 
 
 def _over_seeds(runs: list[dict]) -> dict:
-    wins = sum(r["win_rate"]["wins"] + 0.5 * r["win_rate"]["ties"] for r in runs)
-    displaced = sum(r["displacement"]["value"] * r["displacement"]["pairs"] for r in runs)
     return {
-        "win_rate": share(wins, sum(r["win_rate"]["samples"] for r in runs)),
-        "displacement": share(displaced, sum(r["displacement"]["pairs"] for r in runs)),
+        # The seeds share prompts and pairs: their samples are not pooled as if they were independent.
+        "win_rate": share_over_seeds([r["win_rate"] for r in runs], "samples"),
+        "displacement": share_over_seeds([r["displacement"] for r in runs], "pairs"),
         "per_seed": [
             {
                 "win_rate": r["win_rate"]["value"],
