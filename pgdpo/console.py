@@ -50,7 +50,9 @@ def chatter_to(log_file: Path) -> Iterator[None]:
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     terminal = os.fdopen(os.dup(1), "w", buffering=1)
-    previous = console.file
+    previous = (
+        None if console.file is sys.stdout else console.file
+    )  # None: sys.stdout, whatever it is by then
     console.file = terminal
     with log_file.open("ab") as log:
         os.dup2(log.fileno(), 1)

@@ -1,4 +1,4 @@
-"""The errors that a user can mend."""
+"""The errors that a user can mend, and the stop that a user asked for."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop: all ranks did, and saved. The command line exits with code 143."""

@@ -2,54 +2,133 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from pathlib import Path
 
 import torch
-import yaml
 
-from pgdpo import models
-from pgdpo.config import Config
-from pgdpo.console import chatter_to, console, is_main_rank, progress_bar, say
-from pgdpo.data.files import atomic_path
+from pgdpo.console import chatter_to, console, progress_bar, say
+from pgdpo.data.files import write_json
 from pgdpo.data.toy import render_dataset
+from pgdpo.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.settings import Config
 
 
 def run_prepare(config: Config) -> None:
     """Clips and prompts of both splits -> `output_dir/prepared/<split>`."""
     from pgdpo.data.prepare import prepare
+    from pgdpo.data.ranks import joined_ranks
     from pgdpo.training.policy import prepared_folder
 
-    with _logged(config):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoders = models.family(config.model.family).load_encoders(
-            config.model.path, config.model.encoders, device
-        )
-        for split, manifest in _manifests(config).items():
+    with _logged(config), joined_ranks() as ranks:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        family = open_family(config.model)
+        encoders = family.load_encoders(device)
+        for split, manifest in ranks.main_first(lambda: _manifests(config)).items():
             folder = prepared_folder(config, split)
-            index = prepare(manifest, folder, config.data, encoders)
+            index = prepare(manifest, folder, config.data, family, encoders, ranks)
             size = sum(entry["bytes"] for entry in [index["text"], *index["shards"]])
             say(f"prepared {len(index['pairs'])} pairs of {manifest} -> {folder} ({size / 1e6:.1f} MB)")
 
 
-def run_train(config: Config, *, resume: bool = False, restart: bool = False) -> None:
-    """Prepared pairs -> checkpoints, metrics."""
+def run_reference(config: Config) -> None:
+    """Prepared pairs -> the reference's errors, for runs with `train.reference: cached`."""
+    with _logged(config):
+        from pgdpo.training.reference_errors import compute_errors
+
+        folder = compute_errors(config)
+        say(f"reference errors -> {folder}; train with train.reference=cached")
+
+
+def run_init(model: str, out: Path, **options) -> None:
+    """A shipped configuration -> `out`, fitted to the GPUs; `options` as `init` takes them."""
+    from pgdpo.init import init
+
+    options["where"] |= {"mfu": 0.35, "disk_gb_per_s": 1.0}
+    with chatter_to(Path(os.devnull)):
+        begun = init(model, out, **options)
+    for key, value in begun.changed.items():
+        say(f"  {key}: {value}")
+    say(begun.note)
+    say(f"written -> {out}; next: `pgdpo check {out}`, then `pgdpo prepare {out}`")
+
+
+def run_make(config: Config, kind: str, source: str, out: Path) -> Path:
+    """Real clips or prompts -> pairs and their manifest in `out`."""
+    from pgdpo.making.make import make
+
+    with chatter_to(config.output_dir / "make.log"):
+        manifest = make(kind, config, source, out)
+        say(f"made -> {manifest}; train with data.train={manifest}")
+        return manifest
+
+
+def run_curate(config: Config, out: Path | None = None, *, implicit_rewards: bool = False) -> dict:
+    """What `data.select` and `data.weight` keep of the prepared pairs and why, sources, and the probe; as a dict."""
+    from pgdpo.data.curation.apply import examine
+    from pgdpo.training.policy import open_pairs
+
+    with _logged(config):
+        data = open_pairs(config, "train")
+        for kept in data.curation:
+            say(f"data.select {kept}")
+        found = examine(data)
+        counts = ", ".join(f"{name}: {count}" for name, count in found["sources"].items())
+        say(f"{len(data)} of {len(data.index['pairs'])} pairs are trained on; sources: {counts}")
+        say(found["verdict"])
+        if out:
+            write_json(out, found)
+            say(f"curated -> {out}")
+        if implicit_rewards:
+            from pgdpo.evaluation import evaluate
+
+            evaluate.implicit_rewards(config)
+            say(f"margins of all pairs -> {config.run_dir / 'implicit_rewards.json'}")
+        return found
+
+
+def run_train(config: Config, **start: object) -> None:
+    """Prepared pairs -> checkpoints, metrics. `start`: how, as `Trainer.train` takes it."""
     with _logged(config):
         from pgdpo.training.loop import Trainer
 
         trainer = Trainer(config)
-        if is_main_rank():
-            _write_resolved(config)
-        last = trainer.train(resume=resume, restart=restart)
+        last = trainer.train(**start)
         say(f"trained -> {last}; metrics: {config.run_dir / 'metrics.jsonl'}")
 
 
-def run_export(config: Config) -> Path:
-    """Newest checkpoint -> `run_dir/export`, under diffusers' names."""
+def run_plan(config: Config, *, as_json: bool, **where) -> None:
+    """Print what a run needs; `where` as `planning.hardware.machine` takes it. Raises InputError if it does not fit."""
+    with chatter_to(Path(os.devnull)):  # a plan leaves no files
+        from pgdpo.planning.advice import changes_that_fit, explain
+        from pgdpo.planning.hardware import machine
+        from pgdpo.planning.plan import Planner
+        from pgdpo.planning.table import assumptions, table
+
+        on = machine(**where)
+        planner = Planner(config)
+        plan = planner.plan(config, on)
+        changes = [] if plan.fits else changes_that_fit(planner, config, on)
+    if as_json:
+        better = [{"settings": change.settings, "plan": change.plan.as_json()} for change in changes]
+        print(json.dumps({**plan.as_json(), "changes": better}))
+    else:
+        console.print(table(plan, f"{config.model.path}, {config.objective['name']}"))
+        console.print(" ".join(filter(None, [planner.note, assumptions(plan)])), style="dim")
+    if not plan.fits:
+        raise InputError(explain(plan, changes))
+
+
+def run_export(config: Config, formats: tuple[str, ...] = ("diffusers",)) -> Path:
+    """Newest checkpoint -> `run_dir/export`: weights in each of `formats`, and a model card."""
     with _logged(config):
         from pgdpo.training.export import export
 
-        folder = export(config)
+        folder = export(config, formats)
         say(f"exported -> {folder}")
         return folder
 
@@ -58,13 +137,27 @@ def run_evaluate(config: Config) -> dict:
     """Newest checkpoint -> `results.json`, clips and `report.html` in the run's folder."""
     with _logged(config):
         from pgdpo.evaluation.evaluate import evaluate
+        from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
         results = evaluate(config)
+        write_preview(config)
         report = write_report(config.run_dir)
         say(f"results -> {config.run_dir / 'results.json'}")
         say(f"report  -> {report}")
         return results
+
+
+def run_report(config: Config) -> Path:
+    """`run_dir/report.html`: the prepared pairs, and what there is of training and evaluation."""
+    with _logged(config):
+        from pgdpo.evaluation.preview import write_preview
+        from pgdpo.evaluation.report import write_report
+
+        write_preview(config)
+        report = write_report(config.run_dir, config)
+        say(f"report  -> {report}")
+        return report
 
 
 def run_quickstart(config: Config) -> None:
@@ -86,8 +179,8 @@ def run_quickstart(config: Config) -> None:
     )
 
 
-def _manifests(config: Config) -> dict[str, Path]:
-    """Manifest of each split; the toy world's are rendered when they are asked for."""
+def _manifests(config: Config) -> dict[str, str | Path]:
+    """Manifest of each split, a path or a URL; the toy world's are rendered when they are asked for."""
     sources = {"train": config.data.train, "held_out": config.data.held_out}
     if "toy" in sources.values():
         toy = config.data.toy
@@ -103,19 +196,10 @@ def _manifests(config: Config) -> dict[str, Path]:
             bar.finish()
         paths = dict(zip(("train", "held_out"), rendered, strict=True))
         return {
-            split: paths[split] if source == "toy" else Path(source)
-            for split, source in sources.items()
-            if source
+            split: paths[split] if source == "toy" else source for split, source in sources.items() if source
         }
-    return {split: Path(source) for split, source in sources.items() if source}
+    return {split: source for split, source in sources.items() if source}
 
 
 def _logged(config: Config):
     return chatter_to(config.run_dir / "run.log")
-
-
-def _write_resolved(config: Config) -> None:
-    with atomic_path(config.run_dir / "config.yaml") as temporary:
-        temporary.write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-        )

@@ -15,7 +15,6 @@ from statistics import median
 import yaml
 from pydantic import ValidationError
 
-from pgdpo.config import Config, StudyConfig
 from pgdpo.console import console, say
 from pgdpo.data.files import atomic_path, write_json
 from pgdpo.errors import InputError
@@ -24,6 +23,7 @@ from pgdpo.evaluation.formats import duration
 from pgdpo.evaluation.study import draw, study_table, summarise
 from pgdpo.objectives import build_objective
 from pgdpo.pipeline import run_evaluate, run_prepare, run_train
+from pgdpo.settings import Config, StudyConfig
 from pgdpo.training.metrics import read_metrics
 from pgdpo.training.pairs import check_data, frame_segments
 from pgdpo.training.policy import open_pairs

@@ -2,6 +2,9 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, read when torch is first imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():
@@ -13,6 +16,19 @@ from pathlib import Path
 import pytest
 
 from tests.worlds import save_tiny_wan, toy_world, write_config
+
+WORKERS = 4  # at most: each holds torch, and a tiny world of its own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Where the whole suite is asked for and pytest-xdist is there, a worker per core; a part runs in this process."""
+    whole = (
+        config.args_source is pytest.Config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
+    )
+    if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = min(WORKERS, os.cpu_count() or 1)
+        config.option.dist = "worksteal"
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,16 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json*")}
 
 
+def test_a_label_may_change_more_than_the_objective(study_file):
+    study = yaml.safe_load(study_file.read_text())
+    rule = "data.select=[{by: margin, score: total, low: 0.5}]"
+    study["objectives"]["half"] = {"name": "dpo", "beta": 500, "changes": [rule]}
+    study_file.write_text(yaml.safe_dump(study))
+    _, runs = load_study(study_file)
+    assert runs["half"][0].data.select[0].low == 0.5 and not runs["dpo"][0].data.select
+    assert runs["half"][0].objective == {"name": "dpo", "beta": 500} and runs["half"][0].train.steps == 2
+
+
 def test_two_objectives_end_in_one_json_one_picture_and_a_table(study_file, said):
     out = study_file.parent / "out"
     run_pgdpo("study", study_file)

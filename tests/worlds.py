@@ -12,7 +12,7 @@ import torch
 import yaml
 
 
-def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64) -> Path:
+def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64, layers: int = 2) -> Path:
     """transformer/ and scheduler/ of a Wan pipeline with one-digit layers and random weights."""
     from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
@@ -25,7 +25,7 @@ def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64) -> Pa
         text_dim=text_dim,
         freq_dim=16,
         ffn_dim=48,
-        num_layers=2,
+        num_layers=layers,
         rope_max_seq_len=32,
     ).save_pretrained(folder / "transformer")
     UniPCMultistepScheduler(
@@ -151,6 +151,27 @@ def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict
     return path
 
 
+def change_pair(folder: Path, pair: str, change) -> None:
+    """`change(tensors)` one prepared pair's tensors by name; all hashes are made to fit, as if the encoder wrote it."""
+    from safetensors.torch import load_file, save_file
+
+    from pgdpo.data.files import sha256_of
+    from pgdpo.data.shards import tensors_sha256
+
+    index = json.loads((folder / "index.json").read_text())
+    row = next(row for row in index["pairs"] if row["id"] == pair)
+    entry = index["shards"][row["shard"]]
+    tensors = load_file(folder / entry["file"])
+    prefix = f"{row['key']}."
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    change(own)
+    save_file({**tensors, **{prefix + name: tensor for name, tensor in own.items()}}, folder / entry["file"])
+    row["sha256"] = tensors_sha256(own)
+    entry["sha256"] = sha256_of(folder / entry["file"])
+    entry["bytes"] = (folder / entry["file"]).stat().st_size
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def run_pgdpo(*arguments: object) -> None:
     """A command in this process; errors are raised, not printed."""
     from pgdpo.cli import app
@@ -178,6 +199,31 @@ def launch(*arguments: object, ranks: int = 0, check: bool = True) -> subprocess
     if check and done.returncode:
         raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def launch_runs(config: Path, runs: dict[str, list[str]], ranks: int) -> None:
+    """Trainings of one configuration, name -> overrides, one after another in the same `ranks`."""
+    launch_commands(
+        [["train", str(config), f"name={name}", *overrides] for name, overrides in runs.items()], ranks, 800
+    )
+
+
+def launch_commands(commands: list[list[str]], ranks: int, timeout: float = 280) -> None:
+    """Commands of pgdpo, one after another in the same `ranks`; the first that fails ends it. `timeout`: seconds."""
+    launch_script("tests.many_runs", json.dumps(commands), ranks=ranks, timeout=timeout)
+
+
+def launch_script(module: str, *arguments: object, ranks: int, timeout: float = 280) -> str:
+    """What `python -m module` prints in a group of ranks."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return _run([*program, "-m", module, *map(str, arguments)], timeout)
+
+
+def _run(command: list[str], timeout: float) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
 
 
 def metrics(output: Path, run: str) -> list[dict]:

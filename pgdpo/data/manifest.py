@@ -1,80 +1,242 @@
-"""Preference rows: one JSON object a line, a chosen and a rejected clip for one prompt."""
+"""A manifest: preference rows as JSONL or Parquet, on disk or behind a URL. What a row holds: `schema.py`."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from pgdpo.errors import InputError
+from pgdpo.data import schema
+from pgdpo.data.locations import clip_location, fetch, folder_of, is_file, is_url, plain
+from pgdpo.data.schema import REQUIRED, SIDES, TIE
+from pgdpo.data.tables import Record, read_records
+from pgdpo.problems import Problem, raise_errors, shown
 
-REQUIRED = ("id", "prompt", "chosen", "rejected")
+FETCHES = 16  # clips that are downloaded at a time
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """One row of a manifest. `extra` holds the keys that are carried along: scores, weight, dimensions, ..."""
+    """One row of a manifest. `extra` holds its other keys, and the columns that follow from them."""
 
     id: str
     prompt: str
     chosen: Path
     rejected: Path
+    image: Path | None = None  # what generation starts from, where the row says it
     extra: dict = field(default_factory=dict)
 
+    @property
+    def is_tie(self) -> bool:
+        return self.extra.get("preference") == TIE
 
-def read_manifest(path: str | Path) -> list[PairRow]:
-    """Rows of a JSONL manifest; clip paths are relative to the manifest.
 
-    Raises InputError naming file, line, key and value when the file is missing or empty, a line is not a JSON
-    object, a key is missing or not text, an id stands twice, or a clip is not there.
+@dataclass(frozen=True)
+class CheckedRow:
+    """A row as it stands in the file, where it stands, and where its clips lie (paths or URLs)."""
+
+    record: Record
+    clips: dict[str, str]  # chosen, rejected, and mask and image where there are any
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return self.record.values
+
+    def problem(self, what: str, **parts) -> Problem:
+        """A Problem of this row."""
+        return self.record.problem(what, pair=self.values["id"], **parts)
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    media_root: Path | None = None,
+    ties: Literal["drop", "keep"] = "keep",
+    say: Callable[[str], None] = lambda text: None,
+) -> list[PairRow]:
+    """Rows of a manifest; clip paths are relative to it, remote clips are fetched to a local cache.
+
+    `media_root`: clips may lie below this folder too. `ties`: `drop` leaves out rows whose `preference` is 0.5,
+    and tells `say` how many.
+
+    Raises InputError, one line for each, for all that is wrong with the file and its rows: see `scan_manifest`.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest; set data.train to a JSONL file or to `toy`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    rows: list[PairRow] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    rows, problems = scan_manifest(path, media_root)
+    raise_errors(problems)
+    if ties == "drop":
+        decided = [row for row in rows if row.values.get("preference") != TIE]
+        if len(decided) < len(rows):
+            say(f"{path}: {len(rows) - len(decided)} of {len(rows)} rows are ties and left out (data.ties)")
+        if not decided:
+            message = f"all {len(rows)} rows are ties: none is left to train on"
+            raise_errors(
+                [
+                    Problem(
+                        str(path),
+                        message,
+                        "preference",
+                        TIE,
+                        "0 to 1, not all 0.5",
+                        "set data.ties to `keep`, with an objective that reads `probability`",
+                    )
+                ]
+            )
+        rows = decided
+    local = _local([row.clips[key] for row in rows for key in (*SIDES, "image") if key in row.clips])
+    derived = [schema.columns(row.values) for row in rows]
+    certain = {"probability": 1.0} if any("probability" in columns for columns in derived) else {}
+    return [
+        PairRow(
+            row.values["id"],
+            row.values["prompt"],
+            *(local.get(row.clips.get(key)) for key in (*SIDES, "image")),
+            _extra(row.values, {**certain, **columns}),
+        )
+        for row, columns in zip(rows, derived, strict=True)
+    ]
+
+
+def _extra(values: dict, derived: dict) -> dict:
+    """The row's own keys over those that follow from them; the importers' `source_fields` stay in the manifest."""
+    kept = {
+        key: value
+        for key, value in values.items()
+        if key not in REQUIRED and key != "source_fields" and value is not None
+    }
+    return {**derived, **kept}
+
+
+def _local(clips: list[str]) -> dict[str, Path]:
+    remote = sorted({clip for clip in clips if is_url(clip)})
+    with ThreadPoolExecutor(FETCHES) as pool:
+        fetched = dict(zip(remote, pool.map(fetch, remote), strict=True))
+    return {clip: fetched.get(clip) or Path(clip) for clip in clips}
+
+
+def scan_manifest(path: str | Path, media_root: Path | None = None) -> tuple[list[CheckedRow], list[Problem]]:
+    """(the rows without errors, everything that is wrong with the others, the file and its names).
+
+    Found: a file that is missing, unreadable or empty; lines that are no JSON object; keys that are missing,
+    double, of the wrong kind or out of range; ids used twice; clips that are not there or lie outside.
+    """
+    path = plain(path)
+    rows: list[CheckedRow] = []
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    empty = True
+    for item in _records(path):
+        empty = False
+        if isinstance(item, Problem):
+            problems.append(item)
             continue
-        row = _parse_row(f"{path}:{number}", line, path.parent)
-        if row.id in seen:
-            raise InputError(
-                f"{path}:{number}: id `{row.id}` stands on line {seen[row.id]} already; ids fix a pair's timesteps "
-                "and noise, so each must be used once"
+        found = [_of_row(item, flaw) for flaw in schema.flaws(item.values)]
+        found += _repeated(item, seen)
+        clips, missing = _clips(item, media_root)
+        found += missing
+        problems += found
+        if not any(problem.severity == "error" for problem in found):
+            rows.append(CheckedRow(item, clips))
+    if empty:
+        needed = f"one JSON object a line with {', '.join(REQUIRED)}"
+        problems.append(
+            Problem(
+                str(path),
+                "the manifest is empty",
+                allowed=needed,
+                suggestion="add rows, or see `pgdpo import`",
             )
-        seen[row.id] = number
-        rows.append(row)
-    if not rows:
-        raise InputError(
-            f"{path}: the manifest is empty; each line must be a JSON object with {', '.join(REQUIRED)}"
         )
-    return rows
+    return rows, problems
 
 
-def _parse_row(where: str, line: str, folder: Path) -> PairRow:
+def _records(path: str | Path) -> Iterator[Record | Problem]:
+    """The file's records; what keeps it from being read is a Problem too."""
+    kinds = "a JSONL or Parquet file, on disk or behind a URL"
     try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(raw, dict):
-        raise InputError(
-            f"{where}: expected a JSON object with {', '.join(REQUIRED)}, found {type(raw).__name__}"
+        yield from read_records(path)
+    except FileNotFoundError:
+        yield Problem(
+            str(path), "no such manifest", "data.train", str(path), kinds, "mend the path, or write `toy`"
         )
-    for key in REQUIRED:
-        if key not in raw:
-            raise InputError(f"{where}: key `{key}` is missing; a row needs {', '.join(REQUIRED)}")
-        if not isinstance(raw[key], str) or (not raw[key] and key != "prompt"):
-            raise InputError(f"{where}: `{key}` is {raw[key]!r}; expected text")
-    clips = {key: folder / raw[key] for key in ("chosen", "rejected")}
-    for key, clip in clips.items():
-        if not clip.is_file():
-            raise InputError(
-                f"{where}: `{key}` of pair `{raw['id']}` is {raw[key]!r}: no file at {clip}; paths are relative to "
-                "the manifest"
+    except IsADirectoryError:
+        yield Problem(
+            str(path),
+            "is a folder",
+            "data.train",
+            str(path),
+            kinds,
+            "name the manifest in it, or `pgdpo import`",
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what, mend = f"cannot be read ({reason[:300]})", "mend the path or URL, or write the file again"
+        yield Problem(str(path), what, "data.train", str(path), kinds, mend)
+
+
+def _of_row(record: Record, flaw: schema.Flaw) -> Problem:
+    return record.problem(
+        flaw.what,
+        key=flaw.key,
+        value=flaw.value,
+        allowed=flaw.allowed,
+        suggestion=flaw.suggestion,
+        severity=flaw.severity,
+        pair=_name(record),
+    )
+
+
+def _repeated(record: Record, seen: dict[str, str]) -> list[Problem]:
+    """A Problem if the row's id was used before."""
+    name = _name(record)
+    if not name:
+        return []
+    place = f"line {record.line}" if record.line is not None else f"row {record.row}"
+    first = seen.setdefault(name, place)
+    if first == place:
+        return []
+    return [
+        record.problem(
+            f"id `{name}` stands on {first} already",
+            key="id",
+            value=name,
+            allowed="each id once: it fixes a pair's timesteps and noise",
+            suggestion="give this row another id, or remove it",
+            pair=name,
+        )
+    ]
+
+
+def _clips(record: Record, media_root: Path | None) -> tuple[dict[str, str], list[Problem]]:
+    folder = folder_of(record.file)
+    clips, problems = {}, []
+    for key in (*SIDES, "mask", "image"):
+        value = record.values.get(key)
+        if value is None or not schema.KEYS[key].accepts(value):
+            continue  # said already
+        what = f"`{key}` of pair `{_name(record)}` is {shown(value)}"
+        parts = {"key": key, "value": value, "pair": _name(record)}
+        try:
+            location = clip_location(value, folder, media_root)
+        except ValueError as error:
+            outside = "leaves" in str(error)
+            mend = "name a file or an https:// URL"
+            if outside:
+                mend = "set data.media_root to the folder that holds the clips, if they are yours"
+            allowed = "a path relative to the manifest, in its folder or below data.media_root, or a URL"
+            problems.append(record.problem(f"{what}: {error}", allowed=allowed, suggestion=mend, **parts))
+            continue
+        clips[key] = location
+        if not is_file(location):
+            allowed = "paths are relative to the manifest"
+            mend = "mend the path, fetch the clip, or leave the row out"
+            problems.append(
+                record.problem(f"{what}: no file at {location}", allowed=allowed, suggestion=mend, **parts)
             )
-    extra = {key: value for key, value in raw.items() if key not in REQUIRED}
-    return PairRow(raw["id"], raw["prompt"], clips["chosen"], clips["rejected"], extra)
+    return clips, problems
+
+
+def _name(record: Record) -> str:
+    name = record.values.get("id")
+    return name if isinstance(name, str) else ""

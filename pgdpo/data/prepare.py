@@ -1,153 +1,282 @@
 """Clips and prompts -> latents and embeddings, once: safetensors shards that hold a fixed number of pairs.
 
-A prepared folder holds `shard-00000.safetensors`, ... (`<i>.chosen`, `<i>.rejected` of shape [C, F, H, W]), each with
-a `.json` beside it that says what it was made from; `text.safetensors` with one embedding per distinct prompt; and,
-written last, `index.json` with the SHA-256 of every file.
+A prepared folder holds, for every size (bucket), `shard-<F>x<H>x<W>-00000.safetensors`, ... (`<i>.chosen`,
+`<i>.rejected` of shape [C, F, H, W], and `<i>.<name>` for a conditioning image); `text-00000.safetensors`, ... with
+`<prompt key>.<name>` for every distinct prompt; beside each a `.json` that says what it was made from; and, written
+last, `index.json` with the SHA-256 of every file, every pair and every prompt.
+
+Ranks share the files: each encodes its own, and the main rank writes the index when all are done.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from pgdpo.config import DataConfig
-from pgdpo.console import progress_bar
-from pgdpo.data.files import atomic_path, sha256_of, write_json
+from pgdpo.console import progress_bar, say
+from pgdpo.data.bad import check_bad
+from pgdpo.data.buckets import Size, choose_bucket, size_name
+from pgdpo.data.clips import clip_identity, first_picture, probe_pair, read_pair
+from pgdpo.data.files import write_json
 from pgdpo.data.manifest import PairRow, read_manifest
-from pgdpo.data.video import probe_video, read_video
+from pgdpo.data.ranks import Ranks
+from pgdpo.data.room import check_room
+from pgdpo.data.schema import SIDES
+from pgdpo.data.shards import FORMAT, content_key, note_of, tensors_sha256, write_once
 from pgdpo.errors import InputError
-from pgdpo.models import Encoders
+from pgdpo.models.family import Encoders, Family
+from pgdpo.settings import DataConfig
 
-FORMAT = 1
+PROMPTS_PER_FILE = 256  # held in memory until the file is written
 
 
-def prepare(manifest: Path, folder: Path, config: DataConfig, encoders: Encoders) -> dict:
-    """Encode every pair of `manifest` into `folder`; shards that are there and still valid are kept.
+def prepare(
+    manifest: str | Path,
+    folder: Path,
+    config: DataConfig,
+    family: Family,
+    encoders: Encoders,
+    ranks: Ranks | None = None,
+) -> dict:
+    """Encode every pair of `manifest` into `folder`; files that are there and still valid are kept.
 
-    Returns the index. Raises InputError for a bad row or clip, before the index is written.
+    All `ranks` call it together. Returns the index. Raises InputError for a bad row or clip (more than 1% of them,
+    where `data.on_bad_data` is `skip`) and for a disk that is too small, before the index is written.
     """
-    encoders.check_size(config.num_frames, config.height, config.width)
-    rows = read_manifest(manifest)
-    groups = [rows[i : i + config.pairs_per_shard] for i in range(0, len(rows), config.pairs_per_shard)]
-    text = _prepare_text(rows, folder, encoders)
-    shards = []
-    with progress_bar(f"prepare {manifest.name}", total=len(rows)) as bar:
-        for number, group in enumerate(groups):
-            shards.append(
-                _prepare_shard(folder / f"shard-{number:05d}.safetensors", group, config, encoders, bar)
-            )
-    index = {
-        "format": FORMAT,
-        "encoders": encoders.fingerprint,
-        "size": [config.num_frames, config.height, config.width],
-        "text_length": encoders.text_length,
-        "text": text,
-        "shards": shards,
-        "pairs": [
-            {"id": row.id, "prompt": row.prompt, "shard": number, "key": str(position), **row.extra}
-            for number, group in enumerate(groups)
-            for position, row in enumerate(group)
-        ],
-    }
-    write_json(folder / "index.json", index)
-    for stale in (
-        set(folder.glob("shard-*"))
-        - {folder / s["file"] for s in shards}
-        - {_note(folder / s["file"]) for s in shards}
-    ):
-        stale.unlink()
+    ranks = ranks or Ranks()
+    for size in config.sizes:
+        encoders.check_size(*size)
+    rows = ranks.main_first(
+        lambda: read_manifest(manifest, media_root=config.media_root, ties=config.ties, say=say)
+    )
+    buckets, bad = _into_buckets(rows, config, ranks)
+    check_bad(bad, len(rows), config.on_bad_data, str(manifest))
+    prompts = sorted({row.prompt for row in rows} | {""})
+    check_room(
+        folder,
+        family,
+        {size: len(members) for size, members in zip(config.sizes, buckets, strict=True) if members},
+        prompts=len(prompts),
+        dtype=getattr(torch, config.latent_dtype),
+        needs_image=encoders.needs_image,
+    )
+    text = _prepare_text(prompts, folder, encoders, ranks)
+    shards = _prepare_shards(rows, buckets, folder, config, encoders, ranks)
+    bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard["bad"]}
+    check_bad(bad, len(rows), config.on_bad_data, str(manifest))
+    index = _index(rows, text, shards, bad, config, encoders)
+    if ranks.rank == 0:
+        write_json(folder / "index.json", index)
+        _remove_stale(folder, [*text["files"], *shards])
+        for reason in bad.values():
+            say(f"[yellow]skipped[/] {reason}")
+    ranks.gather(None)  # nobody reads the folder before its index is there
     return index
 
 
-def _prepare_text(rows: Sequence[PairRow], folder: Path, encoders: Encoders) -> dict:
+def _into_buckets(
+    rows: Sequence[PairRow], config: DataConfig, ranks: Ranks
+) -> tuple[list[list[PairRow]], dict[str, str]]:
+    """(rows of each size in the manifest's order, pair id -> why it fits none).
+
+    With one size nothing has to be chosen: what is wrong with a clip shows when it is encoded.
+    """
+    if len(config.sizes) == 1:
+        return [list(rows)], {}
+    mine: dict[str, int | str] = {}
+    with progress_bar("sort clips into buckets", total=len(rows[ranks.rank :: ranks.count])) as bar:
+        for row in rows[ranks.rank :: ranks.count]:
+            try:
+                mine[row.id] = _bucket_of(row, config.sizes)
+            except InputError as error:
+                mine[row.id] = str(error)
+            bar.advance()
+    found = {name: bucket for part in ranks.gather(mine) for name, bucket in part.items()}
+    bad = {row.id: found[row.id] for row in rows if isinstance(found[row.id], str)}
+    buckets = [[row for row in rows if found[row.id] == number] for number in range(len(config.sizes))]
+    for size, members in zip(config.sizes, buckets, strict=True):
+        say(f"bucket {size_name(size)} (frames x height x width): {len(members)} pairs")
+    return buckets, bad
+
+
+def _bucket_of(row: PairRow, sizes: Sequence[Size]) -> int:
+    clip = probe_pair(row)
+    bucket = choose_bucket(sizes, clip)
+    if bucket is None:
+        raise InputError(
+            f"pair `{row.id}`: its clips ({row.chosen}) have {clip.num_frames} frames of {clip.height}x{clip.width} "
+            f"(height x width) and fit none of data.buckets ({', '.join(map(size_name, sizes))}): those are longer, or "
+            "would leave less than half of the picture; add a bucket, or leave the row out"
+        )
+    return bucket
+
+
+def _prepare_text(prompts: Sequence[str], folder: Path, encoders: Encoders, ranks: Ranks) -> dict:
     """Embeddings of every distinct prompt, and of the empty one (caption dropout, guidance)."""
-    prompts = sorted({row.prompt for row in rows} | {""})
-    key = _key(encoders.fingerprint, prompts)
-    return _write_once(folder / "text.safetensors", key, lambda: _embed(prompts, encoders))
+    parts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
+    mine = range(ranks.rank, len(parts), ranks.count)
+    done = {}
+    with progress_bar(f"encode prompts{_of_ranks(ranks)}", total=sum(len(parts[n]) for n in mine)) as bar:
+        for number in mine:
+            part = parts[number]
+            path = folder / f"text-{number:05d}.safetensors"
+            key = content_key(encoders.fingerprint, part)
+            done[number] = write_once(path, key, lambda part=part: _embed(part, encoders))
+            bar.advance(len(part))
+    files = _in_order(ranks.gather(done))
+    return {
+        "names": files[0]["names"],
+        "bytes": sum(entry["bytes"] for entry in files),
+        "files": [{key: value for key, value in entry.items() if key != "prompts"} for entry in files],
+        "prompts": {
+            key: [number, digest]
+            for number, entry in enumerate(files)
+            for key, digest in entry["prompts"].items()
+        },
+    }
 
 
-def _embed(prompts: list[str], encoders: Encoders) -> dict[str, torch.Tensor]:
-    tensors = {}
-    with progress_bar("encode prompts", total=len(prompts)) as bar:
-        for start in range(0, len(prompts), 32):
-            batch = prompts[start : start + 32]
-            for prompt, embedding in zip(batch, encoders.encode_prompts(batch), strict=True):
-                tensors[prompt_key(prompt)] = embedding.contiguous()
-            bar.advance(len(batch))
-    return tensors
+def _embed(prompts: Sequence[str], encoders: Encoders) -> tuple[dict[str, torch.Tensor], dict]:
+    tensors, digests, names = {}, {}, set()
+    for start in range(0, len(prompts), 32):
+        batch = prompts[start : start + 32]
+        for prompt, embedding in zip(batch, encoders.encode_prompts(batch), strict=True):
+            digests[prompt_key(prompt)] = tensors_sha256(embedding)
+            names |= set(embedding)
+            tensors |= {f"{prompt_key(prompt)}.{name}": t.contiguous() for name, t in embedding.items()}
+    return tensors, {"names": sorted(names), "prompts": digests}
 
 
-def _prepare_shard(path: Path, rows: Sequence[PairRow], config: DataConfig, encoders: Encoders, bar) -> dict:
-    size = (config.num_frames, config.height, config.width)
-    clips = [[row.id, sha256_of(row.chosen), sha256_of(row.rejected)] for row in rows]
-    key = _key(encoders.fingerprint, size, config.latent_dtype, clips)
+def _prepare_shards(
+    rows: Sequence[PairRow],
+    buckets: Sequence[Sequence[PairRow]],
+    folder: Path,
+    config: DataConfig,
+    encoders: Encoders,
+    ranks: Ranks,
+) -> list[dict]:
+    jobs = [
+        (size, number, members[first : first + config.pairs_per_shard])
+        for size, members in zip(config.sizes, buckets, strict=True)
+        for number, first in enumerate(range(0, len(members), config.pairs_per_shard))
+    ]
+    mine = range(ranks.rank, len(jobs), ranks.count)
+    done, bad = {}, {}
+    with progress_bar(f"encode clips{_of_ranks(ranks)}", total=sum(len(jobs[n][2]) for n in mine)) as bar:
+        for job in mine:
+            size, number, group = jobs[job]
+            path = folder / f"shard-{size_name(size)}-{number:05d}.safetensors"
+            done[job] = _prepare_shard(path, group, size, config, encoders, bar)
+            bad |= {entry["id"]: entry["reason"] for entry in done[job]["bad"]}
+            check_bad(bad, len(rows), config.on_bad_data, str(folder))
+    return _in_order(ranks.gather(done))
+
+
+def _prepare_shard(
+    path: Path, rows: Sequence[PairRow], size: Size, config: DataConfig, encoders: Encoders, bar
+) -> dict:
+    """One shard's entry: `pairs` (id, key of the tensors, hash of their bytes) and `bad` (id, reason)."""
+    clips, bad = {}, []
+    for row in rows:
+        try:
+            clips[row.id] = clip_identity(row, with_image=encoders.needs_image)
+        except InputError as error:
+            _refuse(row, error, bad, config)
+    key = content_key(encoders.fingerprint, size, config.latent_dtype, list(clips.items()), bad)
     done = 0
 
-    def encode() -> dict[str, torch.Tensor]:
+    def encode() -> tuple[dict[str, torch.Tensor], dict]:
         nonlocal done
-        dtype = getattr(torch, config.latent_dtype)
-        tensors = {}
-        for position, row in enumerate(rows):
-            _check_alike(row)
-            for side in ("chosen", "rejected"):
-                latents = encoders.encode_video(_read_clip(row, side, size))
-                tensors[f"{position}.{side}"] = latents.to(dtype).contiguous()
-            done += 1
-            bar.advance()
-        return tensors
+        tensors, pairs = {}, []
+        for position, row in enumerate(row for row in rows if row.id in clips):
+            try:
+                pair = _encode_pair(row, size, config, encoders)
+            except InputError as error:
+                _refuse(row, error, bad, config)
+                continue
+            finally:
+                done += 1
+                bar.advance()
+            tensors |= {f"{position}.{name}": tensor for name, tensor in pair.items()}
+            hashes = {f"sha256_{side}": clips[row.id][side] for side in SIDES}
+            pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **hashes})
+        names = {name.split(".", 1)[1] for name in tensors} - {"chosen", "rejected"}
+        shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
+        about = {"names": sorted(names), "size": list(size), "latent_shape": shape}
+        return tensors, {**about, "pairs": pairs, "bad": bad}
 
-    entry = _write_once(path, key, encode)
+    entry = write_once(path, key, encode)
     bar.advance(len(rows) - done)
     return entry
 
 
-def _check_alike(row: PairRow) -> None:
-    """Chosen and rejected must differ in what was judged, not in size or length."""
-    chosen, rejected = probe_video(row.chosen), probe_video(row.rejected)
-    for what in ("width", "height", "num_frames"):
-        first, second = getattr(chosen, what), getattr(rejected, what)
-        if first != second:
-            raise InputError(
-                f"pair `{row.id}`: {what} is {first} in {row.chosen} and {second} in {row.rejected}: both clips of a "
-                "pair must be of one size and length; re-encode one of them or leave the row out"
-            )
+def _refuse(row: PairRow, error: InputError, bad: list[dict], config: DataConfig) -> None:
+    if config.on_bad_data == "fail":
+        raise error
+    bad.append({"id": row.id, "reason": str(error)})
 
 
-def _read_clip(row: PairRow, side: str, size: tuple[int, int, int]):
-    try:
-        return read_video(getattr(row, side), num_frames=size[0], size=size[1:])
-    except InputError as error:
-        raise InputError(f"pair `{row.id}`, {side}: {error}") from error
+def _encode_pair(row: PairRow, size: Size, config: DataConfig, encoders: Encoders) -> dict[str, torch.Tensor]:
+    """`chosen`, `rejected` and, where the model wants it, the conditioning by the picture that both start from."""
+    probe_pair(row)
+    dtype = getattr(torch, config.latent_dtype)
+    tensors = {}
+    for side, frames in read_pair(row, size):
+        tensors[side] = encoders.encode_video(frames).to(dtype).contiguous()
+        if encoders.needs_image and side == "chosen":
+            for name, tensor in encoders.encode_image(first_picture(row, frames, size), size[0]).items():
+                tensors[name] = tensor.to(dtype).contiguous()
+    return tensors
 
 
-def _write_once(path: Path, key: str, make) -> dict:
-    """Write `make()` to `path`, unless the file there was made from the same `key` and still has its hash."""
-    note = _note(path)
-    if path.is_file() and note.is_file():
-        entry = json.loads(note.read_text(encoding="utf-8"))
-        if entry.get("key") == key and entry.get("sha256") == sha256_of(path):
-            return entry
-    tensors = make()
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    entry = {"file": path.name, "key": key, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(note, entry)
-    return entry
+def _index(
+    rows: Sequence[PairRow],
+    text: dict,
+    shards: Sequence[dict],
+    bad: dict[str, str],
+    config: DataConfig,
+    encoders: Encoders,
+) -> dict:
+    done = {
+        pair["id"]: {"shard": number, **pair}
+        for number, shard in enumerate(shards)
+        for pair in shard["pairs"]
+    }
+    files = [{key: value for key, value in shard.items() if key not in ("pairs", "bad")} for shard in shards]
+    return {
+        "format": FORMAT,
+        "encoders": encoders.fingerprint,
+        "sizes": [list(size) for size in config.sizes],
+        "text_length": encoders.text_length,
+        "text": text,
+        "image": max(
+            (shard["names"] for shard in shards), key=len
+        ),  # conditioning that stands in the shards, beside the latents
+        "shards": files,
+        "bad": [{"id": name, "reason": reason} for name, reason in bad.items()],
+        "pairs": [{**row.extra, "prompt": row.prompt, **done[row.id]} for row in rows if row.id in done],
+    }
 
 
-def _note(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _remove_stale(folder: Path, entries: Sequence[dict]) -> None:
+    paths = {folder / entry["file"] for entry in entries}
+    kept = paths | {note_of(path) for path in paths}
+    for path in {*folder.glob("shard-*"), *folder.glob("text*")} - kept:
+        path.unlink()
 
 
-def _key(*parts) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+def _in_order(parts: Sequence[dict[int, dict]]) -> list[dict]:
+    """What the ranks did, by number."""
+    return [entry for _, entry in sorted(item for part in parts for item in part.items())]
+
+
+def _of_ranks(ranks: Ranks) -> str:
+    return f" (rank 0's share of {ranks.count})" if ranks.count > 1 else ""
 
 
 def prompt_key(prompt: str) -> str:
-    """Name of a prompt's embedding in `text.safetensors`."""
+    """Name of a prompt's embedding in the text files."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:32]

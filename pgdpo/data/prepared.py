@@ -1,47 +1,63 @@
-"""Prepared pairs, read back: an index-based data set and an order that is a pure function of the position."""
+"""Prepared pairs, read back: an index-based data set whose every read is checked against the index."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
 from pgdpo.data.files import sha256_of
-from pgdpo.data.prepare import FORMAT, prompt_key
+from pgdpo.data.prepare import prompt_key
+from pgdpo.data.shards import FORMAT, tensors_sha256
 from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
+
+MEND = "run `pgdpo prepare` again: it makes just what is damaged or missing anew"
 
 
 class PreparedPairs(Dataset):
     """The pairs of a prepared folder. An item is addressed by (index, draw); `draw` counts a pair's visits.
 
+    What is read is held against the hash that the index has of it. A pair that does not pass raises InputError, or,
+    where `stand_in` is set, is answered by the next sound pair of its bucket with `damage` saying what was wrong.
+
     Raises InputError if the folder was not prepared, was prepared otherwise than asked, or a file's hash is wrong.
     """
 
     def __init__(
-        self, folder: Path, *, expect: dict | None = None, seed: int = 0, caption_dropout: float = 0.0
+        self,
+        folder: Path,
+        *,
+        expect: dict | None = None,
+        seed: int = 0,
+        caption_dropout: float = 0.0,
+        stand_in: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        """`part`: (k, n): files k, k + n, ... are hashed now; all are checked for their size."""
         self.folder = folder
         self.index = _read_index(folder)
-        for key, value in (expect or {}).items():
-            if self.index[key] != value:
-                raise InputError(
-                    f"{folder}/index.json: `{key}` is {self.index[key]!r}, this configuration needs {value!r}: run "
-                    "`pgdpo prepare` with it again"
-                )
+        self.require(**(expect or {}))
         self.rows = self.index["pairs"]
         self.seed = seed
         self.caption_dropout = caption_dropout
+        self.stand_in = stand_in
+        self.curation: list = []  # what data.select and data.weight did: `Kept` each
+        self.stages: list[int] | None = None
+        self._restriction = ""
         self._handles: dict[str, object] = {}
-        self._verify()
+        self.damaged_files = self._verify(*part)
+        if self.damaged_files and not stand_in:
+            raise InputError(next(iter(self.damaged_files.values())))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handles": {}}  # open files do not travel to loader processes
@@ -51,59 +67,167 @@ class PreparedPairs(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = item
+        try:
+            return self._read(index, draw)
+        except InputError as error:
+            if not self.stand_in:
+                raise
+            damage = str(error)
+        bucket = next(bucket for bucket in self.buckets if index in bucket)
+        after = bucket.index(index)
+        for other in bucket[after + 1 :] + bucket[:after]:
+            with contextlib.suppress(InputError):
+                return {**self._read(other, draw), "damage": (self.rows[index]["id"], damage)}
+        raise InputError(f"{damage} (and no other pair of its size can be read)")
+
+    def _read(self, index: int, draw: int) -> dict:
         row = self.rows[index]
-        shard = self._open(self.index["shards"][row["shard"]]["file"])
         pair_id = pair_hash(row["id"])
         dropped = uniform(self.seed, pair_id, draw, stream="caption") < self.caption_dropout
+        tensors = self._pair(row)
         return {
             "id": row["id"],
             "pair_id": pair_id,
             "draw": draw,
             "row": row,
-            "chosen": shard.get_tensor(f"{row['key']}.chosen").float(),
-            "rejected": shard.get_tensor(f"{row['key']}.rejected").float(),
-            "prompt": self.prompt("" if dropped else row["prompt"]),
+            "damage": None,
+            "chosen": tensors.pop("chosen").float(),
+            "rejected": tensors.pop("rejected").float(),
+            "conditioning": {
+                **self.text("" if dropped else row["prompt"]),
+                **{name: tensor.float() for name, tensor in tensors.items()},
+            },
         }
 
-    def prompt(self, text: str) -> torch.Tensor:
-        """Embedding of one of the manifest's prompts (or the empty one), zero-padded: `[text_length, D]`."""
-        embedding = self._open(self.index["text"]["file"]).get_tensor(prompt_key(text))
-        padded = embedding.new_zeros(self.index["text_length"], embedding.shape[1])
-        padded[: len(embedding)] = embedding
-        return padded
+    def _pair(self, row: dict) -> dict[str, torch.Tensor]:
+        names = ["chosen", "rejected", *self.index["image"]]
+        entry = self.index["shards"][row["shard"]]
+        return self._checked(entry, row["key"], names, row["sha256"], f"pair `{row['id']}`")
+
+    def text(self, prompt: str) -> dict[str, torch.Tensor]:
+        """Conditioning by one of the manifest's prompts (or the empty one), without a batch axis.
+
+        `prompt` `[text_length, D]`, zero-padded; `prompt_mask` `[text_length]`, true where a token stands; and what
+        else the family's text encoders gave.
+        """
+        text, key = self.index["text"], prompt_key(prompt)
+        number, digest = text["prompts"][key]
+        tensors = self._checked(text["files"][number], key, text["names"], digest, f"prompt {prompt!r}")
+        return padded_text(tensors, self.index["text_length"])
+
+    def _checked(
+        self, entry: dict, key: str, names: list[str], digest: str, what: str
+    ) -> dict[str, torch.Tensor]:
+        """The tensors `<key>.<name>` of a file; InputError naming it if they are not what was written."""
+        path = self.folder / entry["file"]
+        wrong = self.damaged_files.get(entry["file"]) or _wrong_size(path, entry)
+        if wrong:  # a mapped file that was cut short would kill the process at the first read
+            raise InputError(f"{what}: {wrong}")
+        try:
+            file = self._open(path)
+            tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{what}: {path}: cannot be read ({error}); {MEND}") from error
+        if tensors_sha256(tensors) != digest:
+            raise InputError(f"{what}: {path}: its bytes have another SHA-256 than the index says: {MEND}")
+        return tensors
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all files."""
-        entries = [self.index["text"], *self.index["shards"]]
-        return hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest()[:16]
+        """SHA-256 over the hashes of all files, and over which pairs are held if not all are."""
+        return hashlib.sha256("".join([*self._file_hashes(), self._restriction]).encode()).hexdigest()[:16]
+
+    @property
+    def files_fingerprint(self) -> str:
+        """SHA-256 over the hashes of all files, whichever of their pairs are held."""
+        return hashlib.sha256("".join(self._file_hashes()).encode()).hexdigest()[:16]
+
+    def _file_hashes(self) -> list[str]:
+        return [entry["sha256"] for entry in (*self.index["text"]["files"], *self.index["shards"])]
+
+    @functools.cached_property
+    def buckets(self) -> list[list[int]]:
+        """Indexes of the pairs of each size, in the order of the configuration; every size that has any."""
+        sizes = {tuple(size): [] for size in self.index["sizes"]}
+        for index, row in enumerate(self.rows):
+            sizes[tuple(self.index["shards"][row["shard"]]["size"])].append(index)
+        return [bucket for bucket in sizes.values() if bucket]
+
+    @functools.cached_property
+    def latent_shapes(self) -> list[tuple[int, ...]]:
+        """`(C, F, H, W)` of each of `buckets`."""
+        firsts = [self.rows[bucket[0]] for bucket in self.buckets]
+        return [tuple(self.index["shards"][row["shard"]]["latent_shape"]) for row in firsts]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """`(C, F, H, W)`."""
-        return tuple(self._open(self.index["shards"][0]["file"]).get_slice("0.chosen").get_shape())
+        """The largest of `latent_shapes`."""
+        return max(self.latent_shapes, key=math.prod)
 
-    def _open(self, name: str):
-        if name not in self._handles:
-            self._handles[name] = safe_open(self.folder / name, framework="pt")
-        return self._handles[name]
+    def batches(self, jobs: Sequence[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+        """(index, draw)s in batches of one shape and of at most `size`."""
+        for bucket in map(set, self.buckets):
+            alike = [job for job in jobs if job[0] in bucket]
+            yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
-    def _verify(self) -> None:
+    def require(self, **expected: object) -> None:
+        """Raises InputError unless the index holds these values: it was prepared for what it is used for."""
+        for key, value in expected.items():
+            if self.index[key] != value:
+                raise InputError(
+                    f"{self.folder}/index.json: `{key}` is {self.index[key]!r}, this configuration needs {value!r}: "
+                    "run `pgdpo prepare` with it again"
+                )
+
+    def restrict(self, rows: list[dict], *, stages: list[int] | None = None) -> None:
+        """Hold these of the index's pairs alone, as they are given (weights among them); the fingerprint follows.
+
+        `stages`: the part of an epoch in which each of them is visited, as `Order` takes it.
+        """
+        self.rows, self.stages = rows, stages
+        chosen = [[row["id"], row.get("weight")] for row in rows] + [stages or []]
+        self._restriction = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
+        for derived in ("fingerprint", "buckets", "latent_shapes"):
+            self.__dict__.pop(derived, None)
+
+    def _open(self, path: Path):
+        if path not in self._handles:
+            self._handles[path] = safe_open(path, framework="pt")
+        return self._handles[path]
+
+    def _verify(self, first: int, step: int) -> dict[str, str]:
+        """File name -> what is wrong with it."""
+        entries = [*self.index["text"]["files"], *self.index["shards"]]
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(self._verify_file, [self.index["text"], *self.index["shards"]]))
+            found = list(pool.map(lambda entry: _wrong_size(self.folder / entry["file"], entry), entries))
+            found[first::step] = pool.map(self._verify_file, entries[first::step])
+        return {entry["file"]: wrong for entry, wrong in zip(entries, found, strict=True) if wrong}
 
-    def _verify_file(self, entry: dict) -> None:
+    def _verify_file(self, entry: dict) -> str | None:
         path = self.folder / entry["file"]
-        if not path.is_file():
-            raise InputError(
-                f"{path}: the file is missing: run `pgdpo prepare` again, it makes what is missing"
-            )
+        wrong = _wrong_size(path, entry)
+        if wrong:
+            return wrong
         found = sha256_of(path)
-        if found != entry["sha256"]:
-            raise InputError(
-                f"{path}: its SHA-256 is {found[:12]}..., the index says {entry['sha256'][:12]}...: the file was "
-                "damaged or changed; run `pgdpo prepare` again, it makes just this one anew"
-            )
+        if found == entry["sha256"]:
+            return None
+        return (
+            f"{path}: its SHA-256 is {found[:12]}..., the index says {entry['sha256'][:12]}...: the file was "
+            f"damaged or changed; {MEND}"
+        )
+
+
+def _wrong_size(path: Path, entry: dict) -> str | None:
+    """What is wrong with a file, as far as its directory entry tells."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{path}: the file is missing or cannot be read ({error.strerror}); {MEND}"
+    if size != entry["bytes"]:
+        return (
+            f"{path}: has {size} bytes, the index says {entry['bytes']}: the file was cut or changed; {MEND}"
+        )
+    return None
 
 
 def _read_index(folder: Path) -> dict:
@@ -126,63 +250,37 @@ def pair_hash(pair_id: str) -> int:
     return int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:8], "little") >> 1
 
 
-def position_to_item(position: int, *, length: int, seed: int) -> tuple[int, int]:
-    """(index, draw) of a position in the endless order: a pure function, whatever the world size.
-
-    The draw is the epoch: every pair is visited once an epoch, in an order shuffled anew.
-    """
-    epoch, offset = divmod(position, length)
-    return int(_permutation(length, seed, epoch)[offset]), epoch
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
-
-
-class StepBatches:
-    """Batches of items for one rank: `global_batch` pairs a step, split over ranks, then into micro-batches."""
-
-    def __init__(
-        self,
-        length: int,
-        *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world: int,
-        steps: range,
-    ) -> None:
-        self.item = functools.partial(position_to_item, length=length, seed=seed)
-        self.per_rank = global_batch // world
-        self.offset = rank * self.per_rank
-        self.global_batch = global_batch
-        self.micro_batch = micro_batch
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return len(self.steps) * (self.per_rank // self.micro_batch)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            start = step * self.global_batch + self.offset
-            for first in range(start, start + self.per_rank, self.micro_batch):
-                yield [self.item(position) for position in range(first, first + self.micro_batch)]
-
-
 def collate(items: list[dict]) -> dict:
     """Items -> a batch.
 
-    `latents` [2B, C, F, H, W] (chosen half first), `prompt` [2B, L, D], `pair_ids` and `draw` [B], `ids`, `rows`.
+    `latents` [2B, C, F, H, W] (chosen half first), `conditioning` (a dict of tensors [2B, ...], the same for both
+    halves), `pair_ids` and `draw` [B], `ids`, `rows`; `damage`: (id, what is wrong) of each damaged pair that another
+    one stands in for, else None.
     """
     latents = torch.stack([item["chosen"] for item in items] + [item["rejected"] for item in items])
-    prompt = torch.stack([item["prompt"] for item in items])
     return {
         "ids": [item["id"] for item in items],
         "rows": [item["row"] for item in items],
+        "damage": [item["damage"] for item in items],
         "pair_ids": torch.tensor([item["pair_id"] for item in items]),
         "draw": torch.tensor([item["draw"] for item in items]),
         "latents": latents,
-        "prompt": torch.cat([prompt, prompt]),
+        "conditioning": stack_conditioning([item["conditioning"] for item in items] * 2),
     }
+
+
+def stack_conditioning(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Conditioning of single samples -> of a batch, `[N, ...]` under each name."""
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def padded_text(encoded: dict[str, torch.Tensor], text_length: int) -> dict[str, torch.Tensor]:
+    """`Encoders.encode_prompts`'s dict of one prompt, with `prompt` zero-padded and `prompt_mask` beside it."""
+    embedding = encoded["prompt"]
+    padded = embedding.new_zeros(text_length, embedding.shape[1])
+    padded[: len(embedding)] = embedding
+    return {**encoded, "prompt": padded, "prompt_mask": torch.arange(text_length) < len(embedding)}
+
+
+def to_device(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

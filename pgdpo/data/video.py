@@ -50,6 +50,29 @@ def probe_video(path: str | Path) -> VideoInfo:
         return VideoInfo(width, height, float(_rate(stream, path)), num_frames, stream.codec_context.name)
 
 
+def verify_video(path: str | Path) -> VideoInfo:
+    """As `probe_video`, after every frame was decoded: `num_frames` counts what is really there.
+
+    Raises:
+        InputError: the file is missing, no video, or damaged anywhere.
+    """
+    path = Path(path)
+    with _open(path) as (container, stream):
+        num_frames, sizes = 0, set()
+        for frame in _decode(container, stream, path):
+            num_frames += 1
+            sizes.add(
+                (frame.width, frame.height) if frame.rotation % 180 == 0 else (frame.height, frame.width)
+            )
+        if len(sizes) > 1:
+            raise InputError(
+                f"{path}: the frame size changes inside the clip: {sorted(sizes)} (width, height): re-encode it at one "
+                "size"
+            )
+        [(width, height)] = sizes
+        return VideoInfo(width, height, float(_rate(stream, path)), num_frames, stream.codec_context.name)
+
+
 def read_video(
     path: str | Path,
     *,

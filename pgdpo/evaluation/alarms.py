@@ -137,12 +137,16 @@ def _finite(metrics: list[dict]) -> Alarm:
         for row in metrics
         if any(isinstance(v, float) and not _is_finite(v) for v in row.values())
     ]
+    skipped = metrics[-1].get("skipped", 0) if metrics else 0
     found = f"first at step {bad[0]}, in {len(bad)} of {len(metrics)} steps" if bad else "none"
+    if skipped:
+        found += f"; {skipped} steps were not taken"
     return Alarm(
         "Non-finite numbers",
-        "unknown" if not metrics else "warning" if bad else "ok",
+        "unknown" if not metrics else "warning" if bad or skipped else "ok",
         found if metrics else "not measured",
-        "A NaN or an infinity in a logged number: nothing after it can be trusted.",
+        "A NaN or an infinity in a logged number: nothing after it can be trusted. Steps that the guards did not take "
+        "are among what happened, with their pairs.",
         "warns at the first",
     )
 

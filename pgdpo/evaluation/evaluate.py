@@ -13,25 +13,26 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from pgdpo import models
-from pgdpo.config import Config
 from pgdpo.console import progress_bar
 from pgdpo.data.files import write_json
-from pgdpo.data.prepared import PreparedPairs, collate
+from pgdpo.data.prepared import PreparedPairs, collate, to_device
 from pgdpo.data.video import write_video
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
-from pgdpo.evaluation.rewards import REWARDS
+from pgdpo.evaluation.rewards import open_reward
 from pgdpo.evaluation.statistics import share
-from pgdpo.training.checkpoint import latest_checkpoint, read_state
+from pgdpo.models.family import Family
+from pgdpo.settings import Config
+from pgdpo.training.checkpoint import read_state
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
-from pgdpo.training.policy import build_policy, open_pairs
-from pgdpo_kernels import noise_pair, pair_errors, pair_noise
+from pgdpo.training.policy import build_policy, open_pairs, require_images
+from pgdpo.training.published import latest_checkpoint
+from pgdpo.training.validation import sample_latents
+from pgdpo_kernels import noise_pair, pair_errors
 
 REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors
 
@@ -47,6 +48,7 @@ def evaluate(config: Config) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_pairs(config, "held_out")
     family, aligned = load_trained(config, device)
+    require_images(data, family)
     pair = ModelPair(config, family, aligned, device)
     checkpoint = latest_checkpoint(config.run_dir)
     results = {
@@ -71,7 +73,7 @@ class ModelPair:
     """The aligned model and its reference, behind one context manager."""
 
     def __init__(
-        self, config: Config, family: ModuleType, aligned: torch.nn.Module, device: torch.device
+        self, config: Config, family: Family, aligned: torch.nn.Module, device: torch.device
     ) -> None:
         self.family = family
         self.device = device
@@ -95,32 +97,66 @@ class ModelPair:
 
 def compare_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
     """Excess errors of held-out pairs at `draws_per_pair` noise levels spread evenly over the training distribution."""
+    excess = excess_errors(config, data, pair)
+    return {"displacement": _displacement(excess, by="pair"), "buckets": _by_bucket(excess)}
+
+
+def implicit_rewards(config: Config) -> dict:
+    """Implicit reward margin of every training pair under the newest checkpoint; writes `implicit_rewards.json`.
+
+    Returns `{"checkpoint", "data", "margin": {pair id: mean over draws_per_pair noise levels}}`: what
+    `data.order: {by: implicit_reward}` reads. Raises InputError if there is no checkpoint.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = open_pairs(config, "train")
+    family, aligned = load_trained(config, device)
+    require_images(data, family)
+    excess = excess_errors(config, data, ModelPair(config, family, aligned, device))
+    margins: dict[str, list[float]] = defaultdict(list)
+    for name, chosen, rejected in zip(excess["pair"], excess["chosen"], excess["rejected"], strict=True):
+        margins[name].append(rejected - chosen)
+    found = {
+        "checkpoint": latest_checkpoint(config.run_dir).name,
+        "data": data.fingerprint,
+        "margin": {name: sum(values) / len(values) for name, values in margins.items()},
+    }
+    write_json(config.run_dir / "implicit_rewards.json", found)
+    return found
+
+
+def excess_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict[str, list]:
+    """Lists `pair`, `sigma`, `chosen`, `rejected` with one entry per draw and pair."""
     settings = config.evaluate
-    excess: dict[str, list] = defaultdict(list)  # per draw and pair
-    with progress_bar("held-out errors", total=settings.draws_per_pair * len(data)) as bar:
+    excess: dict[str, list] = defaultdict(list)
+    with progress_bar("excess errors", total=settings.draws_per_pair * len(data)) as bar:
         for draw in range(settings.draws_per_pair):
-            level = sigma_at(config.diffusion, (draw + 0.5) / settings.draws_per_pair)
-            for start in range(0, len(data), settings.batch):
-                batch = collate([data[i, draw] for i in range(start, min(start + settings.batch, len(data)))])
+            quantile = (draw + 0.5) / settings.draws_per_pair
+            level = sigma_at(config.diffusion, quantile, pair.family.sigma_range)
+            for items in data.batches([(i, draw) for i in range(len(data))], settings.batch):
+                batch = collate([data[item] for item in items])
                 errors = _errors(batch, level, settings.seed, pair)
                 excess["pair"] += batch["ids"]
                 excess["sigma"] += [level] * len(batch["ids"])
                 excess["chosen"] += errors.excess_chosen[:, 0].tolist()
                 excess["rejected"] += errors.excess_rejected[:, 0].tolist()
                 bar.advance(len(batch["ids"]))
-    return {"displacement": _displacement(excess, by="pair"), "buckets": _by_bucket(excess)}
+    return excess
 
 
 def _errors(batch: dict, level: float, seed: int, pair: ModelPair):
-    latents, prompt = batch["latents"].to(pair.device), batch["prompt"].to(pair.device)
+    latents = batch["latents"].to(pair.device)
+    conditioning = to_device(batch["conditioning"], pair.device)
     sigma = torch.full((len(batch["ids"]),), level, device=pair.device)
     keys = {"pair_ids": batch["pair_ids"].to(pair.device), "draw": batch["draw"].to(pair.device)}
-    noisy, target = noise_pair(latents, sigma, seed=seed, prediction=pair.family.PREDICTION, **keys)
+    noisy, target = noise_pair(
+        latents, pair.family.level(sigma), seed=seed, prediction=pair.family.prediction, **keys
+    )
     predictions = {}
     for which in ("reference", "aligned"):
         with pair.model(which) as model:
-            predictions[which] = pair.family.predict(model, noisy, torch.cat([sigma, sigma]), prompt)
-    return pair_errors(predictions["aligned"], target, predictions["reference"])
+            predictions[which] = pair.family.predict(model, noisy, torch.cat([sigma, sigma]), conditioning)
+    mask = pair.family.loss_mask(latents, conditioning)
+    return pair_errors(predictions["aligned"], target, predictions["reference"], mask=mask)
 
 
 def _displacement(excess: dict[str, list], by: str) -> dict:
@@ -165,17 +201,14 @@ def compare_samples(config: Config, data: PreparedPairs, pair: ModelPair) -> dic
         for i in range(min(settings.num_prompts, len(data)))
         for k in range(settings.samples_per_prompt)
     ]
-    decoder = models.family(config.model.family).load_encoders(
-        config.model.path, config.model.encoders, pair.device
-    )
-    reward = REWARDS.get(settings.reward)
+    decoder = pair.family.load_encoders(pair.device)
+    reward = open_reward(settings.reward)
     clips = config.run_dir / "clips"
     shutil.rmtree(clips, ignore_errors=True)
     clips.mkdir(parents=True)
     samples = []
     with progress_bar("sample both models", total=2 * len(jobs)) as bar:
-        for start in range(0, len(jobs), settings.batch):
-            part = jobs[start : start + settings.batch]
+        for part in data.batches(jobs, settings.batch):
             latents = {}
             for which in ("reference", "aligned"):
                 latents[which] = _sample(config, data, part, which, pair)
@@ -198,28 +231,8 @@ def compare_samples(config: Config, data: PreparedPairs, pair: ModelPair) -> dic
 
 
 def _sample(config: Config, data: PreparedPairs, jobs: list[tuple[int, int]], which: str, pair: ModelPair):
-    settings = config.evaluate
-    items = [data[index, seed] for index, seed in jobs]
-    noise = pair_noise(
-        (len(jobs), *data.latent_shape),
-        seed=settings.seed,
-        pair_ids=torch.tensor([item["pair_id"] for item in items], device=pair.device),
-        draw=torch.tensor([item["draw"] for item in items], device=pair.device),
-        device=pair.device,
-        dtype=torch.float32,
-    )
-    prompt = torch.stack([item["prompt"] for item in items]).to(pair.device)
-    empty = data.prompt("").to(pair.device).expand_as(prompt)
     with pair.model(which) as model:
-        return pair.family.sample(
-            model,
-            config.model.path,
-            noise,
-            prompt,
-            empty,
-            steps=settings.sampling_steps,
-            guidance_scale=settings.guidance_scale,
-        )
+        return sample_latents(config, pair.family, model, data, jobs, pair.device)
 
 
 def _rewards(samples: list[dict], scored: bool) -> dict:

@@ -27,25 +27,35 @@ from pgdpo.evaluation.formats import (
     power_of_ten,
     signed,
 )
+from pgdpo.settings import Config
 
 TEMPLATE = "report.html.jinja"
 PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from the run's `config.yaml`, `metrics.jsonl`, `results.json` and clips.
+def write_report(run_dir: Path, resolved: Config | None = None) -> Path:
+    """Write `run_dir/report.html` from what the run has: its `config.yaml`, and where they are there `pairs.json`,
+    `metrics.jsonl`, `events.jsonl`, `results.json` and their clips.
 
-    Returns the report's path. Clips are embedded; a sample of which none was kept is not shown.
+    Returns the report's path. Clips are embedded; a sample of which none was kept is not shown. `resolved` stands in
+    for a `config.yaml` that training has not written yet.
 
     Raises:
-        InputError: one of the files is missing or unreadable.
+        InputError: `config.yaml` is missing, or a file is unreadable.
     """
     run_dir = Path(run_dir)
-    results = _read(run_dir / "results.json", json.loads)
-    config_text = _read(run_dir / "config.yaml", str)
-    config = _read(run_dir / "config.yaml", yaml.safe_load)
-    metrics = _read(run_dir / "metrics.jsonl", _json_lines)
+    if resolved is not None and not (run_dir / "config.yaml").is_file():
+        config = resolved.model_dump(mode="json")
+        config_text = yaml.safe_dump(config, sort_keys=False)
+    else:
+        config_text = _read(run_dir / "config.yaml", str)
+        config = _read(run_dir / "config.yaml", yaml.safe_load)
+    metrics = _read(run_dir / "metrics.jsonl", _json_lines, default=[])
+    results = _read(run_dir / "results.json", json.loads, default=None) or _not_evaluated(
+        run_dir, config, metrics
+    )
+    preview = _read(run_dir / "pairs.json", json.loads, default={"of": 0, "pairs": []})
     # Far more samples are scored than kept as clips.
     samples = [
         _sample(run_dir, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
@@ -62,6 +72,9 @@ def write_report(run_dir: Path) -> Path:
         warnings=sum(alarm.state == "warning" for alarm in found),
         samples=samples,
         tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
+        pairs=[_pair(run_dir, pair) for pair in preview["pairs"]],
+        pairs_of=preview["of"],
+        events=_read(run_dir / "events.jsonl", _json_lines, default=[]),
         curves=curves(metrics),
         reward_parts=_parts(results.get("reward") or {}),
         scales=_scales(results, samples),
@@ -89,6 +102,12 @@ def verdict(results: dict) -> dict:
             f" On held-out pairs, {moved['value']:.0%} of the preferred clips became less likely than under the "
             "reference."
         )
+    if not win and results["checkpoint"] is None:
+        return {
+            "tone": "open",
+            "headline": f"{name}, {steps:,} steps so far" if steps else f"{name}, not trained yet",
+            "lede": "Not evaluated yet: `pgdpo evaluate` samples both models and adds their clips here.",
+        }
     if not win:
         return {
             "tone": "open",
@@ -131,10 +150,15 @@ def _template():
     return environment.get_template(TEMPLATE)
 
 
-def _read(path: Path, parse):
+_NEEDED = object()
+
+
+def _read(path: Path, parse, default=_NEEDED):
     if not path.is_file():
+        if default is not _NEEDED:
+            return default
         raise InputError(
-            f"{path}: not there: a report needs a trained and evaluated run; run `pgdpo evaluate` first"
+            f"{path}: not there: run `pgdpo report` with the run's configuration, it writes this file"
         )
     try:
         return parse(path.read_text(encoding="utf-8"))
@@ -147,6 +171,44 @@ def _read(path: Path, parse):
 def _json_lines(text: str) -> list[dict]:
     # What follows the last newline is a row that a kill cut off.
     return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _not_evaluated(run_dir: Path, config: dict, metrics: list[dict]) -> dict:
+    """`results.json` of a run that has none yet."""
+    empty = dict.fromkeys(
+        ("win_rate", "displacement", "reward", "buckets", "created", "versions", "machine", "seconds")
+    )
+    return empty | {
+        "objective": config["objective"]["name"],
+        "run": run_dir.name,
+        "beta": config["objective"].get("beta"),
+        "checkpoint": None,
+        "steps": metrics[-1]["step"] if metrics else 0,
+        "samples": [],
+        "objectives": [],
+    }
+
+
+def _pair(run_dir: Path, pair: dict) -> dict:
+    """A training pair with both clips embedded, and its columns as text."""
+    sides = {side: _side(run_dir, {"clip": pair[side]}) for side in ("chosen", "rejected")}
+    frames, height, width = pair["size"]
+    about = {key: _in_text(value) for key, value in pair["about"].items() if key != "segment_labels"}
+    return (
+        pair
+        | sides
+        | {
+            "size": f"{frames} frames of {width}×{height}",
+            "about": about,
+            "segments": pair["about"].get("segment_labels") or [],
+        }
+    )
+
+
+def _in_text(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_text(part)}" for name, part in value.items())
+    return number(value) if is_number(value) else str(value)
 
 
 def _sample(run_dir: Path, sample: dict) -> dict:

@@ -1,12 +1,18 @@
-"""Reward functions by name: (uint8 frames [F, H, W, 3], prompt) -> numbers, `total` among them."""
+"""Reward functions: (uint8 frames [F, H, W, 3], prompt) -> numbers, `total` among them."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
 
 from pgdpo.data.toy_reward import true_reward
+from pgdpo.errors import InputError
+
+Reward = Callable[[np.ndarray, str], dict[str, float]]
 
 
 def toy(frames: np.ndarray, prompt: str) -> dict[str, float]:
@@ -14,4 +20,39 @@ def toy(frames: np.ndarray, prompt: str) -> dict[str, float]:
     return {name: float(value) for name, value in asdict(true_reward(frames, prompt)).items()}
 
 
-REWARDS = {"toy": toy}
+def open_reward(name: str | None) -> Reward | None:
+    """`toy`, or `package.module:function` of an installed package; None for None.
+
+    A configuration from elsewhere must not run a file that lies beside it: modules of no installed distribution are
+    refused. Raises InputError naming what is wrong.
+    """
+    if name is None:
+        return None
+    if name == "toy":
+        return toy
+    module, colon, function = name.partition(":")
+    if not colon or not function.isidentifier():
+        raise InputError(f"evaluate.reward is {name!r}: expected `toy` or `package.module:function`")
+    if module.split(".")[0] not in importlib.metadata.packages_distributions():
+        raise InputError(
+            f"evaluate.reward is {name!r}: no installed package holds `{module}`: pip install it (an editable "
+            "install of your own will do)"
+        )
+    try:
+        call = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"evaluate.reward is {name!r}: {error}") from error
+    return lambda frames, prompt: _numbers(name, call(frames, prompt))
+
+
+def _numbers(name: str, value) -> dict[str, float]:
+    parts = value if isinstance(value, dict) else {"total": value}
+    try:
+        numbers = {key: float(part) for key, part in parts.items()}
+    except (TypeError, ValueError):
+        numbers = {}
+    if "total" not in numbers or not all(np.isfinite(list(numbers.values()))):
+        raise InputError(
+            f"evaluate.reward `{name}` returned {value!r}: expected a finite number, or a dict of them with `total`"
+        )
+    return numbers

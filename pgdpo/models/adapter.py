@@ -6,10 +6,11 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-from pgdpo.config import AdapterConfig
 from pgdpo.errors import InputError
+from pgdpo.settings import AdapterConfig
 
 NAME = "default"
+REFERENCE = "reference"
 
 
 def add_adapter(transformer: torch.nn.Module, config: AdapterConfig, seed: int) -> None:
@@ -31,6 +32,19 @@ def add_adapter(transformer: torch.nn.Module, config: AdapterConfig, seed: int) 
                 f"model.adapter.target_modules is {config.target_modules}: {error}. Linear layers of this model end in "
                 f"{', '.join(sorted(linear))}"
             ) from error
+    _hold_in_fp32(transformer)
+
+
+def add_reference_adapter(transformer: torch.nn.Module) -> None:
+    """A second adapter, `REFERENCE`, equal to the first and frozen; the first stays the active one."""
+    with torch.random.fork_rng(devices=[]):
+        transformer.add_adapter(transformer.peft_config[NAME], adapter_name=REFERENCE)
+    _hold_in_fp32(transformer)
+    set_peft_model_state_dict(transformer, adapter_state(transformer), adapter_name=REFERENCE)
+    transformer.set_adapter(NAME)
+
+
+def _hold_in_fp32(transformer: torch.nn.Module) -> None:
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -25,6 +25,7 @@ class ToyEncoders:
     """A lossless patch codec (space to depth) and hashed words (a fixed random vector per word)."""
 
     text_length = TEXT_LENGTH
+    needs_image = False
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
@@ -35,6 +36,9 @@ class ToyEncoders:
                 raise InputError(
                     f"data.{key} is {value}; allowed are multiples of {step}: {low} or {low + step}"
                 )
+
+    def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        return 3 * PATCH * PATCH, num_frames, height // PATCH, width // PATCH
 
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(frames).float() / 127.5 - 1
@@ -49,8 +53,8 @@ class ToyEncoders:
         pixels = blocks.permute(3, 4, 1, 5, 2, 0).reshape(f, h * PATCH, w * PATCH, 3)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
-    def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
-        return [self._encode(prompt) for prompt in prompts]
+    def encode_prompts(self, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
+        return [{"prompt": self._encode(prompt)} for prompt in prompts]
 
     def _encode(self, prompt: str) -> torch.Tensor:
         words = sorted(set(re.findall(r"\w+", prompt.lower()))) or [""]

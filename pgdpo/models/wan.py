@@ -1,222 +1,259 @@
-"""Wan 2.1 text-to-video, as diffusers has it (WanTransformer3DModel, AutoencoderKLWan, UMT5).
+"""Wan 2.1 and 2.2, text- and image-to-video, as diffusers has them (WanTransformer3DModel; arXiv 2503.20314).
 
-Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma.
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. What
+differs between the models is read from the folder:
+
+- image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
+  attends to the image's CLIP states.
+- two experts (2.2 A14B): `transformer` answers from `boundary_ratio` up, `transformer_2` below it. A run trains one.
+- a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
 
 from __future__ import annotations
 
-import gc
-import hashlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from diffusers.video_processor import VideoProcessor
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pgdpo.errors import InputError
-from pgdpo.models.toy import TOY_BASE, ToyEncoders
+from pgdpo.models.encoders import VaeFamily
+from pgdpo.models.family import Conditioning
+from pgdpo.models.wan_encoders import WanEncoders
+from pgdpo.settings import ModelConfig
 
-PREDICTION = "flow"
-NUM_TRAIN_TIMESTEPS = 1000
-TEXT_LENGTH = 512  # WanPipeline.__call__'s max_sequence_length
-
-
-def resolve(path: str) -> str:
-    """Local folder or hub id of a configured model path; checks a local folder's parts.
-
-    Raises InputError if a local folder is not a Wan pipeline.
-    """
-    folder = TOY_BASE if path == "toy" else Path(path)
-    looks_local = path == "toy" or folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
-    if not looks_local:
-        return path
-    if not (folder / "transformer" / "config.json").is_file():
-        raise InputError(
-            f"model.path is {path!r}: no transformer/config.json in {folder}; give a diffusers folder of a Wan "
-            "pipeline (with transformer/, vae/, text_encoder/, tokenizer/, scheduler/) or a hub id"
-        )
-    found = WanTransformer3DModel.load_config(folder / "transformer").get("_class_name")
-    if found != "WanTransformer3DModel":
-        raise InputError(
-            f"model.path is {path!r}: its transformer is a {found}, model.family `wan` needs a Wan one"
-        )
-    return str(folder)
+TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
+EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
+MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
+CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 
 
-def load_transformer(
-    path: str, *, dtype: torch.dtype, random_init_seed: int | None = None
-) -> WanTransformer3DModel:
-    """The transformer of a Wan pipeline; modules that diffusers keeps in fp32 stay so.
+class Wan(VaeFamily):
+    transformer_class = WanTransformer3DModel
+    pipeline_class = WanPipeline
+    vae_class = AutoencoderKLWan
+    encoders_class = WanEncoders
+    text_length = 512  # WanPipeline.__call__'s max_sequence_length
 
-    `random_init_seed`: take the architecture only, with weights drawn from this seed.
-    """
-    source = resolve(path)
-    if random_init_seed is None:
-        return WanTransformer3DModel.from_pretrained(source, subfolder="transformer", torch_dtype=dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_init_seed)
-        return from_architecture(architecture(path)).to(dtype)
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        index = self._read_index()
+        self.expand_timesteps: bool = index.get("expand_timesteps", False)
+        self._choose_expert(index.get("boundary_ratio"))
+        self._choose_task()
 
+    def _read_index(self) -> dict:
+        """model_index.json: the pipeline's class and settings; the toy's folder has none."""
+        local = Path(self.source)
+        if local.is_dir() and self.model.encoders == "toy" and not (local / "model_index.json").is_file():
+            return {}
+        try:
+            index = DiffusionPipeline.load_config(self.source)
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise self._refused(f"its model_index.json cannot be read ({reason})") from error
+        found, known = index.get("_class_name"), [pipeline.__name__ for pipeline in TASKS.values()]
+        if found not in known:
+            raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
+        return dict(index)
 
-def architecture(path: str) -> dict:
-    """The transformer's configuration, as diffusers stores it."""
-    return dict(WanTransformer3DModel.load_config(resolve(path), subfolder="transformer"))
+    def _choose_expert(self, boundary: float | None) -> None:
+        """Which transformer trains, and its share of the noise levels: the pipeline changes over at `boundary`."""
+        expert = self.model.expert
+        if expert is None and boundary is not None:
+            raise self._refused(
+                f"it has two experts, above and below sigma {boundary:g}: set model.expert to high_noise or low_noise "
+                "and train each in a run of its own"
+            )
+        if expert is None:
+            return
+        if boundary is None:
+            raise self._refused(
+                f"model.expert is {expert!r}, but it has one transformer for all noise levels (no boundary_ratio in "
+                "model_index.json): leave model.expert out"
+            )
+        for folder in EXPERTS.values():
+            if Path(self.source).is_dir() and not (Path(self.source) / folder / "config.json").is_file():
+                raise self._refused(f"its boundary_ratio asks for two experts and {folder}/ is missing")
+        adapter = self.model.other_adapter
+        if adapter is not None and not (adapter / LORA_WEIGHT_NAME_SAFE).is_file():
+            raise InputError(
+                f"model.other_adapter is {str(adapter)!r}: no {LORA_WEIGHT_NAME_SAFE} in it; name an export's folder"
+            )
+        self.boundary = boundary
+        self.transformer_folder = EXPERTS[expert]
+        self.sigma_range = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
 
+    def _choose_task(self) -> None:
+        config = self._architecture
+        own = "image_to_video" if config["in_channels"] != config["out_channels"] else "text_to_video"
+        task = self.model.task or own
+        if task != own and not self.expand_timesteps:
+            raise self._refused(f"model.task is {task!r}, but this model is for {own}: leave model.task out")
+        self.pipeline_class = TASKS[task]
+        if task == "text_to_video":
+            return
+        if self.model.encoders == "toy":
+            raise self._refused(
+                "it starts from an image, which the toy's encoders do not encode: set model.encoders to `pipeline`"
+            )
+        image_channels = config["in_channels"] - config["out_channels"]
+        if config.get("pos_embed_seq_len") or image_channels not in (
+            0,
+            MASK_CHANNELS + config["out_channels"],
+        ):
+            raise self._refused(
+                f"its transformer takes {config['in_channels']} channels"
+                f"{' and a last frame' if config.get('pos_embed_seq_len') else ''}: what trains is image-to-video from "
+                "a first frame"
+            )
+        self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
+        self._check_clip()
 
-def from_architecture(config: dict) -> WanTransformer3DModel:
-    """A transformer with fresh weights on the current default device."""
-    return WanTransformer3DModel.from_config(config)
+    def _check_clip(self) -> None:
+        folder = Path(self.source)
+        missing = [
+            f"{name}/" for name in ("image_encoder", "image_processor") if not (folder / name).is_dir()
+        ]
+        if self.uses_clip and folder.is_dir() and missing:
+            raise self._refused(f"its transformer attends to an image and {', '.join(missing)} is missing")
 
+    @property
+    def uses_clip(self) -> bool:
+        """Whether the transformer attends to the image's CLIP states; copies of the 5B name a width, but have none."""
+        return self._architecture.get("image_dim") is not None and not self.expand_timesteps
 
-def predict(
-    transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, prompt: torch.Tensor
-) -> torch.Tensor:
-    """Velocity `[N, C, F, H, W]` at noise levels `sigma` `[N]` for prompt embeddings `[N, L, D]`."""
-    return transformer(
-        hidden_states=noisy,
-        timestep=sigma * NUM_TRAIN_TIMESTEPS,
-        encoder_hidden_states=prompt,
-        return_dict=False,
-    )[0]
+    def _refused(self, what: str) -> InputError:
+        return InputError(f"model.path is {self.model.path!r}: {what}")
 
-
-@torch.no_grad()
-def sample(
-    transformer: WanTransformer3DModel,
-    path: str,
-    noise: torch.Tensor,
-    prompt: torch.Tensor,
-    empty_prompt: torch.Tensor,
-    *,
-    steps: int,
-    guidance_scale: float,
-) -> torch.Tensor:
-    """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own WanPipeline.
-
-    `prompt`, `empty_prompt`: embeddings `[N, L, D]`.
-    """
-    scheduler = UniPCMultistepScheduler.from_pretrained(resolve(path), subfolder="scheduler")
-    pipeline = WanPipeline(None, None, None, scheduler, transformer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        prompt_embeds=prompt,
-        negative_prompt_embeds=empty_prompt,
-        height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
-        width=16,
-        num_frames=1,
-        latents=noise,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        output_type="latent",
-    ).frames
-
-
-def save_adapter(folder: Path, state: dict[str, torch.Tensor], metadata: dict) -> None:
-    """Write a LoRA under diffusers' names, so that `WanPipeline.load_lora_weights(folder)` takes it."""
-    WanPipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=state,
-        transformer_lora_adapter_metadata=metadata,
-        safe_serialization=True,
-    )
-
-
-def load_encoders(path: str, kind: str, device: torch.device) -> WanEncoders | ToyEncoders:
-    """The pipeline's own VAE and text encoder, or the toy's stand-ins."""
-    return ToyEncoders() if kind == "toy" else WanEncoders(resolve(path), device)
-
-
-class WanEncoders:
-    """AutoencoderKLWan and UMT5 of a Wan pipeline; each is loaded when first used and only one is held."""
-
-    text_length = TEXT_LENGTH
-
-    def __init__(self, source: str, device: torch.device) -> None:
-        self._source = source
-        self._device = device
-        self._loaded: tuple[str, object] | None = None
-        parts = ("vae", "tokenizer", "text_encoder")
-        self.fingerprint = f"wan:{fingerprint(source, parts)}:text{TEXT_LENGTH}"
+    @functools.cached_property
+    def vae_shape(self) -> tuple[int, int, int]:
+        config = AutoencoderKLWan.load_config(self.source, subfolder="vae")
+        return config["z_dim"], config.get("scale_factor_temporal", 4), config.get("scale_factor_spatial", 8)
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        config = AutoencoderKLWan.load_config(self._source, subfolder="vae")
-        temporal, spatial = config.get("scale_factor_temporal", 4), config.get("scale_factor_spatial", 8)
-        step = 2 * spatial  # the transformer joins 2x2 latent pixels
-        for key, value in (("height", height), ("width", width)):
-            if value % step:
-                low = value // step * step
-                raise InputError(
-                    f"data.{key} is {value}; this VAE takes multiples of {step}: {low} or {low + step}"
-                )
-        if num_frames % temporal != 1:
-            low = (num_frames - 1) // temporal * temporal + 1
+        super().check_size(num_frames, height, width)
+        if num_frames == 1 and self.image_names:
             raise InputError(
-                f"data.num_frames is {num_frames}; this VAE takes {temporal}k + 1 frames: {low} or {low + temporal}"
+                "data.num_frames is 1: an image-to-video model is given that frame; take 5 or more"
             )
 
-    def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
-        pipeline = self._load("text", self._load_text)
-        embeddings, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH, device=self._device
-        )
-        # The pipeline pads with zero rows behind the last token; they are not stored.
-        return [row[: int(row.abs().sum(-1).nonzero().max()) + 1].float().cpu() for row in embeddings]
+    def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
+        config, (channels, frames, height, width) = self._architecture, latent_shape
+        shapes = {"prompt": (self.text_length, config["text_dim"])}
+        if self.image_names:
+            shapes["image_latents"] = (channels, 1 if self.expand_timesteps else frames, height, width)
+        if "image_embeds" in self.image_names:
+            shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
+        return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
+
+    def predict(
+        self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        return self._predict_at(transformer, noisy, sigma * self.num_train_timesteps, conditioning)
+
+    def _predict_at(
+        self, transformer: Callable, noisy: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The transformer's call as the pipelines make it; `timestep` `[N]`."""
+        image = conditioning.get("image_latents")
+        if self.expand_timesteps:
+            noisy, timestep = per_token(noisy, timestep, image)
+        elif image is not None:
+            noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
+        attended = conditioning.get("image_embeds")
+        clip = {} if attended is None else {"encoder_hidden_states_image": attended}
+        return transformer(
+            hidden_states=noisy,
+            timestep=timestep,
+            encoder_hidden_states=conditioning["prompt"],
+            return_dict=False,
+            **clip,
+        )[0]
+
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
+        """Frame weights `[F]`: the given first frame is no prediction. None where no latent frame is given."""
+        if not (self.expand_timesteps and self.image_names):
+            return None
+        weights = torch.ones(latents.shape[2], device=latents.device)
+        weights[0] = 0
+        return weights
 
     @torch.no_grad()
-    def encode_video(self, frames: np.ndarray) -> torch.Tensor:
-        vae = self._load("vae", self._load_vae)
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self._device, vae.dtype) / 127.5 - 1
-        mean, std = self._statistics(vae)
-        return ((vae.encode(pixels).latent_dist.mode() - mean) / std)[0].float().cpu()
+    def sample(
+        self,
+        transformer: torch.nn.Module,
+        noise: torch.Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """The pipelines' loop around `predict`: they would encode the image again, with a VAE beside the transformer.
 
-    @torch.no_grad()
-    def decode_video(self, latents: torch.Tensor) -> np.ndarray:
-        vae = self._load("vae", self._load_vae)
-        mean, std = self._statistics(vae)
-        video = vae.decode(latents[None].to(self._device, vae.dtype) * std + mean, return_dict=False)[0]
-        frames = VideoProcessor().postprocess_video(video, output_type="np")[0]
-        return (frames * 255).round().astype(np.uint8)
+        With two experts the other one answers on its own share, loaded when it is first asked.
+        """
+        scheduler = self.load_scheduler()
+        scheduler.set_timesteps(steps, device=noise.device)
+        latents = noise
+        for timestep in scheduler.timesteps:
+            expert = self.expert_at(transformer, float(timestep) / self.num_train_timesteps)
+            at = timestep.expand(len(latents))
+            predicted = self._predict_at(expert, latents, at, conditioning)
+            if guidance_scale > 1:
+                without = self._predict_at(expert, latents, at, empty)
+                predicted = without + guidance_scale * (predicted - without)
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+        if self.expand_timesteps and self.image_names:
+            latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
+        return latents
 
-    def _statistics(self, vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, vae.config.z_dim, 1, 1, 1)
-        make = lambda values: torch.tensor(values, device=self._device, dtype=vae.dtype).view(shape)  # noqa: E731
-        return make(vae.config.latents_mean), make(vae.config.latents_std)
+    def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
+        if self.model.expert is None or (sigma >= self.boundary) == (self.model.expert == "high_noise"):
+            return transformer
+        return self._other_expert(transformer)
 
-    def _load(self, name: str, load: Callable):
-        if self._loaded is None or self._loaded[0] != name:
-            self._loaded = None
-            gc.collect()
-            self._loaded = (name, load())
-        return self._loaded[1]
-
-    def _load_text(self) -> WanPipeline:
-        parts = {"transformer": None, "vae": None, "scheduler": None}
-        dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
-        return WanPipeline.from_pretrained(self._source, **parts, torch_dtype=dtype).to(self._device)
-
-    def _load_vae(self) -> AutoencoderKLWan:
-        # fp32, as the pipelines' own documentation asks for.
-        vae = AutoencoderKLWan.from_pretrained(self._source, subfolder="vae", torch_dtype=torch.float32)
-        vae.enable_tiling()
-        return vae.to(self._device).eval()
+    def _other_expert(self, like: torch.nn.Module) -> torch.nn.Module:
+        """The expert that this run does not train, with `model.other_adapter` where one is named."""
+        if not hasattr(self, "_other"):
+            (folder,) = set(EXPERTS.values()) - {self.transformer_folder}
+            other = self._load_part(folder, like.dtype)
+            if self.model.other_adapter is not None:
+                state, metadata = WanPipeline.lora_state_dict(
+                    self.model.other_adapter, return_lora_metadata=True
+                )
+                WanPipeline.load_lora_into_transformer(state, other, metadata=metadata)
+            self._other = other.to(like.device).eval().requires_grad_(False)
+        return self._other
 
 
-def fingerprint(path: str, parts: tuple[str, ...]) -> str:
-    """Digest of the named subfolders of a pipeline: of each file its name, size, first and last MiB.
+def per_token(
+    noisy: torch.Tensor,  # [N, C, F, H, W]
+    timestep: torch.Tensor,  # [N]
+    image: torch.Tensor | None,  # [N, C, 1, H, W]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the transformer's input, its timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
+    count, _, frames, height, width = noisy.shape
+    timesteps = timestep.view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
+    if image is not None:
+        noisy = torch.cat([image.to(noisy.dtype), noisy[:, :, 1:]], dim=2)
+        timesteps[:, 0] = 0
+    return noisy, timesteps.view(count, -1)
 
-    A hub id stands for itself.
-    """
-    folder = Path(resolve(path))
-    if not folder.is_dir():
-        return path
-    digest = hashlib.sha256()
-    for file in sorted(file for part in parts for file in (folder / part).rglob("*") if file.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
+
+def first_frame_mask(image: torch.Tensor) -> torch.Tensor:
+    """`[N, 4, F, H, W]` for the image's latents `[N, C, F, H, W]`: ones where the image is, in the first frame."""
+    count, _, *size = image.shape
+    mask = image.new_zeros(count, MASK_CHANNELS, *size)
+    mask[:, :, 0] = 1
+    return mask

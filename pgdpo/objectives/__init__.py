@@ -15,6 +15,7 @@ from pgdpo.objectives.objective import (
     build_objective,
     check_options,
     get_spec,
+    needs_of,
 )
 from pgdpo.objectives.spec import Needs, Option, Spec
 
@@ -29,4 +30,5 @@ __all__ = [
     "build_objective",
     "check_options",
     "get_spec",
+    "needs_of",
 ]

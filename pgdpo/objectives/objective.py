@@ -37,9 +37,8 @@ def available() -> list[str]:
 def get_spec(name: str) -> Spec:
     """The declaration of an objective. Raises InputError for an unknown name."""
     if not isinstance(name, str) or name not in REGISTRY:
-        raise InputError(
-            f"unknown objective `{name}`{did_you_mean(name, REGISTRY)}; available: {', '.join(REGISTRY)}"
-        )
+        hint = did_you_mean(name, REGISTRY) or "."
+        raise InputError(f"unknown objective `{name}`{hint} Available: {', '.join(REGISTRY)}")
     return REGISTRY[name]
 
 
@@ -60,6 +59,12 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
         elif value is not None:
             checked[key] = modifiers.check(spec, f"{where}: `{key}`", key, value)
     return checked
+
+
+def needs_of(name: str, **options: Any) -> Needs:
+    """What an objective needs under these options, without importing torch. Raises InputError as `check_options`."""
+    checked = check_options(name, **options)
+    return modifiers.add_needs(get_spec(name).needs_with(checked), checked)
 
 
 def build_objective(
@@ -97,10 +102,6 @@ class Objective:
     @property
     def needs_reference(self) -> bool:
         return self.needs.reference
-
-    @property
-    def needs_reference_predictions(self) -> bool:
-        return self.needs.predictions
 
     @property
     def needs_cross(self) -> bool:

@@ -52,7 +52,7 @@ LINEAR_DPO = Spec(
     confidence="code",
     compute=linear_dpo,
     options={"beta": beta(500.0), "eta": Option(0.1, "η; default ours", least=0, below=0.5)},
-    needs=Needs(data="a reference that follows the policy as an EMA"),
+    needs=Needs(data="a reference that follows the policy as an EMA (train.reference: ema)"),
     note="β itself, without the half. The value isn't bounded below; only its gradient has a meaning.",
 )
 DSPO = Spec(

@@ -123,10 +123,8 @@ def check_known(where: str, options: Mapping[str, Any], known: Mapping[str, Any]
     """Raises InputError for the first key that is not known, with the nearest one and the list."""
     for key in options:
         if key not in known:
-            hint = did_you_mean(key, known)
-            raise InputError(
-                f"{where} has no option `{key}`{hint}; its options: {', '.join(known) or 'none'}"
-            )
+            hint = did_you_mean(key, known) or "."
+            raise InputError(f"{where} has no option `{key}`{hint} Its options: {', '.join(known) or 'none'}")
 
 
 def did_you_mean(word: Any, known: Any) -> str:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pgdpo.console import say
 from pgdpo.objectives import Objective
 from pgdpo.objectives.advice import beta_report, saturation_advice
-from pgdpo.training.metrics import log_event
+from pgdpo.training.events import log_event
 
 WATCHED_STEPS = 20
 
@@ -29,11 +29,15 @@ def say_beta(objective: Objective, numel: int) -> None:
 
 
 class BetaWatch:
-    """Looks at |logit| of all pairs of the first steps, on all ranks, and warns once if beta doesn't fit."""
+    """Looks at |logit| of all pairs of the first steps, on all ranks, and warns once if beta doesn't fit.
 
-    def __init__(self, objective: Objective, run_dir: Path) -> None:
+    `group`: ranks that hold all pairs once.
+    """
+
+    def __init__(self, objective: Objective, run_dir: Path, group: dist.ProcessGroup) -> None:
         self._beta = objective.options.get("beta")
         self._run_dir = run_dir
+        self._group = group
         self._seen: list[torch.Tensor] = []
 
     def add(self, logits: torch.Tensor) -> None:
@@ -52,9 +56,10 @@ class BetaWatch:
 
     def _warning(self) -> str | None:
         seen = torch.cat(self._seen)
-        everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
-        dist.all_gather(everywhere, seen)
-        logits = torch.cat(everywhere).tolist()
+        everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(everywhere, seen, group=self._group)
+        logits = torch.cat(everywhere)
+        logits = logits[logits.isfinite()].tolist()
         advice = "every logit is 0: the policy still equals its reference"
         if any(logits):
             advice = saturation_advice(logits, self._beta)

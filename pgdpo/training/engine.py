@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
-from pgdpo.config import Config, TrainConfig
 from pgdpo.errors import InputError
+from pgdpo.settings import Config, TrainConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
+from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
+
+SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
+
+# Elements of the buffers in which ZeRO reduces gradients, in fp32 or twice that where they travel in two dtypes:
+# DeepSpeed allocates them whole at the first backward pass, 2 GB each, also for an adapter of some MB.
+REDUCE_BUCKET = 500_000_000
 
 
 def start_distributed() -> torch.device:
@@ -40,21 +49,57 @@ def start_distributed() -> torch.device:
     return device
 
 
-def check_batches(train: TrainConfig, world: int) -> int:
-    """Gradient accumulation steps. Raises InputError if the global batch does not split over ranks."""
-    chunk = train.micro_batch_pairs * world
+def check_batches(train: TrainConfig, ranks: int) -> int:
+    """Gradient accumulation steps over `ranks` that read different pairs.
+
+    Raises InputError if the global batch does not split over them.
+    """
+    chunk = train.micro_batch_pairs * ranks
     if train.global_batch_pairs % chunk:
         low = train.global_batch_pairs // chunk * chunk
         options = f"{low} or {low + chunk}" if low else f"{chunk}"
         raise InputError(
             f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
-            f"ranks = {train.micro_batch_pairs} x {world}: take {options}"
+            f"data-parallel ranks = {train.micro_batch_pairs} x {ranks}: take {options}"
         )
     return train.global_batch_pairs // chunk
 
 
+def check_offload(train: TrainConfig) -> None:
+    """Try what offload to NVMe needs: a folder that can be written, DeepSpeed's async_io operator.
+
+    Raises InputError if either is not there.
+    """
+    keys = [
+        f"train.offload_{key}"
+        for key in ("optimizer", "parameters")
+        if getattr(train, f"offload_{key}") == "nvme"
+    ]
+    if not keys:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=train.nvme_path) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise InputError(
+            f"train.nvme_path is {str(train.nvme_path)!r}: nothing can be written there ({error.strerror}); name a "
+            "folder on a local NVMe drive that this user may write to"
+        ) from error
+    try:
+        AsyncIOBuilder().load(verbose=False)
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{keys[0]} is `nvme`: DeepSpeed cannot build its async_io operator here ({reason}); install "
+            "libaio's headers (libaio-dev) and ninja, or offload to `cpu`"
+        ) from error
+
+
 def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.DeepSpeedEngine:
-    """Wrap the model's trainable parameters into a DeepSpeed engine with AdamW."""
+    """Wrap the model's trainable parameters into a DeepSpeed engine with AdamW.
+
+    torch's AdamW also where the optimizer is offloaded: DeepSpeed's CPU Adam is compiled on first use.
+    """
     train = config.train
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -68,17 +113,40 @@ def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.Deep
         model=transformer,
         model_parameters=parameters,
         optimizer=optimizer,
-        config=_deepspeed_config(train, dist.get_world_size()),
+        config=deepspeed_config(train, trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters)),
     )
     return engine
 
 
-def _deepspeed_config(train: TrainConfig, world: int) -> dict:
+def build_frozen(transformer: torch.nn.Module, config: Config) -> Callable:
+    """The transformer as a forward that never trains, in the precision of the policy's engine.
+
+    Under ZeRO-3 its weights stay sharded (or offloaded) and no optimizer state is held.
+    """
+    train = config.train
+    transformer.requires_grad_(False)
+    if train.zero_stage == 3:
+        held = train.model_copy(update={"offload_optimizer": "none"})
+        return deepspeed.initialize(model=transformer, config=deepspeed_config(held))[0]
+    device = next(transformer.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16")(transformer.__call__)
+
+
+def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
+    """DeepSpeed's configuration. `trained`: parameters that train; no buffer for gradients need be larger."""
+    data_ranks = dist.get_world_size() // train.sequence_parallel
+    offloads = {"offload_optimizer": train.offload_optimizer, "offload_param": train.offload_parameters}
+    zero: dict = {"stage": train.zero_stage, "reduce_bucket_size": min(REDUCE_BUCKET, trained)}
+    for key, target in offloads.items():
+        if target != "none":
+            zero[key] = {"device": target, "pin_memory": torch.cuda.is_available()}
+        if target == "nvme":
+            zero[key]["nvme_path"] = str(train.nvme_path)
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch_pairs,
-        "gradient_accumulation_steps": check_batches(train, world),
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        "gradient_accumulation_steps": check_batches(train, data_ranks) * SIDES[train.pair_batching],
+        "gradient_clipping": 0.0 if train.deterministic else train.max_grad_norm,
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
@@ -104,6 +172,7 @@ def step(engine: deepspeed.DeepSpeedEngine) -> float | None:
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in engine.module.parameters() if p.grad is not None]
         )
+        engine.unclipped_norm = norm  # for the guard, which is asked inside the step
     engine.step()
     return float(norm if norm is not None else engine.get_global_grad_norm()) if boundary else None
 

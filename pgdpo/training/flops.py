@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from pgdpo.models.family import Family
 
 # Dense bf16 FLOP/s by the vendors' data sheets; the key is part of the device's name.
 PEAKS = {
@@ -19,18 +19,23 @@ PEAKS = {
 }
 
 
-def forward_flops(family: ModuleType, path: str, latent_shape: tuple[int, ...], text_length: int) -> int:
+def forward_flops(family: Family, latent_shape: tuple[int, ...]) -> int:
     """FLOPs of one forward of one sample; `latent_shape` is (C, F, H, W). Nothing is allocated."""
-    config = family.architecture(path)
+    return sum(forward_flops_by_op(family, latent_shape).values())
+
+
+def forward_flops_by_op(family: Family, latent_shape: tuple[int, ...]) -> dict[str, int]:
+    """The same by aten operator. Attention is two batched products (`bmm`) on the meta device, and nothing else is."""
+    config = family.architecture()
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         transformer = family.from_architecture(config)
         family.predict(
             transformer,
             torch.empty(1, *latent_shape),
             torch.empty(1),
-            torch.empty(1, text_length, config["text_dim"]),
+            family.example_conditioning(1, latent_shape),
         )
-    return counter.get_total_flops()
+    return {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
 
 
 def pair_flops(forward: int, *, adapter: bool, reference: bool) -> int:

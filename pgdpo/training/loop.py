@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from pgdpo import reference as references
-from pgdpo.config import Config
 from pgdpo.console import progress_bar, say
-from pgdpo.data.prepared import StepBatches, collate
-from pgdpo.diffusion.draws import sigmas
+from pgdpo.data.order import Order, StepBatches
+from pgdpo.data.prepared import collate
+from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
-from pgdpo.errors import InputError
+from pgdpo.errors import InputError, Stopped
+from pgdpo.models import open_family
 from pgdpo.objectives import ObjectiveOutput, build_objective
-from pgdpo.training import checkpoint
+from pgdpo.planning.start import check_memory
+from pgdpo.reference import CachedErrors, Live, Reference
+from pgdpo.settings import Config
 from pgdpo.training import engine as engines
+from pgdpo.training import pair_batching, references
 from pgdpo.training.beta import BetaWatch, say_beta
+from pgdpo.training.checkpoint import Checkpoints, read_state
+from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
+from pgdpo.training.events import log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
-from pgdpo.training.metrics import MetricsLog, StepMetrics, pair_metrics, peak_memory, watch_gradients
+from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
+from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_memory, watch_gradients
+from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
-from pgdpo.training.policy import build_policy, open_pairs, run_identity
-from pgdpo_kernels import PairErrors, noise_pair, pair_errors
+from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
+from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity
+from pgdpo.training.published import checkpoints_of, step_of
+from pgdpo.training.resume import check_resume, described, explain_run, remove_run
+from pgdpo.training.signals import StopSignals
+from pgdpo.training.trackers import Trackers, check_trackers
+from pgdpo.training.validation import Validation
+from pgdpo.training.watchdog import Watchdog, start_loader_process
+from pgdpo_kernels import PairErrors
 
 
 class Trainer:
@@ -40,174 +56,280 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        check_trackers(config)
         self.device = engines.start_distributed()
-        self.data = open_pairs(config, "train")
+        make_deterministic(config.train.deterministic)
+        self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
+        self.accumulation = engines.check_batches(config.train, self.ranks.data_size)
+        engines.check_offload(config.train)
+        part = dist.get_rank(), dist.get_world_size()
+        self.data = open_pairs(config, "train", stand_in=True, part=part)
+        agree_on_files(self.data, config)
         self.objective = build_objective(
             config.objective["name"],
-            process_group=dist.group.WORLD,
+            process_group=None if config.train.deterministic else self.ranks.data_group,
             seed=config.train.seed,
             **config.objective_options,
         )
         check_data(self.objective, config, self.data)
         self.segments = frame_segments(self.objective, config, self.data)
-        self.family, transformer = build_policy(config, self.device)
+        self.family = open_family(config.model)
+        require_images(self.data, self.family)
+        cached = self._open_cached()  # before any weight is loaded
+        for shape in self.data.latent_shapes:
+            check_sequence_parallel(config, self.family, shape)
+        check_memory(config, self.data.latent_shapes, self.device, dist.get_world_size())
+        _, transformer = build_policy(config, self.device, ranks=self.ranks)
+        references.make_room(transformer, config)
         self.engine = engines.build_engine(transformer, config)
-        self.policy = functools.partial(self.family.predict, self.engine)
-        self.reference = self._build_reference()
-        self.beta_watch = BetaWatch(self.objective, config.run_dir)
+        self.guard = Guard(config, self.data, self.objective, self.engine)
+        self.policy = self._build_policy()
+        self.reference = cached or self._build_reference()
+        self.beta_watch = BetaWatch(self.objective, config.run_dir, self.ranks.data_group)
+        self.validation = Validation(config, self.family, self.device)
+        self.identity = run_identity(config, self.data)
+        self.checkpoints = Checkpoints(config.run_dir, keep=config.train.keep_checkpoints)
 
-    def train(self, *, resume: bool = False, restart: bool = False) -> Path:
+    def train(
+        self,
+        *,
+        resume: bool = False,
+        restart: bool = False,
+        fallback: bool = True,
+        allow_change: Sequence[str] = (),
+    ) -> Path:
         """Train to the configured number of steps. Returns the last checkpoint.
 
-        `resume`: go on from the newest valid checkpoint; `restart`: remove an earlier run of this name first.
+        `resume`: go on from the newest valid checkpoint; `restart`: remove an earlier run of this name first;
+        `fallback`: pass damaged checkpoints over; `allow_change`: keys that a resumed run may have changed although
+        it is no longer one run then.
         """
         train = self.config.train
-        done = self._begin(resume, restart)
-        batches = iter(self._loader(range(done, train.steps)))
-        log = MetricsLog(self.config.run_dir, start=done) if dist.get_rank() == 0 else None
-        self._say_start(done)
-        with progress_bar(f"train {self.objective.name}", total=train.steps, completed=done) as bar:
-            for step in range(done, train.steps):
-                values = self._step(step, batches)
-                if log:
-                    log.write(step + 1, values)
-                bar.advance(note=_note(values))
-                self.beta_watch.report(step + 1)
-                if (step + 1) % train.checkpoint_every == 0 or step + 1 == train.steps:
-                    self._save(step + 1)
-        if log:
-            log.close()
-        return checkpoint.checkpoints_of(self.config.run_dir)[-1]
+        with (
+            Watchdog(self.config.run_dir, train.watchdog_seconds) as self.watchdog,
+            StopSignals() as self.signals,
+        ):
+            done, last = self._begin(resume, restart, fallback, allow_change)
+            last = self._train_on(done, last)
+        if last is None:
+            raise InputError(
+                f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
+            )
+        return last
 
-    def _step(self, step: int, batches) -> dict:
+    def _train_on(self, done: int, last: Path | None) -> Path | None:
+        """Train from `done` steps to the last one. Returns the last checkpoint, None if the last step's was skipped."""
+        train = self.config.train
+        self.batches = self._batches(range(done, train.steps))
+        loaded = iter(self._loader())
+        log = Trackers(self.config, start=done) if dist.get_rank() == 0 else None
+        self._say_start(done)
+        try:
+            with progress_bar(f"train {self.objective.name}", total=train.steps, completed=done) as bar:
+                while done < train.steps:
+                    values = self._step(done, loaded)
+                    done += 1
+                    if log:
+                        log.log(done, values)
+                    bar.advance(note=_note(values))
+                    self.beta_watch.report(done)
+                    self.validation.show(done, self.engine.module, log)
+                    if done % train.checkpoint_every == 0 or done == train.steps:
+                        last = self._save(done)
+        except Stopped as stop:
+            if done > (step_of(last) if last else 0):
+                last = self._save(done)
+            log_event(self.config.run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
+            raise Stopped(f"{stop} after step {done}; go on with --resume") from stop
+        finally:
+            self.checkpoints.finish()
+            if log:
+                log.close()
+        return last
+
+    def _step(self, step: int, loaded: Iterator[dict]) -> dict:
         """One optimizer step over its micro-batches. Returns what is logged."""
         started = time.perf_counter()
-        engines.set_learning_rate(self.engine, engines.learning_rate(self.config.train, step))
-        metrics = StepMetrics(self.device)
-        for _ in range(self.engine.gradient_accumulation_steps()):
-            batch = next(batches)
+        updates = step - self.guard.skipped
+        engines.set_learning_rate(self.engine, engines.learning_rate(self.config.train, updates))
+        metrics = StepMetrics(self.device, self.ranks.data_group)
+        for _ in range(self.accumulation):
+            self.signals.check()
+            self.watchdog.at("reading the data of", step + 1)
+            batch = next(loaded)
+            self.watchdog.at("computing", step + 1)
+            seed_torch(self.config.train.seed, batch["pair_ids"], batch["draw"])
             output, errors, sigma = self.pair_loss(batch)
-            refuse_non_finite(output.per_pair, errors, batch["ids"], step)
+            self.guard.see(output, errors, batch)
             watch_gradients(errors)
-            self.engine.backward(output.loss)
-            norm = engines.step(self.engine)
-            metrics.add(pair_metrics(errors, output), sigma)
+            norm = self.policy.backward(output.loss)
+            metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, self.device))
             self.beta_watch.add(output.logits)
-        return metrics.reduce() | {"gradient_norm": norm} | self._costs(started)
+        fault = self.guard.settle(step)
+        values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
+        if fault is None:
+            self.reference.follow(step + 1)
+        else:
+            values |= {"fault": fault.reason, "fault_pairs": fault.pairs}
+            if self.config.train.on_bad_step == "rollback":
+                self._go_back(step + 1)
+        self.objective_state = self.objective.state_dict()
+        if self.config.train.deterministic:
+            check_objective(self.objective)
+        return finite_only(values) | self._costs(step, started)
+
+    def _go_back(self, step: int) -> None:
+        """Weights, optimizer, objective and reference of the newest checkpoint, where there is one; the data go on."""
+        last = self.checkpoints.newest()
+        if last is not None:
+            self.guard.went_back(step, self._load(last))
 
     def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
         """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a pair shares its noise and timestep.
 
         Returns (the objective's output, the errors, sigma `[B]`).
         """
-        device = self.device
-        latents, prompt = (
-            batch["latents"].to(device),
-            batch["prompt"].to(device),
-        )  # (2B, C, F, H, W), (2B, L, D)
-        keys = {"seed": self.config.train.seed, "pair_ids": batch["pair_ids"]}
-        sigma = sigmas(self.config.diffusion, draws=batch["draw"], **keys).to(device)  # (B,)
-        both = torch.cat([sigma, sigma])
-        noisy, target = self._noise(batch, latents, sigma, prompt)
-        ref_pred = self.reference(noisy, both, prompt) if self.reference else None
-        pred = self.policy(noisy, both, prompt)  # chosen and rejected in one call
-        errors = pair_errors(pred, target, ref_pred, segments=self.segments, cross=self.objective.needs_cross)
-        pairs = pair_info(batch["rows"], sigma * self.family.NUM_TRAIN_TIMESTEPS)
-        return self.objective(errors, pairs), errors, sigma
-
-    def _noise(
-        self, batch: dict, latents: torch.Tensor, sigma: torch.Tensor, prompt: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy latents and target `[2B, ...]`: noise drawn per pair, or inverted by policy or reference."""
-        steps = self.config.diffusion.inversion_steps
-        if steps is None:
-            return noise_pair(
-                latents,
-                sigma,
-                seed=self.config.train.seed,
-                pair_ids=batch["pair_ids"].to(self.device),
-                draw=batch["draw"].to(self.device),
-                prediction=self.family.PREDICTION,
-            )
-        by_reference = self.objective.options.get("inverted_by") == "reference"
-        model = self.reference if by_reference else self.policy  # the policy, as in DDIM-InPO's public code
-        return invert(
-            lambda noisy, level: model(noisy, level, prompt), latents, torch.cat([sigma, sigma]), steps=steps
+        sample = draw_sample(batch, self.config, self.family, self.device)
+        if self.config.diffusion.inversion_steps is not None:
+            sample = self._inverted(sample)
+        where = sample.noisy, sample.both, sample.conditioning
+        compare = self.reference.comparison(*where, batch)
+        pred = self.policy(*where)
+        errors = compare(
+            pred,
+            sample.target,
+            segments=self.segments[sample.latents.shape[2]],
+            mask=sample.mask,
+            cross=self.objective.needs_cross,
         )
+        pairs = pair_info(batch["rows"], sample.sigma * self.family.num_train_timesteps)
+        pairs = without_stand_ins(pairs, batch, self.device)
+        return self.objective(errors, pairs), errors, sample.sigma
 
-    def _build_reference(self) -> references.Forward | None:
-        """The configured way to hold the reference; None for an objective that needs none."""
+    def _inverted(self, sample: Sample) -> Sample:
+        """The sample with the noise that policy or reference finds for it, in place of drawn noise."""
+        by_reference = self.objective.options.get("inverted_by") == "reference"
+        # By default the policy, as in DDIM-InPO's public code.
+        model = self.reference.predict if by_reference else self.policy
+        noisy, target = invert(
+            lambda noisy, level: model(noisy, level, sample.conditioning),
+            sample.latents,
+            sample.both,
+            steps=self.config.diffusion.inversion_steps,
+        )
+        return replace(sample, noisy=noisy, target=target)
+
+    def _build_policy(self) -> pair_batching.Joint:
+        train = self.config.train
+        joint = (
+            functools.partial(Deterministic, max_norm=train.max_grad_norm) if train.deterministic else None
+        )
+        return pair_batching.build(self.engine, self.family, self.config, self.ranks, joint=joint)
+
+    def _build_reference(self) -> Reference:
         if not self.objective.needs_reference:
-            return None
-        config = self.config
-        if config.train.reference == "adapter" or (config.train.reference == "auto" and config.model.adapter):
-            return references.adapter_off(self.engine.module, self.policy)
-        without_adapter = config.model.model_copy(update={"adapter": None})
-        _, frozen = build_policy(config.model_copy(update={"model": without_adapter}), self.device)
-        return references.frozen_copy(frozen, self.family.predict)
+            return Reference()
+        return references.build_reference(self.config, self.family, self.policy, self.ranks, self.device)
 
-    def _begin(self, resume: bool, restart: bool) -> int:
-        """Load the newest valid checkpoint if asked to. Returns the steps done; never trains over another run."""
+    def _open_cached(self) -> CachedErrors | None:
+        if self.config.reference_mode != "cached" or not self.objective.needs_reference:
+            return None
+        return references.open_cached(self.config, self.family, self.data, self.device)
+
+    def _begin(
+        self, resume: bool, restart: bool, fallback: bool, allow_change: Sequence[str]
+    ) -> tuple[int, Path | None]:
+        """Load the newest valid checkpoint if asked to; never trains over another run.
+
+        Returns (steps done, that checkpoint).
+        """
         run_dir = self.config.run_dir
         if restart and dist.get_rank() == 0:
-            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-            shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
-            for log in ("metrics.jsonl", "events.jsonl"):
-                (run_dir / log).unlink(missing_ok=True)
+            remove_run(run_dir)
         dist.barrier()
-        last = checkpoint.latest_checkpoint(run_dir)
-        if last is None:
-            return 0
-        if not resume:
+        last = self.checkpoints.newest(fallback=fallback)
+        if last is not None and not resume:
             raise InputError(
                 f"{run_dir}: holds checkpoints of an earlier run: go on from the last one with --resume, remove it "
                 "with --restart, or give this run another `name`"
             )
-        state = checkpoint.load_checkpoint(self.engine, last, run_identity(self.config, self.data))
+        done = 0
+        if last is None and checkpoints_of(run_dir):
+            raise InputError(
+                f"{run_dir / 'checkpoints'}: none of its checkpoints is whole: bring one back, or begin anew with "
+                "--restart"
+            )
+        if last is not None:
+            check_resume(last, read_state(last), self.config, self.identity, allow_change)
+            state = self._load(last)
+            self.objective_state = state["objective_state"]
+            self.guard.load_state_dict(state["guard"])
+            done = state["step"]
+        explain_run(self.config, self.identity, done=done)
+        return done, last
+
+    def _load(self, path: Path) -> dict:
+        """Put a checkpoint into engine, objective and reference. Returns its state."""
+        state, others = self.checkpoints.load(self.engine, path)
         self.objective.load_state_dict(state["objective_state"])
-        return state["step"]
+        self.reference.load_state(others)
+        return state
 
-    def _save(self, step: int) -> None:
-        state = {**run_identity(self.config, self.data), "objective_state": self.objective.state_dict()}
-        keep = self.config.train.keep_checkpoints
-        checkpoint.save_checkpoint(self.engine, self.config.run_dir, step, state, keep=keep)
+    def _save(self, step: int) -> Path | None:
+        """A checkpoint of `step` whole steps; of a step that was broken off it holds nothing."""
+        self.watchdog.at("saving", step)
+        state = {
+            "objective_state": self.objective_state,
+            "guard": self.guard.state_dict(),
+            **described(self.config, self.identity),
+        }
+        return self.checkpoints.save(self.engine, step, state, extra=self.reference.state)
 
-    def _loader(self, steps: range) -> DataLoader:
+    def _batches(self, steps: range) -> StepBatches:
         train = self.config.train
-        batches = StepBatches(
-            len(self.data),
-            seed=train.seed,
-            global_batch=train.global_batch_pairs,
-            micro_batch=train.micro_batch_pairs,
-            rank=dist.get_rank(),
-            world=dist.get_world_size(),
+        return StepBatches(
+            Order(self.data.buckets, group=train.micro_batch_pairs, seed=train.seed, stages=self.data.stages),
+            groups=train.global_batch_pairs // train.micro_batch_pairs,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_size,
             steps=steps,
+            draws=train.cached_draws if isinstance(self.reference, CachedErrors) else None,
+            in_order=train.deterministic,
         )
+
+    def _loader(self) -> DataLoader:
         return DataLoader(
-            self.data, batch_sampler=batches, collate_fn=collate, num_workers=self.config.data.workers
+            self.data,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=self.config.data.workers,
+            worker_init_fn=start_loader_process,
         )
 
     @functools.cached_property
-    def _flops(self) -> int:
-        """FLOPs of one pair, forward and backward, policy and reference, inversion."""
-        shape, text_length = self.data.latent_shape, self.data.index["text_length"]
-        forward = forward_flops(self.family, self.config.model.path, shape, text_length)
-        inversion = 2 * forward * (self.config.diffusion.inversion_steps or 0)
-        return inversion + pair_flops(
-            forward, adapter=self.config.model.adapter is not None, reference=self.reference is not None
-        )
+    def _flops(self) -> list[int]:
+        """FLOPs of one pair of each bucket, forward and backward, policy and reference, inversion."""
+        forwards = [forward_flops(self.family, shape) for shape in self.data.latent_shapes]
+        parts = {
+            "adapter": self.config.model.adapter is not None,
+            "reference": isinstance(self.reference, Live),
+        }
+        inversion = 2 * (self.config.diffusion.inversion_steps or 0)
+        return [inversion * forward + pair_flops(forward, **parts) for forward in forwards]
 
-    def _costs(self, started: float) -> dict:
+    def _costs(self, step: int, started: float) -> dict:
         """Learning rate, speed, memory (bytes) and MFU of the step begun at `started`."""
         seconds = time.perf_counter() - started
-        pairs = self.config.train.global_batch_pairs
-        patch = self.engine.module.config.patch_size
-        tokens = 2 * pairs * math.prod(n // p for n, p in zip(self.data.latent_shape[1:], patch, strict=True))
+        pairs, group = self.config.train.global_batch_pairs, self.config.train.micro_batch_pairs
+        buckets = self.batches.buckets(step)
+        sizes = [self.family.tokens(shape) for shape in self.data.latent_shapes]
+        tokens = 2 * group * sum(sizes[bucket] for bucket in buckets)
+        flops = group * sum(self._flops[bucket] for bucket in buckets)
         return {
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
             "pairs_per_second": pairs / seconds,
             "tokens_per_second": tokens / seconds,
-            "mfu": utilisation(pairs * self._flops / seconds, self.device, dist.get_world_size()),
+            "mfu": utilisation(flops / seconds, self.device, dist.get_world_size()),
             "peak_memory": peak_memory(self.device),
             "seconds": seconds,
         }
@@ -223,31 +345,16 @@ class Trainer:
             f"{sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
+        for kept in self.data.curation:
+            say(f"data.select {kept}")
+            log_event(self.config.run_dir, done, "selection", str(kept))
         if self.objective.needs.data and self.objective.needs.noisy == "drawn":
             say(f"{self.objective.name} expects {self.objective.needs.data}; this is not checked")
         say_beta(self.objective, math.prod(self.data.latent_shape))
 
 
-def refuse_non_finite(per_pair: torch.Tensor, errors: PairErrors, ids: list[str], step: int) -> None:
-    """Stop all ranks before the optimizer when a pair's loss or error is not finite on any of them."""
-    finite = (
-        per_pair.isfinite()
-        & errors.policy_chosen.isfinite().all(1)
-        & errors.policy_rejected.isfinite().all(1)
-    )
-    named = [pair for pair, fine in zip(ids, finite.tolist(), strict=True) if not fine]
-    count = torch.tensor([len(named)], device=per_pair.device)
-    dist.all_reduce(count)
-    if not count.item():
-        return
-    everywhere: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everywhere, named)
-    raise InputError(
-        f"step {step + 1}: the loss is not finite for the pairs {', '.join(sum(everywhere, []))}: nothing was updated. "
-        "Look at these clips' latents, or lower train.learning_rate or objective.beta; the last checkpoint is intact"
-    )
-
-
 def _note(values: dict) -> str:
     shown = {"loss": "loss", "acc": "implicit_accuracy", "displaced": "displacement"}
-    return "  ".join(f"{label} {values[name]:.3f}" for label, name in shown.items() if name in values)
+    return "  ".join(
+        f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None
+    )

@@ -1,4 +1,4 @@
-"""Per-pair numbers -> pair-weighted means over ranks, overall and per timestep bucket; JSONL and TensorBoard."""
+"""Per-pair numbers -> pair-weighted means over ranks, overall and per timestep bucket."""
 
 from __future__ import annotations
 
@@ -101,26 +101,29 @@ def _gradient_norm(errors: PairErrors, side: str) -> torch.Tensor | None:
 
 
 class StepMetrics:
-    """Sums of one optimizer step's micro-batches, by timestep bucket."""
+    """Sums of one optimizer step's micro-batches, by timestep bucket. `group`: ranks that hold all pairs once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: dist.ProcessGroup) -> None:
         self.device = device
+        self.group = group
         self.names: list[str] = []
-        self.sums: torch.Tensor | None = None  # [BUCKETS, names + 1], the last column counts pairs
+        self.sums: list[torch.Tensor] = []  # [BUCKETS, names + 1] a micro-batch, the last column counts pairs
 
     @torch.no_grad()
-    def add(self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor) -> None:
-        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`."""
+    def add(self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor, counts: torch.Tensor) -> None:
+        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`; `counts`: bool `[B]`, which pairs do."""
         self.names = list(metrics)
         rows = torch.stack([*metrics.values(), torch.ones_like(sigma)], dim=1).double()  # (B, names + 1)
-        if self.sums is None:
-            self.sums = torch.zeros(BUCKETS, rows.shape[1], dtype=torch.float64, device=self.device)
-        self.sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), rows)
+        rows = torch.where(counts[:, None], rows, 0)
+        sums = torch.zeros(BUCKETS, rows.shape[1], dtype=torch.float64, device=self.device)
+        self.sums.append(sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), rows))
 
     def reduce(self) -> dict:
         """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket."""
-        dist.all_reduce(self.sums)
-        sums = self.sums.cpu()
+        own = torch.stack(self.sums)
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(everyone, own, group=self.group)
+        sums = torch.cat(everyone).sum(0).cpu()  # in the order of the global batch, on any number of ranks
         total = sums.sum(0)
         means = dict(zip(self.names, (total[:-1] / total[-1]).tolist(), strict=True))
         buckets = {
@@ -134,40 +137,6 @@ class StepMetrics:
         return means | {"buckets": buckets}
 
 
-class MetricsLog:
-    """`metrics.jsonl` (one line a step) and TensorBoard, written by the main rank."""
-
-    def __init__(self, run_dir: Path, *, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = run_dir / "metrics.jsonl"
-        kept = [row for row in read_metrics(run_dir) if row["step"] <= start]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
-
-    def write(self, step: int, values: dict) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, dict):
-                for bucket, row in value.items():
-                    for key, number in row.items():
-                        self._board.add_scalar(f"{bucket}/{key}", number, step)
-            elif value is not None:
-                self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def log_event(run_dir: Path, step: int, event: str, message: str) -> None:
-    """Append to `events.jsonl` what happened once, and after which step; the main rank writes."""
-    if dist.get_rank() == 0:
-        with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "event": event, "message": message}) + "\n")
-
-
 def read_metrics(run_dir: Path) -> list[dict]:
     """Rows of a run's `metrics.jsonl`; a last line that was cut off by a kill is left out."""
     path = run_dir / "metrics.jsonl"
@@ -175,6 +144,18 @@ def read_metrics(run_dir: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def finite_only(values: dict) -> dict:
+    """A step's metrics with None where a number is not finite, which JSON has no word for."""
+    return {
+        name: finite_only(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
 
 
 def peak_memory(device: torch.device) -> int:

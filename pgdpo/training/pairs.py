@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 
-from pgdpo import models
-from pgdpo.config import Config
+from pgdpo.data.columns import COLUMNS
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
+from pgdpo.models import open_family
 from pgdpo.objectives import Objective, PairInfo
-
-NUMBER, SIDES, SEGMENTS = "number", "[chosen, rejected]", "list of one number per segment"
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a manifest may hold under a field of `PairInfo`."""
-
-    shapes: tuple[str, ...] = (NUMBER,)
-    least: float = -math.inf
-    most: float = math.inf
-    integer: bool = False
-
-    def __str__(self) -> str:
-        kind = " or ".join(self.shapes) + (", whole numbers" if self.integer else "")
-        bounds = [f"≥ {self.least:g}"] if self.least > -math.inf else []
-        bounds += [f"≤ {self.most:g}"] if self.most < math.inf else []
-        return ", ".join([kind, *bounds])
-
-    def accepts(self, value: object) -> bool:
-        numbers = value if isinstance(value, list) else [value]
-        return self._has_shape(value) and all(self._has_number(number) for number in numbers)
-
-    def _has_shape(self, value: object) -> bool:
-        if not isinstance(value, list):
-            return NUMBER in self.shapes
-        return (SEGMENTS in self.shapes and len(value) > 0) or (SIDES in self.shapes and len(value) == 2)
-
-    def _has_number(self, value: object) -> bool:
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and self.least <= value <= self.most
-            and not (self.integer and value != int(value))
-        )
-
-
-COLUMNS = {
-    "weight": Column(least=0),
-    "probability": Column(least=0, most=1),
-    "reward_margin": Column(),
-    "reward": Column((SIDES,)),
-    "label_smoothing": Column(least=0, most=0.5),
-    "segment_labels": Column((SEGMENTS,), least=-1, most=1, integer=True),
-    "tail": Column((SEGMENTS,), least=0, most=1),
-    "group": Column(integer=True),
-    "rank": Column((SIDES,), integer=True),
-    "uncertainty": Column(least=0),
-    "timestep_weight": Column(least=0),
-    "advantage": Column((NUMBER, SIDES)),
-    "label": Column((SIDES,), least=-1, most=1, integer=True),
-}  # all fields but `timestep`, which is drawn, and `masked`, for which the data holds no masks
+from pgdpo.settings import Config
 
 
 def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:
@@ -97,12 +42,8 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
             f"objective `{name}` needs {needs.data}: set diffusion.inversion_steps (10, say), the forwards that a "
             "training step spends on it"
         )
-    prediction = models.family(config.model.family).PREDICTION
-    if config.diffusion.inversion_steps is not None and prediction != "flow":
-        raise InputError(
-            f"diffusion.inversion_steps is {config.diffusion.inversion_steps}: inversion is written for flow matching, "
-            f"{config.model.family} predicts {prediction}"
-        )
+    if config.diffusion.inversion_steps is not None:
+        _check_inversion(config)
     if "masked" in needs.pairs:
         raise InputError(
             f"objective `{name}` needs region masks (PairInfo.masked): prepared data holds none. Call it from a loop "
@@ -110,6 +51,21 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
         )
     for column in COLUMNS:
         _check_column(column, data, name if column in needs.pairs else None)
+
+
+def _check_inversion(config: Config) -> None:
+    family = open_family(config.model)
+    prediction = family.prediction
+    if prediction != "flow":
+        raise InputError(
+            f"diffusion.inversion_steps is {config.diffusion.inversion_steps}: inversion is written for flow matching, "
+            f"{config.model.family} predicts {prediction}"
+        )
+    if family.sigma_range[0] > 0:
+        raise InputError(
+            f"diffusion.inversion_steps is {config.diffusion.inversion_steps}: inversion starts from the clip, and "
+            f"model.expert `{config.model.expert}` answers from sigma {family.sigma_range[0]:g} up alone; leave it out"
+        )
 
 
 def _check_column(column: str, data: PreparedPairs, needed_by: str | None) -> None:
@@ -140,8 +96,8 @@ def _check_column(column: str, data: PreparedPairs, needed_by: str | None) -> No
             )
 
 
-def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> list[int] | None:
-    """The temporal segment of each latent frame, `[F]`; None where the clip stays whole.
+def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> dict[int, list[int] | None]:
+    """The temporal segment of each latent frame, `[F]`, by the number of frames F; None where the clip stays whole.
 
     As many segments as the columns that the objective needs have, or `data.segments`. Where the frames don't
     divide, the lengths differ by one frame. Raises InputError for numbers that don't fit.
@@ -156,14 +112,15 @@ def frame_segments(objective: Objective, config: Config, data: PreparedPairs) ->
                 f"{source} is {count}, `{column}` has {length} entries a row: both must be one number"
             )
         count, source = length, f"`{column}`"
+    lengths = sorted({shape[1] for shape in data.latent_shapes})
     if count is None:
-        return None
-    frames = data.latent_shape[1]
-    if count > frames:
+        return dict.fromkeys(lengths)
+    if count > lengths[0]:
         raise InputError(
-            f"{source} asks for {count} segments; the latents of {data.folder} have {frames} frames: at most that many"
+            f"{source} asks for {count} segments; the latents of {data.folder} have {lengths[0]} frames: at most that "
+            "many"
         )
-    return [frame * count // frames for frame in range(frames)]
+    return {frames: [frame * count // frames for frame in range(frames)] for frames in lengths}
 
 
 def _length(value: float | list) -> int | None:

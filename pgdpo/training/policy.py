@@ -5,39 +5,63 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
-from pgdpo import models
-from pgdpo.config import Config
 from pgdpo.console import say
+from pgdpo.data.curation.apply import curate
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
+from pgdpo.models import open_family
 from pgdpo.models.adapter import add_adapter
+from pgdpo.models.family import Family
+from pgdpo.settings import Config
+from pgdpo.training.engine import deepspeed_config
+from pgdpo.training.memory import save_memory
+from pgdpo.training.parallel import Ranks, share_tokens
+from pgdpo.training.zero_init import load_sharded
 from pgdpo_kernels import apply_to
 
 
-def build_policy(config: Config, device: torch.device) -> tuple[ModuleType, torch.nn.Module]:
-    """(family module, transformer on `device` with its adapter).
+def build_policy(
+    config: Config, device: torch.device, *, adapter: bool = True, ranks: Ranks | None = None
+) -> tuple[Family, torch.nn.Module]:
+    """(model family, transformer on `device` with its adapter).
 
-    bf16 with an adapter: the frozen weights are held in bf16; without one all weights stay fp32 (they train).
+    `adapter` off: the weights alone, as a reference that runs beside the policy wants them.
+    `ranks`: those that train together; under ZeRO-3 each holds its shard alone, with sequence parallelism they share
+    a clip's tokens. None: this process holds and computes all.
     """
-    family = models.family(config.model.family)
-    half = config.train.precision == "bf16" and config.model.adapter is not None
-    transformer = family.load_transformer(
-        config.model.path,
-        dtype=torch.bfloat16 if half else torch.float32,
-        random_init_seed=config.train.seed if config.model.random_init else None,
-    ).to(device)
-    if config.model.adapter is not None:
+    family = open_family(config.model)
+    check_attention(config, family, device)
+    options = {
+        "dtype": base_dtype(config),
+        "random_init_seed": config.train.seed if config.model.random_init else None,
+    }
+    if ranks is not None and config.train.zero_stage == 3:
+        shared = deepspeed_config(config.train)
+        transformer = load_sharded(family, device=device, deepspeed_config=shared, **options)
+    else:
+        transformer = family.load_transformer(**options).to(device)
+    if adapter and config.model.adapter is not None:
         add_adapter(transformer, config.model.adapter, config.train.seed)
-    set_attention(transformer, config, device)
+    transformer.set_attention_backend(config.model.attention)
     fuse(transformer, config.model.kernels, device)
-    if config.model.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    if family.repeated_blocks:
+        transformer._repeated_blocks = list(family.repeated_blocks)
+    save_memory(transformer, config.model)
+    if ranks is not None:
+        share_tokens(transformer, ranks)
     return family, transformer.train()
+
+
+def base_dtype(config: Config) -> torch.dtype:
+    """bf16 with an adapter: the frozen weights are held in bf16; without one all weights stay fp32 (they train)."""
+    half = config.train.precision == "bf16" and config.model.adapter is not None
+    return torch.bfloat16 if half else torch.float32
 
 
 def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> None:
@@ -56,62 +80,121 @@ def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> No
     say(f"fused ops in {len(replaced)} modules of the transformer")
 
 
-def set_attention(transformer: torch.nn.Module, config: Config, device: torch.device) -> None:
-    """Choose the attention backend and try it once, forward and backward, in the dtype that training will use.
+def check_attention(config: Config, family: Family, device: torch.device) -> None:
+    """Try the attention backends once in the dtype that training will use, the policy's backward too; without weights.
 
-    Raises InputError if diffusers does not know it or it has no operator on this device.
+    Raises InputError if diffusers does not know a backend, this model's attention takes none, or it has no operator
+    (for masks) on this device.
     """
+    with torch.device("meta"):
+        transformer = family.from_architecture(family.architecture())
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    mask = family.attention_mask
+    if mask is not None:
+        mask = torch.ones(1, 1, 1, 16, device=device, dtype=torch.bool if mask == torch.bool else dtype)
+    query = torch.zeros(1, 16, 1, transformer.config.attention_head_dim, device=device, dtype=dtype)
+    _try_attention("attention", config.model.attention, transformer, query.requires_grad_(), mask)
+    if config.model.reference_attention is not None:
+        _try_attention(
+            "reference_attention", config.model.reference_attention, transformer, query.detach(), mask
+        )
+
+
+def _try_attention(
+    key: str,
+    name: str,
+    transformer: torch.nn.Module,
+    query: torch.Tensor,  # (B, tokens, heads, head size); with a gradient where the backward is wanted
+    mask: torch.Tensor | None,
+) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-    name = config.model.attention
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
-        raise InputError(f"model.attention is {name!r}; diffusers knows {', '.join(known)}")
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    head = transformer.config.attention_head_dim
-    query = torch.zeros(
-        1, 16, 1, head, device=device, dtype=dtype, requires_grad=True
-    )  # (batch, tokens, heads, head)
+        raise InputError(f"model.{key} is {name!r}; diffusers knows {', '.join(known)}")
+    if name != "native" and not _processors(transformer):
+        raise InputError(
+            f"model.{key} is {name!r}: diffusers calls torch's attention in a {type(transformer).__name__}, "
+            "whatever the backend; use `native`"
+        )
     try:
         transformer.set_attention_backend(name)
-        dispatch_attention_fn(query, query, query, backend=AttentionBackendName(name)).sum().backward()
+        backend = AttentionBackendName(name)
+        output = dispatch_attention_fn(query, query, query, attn_mask=mask, backend=backend)
+        if query.requires_grad:
+            output.sum().backward()
     except (NotImplementedError, RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"model.attention is {name!r}: it has no operator for {device.type} with {dtype} and head size {head} here "
-            f"({reason}); use `native`, or another of {', '.join(known)}"
+            f"model.{key} is {name!r}: it has no operator for {query.device.type} with {query.dtype}, head size "
+            f"{query.shape[-1]}{'' if mask is None else ' and a mask'} here ({reason}); use `native`, or another of "
+            f"{', '.join(known)}"
         ) from error
 
 
-def open_pairs(config: Config, split: str) -> PreparedPairs:
-    """The prepared pairs of `train` or `held_out`. Raises InputError if they were prepared with other settings."""
+def with_attention(forward: Callable, transformer: torch.nn.Module, name: str) -> Callable:
+    """`forward` in which `transformer` uses another attention backend; before and after it uses its own."""
+    processors = _processors(transformer)
+
+    def switched(*args, **kwargs):
+        own = [processor._attention_backend for processor in processors]
+        try:
+            for processor in processors:
+                processor._attention_backend = name
+            return forward(*args, **kwargs)
+        finally:
+            for processor, backend in zip(processors, own, strict=True):
+                processor._attention_backend = backend
+
+    return switched
+
+
+def _processors(transformer: torch.nn.Module) -> list:
+    """The attention processors whose backend diffusers can choose."""
+    found = (getattr(module, "processor", None) for module in transformer.modules())
+    return [processor for processor in found if hasattr(processor, "_attention_backend")]
+
+
+def open_pairs(config: Config, split: str, **options: Any) -> PreparedPairs:
+    """The prepared pairs of `train` (those that `data.select` keeps) or `held_out`; `options` of PreparedPairs.
+
+    Raises InputError if they were prepared with other settings, or lack what a rule reads. The model is not looked
+    at: `require_images` asks for what it is conditioned on.
+    """
     data = config.data
-    return PreparedPairs(
+    pairs = PreparedPairs(
         prepared_folder(config, split),
-        expect={"size": [data.num_frames, data.height, data.width]},
+        expect={"sizes": [list(size) for size in data.sizes]},
         seed=config.train.seed,
         caption_dropout=data.caption_dropout if split == "train" else 0.0,
+        **options,
     )
+    if split == "train":
+        pairs.curation = curate(pairs, data, seed=config.train.seed)
+    return pairs
+
+
+def require_images(pairs: PreparedPairs, family: Family) -> None:
+    """Raises InputError unless the pairs were prepared with the images that the model is conditioned on."""
+    pairs.require(image=sorted(family.image_names))
 
 
 def prepared_folder(config: Config, split: str) -> Path:
     return config.output_dir / "prepared" / split
 
 
+def base_identity(config: Config, family: Family) -> str:
+    """Digest of the weights that policy and reference start from, and of what they are told."""
+    model = [family.architecture(), *family.told]
+    if config.model.random_init:
+        return _digest([*model, "random", config.train.seed])
+    part = family.transformer_folder
+    return _digest([*model, part, family.fingerprint(part)])
+
+
 def run_identity(config: Config, data: PreparedPairs) -> dict:
-    """What a checkpoint must agree on with the run that loads it."""
-    family = models.family(config.model.family)
-    model = config.model.model_dump(include={"family", "adapter", "random_init"})
-    parts = [model, family.architecture(config.model.path)]
-    if not config.model.random_init:
-        parts.append(family.fingerprint(config.model.path, ("transformer",)))
-    return {
-        "model": f"{config.model.path} ({_digest(parts)})",
-        "data": data.fingerprint,
-        "objective": config.objective,
-        "seed": config.train.seed,
-        "global_batch_pairs": config.train.global_batch_pairs,
-    }
+    """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now."""
+    return {"model_hash": base_identity(config, open_family(config.model)), "data_hash": data.fingerprint}
 
 
 def _digest(value) -> str:

@@ -1,4 +1,4 @@
-"""The order of pairs, their draws and the toy's codec: pure functions, checked as such."""
+"""The draws of pairs and the toy's codec: pure functions, checked as such. Their order: test_order.py."""
 
 import numpy as np
 import pytest
@@ -6,68 +6,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.config import DiffusionConfig
-from pgdpo.data.prepared import StepBatches, pair_hash, position_to_item
+from pgdpo.data.prepared import pair_hash
 from pgdpo.diffusion.draws import sigma_at, sigmas, uniform
 from pgdpo.models.toy import ToyEncoders
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 5))
-def test_every_pair_once_an_epoch(length, seed, epoch):
-    items = [position_to_item(epoch * length + i, length=length, seed=seed) for i in range(length)]
-    assert sorted(index for index, _ in items) == list(range(length))
-    assert {draw for _, draw in items} == {epoch}
-
-
-def test_epochs_and_seeds_are_shuffled_differently():
-    order = lambda seed, epoch: [position_to_item(epoch * 50 + i, length=50, seed=seed)[0] for i in range(50)]  # noqa: E731
-    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(3, 40), st.integers(0, 9))
-def test_the_order_is_the_same_for_any_world_size_and_any_start(world, micro, length, start):
-    steps, global_batch = 3, 8
-
-    def of_rank(rank, world, micro):
-        return list(
-            StepBatches(
-                length,
-                seed=1,
-                global_batch=global_batch,
-                micro_batch=micro,
-                rank=rank,
-                world=world,
-                steps=range(start, start + steps),
-            )
-        )
-
-    alone = sum(of_rank(0, 1, global_batch), [])
-    ranks = [of_rank(rank, world, micro) for rank in range(world)]
-    per_step = len(ranks[0]) // steps
-    together = [
-        item
-        for step in range(steps)
-        for rank in ranks
-        for batch in rank[step * per_step : (step + 1) * per_step]
-        for item in batch
-    ]
-    assert together == alone
-    assert alone == [
-        position_to_item(start * global_batch + i, length=length, seed=1) for i in range(len(alone))
-    ]
+from pgdpo.settings import DiffusionConfig
 
 
 def test_timesteps_differ_between_pairs_draws_and_seeds():
     """Ranks that draw identical timesteps were a public trainer's defect."""
     config = DiffusionConfig()
     ids = torch.tensor([pair_hash(f"p{i}") for i in range(64)])
-    one = sigmas(config, seed=0, pair_ids=ids, draws=torch.zeros(64, dtype=torch.long))
+    whole = {"within": (0.0, 1.0)}
+    one = sigmas(config, seed=0, pair_ids=ids, draws=torch.zeros(64, dtype=torch.long), **whole)
     assert len(set(one.tolist())) == 64
-    assert not (one == sigmas(config, seed=0, pair_ids=ids, draws=torch.ones(64, dtype=torch.long))).any()
-    assert not (one == sigmas(config, seed=1, pair_ids=ids, draws=torch.zeros(64, dtype=torch.long))).any()
-    alone = sigmas(config, seed=0, pair_ids=ids[5:6], draws=torch.zeros(1, dtype=torch.long))
+    assert not (
+        one == sigmas(config, seed=0, pair_ids=ids, draws=torch.ones(64, dtype=torch.long), **whole)
+    ).any()
+    assert not (
+        one == sigmas(config, seed=1, pair_ids=ids, draws=torch.zeros(64, dtype=torch.long), **whole)
+    ).any()
+    alone = sigmas(config, seed=0, pair_ids=ids[5:6], draws=torch.zeros(1, dtype=torch.long), **whole)
     assert alone[0] == one[5]
 
 
@@ -80,6 +38,21 @@ def test_draws_follow_their_distributions():
     shifted = np.array([sigma_at(config, value) for value in values])
     plain = shifted / (3.0 - 2.0 * shifted)  # the shift undone
     assert stats.kstest(np.log(plain / (1 - plain)), "norm", args=(0.5, 1.3)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("within", [(0.0, 0.875), (0.9, 1.0)])
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_draws_of_one_expert_are_the_distribution_on_its_share(sampling, within):
+    """Neither clamped nor squeezed: what is left of the whole distribution where the rest is thrown away."""
+    from scipy import stats
+
+    config = DiffusionConfig(timestep_sampling=sampling, logit_mean=0.3, shift=5.0)
+    quantiles = (np.arange(20000) + 0.5) / 20000
+    whole = np.array([sigma_at(config, quantile) for quantile in quantiles])
+    kept = whole[(whole >= within[0]) & (whole < within[1])]
+    ours = np.array([sigma_at(config, quantile, within) for quantile in quantiles])
+    assert within[0] <= ours.min() and ours.max() <= within[1]
+    assert stats.ks_2samp(kept, ours).statistic < 2 / len(kept)
 
 
 @settings(deadline=None, max_examples=20)
@@ -100,7 +73,8 @@ def test_a_latent_pixel_holds_its_own_pixels():
 
 
 def test_words_are_hashed_as_a_bag():
-    first, second, other = ToyEncoders().encode_prompts(["a red circle", "circle, a RED", "a red square"])
+    encoded = ToyEncoders().encode_prompts(["a red circle", "circle, a RED", "a red square"])
+    first, second, other = (conditioning["prompt"] for conditioning in encoded)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert first.shape == (3, 64)

@@ -209,6 +209,12 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrom
 
 @needs_browser
 def test_report_works_in_a_browser(run, tmp_path):
+    sides = {"chosen": "clips/0-aligned.mp4", "rejected": "clips/0-reference.mp4"}
+    about = {"segment_labels": [1, 0, -1], "weight": 2.0, "scores of chosen": {"total": 0.5}}
+    pair = {"id": HOSTILE, "prompt": HOSTILE, "size": [6, 32, 32], "about": about, **sides}
+    (run / "pairs.json").write_text(json.dumps({"of": 96, "pairs": [pair]}))
+    event = {"step": 3, "event": "step not taken", "message": HOSTILE}
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n")
     write_report(run)
     (run / "probe.html").write_text(PROBE)
     log = tmp_path / "browser.log"
@@ -226,7 +232,9 @@ def test_report_works_in_a_browser(run, tmp_path):
         assert "75%" in view["headline"]
         assert view["loops"] == 2 and view["apart"] < 0.125, view  # less than a frame
         assert view["badges"] == 6 and view["curves"] > 20
-        assert [video["size"] for video in view["videos"]] == [[32, 32], [32, 32], [128, 64], [128, 64]]
+        assert [video["size"] for video in view["videos"]] == [[32, 32]] * 2 + [[128, 64]] * 2 + [
+            [32, 32]
+        ] * 2
         for video in view["videos"]:
             assert video["error"] is None and video["ready"] > 2 and video["started"] and video["muted"], view
             assert video["shown"] > 60
@@ -326,7 +334,7 @@ def test_a_run_without_reward_reference_or_clips_has_a_report(run):
     assert "by noise level" not in text.lower()
 
 
-@pytest.mark.parametrize("name", ["results.json", "config.yaml", "metrics.jsonl", "clips/0-aligned.mp4"])
+@pytest.mark.parametrize("name", ["config.yaml", "clips/0-aligned.mp4"])
 def test_a_missing_file_is_named_and_an_old_report_stays(run, name):
     before = write_report(run).read_text()
     (run / name).unlink()
@@ -365,6 +373,11 @@ def test_each_alarm_goes_off_at_its_own_defect_alone():
     assert worse(metrics={"gradient_share/rejected": 0.7}) == ["Gradient of the rejected half"]
     assert worse(reward={"smoothness": 0.5}) == ["Every part of the reward"]
     assert worse(metrics={"loss": math.nan}) == ["Non-finite numbers"]
+
+
+def test_skipped_steps_raise_the_alarm():
+    rows = [row | {"skipped": 2} for row in metric_rows()]
+    assert states(rows, made_results())["Non-finite numbers"] == "warning"
 
 
 def test_smoothing_is_a_centred_mean_over_finite_values():

@@ -52,7 +52,10 @@ def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path
     family, trained = load_trained(config)
     with torch.no_grad():
         ours = family.predict(
-            trained, inputs["hidden_states"], inputs["timestep"] / 1000, inputs["encoder_hidden_states"]
+            trained,
+            inputs["hidden_states"],
+            inputs["timestep"] / 1000,
+            {"prompt": inputs["encoder_hidden_states"]},
         )
     theirs = predict_with_diffusers_alone(tmp_path, config.model.path, config.run_dir / "export", inputs)
     base = predict_with_diffusers_alone(tmp_path, config.model.path, "none", inputs)
@@ -104,12 +107,15 @@ def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
     import numpy as np
     from diffusers import WanPipeline
 
-    from pgdpo.models.wan import WanEncoders
+    from pgdpo.models import open_family
+    from pgdpo.settings import ModelConfig
 
     folder = save_tiny_wan_pipeline(tmp_path / "wan")
-    encoders = WanEncoders(str(folder), torch.device("cpu"))
+    family = open_family(ModelConfig(family="wan", path=str(folder)))
+    encoders = family.load_encoders(torch.device("cpu"))
     frames = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     latents = encoders.encode_video(frames)
+    assert latents.shape == family.latent_shape(5, 32, 32)
     pipeline = WanPipeline.from_pretrained(folder)
     config = pipeline.vae.config
     with torch.no_grad():
@@ -120,9 +126,10 @@ def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
     prompts = ["a red circle moving left", ""]
     padded, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
     for ours, theirs in zip(encoders.encode_prompts(prompts), padded, strict=True):
-        assert 0 < len(ours) < 512
-        torch.testing.assert_close(ours, theirs[: len(ours)])
-        assert not theirs[len(ours) :].any()
+        length = len(ours["prompt"])
+        assert 0 < length < 512
+        torch.testing.assert_close(ours["prompt"], theirs[:length])
+        assert not theirs[length:].any()
 
 
 def test_export_without_a_checkpoint_says_what_to_run(config_file):

@@ -37,10 +37,9 @@ def prepare_with(config_file, **columns):
     lines = []
     for number, line in enumerate((toy / "train.jsonl").read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        row |= {side: str(toy.resolve() / row[side]) for side in ("chosen", "rejected")}
         row |= {name: make(number) for name, make in columns.items()}
         lines.append(json.dumps(row))
-    manifest = config_file.parent / "labelled.jsonl"
+    manifest = toy.resolve() / f"labelled-{config_file.parent.name}.jsonl"  # beside its clips
     manifest.write_text("\n".join(lines), encoding="utf-8")
     override = f"data.train={manifest}"
     run_pgdpo("prepare", config_file, override, "data.held_out=null")
@@ -131,9 +130,15 @@ class TestRefusals:
         ],
     )
     def test_a_value_of_a_wrong_kind(self, config_file, column, good, bad):
-        override = prepare_with(config_file, **{column: lambda row: bad if row == 2 else good})
-        message = refusal(config_file, override)
-        assert f"`{column}`" in message and "row 3, pair `train-00002`" in message and repr(bad) in message
+        """Found by the manifest's own checks, or beside the other rows before training."""
+        try:
+            message = refusal(
+                config_file, prepare_with(config_file, **{column: lambda row: bad if row == 2 else good})
+            )
+        except InputError as error:
+            message = str(error)
+        assert f"`{column}`" in message and repr(bad) in message
+        assert ".jsonl:3:" in message or "row 3, pair `train-00002`" in message
 
     def test_segments_that_do_not_fit(self, config_file):
         override = prepare_with(config_file, segment_labels=lambda row: [1, 0, -1, 1, 1])
@@ -181,8 +186,10 @@ class TestSegments:
 
 class TestBeta:
     def events(self, config_file, run):
-        path = config_file.parent / "out" / run / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """(step, event, message) of the warnings about beta."""
+        lines = (config_file.parent / "out" / run / "events.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        return [(e["step"], e["event"], e["message"]) for e in found if e["event"] == "beta"]
 
     LONG = ("train.steps=21", "train.checkpoint_every=21")
 
@@ -200,10 +207,10 @@ class TestBeta:
         if word is None:
             assert not events and "warning" not in said
             return
-        assert [(event["step"], event["event"]) for event in events] == [(20, "beta")]
+        assert [event[:2] for event in events] == [(20, "beta")]
         last = metrics(config_file.parent / "out", "run")[-1]
         assert last["saturation"] > 0.5
-        assert word in events[0]["message"] and said.count("warning") == 1
+        assert word in events[0][2] and said.count("warning") == 1
 
     def test_two_ranks_warn_and_log_as_one(self, config_file):
         """Names and means over micro-batches and ranks with every diagnostic on; the advised beta over all pairs."""
@@ -219,11 +226,7 @@ class TestBeta:
             for name in names:
                 assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
         first, second = self.events(config_file, "one"), self.events(config_file, "two")
-        assert (
-            first == second
-            and len(first) == 1
-            and "80 pairs: beta 0.0001 does nothing" in first[0]["message"]
-        )
+        assert first == second and len(first) == 1 and "80 pairs: beta 0.0001 does nothing" in first[0][2]
 
     def test_it_is_said_once_and_restart_forgets_it(self, config_file):
         idle = "objective={name: dpo, beta: 1.0e-4}"

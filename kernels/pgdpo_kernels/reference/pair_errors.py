@@ -51,12 +51,16 @@ def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dic
         return _RowSum.apply(product) * inverse.repeat(product.shape[0] // pairs)
 
     residual = policy - target
-    out = _halves("policy", mean(residual * residual))
+    error = mean(residual * residual)
+    out = _halves("policy", error)
     if ref_pred is not None:
         reference = rows(ref_pred)
         ref_residual, drift = reference - target, policy - reference
         out |= _halves("ref", mean(ref_residual * ref_residual))
-        out |= _halves("excess", mean(drift * (residual + ref_residual)))
+        excess = mean((drift * (residual + ref_residual)).detach())
+        out |= _halves(
+            "excess", excess + (error - error.detach())
+        )  # its gradient is the error's, 2 rho_p / N
         out |= _halves("drift", mean(drift * drift))
     if cross:
         out["cross"] = mean(residual[:pairs] * residual[pairs:])

@@ -1,0 +1,117 @@
+"""What a check found: as a table, as JSON, as an exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pgdpo.checking.clips import Clip
+from pgdpo.checking.mend import Mended
+from pgdpo.console import console, say
+from pgdpo.data.manifest import CheckedRow
+from pgdpo.problems import Problem
+
+SHOWN = 60  # problems in the table; the JSON has all
+ALIKE = 3  # of one kind in one file
+TABLE_WIDTH = 100  # columns of a terminal that a table can be read in
+COLOURS = {"error": "red", "warning": "yellow"}
+
+
+@dataclass
+class Findings:
+    """Everything that was found, and what was looked at."""
+
+    config: str
+    problems: list[Problem] = field(default_factory=list)
+    rows: dict[str, list[CheckedRow]] = field(default_factory=dict)  # split -> the rows without errors
+    clips: dict[str, Clip] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    mended: Mended | None = None
+
+    @property
+    def counts(self) -> Counter:
+        return Counter(problem.severity for problem in self.problems)
+
+    @property
+    def exit_code(self) -> int:
+        """2 if there are errors that --fix did not see to."""
+        errors = [problem for problem in self.problems if problem.severity == "error"]
+        settled = [problem for problem in errors if self.mended is not None and self.mended.settles(problem)]
+        return 2 if len(errors) > len(settled) else 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "errors": self.counts["error"],
+            "warnings": self.counts["warning"],
+            "pairs": {split: len(rows) for split, rows in self.rows.items()},
+            "clips": len(self.clips),
+            "skipped": self.skipped,
+            "problems": [problem.as_json() for problem in self.problems],
+            "fix": self.mended.as_json() if self.mended else None,
+        }
+
+
+def show(findings: Findings) -> None:
+    """Print it."""
+    ordered = sorted(findings.problems, key=lambda problem: problem.severity)  # errors first
+    groups: dict[tuple, list[Problem]] = {}
+    for problem in ordered:
+        kind = (problem.severity, problem.file, problem.key, problem.suggestion)
+        groups.setdefault(kind, []).append(problem)
+    shown = [
+        (problem, max(len(group) - ALIKE, 0) if place == ALIKE - 1 else 0)
+        for group in groups.values()
+        for place, problem in enumerate(group[:ALIKE])
+    ]
+    _table(findings.config, shown[:SHOWN])
+    left = len(ordered) - sum(1 + more for _, more in shown[:SHOWN])
+    if left:
+        say(f"and {left} more: --json FILE has all")
+    for skipped in findings.skipped:
+        say(f"not checked: {skipped}")
+    if findings.mended is not None:
+        _show_mended(findings.mended)
+    pairs = "".join(f"; {len(rows)} sound rows in {split}" for split, rows in findings.rows.items())
+    clips = f"; {len(findings.clips)} clips decoded" if findings.clips else ""
+    say(f"{findings.counts['error']} errors, {findings.counts['warning']} warnings{pairs}{clips}")
+
+
+def _table(title: str, problems: Sequence[tuple[Problem, int]]) -> None:
+    """Problems, each with the number of others that are like it; a line for each where a table would be too narrow."""
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in ("", "where", "what is wrong", "allowed", "what to do"):
+        table.add_column(column, overflow="fold")
+    for problem, more in problems:
+        severity = Text(problem.severity, COLOURS[problem.severity])
+        others = f" (and {more} more like it)" if more else ""
+        where = problem.where.removeprefix(f"{Path.cwd()}/")
+        cells = (where, problem.what + others, problem.allowed, problem.suggestion)
+        table.add_row(severity, *map(Text, cells))
+        if console.width < TABLE_WIDTH:
+            console.print(severity + Text(f" {problem}{others}"))
+    if problems and console.width >= TABLE_WIDTH:
+        console.print(table, soft_wrap=False)
+
+
+def _show_mended(mended: Mended) -> None:
+    say(f"--fix: {mended.kept} rows -> {mended.manifest}")
+    done: tuple[tuple[str, Mapping[str, str]], ...] = (
+        ("re-encoded", mended.reencoded),
+        ("corrected", mended.corrected),
+        ("left out", mended.dropped),
+    )
+    for what, rows in done:
+        for name, how in list(rows.items())[:SHOWN]:
+            console.print(Text(f"  {what}: {name}: {how}"))
+        if len(rows) > SHOWN:
+            say(f"  {what}: {len(rows) - SHOWN} more")
+    if mended.outside:
+        say(f"clips lie outside its folder: set data.media_root={mended.outside}")
+    say(f"next: data.train={mended.manifest}")

@@ -1,0 +1,176 @@
+"""What needs the model's files, but none of its weights: sizes, segments, token lengths, prepared data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from pgdpo.config import Inspection
+from pgdpo.data.buckets import Size
+from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.schema import columns
+from pgdpo.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.models.family import Encoders, Family
+from pgdpo.problems import Problem, shown
+from pgdpo.settings import Config
+from pgdpo.training.policy import open_pairs, prepared_folder, require_images
+
+TOKENIZED_AT_A_TIME = 1024
+
+
+def model_problems(inspected: Inspection, splits: dict[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
+    """All of them. What a model that is not on this machine would say is a warning: it was not asked."""
+    config = inspected.loaded
+    try:
+        family = open_family(config.model)
+        encoders = family.load_encoders(torch.device("cpu"))
+    except InputError as error:
+        yield _of_message(inspected, str(error), "model.path", config.model.path)
+        return
+    try:
+        for size in config.data.sizes:
+            try:
+                encoders.check_size(*size)
+            except InputError as error:
+                yield _of_message(inspected, str(error), "data.buckets", list(size))
+                return
+        yield from _segments(family, config.data.sizes, splits)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        yield inspected.problem(
+            "model.path",
+            f"sizes were not checked: the model's configuration is not here ({reason})",
+            value=config.model.path,
+            allowed="a local diffusers folder, or a hub id that can be reached",
+            suggestion="check again where the model is",
+            severity="warning",
+        )
+    for rows in splits.values():
+        yield from _token_lengths(config, family, encoders, rows)
+    for split in splits:
+        yield from _prepared(config, split)
+    if config.reference_mode == "cached":
+        yield from _cached(config, family)
+
+
+def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
+    """An InputError's text as a Problem: `data.height is 18; allowed ...`."""
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+) is ('[^']*'|\S+?)[;:,]", message)
+    what, _, allowed = message.partition("; ")
+    if named:
+        key, value = named[1], named[2].strip("'")
+    mend = "take one of these" if allowed else ""
+    allowed = allowed.removeprefix("allowed are ")
+    return inspected.problem(key, what, value=value, allowed=allowed, suggestion=mend)
+
+
+def _segments(
+    family: Family, sizes: Sequence[Size], splits: dict[str, Sequence[CheckedRow]]
+) -> Iterator[Problem]:
+    frames = min(family.latent_shape(*size)[1] for size in sizes)
+    for rows in splits.values():
+        for row in rows:
+            labels = {**columns(row.values), **row.values}.get("segment_labels")
+            if labels is not None and len(labels) > frames:
+                yield row.problem(
+                    f"{len(labels)} segments, and the latents have {frames} frames",
+                    key="segments",
+                    value=len(labels),
+                    allowed=f"at most {frames} segments",
+                    suggestion="join segments, or take more frames (data.num_frames)",
+                )
+
+
+def _token_lengths(
+    config: Config, family: Family, encoders: Encoders, rows: Sequence[CheckedRow]
+) -> Iterator[Problem]:
+    """Prompts that are empty, or longer than what the text encoder reads."""
+    lengths = _lengths(config, family, encoders, [row.values["prompt"] for row in rows])
+    for row in rows:
+        prompt = row.values["prompt"]
+        length, limit = lengths.get(prompt), encoders.text_length
+        if not prompt.strip():
+            yield row.problem(
+                f"`prompt` of pair `{row.values['id']}` is empty",
+                key="prompt",
+                value=prompt,
+                allowed="what both clips were made for",
+                suggestion="write the prompt, unless the model is trained without any",
+                severity="warning",
+            )
+        elif length is not None and length > limit:
+            cut = config.model.encoders != "toy"
+            yield row.problem(
+                f"`prompt` of pair `{row.values['id']}` has {length} tokens, {shown(prompt)}"
+                + (": the end is cut off" if cut else ""),
+                key="prompt",
+                value=length,
+                allowed=f"at most {limit} tokens",
+                suggestion="shorten the prompt",
+                severity="warning" if cut else "error",
+            )
+
+
+def _lengths(config: Config, family: Family, encoders: Encoders, prompts: Sequence[str]) -> dict[str, int]:
+    """Tokens of each distinct prompt; empty where the tokenizer is not on this machine."""
+    distinct = sorted(set(prompts))
+    if config.model.encoders == "toy":
+        return {prompt: len(set(re.findall(r"\w+", prompt.lower()))) for prompt in distinct}
+    folder = Path(family.source) / "tokenizer"
+    if not folder.is_dir():
+        return {}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    lengths: dict[str, int] = {}
+    for start in range(0, len(distinct), TOKENIZED_AT_A_TIME):
+        batch = distinct[start : start + TOKENIZED_AT_A_TIME]
+        lengths |= {
+            prompt: len(ids) for prompt, ids in zip(batch, tokenizer(batch)["input_ids"], strict=True)
+        }
+    return lengths
+
+
+def _prepared(config: Config, split: str) -> Iterator[Problem]:
+    """Prepared data that is there, but not of this configuration, or damaged."""
+    folder = prepared_folder(config, split)
+    if not (folder / "index.json").is_file():
+        return
+    try:
+        require_images(open_pairs(config, split), open_family(config.model))
+    except InputError as error:
+        yield Problem(
+            str(folder),
+            str(error).removeprefix(f"{folder}/"),
+            f"prepared/{split}",
+            str(folder),
+            "what `pgdpo prepare` makes of this configuration",
+            "run `pgdpo prepare` again",
+            severity="warning",
+        )
+
+
+def _cached(config: Config, family: Family) -> Iterator[Problem]:
+    """Errors of the reference that are missing, or another's."""
+    from pgdpo.training.references import open_cached, reference_folder
+
+    try:
+        data = open_pairs(config, "train")
+    except InputError:
+        return  # said of the prepared data
+    try:
+        open_cached(config, family, data, torch.device("cpu"))
+    except InputError as error:
+        yield Problem(
+            str(reference_folder(config)),
+            str(error),
+            "train.reference",
+            config.train.reference,
+            "errors of this reference, on these pairs and draws",
+            "run `pgdpo reference` with this configuration",
+            severity="warning",
+        )

@@ -1,0 +1,176 @@
+"""What an objective needs of the rows, and what the splits mean to each other. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pgdpo.config import Inspection
+from pgdpo.data.columns import COLUMNS
+from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.schema import SIDES, TIE, columns
+from pgdpo.objectives.spec import Needs
+from pgdpo.problems import Problem, shown
+
+
+def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
+    """Columns that the objective lacks, that some rows lack, or whose lengths differ between rows."""
+    values = [{**columns(row.values), **row.values} for row in rows]
+    if any(row.get("preference") is not None for row in values):
+        values = [{"probability": 1.0, **row} for row in values]
+    for column, kind in COLUMNS.items():
+        present = [row.get(column) is not None for row in values]
+        needed = column in needs.pairs
+        if not needed and not any(present):
+            continue
+        reason = f"objective `{name}` needs it" if needed else "other rows have it"
+        if not all(present):
+            lacking = [row for row, there in zip(rows, present, strict=True) if not there]
+            yield lacking[0].problem(
+                f"column `{column}` is missing in {len(lacking)} of {len(rows)} rows, this one first; {reason}",
+                key=column,
+                allowed=f"a {kind}, in every row",
+                suggestion=_how(column),
+            )
+            continue
+        lengths = [len(row[column]) if isinstance(row[column], list) else None for row in values]
+        other = next((place for place, length in enumerate(lengths) if length != lengths[0]), None)
+        if other is not None:
+            value = values[other][column]
+            yield rows[other].problem(
+                f"`{column}` is {shown(value)}, of another length than the first row's {shown(values[0][column])}",
+                key=column,
+                value=value,
+                allowed="one length in all rows",
+                suggestion="cut all clips into equally many segments",
+            )
+    if "masked" in needs.pairs and any(row.values.get("mask") is None for row in rows):
+        lacking = next(row for row in rows if row.values.get("mask") is None)
+        yield lacking.problem(
+            f"`mask` is missing; objective `{name}` needs it",
+            key="mask",
+            allowed="a path or a URL, in every row",
+            suggestion="name each pair's mask",
+        )
+
+
+def _how(column: str) -> str:
+    sources = {
+        "probability": "write `preference` (or `probability`)",
+        "segment_labels": "write `segments` (or `segment_labels`)",
+        "weight": "write 1 where nothing is known",
+        "label": "write [1, -1] for a pair",
+    }
+    return sources.get(column, f"write `{column}` into every row, or choose another objective")
+
+
+def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs: Needs) -> Iterator[Problem]:
+    """Ties and frequencies that an objective would misread."""
+    tied = [row for row in rows if row.values.get("preference") == TIE]
+    if tied and ties == "keep" and not {"probability", "label_smoothing"} & set(needs.pairs):
+        yield tied[0].problem(
+            f"{len(tied)} of {len(rows)} rows are ties, and objective `{name}` trains them as clear preferences",
+            key="data.ties",
+            value="keep",
+            allowed="`drop`, or an objective that reads `probability`",
+            suggestion="set data.ties to `drop`",
+            severity="warning",
+        )
+    derived = [row for row in rows if "probability" in columns(row.values)]
+    if name == "video_dpo" and derived:
+        yield derived[0].problem(
+            "`preference` stands in for `probability`, which video_dpo reads as the frequency of the pair's score gap",
+            key="probability",
+            value=derived[0].values["preference"],
+            allowed="a frequency from 0 to 1",
+            suggestion="write `probability` into every row",
+            severity="warning",
+        )
+
+
+def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:
+    """Scores, qualities and sources that data.select and data.weight read, and rows lack."""
+    data = inspected.loaded.data
+    rules = [(f"data.select.{place}", rule) for place, rule in enumerate(data.select)]
+    rules += [("data.weight", data.weight)] if data.weight is not None else []
+    for where, rule in rules:
+        sides = SIDES[:1] if rule.by == "chosen_score" else SIDES
+        lacking = [row for row in rows if rule.score is not None and not _has_score(row, rule.score, sides)]
+        if lacking:
+            yield lacking[0].problem(
+                f"score `{rule.score}` is missing in {len(lacking)} of {len(rows)} rows, this one first; "
+                f"{where} reads it",
+                key="scores",
+                value=lacking[0].values.get("scores"),
+                allowed=" and ".join(f"scores.{side}.{rule.score}" for side in sides) + ", in every row",
+                suggestion="name a score that all rows have, or add it",
+            )
+        quality = getattr(rule, "quality", None)
+        lacking = [row for row in rows if quality and not isinstance(row.values.get(quality), (int, float))]
+        if lacking:
+            yield lacking[0].problem(
+                f"`{quality}` is missing in {len(lacking)} of {len(rows)} rows, this one first; {where} reads it",
+                key=quality,
+                value=lacking[0].values.get(quality),
+                allowed="a number, in every row",
+                suggestion="name a column that all rows have, or add it",
+            )
+        wanted, known = getattr(rule, "sources", []), {row.values.get("source") for row in rows}
+        if rows and wanted and not known.intersection(wanted):
+            yield inspected.problem(
+                f"{where}.sources",
+                f"`{where}.sources` is {wanted!r}, and no row has one of them",
+                value=wanted,
+                allowed=", ".join(sorted(map(str, known))),
+                suggestion="name sources that rows have",
+            )
+
+
+def _has_score(row: CheckedRow, name: str, sides: Sequence[str]) -> bool:
+    if name == "reward_margin" and len(sides) == 2 and row.values.get("reward_margin") is not None:
+        return True
+    scores = row.values.get("scores") or {}
+    return all(isinstance((scores.get(side) or {}).get(name), (int, float)) for side in sides)
+
+
+def split_problems(train: Sequence[CheckedRow], held_out: Sequence[CheckedRow]) -> Iterator[Problem]:
+    """Held-out pairs that are trained on."""
+    for what, names in (
+        ("id", lambda row: [row.values["id"]]),
+        ("clip", lambda row: [row.clips["chosen"], row.clips["rejected"]]),
+    ):
+        seen = {name for row in train for name in names(row)}
+        shared = [row for row in held_out if seen.intersection(names(row))]
+        if shared:
+            name = next(name for name in names(shared[0]) if name in seen)
+            yield shared[0].problem(
+                f"{what} {shown(name)} of a held-out pair stands in data.train too ({len(shared)} of {len(held_out)})",
+                key="data.held_out",
+                value=name,
+                allowed="pairs that are never trained on",
+                suggestion="take them out of one of the two manifests",
+                severity="warning",
+            )
+
+
+def amount_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:
+    """Batches against the number of pairs."""
+    key, train = "train.global_batch_pairs", inspected.loaded.train
+    batch, micro = train.global_batch_pairs, train.micro_batch_pairs
+    if batch % micro:
+        low = batch // micro * micro
+        yield inspected.problem(
+            key,
+            f"`{key}` is {batch}, no multiple of train.micro_batch_pairs, {micro}",
+            value=batch,
+            allowed=f"multiples of micro_batch_pairs x ranks: {f'{low} or ' if low else ''}{low + micro}",
+            suggestion=f"set it to {low or micro}",
+        )
+    if rows and len(rows) < batch:
+        yield inspected.problem(
+            key,
+            f"`{key}` is {batch}, and data.train has {len(rows)} pairs: some stand in one step more than once",
+            value=batch,
+            allowed=f"at most {len(rows)}",
+            suggestion="take a smaller batch or more pairs",
+            severity="warning",
+        )

@@ -1,0 +1,120 @@
+"""Commands of the data that a run is given. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgdpo.cli.app import ConfigArgument, Overrides, app, load
+
+
+@app.command("import")
+def import_(
+    format: Annotated[
+        str,
+        typer.Argument(
+            help="pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl or best_of_n.",
+            metavar="FORMAT",
+        ),
+    ],
+    source: Annotated[str, typer.Argument(help="What was downloaded: a file, a folder, or an fsspec URL.")],
+    out: Annotated[str, typer.Argument(help="The manifest to write: .jsonl or .parquet, a path or a URL.")],
+    dimension: Annotated[
+        str | None, typer.Option(help="videoalign, rapidata: the aspect that decides, such as MQ.")
+    ] = None,
+    pairs: Annotated[
+        str, typer.Option(help="best_of_n: all, best-worst, or so many pairs per prompt.")
+    ] = "best-worst",
+    segment_seconds: Annotated[
+        float, typer.Option(help="densedpo: seconds of a segment whose times are not given.", min=1e-3)
+    ] = 1.0,
+    name: Annotated[
+        str | None, typer.Option(help="`source` of the rows; the format's name by default.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="`licence` of the rows.")] = None,
+    copy: Annotated[
+        bool,
+        typer.Option("--copy", help="Copy the clips beside the manifest; else they stay where they are."),
+    ] = False,
+) -> None:
+    """Make a manifest of preference data in another format; no field and no row is lost, ties are kept.
+
+    Example: pgdpo import videoalign downloads/videoalign/train.csv data/train.jsonl --dimension MQ
+    """
+    from pgdpo.data.importers import Options
+    from pgdpo.importing import run_import
+
+    options = Options(dimension=dimension, pairs=pairs, segment_seconds=segment_seconds)
+    run_import(format, source, out, options, name=name, licence=licence, copy=copy)
+
+
+@app.command()
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    fix: Annotated[
+        str | None,
+        typer.Option(
+            help="A new manifest of data.train: what can be mended is re-encoded or corrected, the rest left out.",
+            metavar="MANIFEST",
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything that was found to this file.")] = None,
+) -> None:
+    """Say everything that is wrong with a configuration and its data at once; exit code 2 if there are errors.
+
+    Looked at: the keys, every row of the manifests, every clip to its last frame, what the objective needs, sizes,
+    prompts' token lengths, prepared data. No weight is loaded and nothing is changed.
+
+    Example: pgdpo check configs/wan21_1.3b.yaml --fix data/train-mended.jsonl
+    """
+    from pgdpo.checking import run_check
+
+    findings = run_check(config, overrides, fix=fix, json_file=json)
+    if findings.exit_code:
+        raise typer.Exit(findings.exit_code)
+
+
+@app.command()
+def make(
+    kind: Annotated[str, typer.Argument(help="corrupt, guided, masked, real or prompts.")],
+    config: ConfigArgument,
+    source: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet with id, prompt and video.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the clips and their manifest.jsonl.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make preference pairs from real clips or prompts; goes on where it stopped.
+
+    corrupt: frames are shuffled, torn, ...; guided: two clips denoised from one re-noised clip (DenseDPO); masked: a
+    box is made anew (LocalDPO); real: real clip against the model's own (Reg-DPO); prompts: against the clip of a
+    corrupted prompt (Tango 2).
+
+    Example: pgdpo make guided configs/wan21_1.3b.yaml clips.jsonl pairs evaluate.reward=my_rewards:motion
+    """
+    from pgdpo.pipeline import run_make
+
+    run_make(load(config, overrides), kind, source, out)
+
+
+@app.command()
+def curate(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found there as JSON.")] = None,
+    implicit_rewards: Annotated[
+        bool,
+        typer.Option(
+            "--implicit-rewards",
+            help="Write the trained run's margin of every pair, which data.order can follow.",
+        ),
+    ] = False,
+) -> None:
+    """Show what data.select, .weight and .order would do to the prepared pairs, their sources, and a probe for cues.
+
+    Example: pgdpo curate quickstart.yaml 'data.select=[{by: margin, score: total, low: 0.5}]'
+    """
+    from pgdpo.pipeline import run_curate
+
+    run_curate(load(config, overrides), out, implicit_rewards=implicit_rewards)

@@ -1,0 +1,190 @@
+"""Commands of a run, from its configuration to its export. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgdpo.cli.app import ConfigArgument, Overrides, app, load
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="A shipped configuration: wan21_1.3b, hunyuan_video, ...")],
+    out: Annotated[Path, typer.Argument(help="The YAML file to write.")],
+    path: Annotated[str | None, typer.Option(help="The model's diffusers folder or hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="The manifest to train on.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs over all nodes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts that they are in.")] = 1,
+    gpu: Annotated[str | None, typer.Option(help="H100, H200, A100, ...; by default this machine's.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB of one GPU, in place of --gpu's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented configuration for a model, fitted to the GPUs.
+
+    Example: pgdpo init wan21_14b my_run.yaml --data pairs.jsonl --gpus 8 --gpu H100
+    """
+    from pgdpo.pipeline import run_init
+
+    where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
+    run_init(model, out, path=path, data=data, where=where, force=force)
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs over all nodes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts that they are in.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="H100, H200, A100, ...; by default this machine's, else H100.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB of one GPU, in place of --gpu's.")
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the GPUs' peak that a step is taken to reach.")
+    ] = 0.35,
+    disk: Annotated[float, typer.Option(min=0.01, help="GB a second that checkpoints are written at.")] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, all numbers in bytes and seconds.")
+    ] = False,
+) -> None:
+    """Work out memory, time and disk of a run before any weight is loaded; exit code 2 if it does not fit.
+
+    Example: pgdpo plan wan21_1.3b.yaml --gpus 8 --gpu H100 train.zero_stage=3
+    """
+    from pgdpo.pipeline import run_plan
+
+    where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
+    run_plan(load(config, overrides), **where, mfu=mfu, disk_gb_per_s=disk, as_json=as_json)
+
+
+@app.command()
+def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Decode the clips, encode them and their prompts, once, into hashed shards; goes on where it stopped.
+
+    Example: pgdpo prepare configs/wan21_1.3b.yaml
+    """
+    from pgdpo.pipeline import run_prepare
+
+    run_prepare(load(config, overrides))
+
+
+@app.command()
+def reference(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Compute the reference's errors once, for train.reference: cached; goes on where it stopped.
+
+    Example: torchrun --nproc-per-node 8 -m pgdpo reference configs/wan21_1.3b.yaml train.cached_draws=8
+    """
+    from pgdpo.pipeline import run_reference
+
+    run_reference(load(config, overrides))
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Remove this run's checkpoints first.")] = False,
+    fallback: Annotated[
+        bool,
+        typer.Option(" /--no-fallback", help="With --resume: refuse if the newest checkpoint is damaged."),
+    ] = True,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(help="With --resume: a key that may have changed, such as train.learning_rate."),
+    ] = None,
+) -> None:
+    """Train the configured objective on the prepared pairs.
+
+    Example: torchrun --nproc-per-node 8 -m pgdpo train configs/wan21_1.3b.yaml train.zero_stage=2
+    """
+    from pgdpo.pipeline import run_train
+
+    run_train(
+        load(config, overrides),
+        resume=resume,
+        restart=restart,
+        fallback=fallback,
+        allow_change=allow_change or [],
+    )
+
+
+@app.command()
+def evaluate(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Sample reference and aligned model at equal seeds, score both, write results.json and report.html.
+
+    Example: pgdpo evaluate quickstart.yaml evaluate.num_prompts=8
+    """
+    from pgdpo.pipeline import run_evaluate
+
+    run_evaluate(load(config, overrides))
+
+
+@app.command()
+def report(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Show the training pairs as the model receives them, and what there is of the run: one HTML file. At any time.
+
+    Example: pgdpo report quickstart.yaml evaluate.report_pairs=40
+    """
+    from pgdpo.pipeline import run_report
+
+    run_report(load(config, overrides))
+
+
+@app.command()
+def export(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    formats: Annotated[
+        list[str],
+        typer.Option(
+            "--format", help="diffusers, comfyui (LoRA names that ComfyUI reads), merged; may be repeated."
+        ),
+    ] = ["diffusers"],  # noqa: B006 (typer reads it once)
+) -> None:
+    """Write the trained weights as safetensors, with a model card.
+
+    Example: pgdpo export quickstart.yaml --format diffusers --format comfyui
+    """
+    from pgdpo.pipeline import run_export
+
+    run_export(load(config, overrides), tuple(formats))
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    objective: Annotated[str, typer.Option(help="pg_dpo, or dpo for the comparison.")] = "pg_dpo",
+    config: Annotated[str, typer.Option(help="The configuration that is run.")] = "quickstart.yaml",
+) -> None:
+    """The whole way on the toy world: clips, prepare, train, export, evaluate, report. No download, no GPU.
+
+    Example: pgdpo quickstart --objective dpo
+    """
+    from pgdpo.pipeline import run_quickstart
+
+    run_quickstart(load(config, [f"objective.name={objective}", *(overrides or [])]))
+
+
+@app.command()
+def study(
+    config: Annotated[str, typer.Argument(help="A study's YAML file, or the one that ships.")] = "study.yaml",
+    overrides: Overrides = None,
+) -> None:
+    """Train and evaluate a list of objectives at equal budget over seeds, and compare them; goes on where it stopped.
+
+    Example: pgdpo study study.yaml seeds=[0] changes=[train.steps=60]
+    """
+    from pgdpo.config import load_study
+
+    loaded = load_study(config, overrides)
+    from pgdpo.study import run_study
+
+    run_study(*loaded)

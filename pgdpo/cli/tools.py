@@ -1,0 +1,105 @@
+"""Commands that show what there is, and what this machine can do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgdpo import __version__
+from pgdpo.cli.app import app
+from pgdpo.errors import InputError
+
+
+@app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
+) -> None:
+    """List the objectives: paper, options, what data each needs, how sure its formula is.
+
+    Example: pgdpo objectives pg_dpo
+    """
+    from pgdpo.console import console
+    from pgdpo.objectives import docs, listing
+
+    if markdown:
+        print(docs.markdown(), end="")
+        return
+    console.print(listing.page(name) if name else listing.table(), soft_wrap=False)
+
+
+@app.command()
+def options(
+    pattern: Annotated[str | None, typer.Argument(help="Show the keys that hold this text.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
+) -> None:
+    """Every configuration key: what it takes, its default, what it does.
+
+    Example: pgdpo options checkpoint
+    """
+    from pgdpo import options as tables
+
+    if markdown:
+        print(tables.markdown(), end="")
+        return
+    from pgdpo.console import console
+
+    console.print(tables.table(pattern), soft_wrap=False)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where runs will be written.")] = Path("runs"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings there as well.")
+    ] = None,
+) -> None:
+    """Examine this machine: drivers, versions, kernels, attention, NCCL, disk. Ends with 1 if something is wrong.
+
+    Example: pgdpo doctor /mnt/runs --json doctor.json
+    """
+    from pgdpo.doctor import as_json, examine, show
+
+    findings = examine(folder)
+    if json_file:
+        from pgdpo.data.files import write_json
+
+        write_json(json_file, as_json(findings))
+    if not show(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; all by default.")] = None,
+    minutes: Annotated[float, typer.Option(help="No further case is started after so many minutes.")] = 9.0,
+    tests: Annotated[bool, typer.Option(help="Test the kernels on the device before they are timed.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="The JSON; by default benchmarks/results/<device>-<date>.json.")
+    ] = None,
+) -> None:
+    """Measure the fused ops on a GPU: JSON, table and roofline. Without one, print the bytes that they must move.
+
+    Example: pgdpo bench pair_errors --minutes 2
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "benchmarks" / "suite.py").is_file():
+        raise InputError(
+            f"{checkout / 'benchmarks'}: not there: the benchmarks run from a checkout of the repository"
+        )
+    sys.path.insert(0, str(checkout))
+    from benchmarks.suite import run
+
+    try:
+        run(ops=ops, minutes=minutes, tests=tests, out=out)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)

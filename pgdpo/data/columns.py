@@ -1,0 +1,59 @@
+"""The columns of a manifest that objectives read (fields of `PairInfo`): kinds and ranges, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NUMBER, SIDES, SEGMENTS = "number", "[chosen, rejected]", "list of one number per segment"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a manifest may hold under a field of `PairInfo`."""
+
+    shapes: tuple[str, ...] = (NUMBER,)
+    least: float = -math.inf
+    most: float = math.inf
+    integer: bool = False
+
+    def __str__(self) -> str:
+        kind = " or ".join(self.shapes) + (", whole numbers" if self.integer else "")
+        bounds = [f"≥ {self.least:g}"] if self.least > -math.inf else []
+        bounds += [f"≤ {self.most:g}"] if self.most < math.inf else []
+        return ", ".join([kind, *bounds])
+
+    def accepts(self, value: object) -> bool:
+        numbers = value if isinstance(value, list) else [value]
+        return self._has_shape(value) and all(self._has_number(number) for number in numbers)
+
+    def _has_shape(self, value: object) -> bool:
+        if not isinstance(value, list):
+            return NUMBER in self.shapes
+        return (SEGMENTS in self.shapes and len(value) > 0) or (SIDES in self.shapes and len(value) == 2)
+
+    def _has_number(self, value: object) -> bool:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and self.least <= value <= self.most
+            and not (self.integer and value != int(value))
+        )
+
+
+COLUMNS = {
+    "weight": Column(least=0),
+    "probability": Column(least=0, most=1),
+    "reward_margin": Column(),
+    "reward": Column((SIDES,)),
+    "label_smoothing": Column(least=0, most=0.5),
+    "segment_labels": Column((SEGMENTS,), least=-1, most=1, integer=True),
+    "tail": Column((SEGMENTS,), least=0, most=1),
+    "group": Column(integer=True),
+    "rank": Column((SIDES,), integer=True),
+    "uncertainty": Column(least=0),
+    "timestep_weight": Column(least=0),
+    "advantage": Column((NUMBER, SIDES)),
+    "label": Column((SIDES,), least=-1, most=1, integer=True),
+}  # all fields but `timestep`, which is drawn, and `masked`, for which the data holds no masks

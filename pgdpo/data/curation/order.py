@@ -1,0 +1,48 @@
+"""`data.order`: pairs from easy to hard within every epoch, after Curry-DPO (arXiv 2403.07230) and Curriculum-DPO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pgdpo.data.curation.select import score_margin
+from pgdpo.errors import InputError
+from pgdpo.settings import OrderRule
+
+
+def stages(rule: OrderRule, rows: list[dict]) -> tuple[np.ndarray, str]:
+    """(the chunk 0, 1, ... of every row, 0 with the easiest pairs; what was done, in a sentence).
+
+    Easy is a large margin: of scores, or of implicit rewards under an earlier run. Chunks differ by one row at most.
+    Raises InputError if a row has no such margin.
+    """
+    if rule.by == "margin":
+        margin = score_margin(rows, rule.score, needed_by="data.order `margin`")
+    else:
+        margin = _implicit(rule.file, rows)
+    place = np.empty(len(rows), int)
+    place[np.argsort(-margin, kind="stable")] = np.arange(len(rows))
+    chunk = place * rule.chunks // len(rows)
+    ends = [float(margin[chunk == number].mean()) for number in (chunk.min(), chunk.max())]
+    return chunk, (
+        f"{chunk.max() + 1} chunks from easy to hard by {rule.by}: mean margin {ends[0]:.3g} first, {ends[1]:.3g} last"
+    )
+
+
+def _implicit(file: Path, rows: list[dict]) -> np.ndarray:
+    try:
+        margins = json.loads(file.read_text(encoding="utf-8"))["margin"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"data.order.file is {file}: cannot be read ({error}): `pgdpo curate CONFIG --implicit-rewards` writes "
+            "implicit_rewards.json into a trained run's folder"
+        ) from error
+    missing = [row["id"] for row in rows if row["id"] not in margins]
+    if missing:
+        raise InputError(
+            f"{file}: has no margin of pair `{missing[0]}` ({len(missing)} of {len(rows)} lack one): it is of other "
+            "pairs; write it anew with `pgdpo curate CONFIG --implicit-rewards`"
+        )
+    return np.array([margins[row["id"]] for row in rows], dtype=float)

@@ -1,0 +1,28 @@
+"""The picture that an image-to-video pair starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pgdpo.errors import InputError
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture as uint8 RGB `[height, width, 3]`, upright, scaled to cover `size` (height, width) and cropped
+    about its centre, as clips are.
+
+    Raises InputError if it is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: cannot be read as a picture ({reason}): name a PNG, JPEG or WebP file, "
+            "or leave `image` out to take the chosen clip's first frame"
+        ) from error
+    return np.asarray(ImageOps.fit(upright, size[::-1], method=Image.Resampling.BICUBIC))

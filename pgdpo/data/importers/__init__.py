@@ -1,0 +1,34 @@
+"""Other people's preference data -> a manifest: one small file per format, one line each in the registry."""
+
+from __future__ import annotations
+
+from pgdpo.data.importers import (
+    best_of_n,
+    densedpo,
+    folders,
+    localdpo,
+    pickapic,
+    rapidata,
+    trl,
+    videoalign,
+    videodpo,
+)
+from pgdpo.data.importers.formats import Format, Options
+from pgdpo.data.importers.run import Summary, import_data
+
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        pickapic.FORMAT,
+        videodpo.FORMAT,
+        videoalign.FORMAT,
+        rapidata.FORMAT,
+        densedpo.FORMAT,
+        localdpo.FORMAT,
+        folders.FORMAT,
+        trl.FORMAT,
+        best_of_n.FORMAT,
+    )
+}
+
+__all__ = ["FORMATS", "Format", "Options", "Summary", "import_data"]

@@ -1,0 +1,186 @@
+"""What a format declares, and what its reader is given and gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgdpo.data.locations import folder_of, is_url
+from pgdpo.data.schema import TIE
+from pgdpo.data.tables import Record, count_records, read_records
+from pgdpo.errors import InputError
+from pgdpo.problems import Problem, shown
+
+TABLES = (".parquet", ".jsonl", ".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose; each format's summary says which it reads."""
+
+    dimension: str | None = None  # videoalign, rapidata: the aspect that decides
+    pairs: str = "best-worst"  # best_of_n: all | best-worst | so many per prompt
+    segment_seconds: float = 1.0  # densedpo: length of a segment whose times are not given
+
+
+@dataclass(frozen=True)
+class Media:
+    """A clip, picture or mask of a source: a path relative to `folder`, a URL, or its bytes."""
+
+    content: str | bytes
+    folder: str
+
+    @staticmethod
+    def of(value: Any, folder: str) -> Media | None:
+        """From what a column may hold: a path, bytes, or {"bytes", "path"} as the `datasets` library stores media."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path") or value.get("url") or value.get("src")
+        return Media(value, folder) if isinstance(value, (str, bytes)) and value else None
+
+
+@dataclass
+class Found:
+    """One native row, with Media for its clips, and all fields of the source that it was made from."""
+
+    row: dict[str, Any]
+    fields: dict[str, Any]
+
+
+@dataclass
+class Reading:
+    """`total` records, read one by one.
+
+    When all are read, `dropped` says how many gave no row, and `left_over` what else found no place in a pair.
+    """
+
+    total: int
+    found: Iterable[Found | Problem]
+    left_over: list[str] = field(default_factory=list)
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. `renames`: columns of the source that stand unchanged under a native key."""
+
+    name: str
+    summary: str
+    layout: str  # what SOURCE holds
+    read: Callable[[str, Options], Reading]
+    renames: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_rows(
+    source: str, found_in: Callable[[Record], Iterator[Found | Problem]], endings: tuple[str, ...] = TABLES
+) -> Reading:
+    """A Reading of all records of a file, or of a folder's files, through `found_in`."""
+    files = tables_of(source, endings)
+
+    def found() -> Iterator[Found | Problem]:
+        for file in files:
+            for item in read_records(file):
+                of_record = [item] if isinstance(item, Problem) else list(found_in(item))
+                reading.dropped += not of_record
+                yield from of_record
+
+    try:
+        reading = Reading(sum(map(count_records, files)), found())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be read ({' '.join(str(error).split())})") from error
+    return reading
+
+
+def tables_of(source: str, endings: tuple[str, ...] = TABLES) -> list[str]:
+    """The file `source` itself, or all files below the folder with the first ending that any has."""
+    if is_url(source):
+        import fsspec
+
+        filesystem, path = fsspec.url_to_fs(source)
+        inside = [] if not filesystem.isdir(path) else sorted(filesystem.find(path))
+        files = [filesystem.unstrip_protocol(name) for name in inside] or [source]
+    else:
+        path = Path(source)
+        if not path.exists():
+            raise InputError(f"{source}: no such file or folder; SOURCE is what was downloaded")
+        files = sorted(map(str, path.rglob("*"))) if path.is_dir() else [source]
+    for ending in endings:
+        matching = [file for file in files if file.lower().endswith(ending)]
+        if matching:
+            return matching
+    raise InputError(f"{source}: holds no {', '.join(endings)} file")
+
+
+def first_of(record: Record, *names: str) -> tuple[str, Any] | None:
+    """(name, value) of the first of these columns that the record holds a value for."""
+    for name in names:
+        value = record.values.get(name)
+        if not is_missing(value):
+            return name, value
+    return None
+
+
+def is_missing(value: Any) -> bool:
+    """None, an empty text, or the NaN that tables hold where they hold nothing."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also from a CSV's text; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        parsed = float(value)
+    except (TypeError, ValueError):
+        return None
+    return parsed if math.isfinite(parsed) else None
+
+
+def whole(value: Any) -> int | None:
+    """`number`, where it is a whole one."""
+    parsed = number(value)
+    return int(parsed) if parsed is not None and parsed == int(parsed) else None
+
+
+def lacks(record: Record, *names: str) -> Problem:
+    """The Problem of a record that holds none of these columns."""
+    wanted = " or ".join(f"`{name}`" for name in names)
+    return record.problem(
+        f"{wanted} is missing",
+        key=names[0],
+        value=None,
+        allowed=f"one of the columns {', '.join(names)}; here: {', '.join(map(str, record.values))}",
+        suggestion="add it, or check that FORMAT is the right one (`pgdpo import --help`)",
+    )
+
+
+def wrong(record: Record, key: str, value: Any, allowed: str, suggestion: str) -> Problem:
+    """The Problem of a value that the format doesn't know."""
+    return record.problem(
+        f"`{key}` is {shown(value)}", key=key, value=value, allowed=allowed, suggestion=suggestion
+    )
+
+
+def ordered(first: Media, second: Media, share: float) -> tuple[dict[str, Any], bool]:
+    """(chosen, rejected and preference, whether they are swapped), `share` being the first clip's."""
+    swapped = share < TIE
+    chosen, rejected = (second, first) if swapped else (first, second)
+    return {"chosen": chosen, "rejected": rejected, "preference": 1 - share if swapped else share}, swapped
+
+
+def scored(
+    chosen: Mapping[str, float], rejected: Mapping[str, float], decisive: str | None = None
+) -> dict[str, Any]:
+    """`scores` of both sides; with the `decisive` score's name also `reward` and `reward_margin`, for objectives."""
+    row: dict[str, Any] = {"scores": {"chosen": dict(chosen), "rejected": dict(rejected)}}
+    if decisive is not None:
+        row["reward"] = [chosen[decisive], rejected[decisive]]
+        row["reward_margin"] = chosen[decisive] - rejected[decisive]
+    return row
+
+
+def media_of(record: Record, value: Any) -> Media | None:
+    """A clip that the record names; its path is relative to the record's file."""
+    return Media.of(value, folder_of(record.file))

@@ -1,0 +1,135 @@
+"""The order in which pairs are visited: a pure function of (seed, position), whatever the number of ranks.
+
+The order is a sequence of groups: `micro_batch` pairs of one bucket, so that a micro-batch is one tensor. A bucket's
+pairs stand in a line without end: all of them shuffled, then all of them shuffled anew, and so on; an epoch's rest that
+fills no group is carried over into the next epoch's first. Every group is full: each pair has the same weight in each
+step's loss, and every rank has the same work. Epoch e has the groups that its pairs complete, with the buckets in
+random order. A pair is visited once for every draw 0, 1, 2, ...: none is lost, none repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+INTERLEAVING = 1 << 32  # stream of the buckets' order; the buckets' own streams are 0, 1, ...
+
+
+class Order:
+    """Groups of (index, draw) by number, from 0 without end.
+
+    `buckets`: indexes of the pairs in each bucket; `group`: pairs in a group; `stages`: of every pair the part of an
+    epoch in which it is visited (0, 1, ...: a curriculum), within which pairs are shuffled; None: one part.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Sequence[int]], *, group: int, seed: int, stages: Sequence[int] | None = None
+    ) -> None:
+        self._buckets = [np.asarray(bucket) for bucket in buckets if len(bucket)]
+        self._pairs = sum(map(len, self._buckets))
+        self._group, self._seed = group, seed
+        self._stages = None if stages is None else np.asarray(stages)
+        self._shuffled = functools.lru_cache(maxsize=4 * len(self._buckets))(self._shuffle)
+        self._interleaved = functools.lru_cache(maxsize=2)(self._interleave)
+
+    def group(self, number: int) -> list[tuple[int, int]]:
+        """The group's (index, draw)s; the draw counts a pair's visits."""
+        bucket, ordinal = self._place(number)
+        first = ordinal * self._group
+        return [self._visit(bucket, position) for position in range(first, first + self._group)]
+
+    def bucket(self, number: int) -> int:
+        """The bucket that the group's pairs are of."""
+        return self._place(number)[0]
+
+    def _visit(self, bucket: int, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, len(self._buckets[bucket]))
+        return int(self._buckets[bucket][self._shuffled(bucket, epoch)[offset]]), epoch
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """(bucket, number of the group among the bucket's own)."""
+        epoch = number * self._group // self._pairs
+        while sum(self._completed(epoch + 1)) <= number:
+            epoch += 1
+        buckets, ordinals = self._interleaved(epoch)
+        offset = number - sum(self._completed(epoch))
+        return int(buckets[offset]), int(ordinals[offset])
+
+    def _completed(self, epoch: int) -> list[int]:
+        """Groups of each bucket before `epoch`."""
+        return [epoch * len(bucket) // self._group for bucket in self._buckets]
+
+    def _interleave(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(bucket, number among its own) of each group of an epoch."""
+        begins, ends = self._completed(epoch), self._completed(epoch + 1)
+        buckets = np.repeat(np.arange(len(begins)), np.subtract(ends, begins))
+        ordinals = np.concatenate([np.arange(begin, end) for begin, end in zip(begins, ends, strict=True)])
+        order = np.arange(len(buckets))
+        if len(begins) > 1:  # a bucket's own groups keep their order: their pairs are shuffled already
+            buckets = buckets[_random(self._seed, epoch, INTERLEAVING).permutation(len(buckets))]
+            order = np.argsort(np.argsort(buckets, kind="stable"), kind="stable")
+        return buckets, ordinals[order]
+
+    def _shuffle(self, bucket: int, epoch: int) -> np.ndarray:
+        shuffled = _random(self._seed, epoch, bucket).permutation(len(self._buckets[bucket]))
+        if self._stages is None:
+            return shuffled
+        stages = self._stages[self._buckets[bucket][shuffled]]
+        return shuffled[np.argsort(stages, kind="stable")]
+
+
+def _random(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
+
+
+class StepBatches:
+    """Batches of items for one rank: a step is `global_batch` pairs of the order, spread over ranks group by group.
+
+    Which pairs a step holds does not depend on the number of ranks. Where there are several buckets, ranks work on
+    the same one at a time, as far as the step allows: none waits for another's longer clips.
+
+    `draws`: how many draws a pair has; its later visits repeat them. None: a new draw at every visit.
+    `in_order`: each rank has neighbouring groups, in the order's sequence, whatever their buckets.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        groups: int,
+        rank: int,
+        world: int,
+        steps: range,
+        draws: int | None = None,
+        in_order: bool = False,
+    ) -> None:
+        """`groups`: of one step, over all ranks; a multiple of `world`."""
+        self.order, self.groups, self.rank, self.world = order, groups, rank, world
+        self.steps, self.draws, self.in_order = steps, draws, in_order
+
+    def __len__(self) -> int:
+        return len(self.steps) * (self.groups // self.world)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            for number in self._mine(step):
+                yield [(index, self._draw(visit)) for index, visit in self.order.group(number)]
+
+    def buckets(self, step: int) -> list[int]:
+        """The bucket of each group of a step, over all ranks."""
+        return [self.order.bucket(number) for number in self._all(step)]
+
+    def _all(self, step: int) -> range:
+        return range(step * self.groups, (step + 1) * self.groups)
+
+    def _mine(self, step: int) -> Sequence[int]:
+        numbers, buckets = self._all(step), self.buckets(step)
+        if self.in_order or len(set(buckets)) == 1:
+            share = self.groups // self.world
+            return numbers[self.rank * share : (self.rank + 1) * share]
+        return sorted(numbers, key=self.order.bucket)[self.rank :: self.world]
+
+    def _draw(self, visit: int) -> int:
+        return visit if self.draws is None else visit % self.draws

@@ -1,0 +1,71 @@
+"""The disk that prepared pairs take, known before the first clip is encoded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from pgdpo.console import say
+from pgdpo.data.buckets import Size, size_name
+from pgdpo.errors import InputError
+from pgdpo.models.family import Family
+
+
+def pair_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
+    """Bytes of one pair's latents."""
+    return 2 * torch.Size(family.latent_shape(*size)).numel() * dtype.itemsize
+
+
+def conditioning_bytes(family: Family, size: Size) -> dict[str, int]:
+    """Bytes of one sample's conditioning by name, at most: a prompt is stored without its padding."""
+    with torch.device("meta"):
+        tensors = family.example_conditioning(1, family.latent_shape(*size))
+    return {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()}
+
+
+def check_room(
+    folder: Path,
+    family: Family,
+    pairs: dict[Size, int],
+    *,
+    prompts: int,
+    dtype: torch.dtype,
+    needs_image: bool,
+) -> None:
+    """Say what `folder` will take and what is free. Raises InputError if it does not fit.
+
+    `pairs`: how many of each size; `prompts`: how many different ones.
+    """
+    latents = sum(count * pair_bytes(family, size, dtype) for size, count in pairs.items())
+    text = images = 0
+    for size, count in pairs.items():
+        per_sample = conditioning_bytes(family, size)
+        prompt = per_sample.pop("prompt")
+        beside = sum(per_sample.values())
+        text = max(text, prompts * (prompt if needs_image else prompt + beside))
+        images += count * beside if needs_image else 0
+    need = latents + text + images
+    names = ["text-*.safetensors", *(f"shard-{size_name(size)}-*.safetensors" for size in pairs)]
+    there = sum(file.stat().st_size for name in names for file in folder.glob(name))
+    free = shutil.disk_usage(_existing(folder)).free
+    parts = f"latents {_gb(latents)}, prompts at most {_gb(text)}" + (
+        f", images {_gb(images)}" if images else ""
+    )
+    done = f"; {_gb(there)} of it may be there already" if there else ""
+    say(f"{folder}: {sum(pairs.values())} pairs take {_gb(need)} ({parts}){done}; {_gb(free)} are free")
+    if need - there > free:
+        raise InputError(
+            f"{folder}: {_gb(need)} are needed ({parts}), {_gb(there)} are there and {_gb(free)} are free: "
+            f"{_gb(need - there - free)} too little. Make room, set output_dir to another disk, or prepare smaller "
+            "clips (data.num_frames, height, width, or data.latent_dtype `bfloat16`)"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,57 @@
+"""Safetensors files that are written once: each with a `.json` beside it that says what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pgdpo.data.files import atomic_path, sha256_of, write_json
+
+FORMAT = 3  # of prepared folders
+
+
+def write_once(path: Path, key: str, make: Callable[[], tuple[dict[str, torch.Tensor], dict]]) -> dict:
+    """Write `make()`'s tensors to `path`, unless the file there was made from the same `key` and still has its hash.
+
+    Returns the file's entry: name, bytes, SHA-256, and what `make` gave beside the tensors.
+    """
+    note = note_of(path)
+    entry = _read_note(note)
+    if entry and entry["key"] == key and path.is_file() and entry["sha256"] == sha256_of(path):
+        return entry
+    tensors, beside = make()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+    size = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    entry = {"file": path.name, "key": key, **size, **beside}
+    write_json(note, entry)
+    return entry
+
+
+def _read_note(note: Path) -> dict | None:
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def note_of(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def content_key(*parts: object) -> str:
+    """What a file is made from, as a hash."""
+    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the tensors' bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

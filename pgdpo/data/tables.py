@@ -1,0 +1,269 @@
+"""Tables of records, in and out, one record at a time: JSONL, JSON, CSV, Parquet; local files or URLs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgdpo.data.files import atomic_path
+from pgdpo.data.locations import is_url, open_binary, plain
+from pgdpo.problems import Problem, shown
+
+JSON_COLUMNS = b"pgdpo.json_columns"  # key of a Parquet file's metadata: columns that hold JSON text
+LARGEST_FIELD = 1 << 24  # characters of a CSV's field: some hold all votes as JSON
+BATCH = 1024  # records of a Parquet file in memory at a time
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record and its place: `line` of a text file or `row` of a table, from 1."""
+
+    file: str
+    values: dict[str, Any]
+    line: int | None = None
+    row: int | None = None
+
+    def problem(self, what: str, **parts) -> Problem:
+        """A Problem at this place."""
+        return Problem(self.file, what, line=self.line, row=self.row, **parts)
+
+
+def read_records(location: str | Path) -> Iterator[Record | Problem]:
+    """The records of one file, by its ending: .parquet, .csv, .json (a list), anything else is JSONL.
+
+    A line that is no record is yielded as a Problem. Raises OSError if the file cannot be opened, ValueError
+    (UnicodeDecodeError and pyarrow's errors among them) if it is not what its name says.
+    """
+    location = plain(location)
+    kind = Path(str(location)).suffix.lower()
+    readers: dict[str, Callable] = {".parquet": _parquet, ".csv": _csv, ".json": _json}
+    with open_binary(location) as stream:
+        yield from readers.get(kind, _jsonl)(str(location), stream)
+
+
+def _jsonl(file: str, stream) -> Iterator[Record | Problem]:
+    for number, line in enumerate(stream, start=1):
+        try:
+            text = line.decode("utf-8").strip().removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            yield Problem(
+                file,
+                f"not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})",
+                value=repr(line[:80]),
+                allowed="UTF-8 text",
+                suggestion="save the file as UTF-8",
+                line=number,
+            )
+            continue
+        if text:
+            yield _parsed(file, number, text)
+
+
+def _parsed(file: str, line: int, text: str) -> Record | Problem:
+    expected = 'a JSON object, such as {"id": "1", "prompt": "...", "chosen": "a.mp4", "rejected": "b.mp4"}'
+    try:
+        values = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        return Problem(
+            file,
+            f"not JSON ({error.msg} at column {error.colno}): {shown(text)}",
+            value=text[:80],
+            allowed=expected,
+            suggestion="mend or remove the line",
+            line=line,
+        )
+    except _Twice as error:
+        return Problem(
+            file,
+            f"key `{error.key}` stands twice in one row",
+            error.key,
+            error.value,
+            "each key once",
+            "remove one of the two",
+            line=line,
+        )
+    except RecursionError:
+        return Problem(file, "nested too deep", allowed=expected, suggestion="remove the line", line=line)
+    if not isinstance(values, dict):
+        return Problem(
+            file,
+            f"expected a JSON object, found {type(values).__name__}",
+            value=text[:80],
+            allowed=expected,
+            suggestion="write one object a line",
+            line=line,
+        )
+    return Record(file, values, line=line)
+
+
+class _Twice(ValueError):
+    def __init__(self, key: str, value: Any) -> None:
+        super().__init__(key)
+        self.key, self.value = key, value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise _Twice(key, value)
+        values[key] = value
+    return values
+
+
+def _json(file: str, stream) -> Iterator[Record | Problem]:
+    content = json.load(stream)
+    if not isinstance(content, list):
+        raise ValueError(f"holds {type(content).__name__}, expected a list of objects")
+    for number, values in enumerate(content, start=1):
+        if isinstance(values, dict):
+            yield Record(file, values, row=number)
+        else:
+            found = type(values).__name__
+            yield Problem(
+                file,
+                f"expected an object, found {found}",
+                value=values,
+                allowed="an object",
+                suggestion="remove the entry",
+                row=number,
+            )
+
+
+def _csv(file: str, stream) -> Iterator[Record | Problem]:
+    csv.field_size_limit(LARGEST_FIELD)
+    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
+    line = 2  # of the record's first line: a field in quotes may hold line breaks
+    try:
+        for values in reader:
+            if None in values or None in values.values():
+                yield Problem(
+                    file,
+                    f"the line has {'more' if None in values else 'fewer'} fields than the header",
+                    allowed=f"{len(reader.fieldnames or ())} fields",
+                    suggestion="put fields that hold commas into quotes",
+                    line=line,
+                )
+            else:
+                yield Record(file, values, line=line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _parquet(file: str, stream) -> Iterator[Record]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(stream) as table:
+        encoded = json.loads((table.schema_arrow.metadata or {}).get(JSON_COLUMNS, b"[]"))
+        number = 0
+        for batch in table.iter_batches(BATCH):
+            for values in batch.to_pylist():
+                number += 1
+                decoded = {name: json.loads(values[name]) for name in encoded if values.get(name) is not None}
+                yield Record(file, {**values, **decoded}, row=number)
+
+
+@contextlib.contextmanager
+def writer(location: str | Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """`write(record)` appends to a JSONL (or, by its ending, Parquet) file that appears when all is written.
+
+    Records are JSON types. Parquet: columns of one plain type are stored as such, others as JSON text, which
+    `read_records` undoes; keys that no record holds a value for are left out.
+    """
+    location = plain(location)
+    remote = is_url(location)
+    with contextlib.ExitStack() as stack:
+        if remote:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            path = folder / Path(str(location)).name
+        else:
+            path = stack.enter_context(atomic_path(Path(location)))
+        to_parquet = Path(str(location)).suffix.lower() == ".parquet"
+        lines = path.with_name(f"{path.name}.rows") if to_parquet else path
+        stack.callback(lambda: lines.unlink(missing_ok=True) if to_parquet else None)
+        columns = _Columns()
+        with lines.open("w", encoding="utf-8") as stream:
+
+            def write(record: dict[str, Any]) -> None:
+                columns.see(record)
+                stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+            yield write
+            stream.flush()
+            os.fsync(stream.fileno())
+        if to_parquet:
+            _to_parquet(lines, path, columns)
+        if remote:
+            import fsspec
+
+            filesystem, target = fsspec.url_to_fs(str(location))
+            filesystem.makedirs(filesystem._parent(target), exist_ok=True)
+            filesystem.put_file(str(path), target)
+
+
+class _Columns:
+    """The types that each column of the records was seen to have."""
+
+    def __init__(self) -> None:
+        self.types: dict[str, set[type]] = {}
+
+    def see(self, record: dict[str, Any]) -> None:
+        for key, value in record.items():
+            kinds = self.types.setdefault(key, set())
+            if value is not None:
+                wide = (
+                    isinstance(value, int) and abs(value) >= 2**63
+                )  # beyond a column's 64 bits: as JSON text
+                kinds.add(object if wide else type(value))
+
+    def schema(self):
+        """A pyarrow schema, and the names of the columns that are JSON text."""
+        import pyarrow
+
+        plain = {
+            frozenset({str}): pyarrow.string(),
+            frozenset({bool}): pyarrow.bool_(),
+            frozenset({int}): pyarrow.int64(),
+            frozenset({float}): pyarrow.float64(),
+        }
+        held = {key: frozenset(kinds) for key, kinds in self.types.items() if kinds}
+        encoded = [key for key, kinds in held.items() if kinds not in plain]
+        fields = [(key, plain.get(kinds, pyarrow.string())) for key, kinds in held.items()]
+        metadata = {JSON_COLUMNS: json.dumps(encoded).encode()}
+        return pyarrow.schema(fields, metadata=metadata), encoded
+
+
+def _to_parquet(lines: Path, path: Path, columns: _Columns) -> None:
+    import itertools
+
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    schema, encoded = columns.schema()
+    with lines.open(encoding="utf-8") as stream, parquet.ParquetWriter(path, schema) as table:
+        while batch := [json.loads(line) for line in itertools.islice(stream, BATCH)]:
+            for record in batch:
+                for key in encoded:
+                    if record.get(key) is not None:
+                        record[key] = json.dumps(record[key], ensure_ascii=False)
+            table.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def count_records(location: str | Path) -> int:
+    """About how many records a file holds, for progress: a CSV's quoted line breaks count too."""
+    location = plain(location)
+    with open_binary(location) as stream:
+        if str(location).lower().endswith(".parquet"):
+            import pyarrow.parquet as parquet
+
+            return parquet.ParquetFile(stream).metadata.num_rows
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or 1

@@ -1,0 +1,62 @@
+"""The training pairs as the model receives them: decoded again from the prepared latents, chosen beside rejected."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import torch
+
+from pgdpo.console import progress_bar
+from pgdpo.data.files import write_json
+from pgdpo.data.video import write_video
+from pgdpo.models import open_family
+from pgdpo.settings import Config
+from pgdpo.training.policy import open_pairs
+
+SIDES = ("chosen", "rejected")
+SMALL, LARGE = (
+    192,
+    320,
+)  # pixels of the shorter side: smaller clips are enlarged by whole factors, larger ones shrunk
+SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", "caption_rejected")
+
+
+def write_preview(config: Config) -> None:
+    """`run_dir/pairs.json` and `run_dir/pairs/`: the first `evaluate.report_pairs` pairs that training visits.
+
+    What is there of the same data is kept. They are what is left after `data.select`, buckets, crops and the VAE.
+    """
+    data = open_pairs(config, "train")
+    folder, index = config.run_dir / "pairs", config.run_dir / "pairs.json"
+    count = min(config.evaluate.report_pairs, len(data))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = open_family(config.model).load_encoders(device)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pairs = []
+    with progress_bar("show pairs", total=count) as bar:
+        for number in range(count):
+            item = data[number, 0]
+            row = item["row"]
+            pair = {"id": row["id"], "prompt": row["prompt"], "about": {k: row[k] for k in SHOWN if k in row}}
+            for side in SIDES:
+                frames = decoder.decode_video(item[side])
+                pair["size"] = list(frames.shape[:3])
+                pair[side] = f"pairs/{number:03d}-{side}.mp4"
+                _write(config.run_dir / pair[side], frames, config.evaluate.fps)
+                pair["about"][f"scores of {side}"] = (row.get("scores") or {}).get(side)
+            pair["about"] = {key: value for key, value in pair["about"].items() if value is not None}
+            pairs.append(pair)
+            bar.advance()
+    write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})
+
+
+def _write(path, frames: np.ndarray, fps: float) -> None:
+    short = min(frames.shape[1:3])
+    if short > LARGE:
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+        size = [round(side * LARGE / short / 2) * 2 for side in frames.shape[1:3]]
+        small = torch.nn.functional.interpolate(pixels, size=size, mode="area")
+        frames = small.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    write_video(path, frames, fps, scale=max(1, SMALL // min(frames.shape[1:3])))

@@ -1,0 +1,121 @@
+"""`pgdpo init`: a shipped configuration as a file of one's own, its comments kept, fitted to a number of GPUs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pgdpo.config import find_config, load_config
+from pgdpo.data.files import atomic_path
+from pgdpo.errors import InputError
+from pgdpo.settings import Config
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A configuration that was written; `changed`: keys that differ from the shipped one; `note`: what was found."""
+
+    file: Path
+    changed: dict[str, object]
+    note: str
+
+
+def models() -> list[str]:
+    """The shipped configurations of models, without `.yaml`."""
+    folder = find_config("wan21_1.3b.yaml").parent
+    return sorted(
+        file.stem
+        for file in folder.glob("*.yaml")
+        if file.stem not in ("quickstart", "toy_base") and "base:" not in file.read_text(encoding="utf-8")
+    )
+
+
+def init(
+    model: str,
+    out: Path,
+    *,
+    path: str | None = None,
+    data: str | None = None,
+    where: dict,
+    force: bool = False,
+) -> Begun:
+    """Write `out`: the configuration of `model` with the model's folder and the manifest put in.
+
+    Where the model's architecture can be read, the run is planned for `where` (as `planning.hardware.machine` takes
+    it), and where it doesn't fit, the change that makes it fit at the least time is made. Raises InputError for a
+    model that is not known, an `out` that is there, and a run that no change makes fit.
+    """
+    if model not in models():
+        raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
+    if out.exists() and not force:
+        raise InputError(f"{out}: there is one already: name another file, or replace it with --force")
+    text = find_config(f"{model}.yaml").read_text(encoding="utf-8")
+    wanted = {"output_dir": f"runs/{out.stem}", "model.path": path, "data.train": data}
+    changed = {key: value for key, value in wanted.items() if value is not None}
+    config = load_config(f"{model}.yaml", [f"{key}={value}" for key, value in changed.items()])
+    fitted, note = _fitted(config, where)
+    changed |= fitted
+    for key, value in changed.items():
+        text = set_key(text, key, value)
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    load_config(out)  # what was written is what a command would read
+    return Begun(out, changed, note)
+
+
+def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:
+    """(settings that make the run fit, what was found)."""
+    from pgdpo.planning.advice import changes_that_fit, explain
+    from pgdpo.planning.hardware import machine
+    from pgdpo.planning.plan import Planner
+    from pgdpo.planning.table import size_text
+
+    on = machine(**where)
+    try:
+        planner = Planner(config)
+        plan = planner.plan(config, on)
+    except InputError as error:
+        return {}, f"not fitted to the GPUs: {error}"
+    note = f" ({planner.note})" if planner.note else ""
+    if plan.fits:
+        return {}, f"fits: {size_text(plan.memory.peak)} of {size_text(on.memory)} on each GPU{note}"
+    changes = changes_that_fit(planner, config, on)
+    if not changes:
+        raise InputError(explain(plan, changes))
+    best = changes[0]
+    return (
+        best.settings,
+        f"fits with them: {size_text(best.plan.memory.peak)} of {size_text(on.memory)} on each GPU{note}",
+    )
+
+
+def set_key(text: str, key: str, value: object) -> str:
+    """`text` with `section.key` (or a top-level key) set to `value`; comments and all other lines stay."""
+    written = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    *sections, name = key.split(".")
+    lines = text.split("\n")
+    start, end = (0, len(lines)) if not sections else _section(lines, sections[0])
+    pattern = re.compile(rf"^{'  ' if sections else ''}{re.escape(name)}:\s*([^#]*?)(\s*#.*)?$")
+    for number in range(start, end):
+        if match := pattern.match(lines[number]):
+            indent = "  " if sections else ""
+            lines[number] = f"{indent}{name}: {written}{match[2] or ''}"
+            return "\n".join(lines)
+    lines.insert(start, f"{'  ' if sections else ''}{name}: {written}")
+    return "\n".join(lines)
+
+
+def _section(lines: list[str], name: str) -> tuple[int, int]:
+    """First line in a top-level section, and the line after its last one. An absent section is appended."""
+    heads = [number for number, line in enumerate(lines) if re.match(r"^\w+:", line)]
+    for place, number in enumerate(heads):
+        if lines[number].startswith(f"{name}:"):
+            following = heads[place + 1] if place + 1 < len(heads) else len(lines)
+            return number + 1, following
+    while lines and not lines[-1].strip():
+        lines.pop()
+    lines += ["", f"{name}:", ""]
+    return len(lines) - 1, len(lines) - 1

@@ -1,0 +1,107 @@
+"""Clips by the model: from noise, from a re-noised real clip, or inside a box of one (flow matching).
+
+DenseDPO (arXiv 2506.03517) re-noises one real clip part of the way and denoises it with two seeds: both clips keep its
+motion and are compared segment by segment. LocalDPO regenerates a region of a real clip and leaves the rest.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
+from pgdpo.errors import InputError
+from pgdpo.models.family import Conditioning, Encoders, Family
+from pgdpo.settings import Config
+from pgdpo.training.policy import build_policy
+from pgdpo_kernels import pair_noise
+
+
+class Generator:
+    """The configured model with its encoders: `prompts` and frames in, frames out.
+
+    Raises InputError for a model family that does not predict the velocity of flow matching, or wants an image.
+    """
+
+    def __init__(self, config: Config, prompts: list[str], device: torch.device) -> None:
+        self.config, self.device = config, device
+        plain = config.model.model_copy(update={"adapter": None})
+        self.family: Family
+        self.family, transformer = build_policy(config.model_copy(update={"model": plain}), device)
+        if self.family.prediction != "flow":
+            raise InputError(
+                f"model.family is {config.model.family}: it predicts {self.family.prediction}; clips are made by "
+                "models of flow matching: wan, hunyuan_video, ltx"
+            )
+        self.encoders: Encoders = self.family.load_encoders(device)
+        if self.encoders.needs_image:
+            raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")
+        self.transformer = transformer.eval()
+        # All prompts first: text encoder and VAE are never in memory together, and loading them takes long.
+        self._text = dict(zip(["", *prompts], self.encoders.encode_prompts(["", *prompts]), strict=True))
+
+    def from_noise(self, name: str, prompt: str, draw: int) -> np.ndarray:
+        """A clip for the prompt, uint8 `[F, H, W, 3]`; (seed, name, draw) fix its noise."""
+        data = self.config.data
+        shape = self.family.latent_shape(data.num_frames, data.height, data.width)
+        return self._decode(self._denoise(self._noise(name, draw, shape), 1.0, prompt))
+
+    def from_clip(self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int) -> np.ndarray:
+        """`frames` re-noised up to `sigma` and denoised for the prompt."""
+        latents = self.encoders.encode_video(frames).to(self.device)
+        return self._decode(self._denoise(self._noisy(latents, sigma, name, draw), sigma, prompt))
+
+    def inside(
+        self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int, box: tuple[slice, slice]
+    ) -> np.ndarray:
+        """As `from_clip`, inside a box of latent rows and columns; outside the real clip's latents stay."""
+        latents = self.encoders.encode_video(frames).to(self.device)
+        made = self._denoise(self._noisy(latents, sigma, name, draw), sigma, prompt)
+        mixed = latents.clone()
+        mixed[(..., *box)] = made[(..., *box)]
+        return self._decode(mixed)
+
+    def _noisy(self, latents: torch.Tensor, sigma: float, name: str, draw: int) -> torch.Tensor:
+        return (1 - sigma) * latents + sigma * self._noise(name, draw, latents.shape)
+
+    def _noise(self, name: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
+        keys = {"pair_ids": torch.tensor([pair_hash(name)]), "draw": torch.tensor([draw])}
+        keys = {key: value.to(self.device) for key, value in keys.items()}
+        return pair_noise(
+            (1, *shape), seed=self.config.make.seed, device=self.device, dtype=torch.float32, **keys
+        )[0]
+
+    @torch.no_grad()
+    def _denoise(self, latents: torch.Tensor, sigma: float, prompt: str) -> torch.Tensor:
+        """Euler's method along the model's velocity from `sigma` to 0, with classifier-free guidance."""
+        settings = self.config.evaluate
+        conditioning, empty = self._condition(prompt), self._condition("")
+        count = max(1, math.ceil(settings.sampling_steps * sigma))
+        shift = self.config.diffusion.shift
+        levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
+        levels = shift * levels / (1 + (shift - 1) * levels)
+        x = latents[None].float()
+        half = self.config.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            for here, there in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+                at = torch.full((1,), here, device=self.device)
+                model = self.family.expert_at(self.transformer, here)
+                velocity = self.family.predict(model, x, at, conditioning).float()
+                if settings.guidance_scale > 1:
+                    plain = self.family.predict(model, x, at, empty).float()
+                    velocity = plain + settings.guidance_scale * (velocity - plain)
+                x = x + (there - here) * velocity
+        return x[0]
+
+    def _condition(self, prompt: str) -> Conditioning:
+        text = padded_text(self._text[prompt], self.encoders.text_length)
+        return to_device(stack_conditioning([text]), self.device)
+
+    def _decode(self, latents: torch.Tensor) -> np.ndarray:
+        return self.encoders.decode_video(latents.cpu())
+
+
+def _unshift(sigma: float, shift: float) -> float:
+    return sigma / (shift - (shift - 1) * sigma)

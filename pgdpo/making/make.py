@@ -1,0 +1,268 @@
+"""`pgdpo make`: a list of real clips (or prompts) -> a folder with pairs and their manifest, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pgdpo.console import progress_bar, say
+from pgdpo.data.files import atomic_path, sha256_of
+from pgdpo.data.locations import clip_location, folder_of
+from pgdpo.data.tables import Record, read_records
+from pgdpo.data.video import read_video, write_video
+from pgdpo.errors import InputError
+from pgdpo.evaluation.rewards import Reward, open_reward
+from pgdpo.making.corrupt import CORRUPTIONS
+from pgdpo.making.prompts import corrupt_prompt
+from pgdpo.settings import Config
+
+# What each way does, and whether it needs real clips or prompts alone, and a model.
+KINDS = {
+    "corrupt": "real clip against the same clip with corrupted frames; no model",
+    "guided": "two clips denoised from one re-noised real clip (DenseDPO); the reward decides",
+    "masked": "real clip against itself with a box made anew by the model (LocalDPO)",
+    "real": "real clip against the model's own clip for its prompt (Reg-DPO)",
+    "prompts": "the model's clip for the prompt against its clip for a corrupted prompt (Tango 2); needs prompts alone",
+}
+PARTIAL = ".rows.partial.jsonl"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One row of the list: what a pair is made from."""
+
+    id: str
+    prompt: str
+    video: str | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A pair before it is written; `extra` are columns of its row."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    extra: dict
+
+
+def make(kind: str, config: Config, source: str, out: Path) -> Path:
+    """Make `make.pairs_per_clip` pairs of every row of `source` in the folder `out`. Returns its manifest.
+
+    `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
+    Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away. The reward
+    of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
+    cannot tell apart is kept as a tie. What stands in `out` from a stopped call of the same settings is kept.
+    Raises InputError for rows, clips, models and settings that don't fit, before anything is written.
+    """
+    if kind not in KINDS:
+        raise InputError(f"KIND is {kind!r}: allowed are {', '.join(KINDS)}")
+    sources = list(read_sources(source, needs_video=kind != "prompts"))
+    reward = open_reward(config.evaluate.reward)
+    if kind == "guided" and reward is None:
+        raise InputError(
+            "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
+        )
+    jobs = [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
+    done = _done(out, _digest(kind, config, sources))
+    pair_of = _maker(kind, config, sources, reward)
+    skipped = 0
+    with (
+        progress_bar(f"make {kind}", total=len(jobs)) as bar,
+        (out / PARTIAL).open("a", encoding="utf-8") as file,
+    ):
+        for row, number in jobs:
+            name = row.id if config.make.pairs_per_clip == 1 else f"{row.id}-{number}"
+            if name not in done:
+                made = pair_of(row, number)
+                if made is None:
+                    skipped += 1
+                else:
+                    done[name] = _write(out, name, row, made, kind, config, reward)
+                    file.write(json.dumps(done[name]) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            bar.advance()
+    with atomic_path(out / "manifest.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in done.values()), encoding="utf-8")
+    (out / PARTIAL).unlink()
+    ties = sum(row.get("preference") == 0.5 for row in done.values())
+    say(
+        f"{len(done)} pairs of {len(sources)} rows, {ties} of them ties"
+        + (f"; {skipped} prompts have fewer than two concepts and gave none" if skipped else "")
+    )
+    return out / "manifest.jsonl"
+
+
+def read_sources(source: str, *, needs_video: bool) -> Iterator[Source]:
+    """Rows of the list. Raises InputError naming file, line, key and value."""
+    seen = set()
+    for record in read_records(source):
+        if not isinstance(record, Record):
+            raise InputError(str(record))
+        where, values = f"{source}:{record.line}", record.values
+        for key in ("id", "prompt", *(["video"] if needs_video else [])):
+            if not isinstance(values.get(key), str) or (key != "prompt" and not values[key].strip()):
+                raise InputError(
+                    f"{where}: `{key}` is {values.get(key)!r}; expected text: a row needs id, prompt, video"
+                )
+        if values["id"] in seen or Path(values["id"]).name != values["id"]:
+            raise InputError(
+                f"{where}: `id` is {values['id']!r}; it names files: use each once, without slashes"
+            )
+        seen.add(values["id"])
+        try:
+            video = clip_location(values["video"], folder_of(source)) if needs_video else None
+        except ValueError as error:
+            raise InputError(f"{where}: `video` is {values['video']!r}: {error}") from error
+        if video is not None and not Path(video).is_file():
+            raise InputError(f"{where}: `video` is {values['video']!r}: no file at {video}")
+        yield Source(values["id"], values["prompt"], video)
+    if not seen:
+        raise InputError(f"{source}: no rows; each needs id, prompt, video")
+
+
+def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | None) -> Callable:
+    """(row, number) -> a pair, or None where the row gives none."""
+    if kind == "corrupt":
+        return lambda row, number: _corrupted(config, row, number)
+    import torch
+
+    from pgdpo.making.generate import Generator
+
+    prompts = {row.prompt for row in sources}
+    if kind == "prompts":
+        prompts |= {
+            corrupt_prompt(row.prompt, _rng(config, row, n)) for row, n in _numbered(config, sources)
+        } - {None}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Generator(config, sorted(prompts), device)
+    if kind == "guided":
+        return lambda row, number: _guided(config, model, row, number, reward)
+    ways = {"masked": _masked, "real": _real, "prompts": _prompts}
+    return lambda row, number: ways[kind](config, model, row, number)
+
+
+def _corrupted(config: Config, row: Source, number: int) -> Made:
+    rng, frames = _rng(config, row, number), _frames(config, row)
+    name = str(rng.choice(config.make.corruptions))
+    return Made(frames, CORRUPTIONS[name](frames, rng), {"chosen_is_real": True, "corruption": name})
+
+
+def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> Made:
+    frames, sigma = _frames(config, row), _sigma(config, row, number)
+    clips = [model.from_clip(row.id, frames, row.prompt, sigma, 2 * number + side) for side in range(2)]
+    first, second = (reward(clip, row.prompt)["total"] for clip in clips)
+    if second > first:
+        clips.reverse()
+    return Made(*clips, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
+
+
+def _masked(config: Config, model, row: Source, number: int) -> Made:
+    rng, frames, sigma = _rng(config, row, number), _frames(config, row), _sigma(config, row, number)
+    data = config.data
+    _, _, rows, columns = model.family.latent_shape(data.num_frames, data.height, data.width)
+    box = tuple(_side(rng, length) for length in (rows, columns))
+    made = model.inside(row.id, frames, row.prompt, sigma, number, box)
+    mask = np.zeros((data.height, data.width), np.uint8)
+    scales = (data.height // rows, data.width // columns)
+    mask[tuple(slice(s.start * k, s.stop * k) for s, k in zip(box, scales, strict=True))] = 255
+    # The untouched clip takes the same way through the VAE, or its loss of detail would give the other away.
+    untouched = model.encoders.decode_video(model.encoders.encode_video(frames))
+    return Made(untouched, made, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
+
+
+def _real(config: Config, model, row: Source, number: int) -> Made:
+    frames = _frames(config, row)
+    through_vae = model.encoders.decode_video(model.encoders.encode_video(frames))
+    return Made(through_vae, model.from_noise(row.id, row.prompt, number), {"chosen_is_real": True})
+
+
+def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
+    other = corrupt_prompt(row.prompt, _rng(config, row, number))
+    if other is None:
+        return None
+    clips = [model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)]
+    return Made(*clips, {"caption_rejected": other})
+
+
+def _write(
+    out: Path, name: str, row: Source, made: Made, kind: str, config: Config, reward: Reward | None
+) -> dict:
+    """Clips, mask and scores of one pair. Returns its manifest row."""
+    written = {"id": name, "prompt": row.prompt}
+    for side in ("chosen", "rejected"):
+        path = out / "clips" / f"{name}-{side}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, getattr(made, side), config.evaluate.fps)
+        written |= {side: path.relative_to(out).as_posix(), f"sha256_{side}": sha256_of(path)}
+    extra = dict(made.extra)
+    if (mask := extra.pop("mask", None)) is not None:
+        from PIL import Image
+
+        Image.fromarray(mask).save(out / "clips" / f"{name}-mask.png")
+        extra["mask"] = f"clips/{name}-mask.png"
+    if reward is not None:
+        extra["scores"] = {side: reward(getattr(made, side), row.prompt) for side in ("chosen", "rejected")}
+    return {**written, "fps": config.evaluate.fps, "source": f"pgdpo make {kind}", **extra}
+
+
+def _frames(config: Config, row: Source) -> np.ndarray:
+    data = config.data
+    return read_video(row.video, num_frames=data.num_frames, size=(data.height, data.width))
+
+
+def _rng(config: Config, row: Source, number: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{config.make.seed}:{row.id}:{number}".encode()).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
+
+
+def _sigma(config: Config, row: Source, number: int) -> float:
+    low, high = config.make.renoise
+    return float(_rng(config, row, number).uniform(low, high))
+
+
+def _side(rng: np.random.Generator, length: int) -> slice:
+    size = max(1, round(length * rng.uniform(0.3, 0.6)))
+    first = int(rng.integers(0, length - size + 1))
+    return slice(first, first + size)
+
+
+def _numbered(config: Config, sources: list[Source]) -> list[tuple[Source, int]]:
+    return [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
+
+
+def _digest(kind: str, config: Config, sources: list[Source]) -> str:
+    parts = [
+        kind,
+        config.make.model_dump(),
+        config.data.model_dump(include={"num_frames", "height", "width"}),
+    ]
+    parts += [config.model.model_dump(mode="json"), config.evaluate.model_dump(mode="json")]
+    parts += [[row.id, row.prompt, row.video and sha256_of(Path(row.video))] for row in sources]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _done(out: Path, digest: str) -> dict[str, dict]:
+    """Rows that an earlier call with the same settings finished; the folder is made where there is none."""
+    if (out / "manifest.jsonl").exists():
+        raise InputError(
+            f"{out}/manifest.jsonl: there is one already: give another folder, or remove this one"
+        )
+    partial = out / PARTIAL
+    if not partial.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"settings": digest}) + "\n", encoding="utf-8")
+        return {}
+    first, *rows = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a cut-off last line has no newline
+    if json.loads(first)["settings"] != digest:
+        raise InputError(
+            f"{partial}: begun with other settings or clips: give them again, name another folder, or remove this one"
+        )
+    partial.write_text("\n".join([first, *rows]) + "\n", encoding="utf-8")
+    return {row["id"]: row for row in map(json.loads, rows)}

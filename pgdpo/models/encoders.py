@@ -1,0 +1,107 @@
+"""VAE and text encoders of a diffusers pipeline, as `prepare` and `evaluate` use them."""
+
+from __future__ import annotations
+
+import functools
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.video_processor import VideoProcessor
+
+from pgdpo.models.family import Conditioning, Family, OneAtATime, check_multiples
+
+
+class VaeFamily(Family):
+    """A family whose pipeline has a causal video VAE: k * temporal + 1 frames make k + 1 latent frames."""
+
+    vae_class: type
+    encoders_class: type
+
+    def vae_factors(self, vae: ModelMixin) -> tuple[int, int]:
+        """Frames, and pixels on a side, that make one of this VAE's latents."""
+        return vae.temporal_compression_ratio, vae.spatial_compression_ratio
+
+    @functools.cached_property
+    def vae_shape(self) -> tuple[int, int, int]:
+        """(latent channels, frames, pixels on a side) of the folder's VAE, without its weights."""
+        with torch.device("meta"):
+            vae = self.vae_class.from_config(self.vae_class.load_config(self.source, subfolder="vae"))
+        return vae.config.latent_channels, *self.vae_factors(vae)
+
+    def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        channels, temporal, spatial = self.vae_shape
+        return channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raises InputError, naming the nearest sizes, unless VAE and transformer take such a clip."""
+        _, temporal, spatial = self.vae_shape
+        check_multiples(num_frames, height, width, spatial=spatial * self.patch[1], temporal=temporal)
+
+    def pipeline_encoders(self, device: torch.device) -> PipelineEncoders:
+        return self.encoders_class(self, device)
+
+
+class PipelineEncoders:
+    """VAE and text encoders of one pipeline; each is loaded when first used and only one is held.
+
+    A subclass says how its pipeline embeds prompts and normalises latents.
+    """
+
+    needs_image = False
+    text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+
+    def __init__(self, family: VaeFamily, device: torch.device) -> None:
+        self.family = family
+        self.device = device
+        self.text_length = family.text_length
+        self.check_size = family.check_size
+        self._parts = OneAtATime()
+        digest = family.fingerprint("vae", *self.text_parts)
+        self.fingerprint = f"{family.model.family}:{digest}:text{self.text_length}"
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
+        embedded = self.embed(self._parts.get("text", self._load_text), prompts)
+        return [{name: tensor.float().cpu() for name, tensor in item.items()} for item in embedded]
+
+    @torch.no_grad()
+    def encode_video(self, frames: np.ndarray) -> torch.Tensor:
+        vae = self._parts.get("vae", self._load_vae)
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.device, vae.dtype) / 127.5 - 1
+        return self.normalize(vae, vae.encode(pixels).latent_dist.mode())[0].float().cpu()
+
+    @torch.no_grad()
+    def decode_video(self, latents: torch.Tensor) -> np.ndarray:
+        vae = self._parts.get("vae", self._load_vae)
+        video = self.decode(vae, latents[None].to(self.device, vae.dtype))
+        frames = VideoProcessor().postprocess_video(video, output_type="np")[0]
+        return (frames * 255).round().astype(np.uint8)
+
+    def embed(self, pipeline: DiffusionPipeline, prompts: list[str]) -> list[Conditioning]:
+        """Conditioning of each prompt by the pipeline's own `encode_prompt`."""
+        raise NotImplementedError
+
+    def normalize(self, vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents `[1, C, F, H, W]` -> what the transformer sees: the pipeline's scaling factor."""
+        return latents * vae.config.scaling_factor
+
+    def decode(self, vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+        """What the transformer sees -> pixels `[1, 3, F, H, W]`, as the pipeline decodes."""
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def _load_text(self) -> DiffusionPipeline:
+        parts = {"transformer": None, "vae": None, "scheduler": None}
+        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return self.family.pipeline_class.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(
+            self.device
+        )
+
+    def _load_vae(self) -> ModelMixin:
+        # fp32: latents are made once and kept, so its time is paid once.
+        vae = self.family.vae_class.from_pretrained(
+            self.family.source, subfolder="vae", torch_dtype=torch.float32
+        )
+        vae.enable_tiling()
+        return vae.to(self.device).eval()

@@ -1,0 +1,301 @@
+"""What a model family is to the rest of the house.
+
+A family knows its diffusers classes, how noise enters, how the transformer is called, and what its pipeline does around
+it. Everything that stands beside the latents (prompt embeddings, an image, ...) travels as `conditioning`: a dict of
+tensors with the batch first, under names that only the family reads.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import diffusers
+import numpy as np
+import torch
+
+from pgdpo.errors import InputError
+from pgdpo.models.toy import TOY_BASE, ToyEncoders
+from pgdpo.settings import ModelConfig
+
+Conditioning = dict[str, torch.Tensor]
+
+
+class Encoders(Protocol):
+    """What `prepare` needs of a VAE and a text encoder, and `evaluate` to look at latents."""
+
+    text_length: int  # tokens that `prompt` is zero-padded to
+    fingerprint: str  # changes when the same clip or prompt would be encoded differently
+    needs_image: bool  # the model is conditioned on an image beside the prompt
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raises InputError, naming the nearest sizes that fit."""
+
+    def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
+        """Conditioning of each prompt, without a batch axis: `prompt` fp32 `[L, D]` with L <= text_length, without
+        padding, and what else the family wants, of one shape for all prompts."""
+
+    def encode_image(self, image: np.ndarray, num_frames: int) -> Conditioning:
+        """uint8 `[H, W, 3]` -> the image's conditioning, without a batch axis; asked where `needs_image`."""
+
+    def encode_video(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 `[F, H, W, 3]` -> normalised fp32 latents `[C, F', H', W']`."""
+
+    def decode_video(self, latents: torch.Tensor) -> np.ndarray:
+        """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
+
+
+class Family:
+    """One model family at one path. A subclass names its diffusers classes and fills in what is its own."""
+
+    transformer_class: type
+    pipeline_class: type
+    prediction = (
+        "flow"  # what the transformer predicts: flow (eps - x) | v | epsilon; see pgdpo_kernels.noise_pair
+    )
+    num_train_timesteps = 1000
+    text_length: int  # tokens that `prompt` is zero-padded to
+    attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
+    told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
+    repeated_blocks: tuple[
+        str, ...
+    ] = ()  # classes that torch.compile takes one by one, where diffusers names none
+    transformer_folder = "transformer"  # the part of the pipeline that trains
+    sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
+    image_names: tuple[str, ...] = ()  # conditioning that `encode_image` gives; none without an image
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self.source = self._resolve()
+        self._architecture = self._read_architecture()
+        if model.encoders == "toy":
+            self.text_length = ToyEncoders.text_length
+        elif Path(self.source).is_dir():
+            self._check_parts(Path(self.source))
+
+    def _resolve(self) -> str:
+        """Local folder or hub id; raises InputError for a folder that is not there."""
+        path = self.model.path
+        folder = TOY_BASE if path == "toy" else Path(path)
+        looks_local = (
+            path == "toy" or folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
+        )
+        if not looks_local:
+            return path
+        if not (folder / "transformer" / "config.json").is_file():
+            raise InputError(
+                f"model.path is {path!r}: no transformer/config.json in {folder}; give a diffusers folder of a "
+                f"{self.pipeline_class.__name__} (with transformer/, vae/, text_encoder/, tokenizer/, scheduler/) or a "
+                "hub id"
+            )
+        return str(folder)
+
+    def _check_parts(self, folder: Path) -> None:
+        """Raises InputError unless the parts that the pipeline's constructor asks for are there, with its VAE class."""
+        parameters = inspect.signature(self.pipeline_class).parameters
+        needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        missing = [f"{name}/" for name in needed if not any((folder / name).glob("*config.json"))]
+        if missing:
+            raise InputError(
+                f"model.path is {self.model.path!r}: {folder} has no {', '.join(missing)}; a diffusers folder of a "
+                f"{self.pipeline_class.__name__} holds {', '.join(needed)}: copy it whole, or give its hub id"
+            )
+        wanted = parameters["vae"].annotation.__name__
+        found = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        if found != wanted:
+            raise InputError(
+                f"model.path is {self.model.path!r}: its vae is a {found}, a {self.pipeline_class.__name__} needs a "
+                f"{wanted}"
+            )
+
+    def _read_architecture(self) -> dict:
+        """Raises InputError if the transformer's configuration cannot be read or is of another class."""
+        path, wanted = self.model.path, self.transformer_class.__name__
+        try:
+            config = dict(self.transformer_class.load_config(self.source, subfolder=self.transformer_folder))
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"model.path is {path!r}: the transformer's configuration cannot be read ({reason}): give a local "
+                "diffusers folder, or a hub id that this machine reaches"
+            ) from error
+        if config.get("_class_name") != wanted:
+            raise InputError(
+                f"model.path is {path!r}: its transformer is a {config.get('_class_name')}, model.family "
+                f"`{self.model.family}` needs a {wanted}"
+            )
+        return config
+
+    def architecture(self) -> dict:
+        """The transformer's configuration, as diffusers stores it."""
+        return dict(self._architecture)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns that the transformer joins into one token."""
+        size = self._architecture["patch_size"]
+        if isinstance(size, int):
+            return self._architecture.get("patch_size_t") or 1, size, size
+        return tuple(size)
+
+    def tokens(self, latent_shape: tuple[int, ...]) -> int:
+        """Video tokens of latents of shape `(C, F, H, W)`."""
+        return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
+
+    def load_scheduler(self) -> diffusers.SchedulerMixin:
+        """The pipeline's own scheduler, of the class that its folder names."""
+        any_scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # all keep their configuration alike
+        name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
+        return getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+
+    def from_architecture(self, config: dict) -> torch.nn.Module:
+        """A transformer with fresh weights on the current default device."""
+        return self.transformer_class.from_config(config)
+
+    def load_transformer(self, *, dtype: torch.dtype, random_init_seed: int | None = None) -> torch.nn.Module:
+        """The pipeline's transformer; modules that diffusers keeps in fp32 stay so.
+
+        `random_init_seed`: take the architecture only, with weights drawn from this seed. Raises InputError if the
+        weights are not there.
+        """
+        if random_init_seed is None:
+            return self._load_part(self.transformer_folder, dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_init_seed)
+            transformer = self.from_architecture(self.architecture())
+        for name, parameter in transformer.named_parameters():
+            parameter.data = parameter.data.to(held_dtype(transformer, name, dtype))
+        return transformer
+
+    def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
+        """A transformer of the pipeline, from its subfolder."""
+        try:
+            return self.transformer_class.from_pretrained(self.source, subfolder=folder, torch_dtype=dtype)
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"model.path is {self.model.path!r}: the weights in {folder}/ do not load ({reason}): copy the folder "
+                "whole, or set model.random_init to train its architecture from random weights"
+            ) from error
+
+    def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
+        """The transformer that the pipeline asks at `sigma`, given the one that this family trains."""
+        return transformer
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""
+        encoders = ToyEncoders() if self.model.encoders == "toy" else self
+        return encoders.clip_to_latents(num_frames, height, width)
+
+    def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """`latent_shape` for the pipeline's own VAE, from its configuration."""
+        raise NotImplementedError
+
+    def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
+        """Empty conditioning of the right shapes on the current default device, to count FLOPs and bytes."""
+        raise NotImplementedError
+
+    def level(self, sigma: torch.Tensor) -> torch.Tensor:
+        """What `noise_pair` takes as `level` for the share `sigma` of the way to pure noise."""
+        return sigma
+
+    def predict(
+        self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`."""
+        raise NotImplementedError
+
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
+        """Where the error counts, as `pair_errors` takes it; None: everywhere."""
+        return None
+
+    def sample(
+        self,
+        transformer: torch.nn.Module,
+        noise: torch.Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own pipeline.
+
+        `empty`: the conditioning of the empty prompt, for classifier-free guidance.
+        """
+        raise NotImplementedError
+
+    def save_adapter(self, folder: Path, state: dict[str, torch.Tensor], metadata: dict) -> None:
+        """Write a LoRA under diffusers' names, so that the pipeline's `load_lora_weights(folder)` takes it."""
+        self.pipeline_class.save_lora_weights(
+            folder,
+            transformer_lora_layers=state,
+            transformer_lora_adapter_metadata=metadata,
+            safe_serialization=True,
+        )
+
+    def load_encoders(self, device: torch.device) -> Encoders:
+        """The pipeline's own VAE and text encoder, or the toy's stand-ins, as `model.encoders` asks."""
+        return ToyEncoders() if self.model.encoders == "toy" else self.pipeline_encoders(device)
+
+    def pipeline_encoders(self, device: torch.device) -> Encoders:
+        raise NotImplementedError
+
+    def fingerprint(self, *parts: str) -> str:
+        """Digest of the named subfolders: of each file its name, size, first and last MiB.
+
+        A hub id stands for itself.
+        """
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return self.source
+        digest = hashlib.sha256()
+        for file in sorted(file for part in parts for file in (folder / part).rglob("*") if file.is_file()):
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(folder)}:{size}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, size - (1 << 20)))
+                digest.update(stream.read())
+        return digest.hexdigest()[:16]
+
+
+def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""
+    kept = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules or [])
+    return torch.float32 if kept else dtype
+
+
+class OneAtATime:
+    """Holds the part that was asked for last: VAE and text encoder are never in memory together."""
+
+    def __init__(self) -> None:
+        self._held: tuple[str, object] | None = None
+
+    def get(self, name: str, load: Callable):
+        if self._held is None or self._held[0] != name:
+            self._held = None
+            gc.collect()
+            self._held = (name, load())
+        return self._held[1]
+
+
+def check_multiples(num_frames: int, height: int, width: int, *, spatial: int, temporal: int) -> None:
+    """Raises InputError, naming the nearest sizes, unless height and width are multiples of `spatial` and the frames
+    are a multiple of `temporal` plus 1."""
+    for key, value in (("height", height), ("width", width)):
+        if value % spatial:
+            low = value // spatial * spatial
+            options = f"{low} or {low + spatial}" if low else f"{spatial}"
+            raise InputError(f"data.{key} is {value}; this VAE takes multiples of {spatial}: {options}")
+    if num_frames % temporal != 1 % temporal:
+        low = (num_frames - 1) // temporal * temporal + 1
+        raise InputError(
+            f"data.num_frames is {num_frames}; this VAE takes {temporal}k + 1 frames: {low} or {low + temporal}"
+        )

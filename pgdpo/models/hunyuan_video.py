@@ -1,0 +1,114 @@
+"""HunyuanVideo text-to-video, as diffusers has it (HunyuanVideoTransformer3DModel, Llama and CLIP; arXiv 2412.03603).
+
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. The
+released weights are distilled from classifier-free guidance: they take the guidance scale as an input, and training
+tells them the one that sampling does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+
+from pgdpo.errors import InputError
+from pgdpo.models.encoders import PipelineEncoders, VaeFamily
+from pgdpo.models.family import Conditioning
+from pgdpo.settings import ModelConfig
+
+GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale
+
+
+class HunyuanVideoEncoders(PipelineEncoders):
+    text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+
+    def embed(self, pipeline: HunyuanVideoPipeline, prompts: list[str]) -> list[Conditioning]:
+        """Llama's states behind the pipeline's prompt template, and CLIP's pooled embedding `[D2]`.
+
+        Padding stands behind the last token and the transformer masks it: it is not stored.
+        """
+        embeds, pooled, mask = pipeline.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.text_length
+        )
+        lengths = mask.sum(1).tolist()
+        return [{"prompt": embeds[i, :n], "pooled": pooled[i]} for i, n in enumerate(lengths)]
+
+
+class HunyuanVideo(VaeFamily):
+    transformer_class = HunyuanVideoTransformer3DModel
+    pipeline_class = HunyuanVideoPipeline
+    vae_class = AutoencoderKLHunyuanVideo
+    encoders_class = HunyuanVideoEncoders
+    text_length = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
+    attention_mask = torch.bool
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        self.guidance = GUIDANCE if model.guidance is None else model.guidance
+        self.told = (self.guidance,)
+        kind = self._architecture.get("image_condition_type")
+        if kind is not None:
+            raise InputError(
+                f"model.path is {model.path!r}: its transformer wants an image ({kind}); `hunyuan_video` trains "
+                "text-to-video, such as hunyuanvideo-community/HunyuanVideo"
+            )
+
+    def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
+        config = self.architecture()
+        return {
+            "prompt": torch.empty(batch, self.text_length, config["text_embed_dim"]),
+            "prompt_mask": torch.empty(batch, self.text_length, dtype=torch.bool),
+            "pooled": torch.empty(batch, config["pooled_projection_dim"]),
+        }
+
+    def predict(
+        self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        return transformer(
+            hidden_states=noisy,
+            timestep=sigma * self.num_train_timesteps,
+            encoder_hidden_states=conditioning["prompt"],
+            encoder_attention_mask=conditioning["prompt_mask"].to(noisy.dtype),
+            pooled_projections=conditioning["pooled"],
+            guidance=torch.full_like(sigma, self.guidance * 1000),
+            return_dict=False,
+        )[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        transformer: HunyuanVideoTransformer3DModel,
+        noise: torch.Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it."""
+        parts = {"vae": None, "text_encoder": None, "tokenizer": None}
+        pipeline = HunyuanVideoPipeline(
+            **parts,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=transformer,
+            scheduler=self.load_scheduler(),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            prompt_embeds=conditioning["prompt"],
+            prompt_attention_mask=conditioning["prompt_mask"],
+            pooled_prompt_embeds=conditioning["pooled"],
+            negative_prompt_embeds=empty["prompt"],
+            negative_prompt_attention_mask=empty["prompt_mask"],
+            negative_pooled_prompt_embeds=empty["pooled"],
+            height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
+            width=16,
+            num_frames=1,
+            latents=noise,
+            num_inference_steps=steps,
+            guidance_scale=self.guidance,
+            true_cfg_scale=guidance_scale,
+            output_type="latent",
+        ).frames

@@ -1,0 +1,126 @@
+"""LTX-Video text-to-video, as diffusers has it (LTXVideoTransformer3DModel, T5; arXiv 2501.00103).
+
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. The
+transformer takes packed tokens; its rotary positions are in pixels and seconds, so it is told the frame rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+from pgdpo.models.encoders import PipelineEncoders, VaeFamily
+from pgdpo.models.family import Conditioning
+from pgdpo.settings import ModelConfig
+
+FRAME_RATE = 25.0  # LTXPipeline.__call__'s frame_rate
+
+
+class LTXEncoders(PipelineEncoders):
+    def embed(self, pipeline: LTXPipeline, prompts: list[str]) -> list[Conditioning]:
+        """T5's states; padding stands behind the last token and the transformer masks it: it is not stored."""
+        embeds, mask, _, _ = pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length,
+            device=self.device,
+        )
+        return [{"prompt": row[:n]} for row, n in zip(embeds, mask.sum(1).tolist(), strict=True)]
+
+    def normalize(self, vae: AutoencoderKLLTXVideo, latents: torch.Tensor) -> torch.Tensor:
+        return LTXPipeline._normalize_latents(
+            latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        )
+
+    def decode(self, vae: AutoencoderKLLTXVideo, latents: torch.Tensor) -> torch.Tensor:
+        latents = LTXPipeline._denormalize_latents(
+            latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        )
+        # LTXPipeline.__call__'s decode_timestep, at which no noise is added.
+        timestep = latents.new_zeros(1) if vae.config.timestep_conditioning else None
+        return vae.decode(latents, timestep, return_dict=False)[0]
+
+
+class LTX(VaeFamily):
+    transformer_class = LTXVideoTransformer3DModel
+    pipeline_class = LTXPipeline
+    vae_class = AutoencoderKLLTXVideo
+    encoders_class = LTXEncoders
+    text_length = 128  # LTXPipeline.__call__'s max_sequence_length
+    attention_mask = torch.float32
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        self.frame_rate = FRAME_RATE if model.frame_rate is None else model.frame_rate
+        self.told = (self.frame_rate,)
+
+    def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
+        return {
+            "prompt": torch.empty(batch, self.text_length, self._architecture["caption_channels"]),
+            "prompt_mask": torch.empty(batch, self.text_length, dtype=torch.bool),
+        }
+
+    def predict(
+        self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        frames, height, width = noisy.shape[2:]
+        _, temporal, spatial = self.vae_shape
+        prediction = transformer(
+            hidden_states=self._pack(noisy),
+            encoder_hidden_states=conditioning["prompt"],
+            timestep=sigma * self.num_train_timesteps,
+            encoder_attention_mask=conditioning["prompt_mask"],
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(temporal / self.frame_rate, spatial, spatial),
+            return_dict=False,
+        )[0]
+        return self._unpack(prediction, noisy)
+
+    def _pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
+        return LTXPipeline._pack_latents(latents, *self._patches())
+
+    def _unpack(self, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`_pack`, undone, to the shape of `like`."""
+        sizes = [n // p for n, p in zip(like.shape[2:], self.patch, strict=True)]
+        return LTXPipeline._unpack_latents(tokens, *sizes, *self._patches())
+
+    def _patches(self) -> tuple[int, int]:
+        return self.patch[1], self.patch[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        transformer: LTXVideoTransformer3DModel,
+        noise: torch.Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        pipeline = LTXPipeline(self.load_scheduler(), None, None, None, transformer)
+        pipeline.set_progress_bar_config(disable=True)
+        _, temporal, spatial = self.vae_shape
+        pipeline.vae_temporal_compression_ratio = temporal
+        pipeline.vae_spatial_compression_ratio = spatial
+        frames, height, width = noise.shape[2:]
+        tokens = pipeline(
+            prompt_embeds=conditioning["prompt"],
+            prompt_attention_mask=conditioning["prompt_mask"],
+            negative_prompt_embeds=empty["prompt"],
+            negative_prompt_attention_mask=empty["prompt_mask"],
+            height=height * spatial,
+            width=width * spatial,
+            num_frames=(frames - 1) * temporal + 1,
+            frame_rate=self.frame_rate,
+            latents=self._pack(noise),
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",
+        ).frames
+        return self._unpack(tokens, noise)

@@ -1,0 +1,190 @@
+"""Bytes on each rank: DeepSpeed's rules for weights, gradients and optimizer state, and the peak of a step.
+
+Read off DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py) and compared with its tensors in tests. Weights,
+gradients and optimizer state are exact, Adam's step counters apart (4 bytes a tensor); activations are those of
+`trace.py`; buffers and what ZeRO-3 gathers are upper bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from pgdpo.planning.model import Size
+from pgdpo.planning.trace import Activations
+from pgdpo.training.engine import REDUCE_BUCKET
+
+FP32 = 4
+MOMENTS = 2 * FP32  # Adam's two, a parameter
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank. The parts are not all alive at one time: `peak` is less than their sum."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    inputs: int
+    activations: int
+    buffers: int  # of the communication, and weights that ZeRO-3 has gathered
+    peak: int  # on the GPU
+    host: int  # in the host's memory: what is offloaded
+
+    def parts(self) -> dict[str, int]:
+        """The parts on the GPU."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("peak", "host")}
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How weights and optimizer state lie over `world` ranks."""
+
+    stage: int
+    world: int
+    accumulates: bool  # more than one backward pass a step
+    offload_optimizer: str = "none"
+    offload_parameters: str = "none"
+
+    @property
+    def config(self) -> DeepSpeedZeroConfig:
+        return DeepSpeedZeroConfig(stage=self.stage)
+
+
+def rank_memory(
+    sizes: Sequence[Size],
+    reference: Sequence[Size],
+    sharding: Sharding,
+    activations: Activations,
+    *,
+    inputs: int,
+    comm_dtypes: Iterable[int],
+) -> Memory:
+    """Memory of the rank that holds most.
+
+    Args:
+        sizes, reference: parameters of the policy, and of a second copy if there is one.
+        inputs: bytes of latents, noise, targets and conditioning of a micro-batch.
+        comm_dtypes: bytes an element of each dtype that gradients are reduced in.
+    """
+    weights, copy = held(sizes, sharding), held(reference, sharding)
+    gradients, optimizer = gradient_bytes(sizes, sharding), optimizer_bytes(sizes, sharding)
+    buffers = reduce_buffers(sizes, sharding, comm_dtypes) + gathered(sizes, sharding)
+    host = 0
+    if sharding.offload_parameters != "none":
+        shards = partitioned(sizes, sharding.world), partitioned(reference, sharding.world)
+        weights, copy, host = weights - shards[0], copy - shards[1], host + sum(shards)
+    if sharding.offload_optimizer != "none":
+        host += optimizer + gradients
+        largest = max(size.numel for size in sizes if size.trained) * FP32
+        buffers, gradients, optimizer = buffers + largest, 0, 0
+    resident = weights + optimizer + copy + inputs + buffers
+    backward = _backward_peak(sizes, sharding, activations, gradients)
+    # ZeRO 1 and 2 flatten the gradients of the partition into a second copy for the optimizer.
+    step = 2 * gradients if sharding.stage in (1, 2) else gradients
+    peak = resident + max(backward, step)
+    return Memory(weights, gradients, optimizer, copy, inputs, activations.peak, buffers, peak, host)
+
+
+def _backward_peak(
+    sizes: Sequence[Size], sharding: Sharding, activations: Activations, gradients: int
+) -> int:
+    """Activations and gradients together: the former shrink over a backward pass while the latter grow."""
+    whole = trained(sizes) * FP32
+    if sharding.stage == 3:
+        return activations.peak + gradients  # one flat buffer, held always
+    if sharding.accumulates:
+        # ZeRO-1 reduces at the last micro-batch alone; before it, gradients are whole.
+        return activations.peak + (whole if sharding.stage < 2 else gradients)
+    return max(activations.peak, activations.floor + (whole if sharding.stage == 0 else gradients))
+
+
+def trained(sizes: Iterable[Size]) -> int:
+    """Number of parameters that train."""
+    return sum(size.numel for size in sizes if size.trained)
+
+
+def held(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """Bytes of weights that stay on a rank between steps."""
+    if sharding.stage == 3:
+        # Each parameter is cut on its own and padded; small ones are held whole beside their shard.
+        small = sharding.config.param_persistence_threshold
+        whole = sharding.world * partitioned([size for size in sizes if size.numel <= small], sharding.world)
+        return partitioned(sizes, sharding.world) + whole
+    total = sum(size.numel * size.itemsize for size in sizes)
+    if sharding.stage == 0:
+        return total
+    return total + (_padded(sizes, sharding.world) - trained(sizes)) * FP32
+
+
+def partitioned(sizes: Iterable[Size], world: int) -> int:
+    """Bytes of ZeRO-3's shards on a rank."""
+    return sum(math.ceil(size.numel / world) * size.itemsize for size in sizes)
+
+
+def _padded(sizes: Iterable[Size], world: int) -> int:
+    """Elements of ZeRO 1 and 2's flat buffer: it divides by twice the ranks (NCCL's alignment)."""
+    return math.ceil(trained(sizes) / (2 * world)) * 2 * world
+
+
+def _trained_shards(sizes: Iterable[Size], world: int) -> int:
+    return sum(math.ceil(size.numel / world) for size in sizes if size.trained)
+
+
+def optimizer_bytes(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """Adam's moments and, with ZeRO, a master copy that DeepSpeed keeps even of fp32 weights."""
+    if sharding.stage == 0:
+        return trained(sizes) * MOMENTS
+    if sharding.stage == 3:
+        return _trained_shards(sizes, sharding.world) * (MOMENTS + FP32)
+    return _padded(sizes, sharding.world) // sharding.world * (MOMENTS + FP32)
+
+
+def gradient_bytes(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """After the last backward pass of a step, on the rank that holds most."""
+    if sharding.stage == 0:
+        return trained(sizes) * FP32
+    if sharding.stage == 3:
+        return _trained_shards(sizes, sharding.world) * FP32
+    return FP32 * max(_partition_gradients(sizes, sharding.world))
+
+
+def _partition_gradients(sizes: Iterable[Size], world: int) -> list[int]:
+    """Elements on each rank under ZeRO 1 and 2, where the gradient of a parameter that crosses a border is kept whole
+    on both of its sides."""
+    share = _padded(sizes, world) // world
+    elements = [0] * world
+    start = 0
+    for size in sizes:
+        if size.trained:
+            for rank in range(start // share, (start + size.numel - 1) // share + 1):
+                elements[rank] += size.numel
+            start += size.numel
+    for rank in range(world):  # the padding behind the last parameter
+        elements[rank] += max(0, (rank + 1) * share - max(start, rank * share))
+    return elements
+
+
+def reduce_buffers(sizes: Sequence[Size], sharding: Sharding, comm_dtypes: Iterable[int]) -> int:
+    """Buffers that gradients are gathered in to be reduced: one for each dtype that they travel in."""
+    bucket = min(REDUCE_BUCKET, trained(sizes))
+    if sharding.stage == 0:
+        return bucket * FP32 if sharding.world > 1 else 0
+    if sharding.stage == 3:
+        return sum(bucket * itemsize for itemsize in comm_dtypes)
+    return sum(bucket * FP32 for _ in comm_dtypes)
+
+
+def gathered(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """At most so many bytes of weights has ZeRO-3 gathered at a time."""
+    if sharding.stage != 3:
+        return 0
+    config = sharding.config
+    large = [size for size in sizes if size.numel > config.param_persistence_threshold]
+    elements = sum(size.numel for size in large)
+    live = min(elements, config.max_live_parameters + config.prefetch_bucket_size)
+    return sum(size.numel * size.itemsize for size in large) * live // max(1, elements)

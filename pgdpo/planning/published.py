@@ -1,0 +1,31 @@
+"""Published models whose configuration files ship with pgdpo, so that a machine without network can plan for them.
+
+`assets/architectures/<owner>--<name>/` holds what planning reads: the transformer's and the VAE's configuration, the
+pipeline's index and its scheduler. The other parts' files are empty: no weights, no tokenizer, nothing to train with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pgdpo.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.models.family import Family
+from pgdpo.settings import ModelConfig
+
+FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
+
+
+def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
+    """(the family, where its configuration was taken from if not from `model.path`).
+
+    A hub id that cannot be reached is looked up among the published models. Raises InputError as `open_family` does.
+    """
+    shipped = FOLDER / model.path.replace("/", "--")
+    try:
+        return open_family(model), None
+    except InputError:
+        if not shipped.is_dir():
+            raise
+    family = open_family(model.model_copy(update={"path": str(shipped)}))
+    return family, f"{model.path} was not reached: planned for the architecture that pgdpo knows it by"

@@ -1,0 +1,43 @@
+"""The check before a training run loads its weights: does the plan fit the GPU that it runs on?"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pgdpo.console import say
+from pgdpo.errors import InputError
+from pgdpo.planning.advice import changes_that_fit, explain
+from pgdpo.planning.hardware import machine
+from pgdpo.planning.plan import Planner
+from pgdpo.settings import Config
+
+
+def check_memory(
+    config: Config, latent_shapes: list[tuple[int, ...]], device: torch.device, world: int
+) -> None:
+    """On a GPU, compare the plan with its memory; on a CPU do nothing. Raises InputError as `refuse_too_large`."""
+    if device.type != "cuda":
+        return
+    memory = torch.cuda.get_device_properties(device).total_memory
+    nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    refuse_too_large(config, latent_shapes, memory=memory, gpus=world, nodes=nodes)
+
+
+def refuse_too_large(
+    config: Config, latent_shapes: list[tuple[int, ...]], *, memory: float, gpus: int, nodes: int
+) -> None:
+    """Raises InputError, with what would make it fit, unless `train.check_memory` asks for a warning alone."""
+    on = machine(gpus=gpus, nodes=nodes, name=None, memory_gb=memory / 1e9, mfu=0.35, disk_gb_per_s=1.0)
+    planner = Planner(config, latent_shapes)
+    plan = planner.plan(config, on)
+    if plan.fits:
+        return
+    text = explain(plan, changes_that_fit(planner, config, on))
+    if config.train.check_memory == "warn":
+        say(f"[yellow]{text}[/]")
+        return
+    raise InputError(
+        f"{text}\nto start all the same (compiled blocks and fused ops need less): train.check_memory=warn"
+    )

@@ -1,0 +1,77 @@
+"""A plan for people: one table, and what it assumes."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from pgdpo.planning import hardware
+from pgdpo.planning.plan import Plan
+
+LABELS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "reference": "reference's own weights",
+    "inputs": "latents, predictions, prompt",
+    "activations": "activations",
+    "buffers": "communication, gathered weights",
+}
+
+
+def table(plan: Plan, title: str) -> Table:
+    machine, memory, step, disk = plan.machine, plan.memory, plan.step, plan.disk
+    shown = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    shown.add_column(style="bold")
+    shown.add_column(justify="right")
+    shown.add_column()
+    nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""
+    shown.add_row("machine", f"{machine.gpus} x {machine.name}{nodes}", f"{size_text(machine.memory)} each")
+    shown.add_row("parameters", f"{plan.parameters / 1e6:,.1f} M", f"{plan.trained / 1e6:,.1f} M train")
+    shown.add_row("latents", "x".join(map(str, plan.latent_shape)), "channels, frames, height, width")
+    shown.add_section()
+    for name, size in memory.parts().items():
+        shown.add_row(LABELS[name], size_text(size), "")
+    verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
+    limit = f"a GPU, at most at once; {verdict} in {size_text(machine.usable)}"
+    shown.add_row("peak", size_text(memory.peak), limit)
+    if memory.host:
+        shown.add_row("host memory", size_text(memory.host * machine.per_node), "a node, offloaded")
+    shown.add_section()
+    shown.add_row("tokens a step", f"{step.tokens:,}", f"{step.pairs} pairs, two clips each")
+    shown.add_row("FLOPs a step", _si(step.flops), f"{_si(step.executed_flops)} with what is computed again")
+    parts = f"{step.compute_seconds:.3g} compute, {step.communication_seconds:.2g} communication"
+    parts += f", {step.offload_seconds:.2g} offload" if step.offload_seconds else ""
+    shown.add_row("seconds a step", f"{step.seconds:.3g}", parts)
+    shown.add_row(
+        "MFU", f"{step.mfu:.0%}", f"if the GPUs reach {machine.mfu:.0%} of {_si(machine.peak)}FLOP/s"
+    )
+    shown.add_section()
+    pairs = f"{disk.pairs:,} pairs" if disk.pairs is not None else "1,000 pairs: the manifest cannot be read"
+    shown.add_row("prepared latents", size_text(disk.latents), pairs)
+    shown.add_row("prompt embeddings", size_text(disk.text), "at most")
+    shown.add_row("one checkpoint", size_text(disk.checkpoint), f"{disk.checkpoint_seconds:.2g} s to write")
+    room = f"{size_text(disk.free)} free" if disk.fits else f"[red]only {size_text(disk.free)} free[/]"
+    shown.add_row("disk in all", size_text(disk.total), room)
+    return shown
+
+
+def assumptions(plan: Plan) -> str:
+    return (
+        "Weights, gradients and optimizer follow DeepSpeed's rules; activations are traced for eager PyTorch with "
+        "flash attention (compiled blocks and fused ops keep less); buffers are upper bounds. Times do not overlap, at "
+        f"{hardware.NVLINK / 1e9:.0f} GB/s between GPUs, {hardware.NETWORK / 1e9:.0f} between nodes, "
+        f"{hardware.PCIE / 1e9:.0f} to the host, {plan.machine.disk / 1e9:g} to disk."
+    )
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:,.{0 if power == 0 else 1}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _si(count: float) -> str:
+    power = min(6, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"

@@ -1,0 +1,133 @@
+"""The reference as numbers computed beforehand: no second model, and no forward of it in a training step.
+
+What is kept of a (pair, draw) is the sum over each latent frame of the reference's squared residuals, in float64 from
+the predictions as they are. The policy's are summed by the same function, and the excess is their difference, in
+float64 too: it is exactly 0 where policy and reference agree to the last bit, and its rounding, 1e-16 of an error, is
+beyond what fp32 can show. The difference of fp32 means would be good to 1e-7 of an error, which a beta of 5000 turns
+into 2e-4 of a logit. Sums per frame serve any temporal segments.
+
+In fp32 a run has the losses that it has beside a live reference to 1e-6 (tests/training/test_references.py). A live
+excess is accumulated in fp32, so that the two differ in last bits, which Adam magnifies where a gradient is nearly 0:
+a large beta with a large learning rate lets them part further after some steps. The first step's margin is exactly 0
+where the errors were computed in micro-batches of the same size: another size may round a prediction otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from pgdpo.errors import InputError
+from pgdpo.models.family import Conditioning
+from pgdpo.reference.protocol import Comparison, Reference
+from pgdpo.reference.store import MEND, ErrorRows
+from pgdpo_kernels import PairErrors, pair_errors
+
+FRAME_AXIS = 2  # of [2B, C, F, H, W]
+
+
+@torch.no_grad()
+def frame_sums(
+    pred: torch.Tensor,  # [2B, C, F, H, W], chosen half first
+    target: torch.Tensor,
+    mask: torch.Tensor | None = None,  # as `pair_errors` takes it
+) -> torch.Tensor:
+    """Sum of squared residuals per frame, float64 `[B, 2, F]`: chosen, rejected.
+
+    Sample by sample, so that the order of summation, and with it every bit, does not depend on the batch.
+    """
+    pairs = len(pred) // 2
+    weights = [None] * pairs if mask is None else _broadcast(mask, pred)
+    rows = [
+        _frame_sum(sample, goal, weights[number % pairs])
+        for number, (sample, goal) in enumerate(zip(pred, target, strict=True))
+    ]
+    return torch.stack([torch.stack(rows[:pairs]), torch.stack(rows[pairs:])], 1)
+
+
+def _frame_sum(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    squares = (pred.double() - target.double()).square()  # (C, F, H, W)
+    if weight is not None:
+        squares = torch.where(weight == 0, 0.0, squares * weight.double())  # what is masked out may be NaN
+    return squares.movedim(FRAME_AXIS - 1, 0).flatten(1).sum(1)
+
+
+def _broadcast(mask: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+    """`[B, C | 1, F | 1, H | 1, W | 1]` of any mask that `pair_errors` takes."""
+    if mask.ndim < pred.ndim:  # frame weights, [F] or [B, F]
+        mask = mask.reshape(-1, 1, mask.shape[-1], *[1] * (pred.ndim - FRAME_AXIS - 1))
+    return mask.expand(len(pred) // 2, *mask.shape[1:])
+
+
+def errors_against(
+    sums: torch.Tensor,  # fp64 [B, 2, F], the reference's `frame_sums`
+    pred: torch.Tensor,  # [2B, C, F, H, W]
+    target: torch.Tensor,
+    *,
+    segments: Sequence[int] | None = None,
+    mask: torch.Tensor | None = None,
+    cross: bool = False,
+) -> PairErrors:
+    """`pair_errors` against a reference of which only the errors are known; no `drift_*`.
+
+    The excess has the policy error's gradient, 2 rho_p / N, which is what it has beside a live reference.
+    """
+    errors = pair_errors(pred, target, segments=segments, mask=mask, cross=cross)
+    count = errors.count.double()  # (B, S)
+    reference = _over_segments(sums, segments)
+    excess = _over_segments(frame_sums(pred, target, mask) - sums, segments)
+
+    def mean(total: torch.Tensor) -> torch.Tensor:
+        return torch.where(count > 0, total / count.clamp_min(1e-300), 0.0).float()
+
+    chosen, rejected = errors.policy_chosen, errors.policy_rejected
+    return replace(
+        errors,
+        ref_chosen=mean(reference[:, 0]),
+        ref_rejected=mean(reference[:, 1]),
+        excess_chosen=mean(excess[:, 0]) + (chosen - chosen.detach()),
+        excess_rejected=mean(excess[:, 1]) + (rejected - rejected.detach()),
+    )
+
+
+def _over_segments(sums: torch.Tensor, segments: Sequence[int] | None) -> torch.Tensor:
+    """`[B, 2, F]` -> `[B, 2, S]`."""
+    if segments is None:
+        return sums.sum(-1, keepdim=True)
+    of_frame = torch.nn.functional.one_hot(torch.tensor(segments, device=sums.device))  # (F, S)
+    return sums @ of_frame.to(sums.dtype)
+
+
+class CachedErrors(Reference):
+    """Rows of errors for the pairs of a data set and the draws 0 .. K-1 of each."""
+
+    def __init__(
+        self, rows: ErrorRows | None, *, pair_ids: list[int], draws: int, device: torch.device
+    ) -> None:
+        """Raises InputError where a row is missing, saying how many."""
+        done = {} if rows is None else {item: row for row, item in enumerate(rows.items())}
+        wanted = len(pair_ids) * draws
+        missing = [(pair, draw) for draw in range(draws) for pair in pair_ids if (pair, draw) not in done]
+        if missing:
+            raise InputError(
+                f"train.reference is `cached`: {len(missing)} of {wanted} errors ({len(pair_ids)} pairs x "
+                f"train.cached_draws {draws}) are not computed yet: {MEND}; it adds what is missing"
+            )
+        self._row, self._rows, self._device = done, rows, device
+
+    def comparison(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
+    ) -> Comparison:
+        where = [
+            self._row[item] for item in zip(batch["pair_ids"].tolist(), batch["draw"].tolist(), strict=True)
+        ]
+        if not torch.equal(self._rows.sigma[where], sigma[: len(where)].cpu()):
+            raise InputError(
+                f"the cached errors of the pairs {', '.join(batch['ids'])} are of other noise levels than this run "
+                f"draws: they were written by another version; remove them and {MEND}"
+            )
+        sums = self._rows.sums[where][..., : noisy.shape[FRAME_AXIS]]  # behind them stand zeros
+        return functools.partial(errors_against, sums.to(self._device))

@@ -1,0 +1,39 @@
+"""What the training loop asks of the reference, however it is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from pgdpo.models.family import Conditioning
+from pgdpo_kernels import PairErrors, pair_errors
+
+Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
+Comparison = Callable[
+    ..., PairErrors
+]  # (pred, target, *, segments, mask, cross), as `pair_errors` without `ref_pred`
+
+
+class Reference:
+    """A way to hold the reference; as it stands, none at all: for objectives that need no reference."""
+
+    def comparison(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
+    ) -> Comparison:
+        """`pair_errors` with the reference's part filled in for this micro-batch.
+
+        `noisy` `[2B, C, F, H, W]`, `sigma` `[2B]`, `batch` as `collate` makes it. Call it before the policy's forward,
+        so that a reference model runs while no activations are held.
+        """
+        return pair_errors
+
+    def follow(self, step: int) -> None:
+        """Called after every optimizer step, with the number of steps done."""
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and whole tensors that a checkpoint must hold to go on exactly; every rank must go through them."""
+        yield from ()
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put what `state` gave back; every rank must call it."""

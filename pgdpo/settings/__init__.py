@@ -1,0 +1,170 @@
+"""The sections of a configuration: every key, its default, its unit and its range. Reading them: `config.py`.
+
+Nothing here imports torch: a wrong key is reported within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from pgdpo.objectives import check_options, needs_of
+from pgdpo.settings.data import DataConfig, OrderRule, SelectRule, ToyConfig, WeightRule
+from pgdpo.settings.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.settings.model import AdapterConfig, DiffusionConfig, ModelConfig
+from pgdpo.settings.section import Section
+from pgdpo.settings.train import TrainConfig
+
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "EvaluateConfig",
+    "MakeConfig",
+    "ModelConfig",
+    "OrderRule",
+    "SelectRule",
+    "Section",
+    "StudyConfig",
+    "ToyConfig",
+    "TrainConfig",
+    "WeightRule",
+]
+
+
+class Config(Section):
+    name: str | None = Field(
+        None, description="Folder of this run inside output_dir; the objective's name by default."
+    )
+    output_dir: Path = Field(description="Holds prepared data (shared by runs) and one folder per run.")
+    data: DataConfig
+    model: ModelConfig
+    objective: dict[str, Any] = Field(description="`name` and its options; `pgdpo objectives` lists them.")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    make: MakeConfig = Field(default_factory=MakeConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / (self.name or self.objective["name"])
+
+    @property
+    def objective_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.objective.items() if key != "name"}
+
+    @property
+    def reference_mode(self) -> str:
+        """`train.reference` with `auto` resolved."""
+        if self.train.reference != "auto":
+            return self.train.reference
+        return "frozen" if self.model.adapter is None else "adapter"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if "name" not in self.objective:
+            raise ValueError("objective: `name` is missing; `pgdpo objectives` lists the names")
+        check_options(self.objective["name"], **self.objective_options)
+        whole = {
+            "zero_stage": 0,
+            "pair_batching": "joint",
+            "sequence_parallel": 1,
+            "offload_optimizer": "none",
+        }
+        for key, needed in whole.items():
+            found = getattr(self.train, key)
+            if self.train.deterministic and found != needed:
+                raise ValueError(
+                    f"train.deterministic needs every gradient whole on every rank: train.{key} is {found!r}, must be "
+                    f"{needed!r}"
+                )
+        if self.train.reference == "adapter" and self.model.adapter is None:
+            raise ValueError(
+                "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
+            )
+        for key, family in (
+            *((key, "wan") for key in ("task", "expert", "other_adapter")),
+            ("guidance", "hunyuan_video"),
+            ("frame_rate", "ltx"),
+        ):
+            if getattr(self.model, key) is not None and self.model.family != family:
+                raise ValueError(
+                    f"model.{key} is for the family `{family}`, model.family is `{self.model.family}`: leave it out"
+                )
+        if self.model.other_adapter is not None and self.model.expert is None:
+            raise ValueError(
+                "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.model.encoders == "toy" and self.model.family != "wan":
+            raise ValueError(
+                f"model.encoders is `toy` and model.family is `{self.model.family}`: they stand for Wan's alone; use "
+                "`pipeline`"
+            )
+        if self.train.reference == "cached":
+            self._check_cached()
+        _check_memory(self.model, self.train)
+        if self.model.encoders == "pipeline" and self.model.path == "toy":
+            raise ValueError(
+                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
+            )
+        return self
+
+    def _check_cached(self) -> None:
+        """Raises ValueError where the reference's errors alone are not enough."""
+        name = self.objective["name"]
+        if needs_of(name, **self.objective_options).predictions:
+            raise ValueError(
+                f"train.reference is `cached`, which keeps the reference's errors, and objective `{name}` needs its "
+                "predictions: use `adapter` or `frozen`"
+            )
+        if self.diffusion.inversion_steps is not None:
+            raise ValueError(
+                "train.reference is `cached` and diffusion.inversion_steps is set: noise that a model finds is not "
+                "known beforehand; use `adapter` or `frozen`, or leave inversion_steps out"
+            )
+
+
+def _check_memory(model: ModelConfig, train: TrainConfig) -> None:
+    """Raises ValueError where an offload lacks what it needs."""
+    for key, target in (("optimizer", train.offload_optimizer), ("parameters", train.offload_parameters)):
+        least = {"none": 0, "cpu": 1, "nvme": 3}[target] if key == "optimizer" else 3 * (target != "none")
+        if train.zero_stage < least:
+            stages = "3" if least == 3 else f"{least} to 3"
+            raise ValueError(
+                f"train.offload_{key} is `{target}` and train.zero_stage is {train.zero_stage}: DeepSpeed does that "
+                f"with stage {stages}; set train.zero_stage, or train.offload_{key} to `none`"
+            )
+        if target == "nvme" and train.nvme_path is None:
+            raise ValueError(
+                f"train.offload_{key} is `nvme` and train.nvme_path is empty: name a folder on a local NVMe drive"
+            )
+    if model.activation_offload and model.gradient_checkpointing == "none":
+        raise ValueError(
+            "model.activation_offload moves what checkpointed blocks keep, and model.gradient_checkpointing is `none`: "
+            "set it to `full` or `selective`"
+        )
+
+
+class StudyConfig(Section):
+    output_dir: Path = Field(
+        description="Holds the prepared pairs, a folder per run, study.json and study.png."
+    )
+    base: str = Field("quickstart.yaml", description="The configuration that every run starts from.")
+    changes: list[str] = Field([], description="Changes to it for all runs, such as train.steps=60.")
+    seeds: list[int] = Field(
+        min_length=1, description="train.seed of the runs: order, timesteps, noise, adapters."
+    )
+    objectives: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="Label -> options; `name`: which objective, by default the label; `changes`: what else differs.",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed must be given once")
+        return seeds

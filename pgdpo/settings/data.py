@@ -1,0 +1,165 @@
+"""`data`: what is trained on, how it is prepared, which of it is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pgdpo.settings.section import Section
+
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=8)]
+
+
+class ToyConfig(Section):
+    train_pairs: int = Field(96, ge=1, description="Pairs to train on.")
+    held_out_pairs: int = Field(32, ge=1, description="Pairs that are never trained on.")
+    seed: int = Field(0, ge=0, description="Another seed gives other clips.")
+
+
+# What each rule of data.select reads: (keys it needs, keys it may have).
+_SELECT = {
+    "duplicates": ((), ()),
+    "chosen_score": (("score",), ("least", "low")),
+    "margin": (("score",), ("low", "high")),
+    "fifa": (("score",), ("keep", "quality", "quality_weight", "diversity_weight", "neighbours")),
+    "source": (("sources",), ()),
+    "on_policy": (("sources",), ("share",)),
+}
+
+
+class SelectRule(Section):
+    by: Literal["duplicates", "chosen_score", "margin", "fifa", "source", "on_policy"] = Field(
+        description="duplicates: drop repeated pairs by hash; chosen_score: a least score of the chosen clip; margin: "
+        "quantiles of the score margin; fifa: margin + text quality + text entropy; source: by the rows' `source`; "
+        "on_policy: a share of pairs from the model itself."
+    )
+    score: str | None = Field(None, description="Name in the rows' `scores`, or `reward_margin`.")
+    least: float | None = Field(None, description="chosen_score: the least score that stays.")
+    low: float = Field(0.0, ge=0, le=1, description="Quantile below which pairs are dropped.")
+    high: float = Field(1.0, ge=0, le=1, description="margin: quantile above which pairs are dropped.")
+    keep: float = Field(0.5, gt=0, le=1, description="fifa: share of the pairs that stays.")
+    quality: str | None = Field(None, description="fifa: column with a number for the prompt's quality.")
+    quality_weight: float = Field(
+        1.0, ge=0, description="fifa: weight of the text quality; the margin's is 1."
+    )
+    diversity_weight: float = Field(1.0, ge=0, description="fifa: weight of the text entropy.")
+    neighbours: int = Field(5, ge=1, description="fifa: k of the k-th nearest prompt.")
+    sources: list[str] = Field([], description="source, on_policy: values of the rows' `source`.")
+    share: float = Field(
+        0.5, gt=0, lt=1, description="on_policy: share of pairs whose source is one of `sources`."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> SelectRule:
+        needed, allowed = _SELECT[self.by]
+        given = {
+            key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default
+        }  # a resolved configuration names every key
+        missing = [key for key in needed if key not in given]
+        if missing:
+            raise ValueError(f"`by: {self.by}` needs {', '.join(missing)}")
+        foreign = sorted(given - {"by", *needed, *allowed})
+        if foreign:
+            takes = ", ".join([*needed, *allowed]) or "nothing else"
+            raise ValueError(f"`by: {self.by}` takes {takes}, not {', '.join(foreign)}")
+        if self.low >= self.high:
+            raise ValueError(f"`low` is {self.low:g}, `high` is {self.high:g}: low must be below high")
+        return self
+
+
+class WeightRule(Section):
+    by: Literal["rarity"] = Field(description="rarity: pairs with a rare score margin count more (VideoDPO).")
+    score: str = Field(description="Name in the rows' `scores`, or `reward_margin`.")
+    bins: int = Field(10, ge=2, description="Equal bins of the margin.")
+    power: float = Field(1.0, ge=0, description="The factor goes with share**-power.")
+
+
+class OrderRule(Section):
+    by: Literal["margin", "implicit_reward"] = Field(
+        description="What makes a pair easy: margin: a large score margin; implicit_reward: a large margin under an "
+        "earlier run, from the file that `pgdpo curate --implicit-rewards` writes."
+    )
+    score: str | None = Field(None, description="margin: name in the rows' `scores`, or `reward_margin`.")
+    file: Path | None = Field(None, description="implicit_reward: the earlier run's implicit_rewards.json.")
+    chunks: int = Field(
+        6, ge=2, description="Parts of an epoch, from easy to hard, each shuffled (Curry-DPO: 6)."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> OrderRule:
+        wanted, other = ("score", "file") if self.by == "margin" else ("file", "score")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise ValueError(f"`by: {self.by}` needs {wanted}, and takes no {other}")
+        return self
+
+
+class DataConfig(Section):
+    train: str = Field(
+        description="`toy`, or a manifest: JSONL or Parquet with id, prompt, chosen, rejected, as a path or a URL."
+    )
+    held_out: str | None = Field(
+        None, description="Manifest of pairs that are never trained on; `toy` for the toy's."
+    )
+    media_root: Path | None = Field(
+        None,
+        description="Folder that clips may lie in besides the manifest's own; paths stay relative to the manifest.",
+    )
+    ties: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Pairs whose `preference` is 0.5: `drop` leaves them out, as Diffusion-DPO does; `keep` is for "
+        "objectives that read `probability` (smpo, adpo), to which a tie says something.",
+    )
+    toy: ToyConfig = Field(
+        default_factory=ToyConfig, description="Size of the toy world, where `toy` is asked for."
+    )
+    num_frames: int = Field(
+        81, ge=1, description="Frames taken from the start of each clip; a shorter one is refused."
+    )
+    height: int = Field(480, ge=8, description="Pixels; clips are resized to cover and centre-cropped.")
+    width: int = Field(832, ge=8, description="Pixels.")
+    buckets: list[tuple[Count, Pixels, Pixels]] = Field(
+        [],
+        description="Sizes [frames, height, width] in place of num_frames, height, width: each pair goes to the one of "
+        "nearest aspect ratio that its clips are long enough for.",
+    )
+    on_bad_data: Literal["fail", "skip"] = Field(
+        "fail",
+        description="Clips and prepared pairs that are damaged or missing: `fail` names the first; `skip` leaves them "
+        "out, logs them, and stops when they are more than 1% of the pairs.",
+    )
+    latent_dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="How latents are stored.")
+    select: list[SelectRule] = Field(
+        [],
+        description="Rules that keep some of the training pairs, one after the other; the others stay prepared.",
+    )
+    order: OrderRule | None = Field(
+        None,
+        description="Easy pairs first in every epoch (a curriculum); by default an epoch is shuffled whole.",
+    )
+    weight: WeightRule | None = Field(
+        None, description="Factor of each pair's loss; multiplies the rows' own."
+    )
+    pairs_per_shard: int = Field(32, ge=1, description="Pairs in one safetensors shard.")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of draws that see the empty prompt.")
+    workers: int = Field(0, ge=0, description="Loader processes per rank; 0 reads in the training process.")
+    segments: int | None = Field(
+        None,
+        ge=1,
+        description="Equal parts in time that errors are kept for, for objectives and metrics per segment; by default "
+        "as many as the rows' `segment_labels` (or `tail`), where the objective needs them.",
+    )
+
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """All sizes (frames, height, width) that clips are cut to."""
+        return self.buckets or [(self.num_frames, self.height, self.width)]
+
+    @field_validator("buckets")
+    @classmethod
+    def _distinct(cls, buckets: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        if len(set(buckets)) < len(buckets):
+            raise ValueError("each bucket must be given once")
+        return buckets

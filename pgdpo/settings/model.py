@@ -1,0 +1,97 @@
+"""`model` and `diffusion`: what is trained, and where on the way to noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pgdpo.settings.section import Section
+
+
+class AdapterConfig(Section):
+    rank: int = Field(64, ge=1, description="LoRA rank.")
+    alpha: float = Field(64, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    target_modules: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        description="Names (suffixes) of the linear layers that get an adapter.",
+    )
+
+
+class ModelConfig(Section):
+    family: Literal["wan", "hunyuan_video", "cogvideox", "ltx"] = Field(
+        "wan", description="Which model class the weights are for."
+    )
+    path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
+    encoders: Literal["pipeline", "toy"] = Field(
+        "pipeline",
+        description="`pipeline`: the folder's own VAE, tokenizer and text encoder; `toy`: patch codec, hashed words.",
+    )
+    random_init: bool = Field(False, description="Take the architecture only and start from random weights.")
+    adapter: AdapterConfig | None = Field(None, description="LoRA; leave it out to train all weights.")
+    task: Literal["text_to_video", "image_to_video"] | None = Field(
+        None,
+        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
+        "text_to_video.",
+    )
+    expert: Literal["high_noise", "low_noise"] | None = Field(
+        None,
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+    )
+    other_adapter: Path | None = Field(
+        None,
+        description="wan 2.2 A14B: folder of a LoRA (an export) for the expert that does not train, where clips are "
+        "sampled; reference and aligned model both have it, so that they differ by this run alone.",
+    )
+    guidance: float | None = Field(
+        None,
+        gt=0,
+        description="hunyuan_video: the guidance scale that the distilled model is told, in training and in sampling; "
+        "by default the pipeline's, 6.0.",
+    )
+    frame_rate: float | None = Field(
+        None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
+    )
+    attention: str = Field(
+        "native", description="A diffusers attention backend: native, xformers, flash, ..."
+    )
+    reference_attention: str | None = Field(
+        None,
+        description="Another backend for the reference in training, such as sage, which has no backward; the first "
+        "step's margin is then not exactly 0.",
+    )
+    kernels: Literal["auto", "triton", "eager"] = Field(
+        "eager",
+        description="Fused ops inside the transformer: triton (or fail), auto (where Triton runs), eager (none).",
+    )
+    gradient_checkpointing: Literal["none", "full", "selective"] = Field(
+        "none",
+        description="What the backward pass recomputes of each block: nothing, all, or all but attention's outputs.",
+    )
+    activation_offload: bool = Field(
+        False,
+        description="Keep the checkpointed blocks' inputs in the host's memory until the backward pass.",
+    )
+    compile: Literal["none", "inductor", "aot_eager"] = Field(
+        "none",
+        description="torch.compile of the repeated blocks, by backend; aot_eager traces and generates no code.",
+    )
+
+
+class DiffusionConfig(Section):
+    timestep_sampling: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Distribution of sigma."
+    )
+    logit_mean: float = Field(0.0, description="Mean of logit(sigma), for logit_normal.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of logit(sigma), for logit_normal.")
+    shift: float = Field(
+        1.0, gt=0, description="sigma -> shift*sigma / (1 + (shift-1)*sigma), after sampling."
+    )
+    inversion_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="Forwards that the model spends on inverting each clip to its noise, in place of drawn noise; "
+        "for inpo, smpo, inversion_dpo.",
+    )

@@ -1,0 +1,72 @@
+"""What ranks must agree on beside the gradients: over a CPU group of its own, so that no GPU waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+
+
+class RankError(RuntimeError):
+    """What one rank met, raised on all of them; `out_of_space`: every rank that failed had a full disk."""
+
+    def __init__(self, message: str, *, out_of_space: bool = False) -> None:
+        super().__init__(message)
+        self.out_of_space = out_of_space
+
+
+def control_group() -> dist.ProcessGroup:
+    """The gloo group for flags and messages; made on the first call, which all ranks must make."""
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups.clear()  # an earlier process group was destroyed
+        _groups[world] = world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return _groups[world]
+
+
+def highest(*values: int) -> list[int]:
+    """The maximum of each number over the ranks."""
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=control_group())
+    return tensor.tolist()
+
+
+def gather(value: object) -> list:
+    """Every rank's value, on every rank; plain data of our own processes."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=control_group())
+    return values
+
+
+def from_main(value: object) -> object:
+    """The main rank's value."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=control_group())
+    return values[0]
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Run a block that no rank waits in for another; if it fails on one rank, all raise RankError naming it."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    found = gather(None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)))
+    failed = {rank: entry for rank, entry in enumerate(found) if entry is not None}
+    if failed:
+        named = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in failed.items())
+        full = all(out_of_space for _, out_of_space in failed.values())
+        raise RankError(f"{what} failed on {named}", out_of_space=full) from error
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """A full disk, a quota, or a limit on the size of files."""
+    import errno
+
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

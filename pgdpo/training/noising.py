@@ -1,0 +1,47 @@
+"""A batch with its noise: what policy and reference are both asked about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pgdpo.data.prepared import to_device
+from pgdpo.diffusion.draws import sigmas
+from pgdpo.models.family import Conditioning, Family
+from pgdpo.settings import Config
+from pgdpo_kernels import noise_pair
+
+
+@dataclass
+class Sample:
+    """`B` pairs on the device, chosen half first; a pair shares its noise and timestep (arXiv 2311.12908, eq. 14)."""
+
+    latents: torch.Tensor  # [2B, C, F, H, W]
+    conditioning: Conditioning
+    sigma: torch.Tensor  # [B]
+    noisy: torch.Tensor  # [2B, C, F, H, W]
+    target: torch.Tensor  # [2B, C, F, H, W]
+    mask: torch.Tensor | None  # where the error counts
+
+    @property
+    def both(self) -> torch.Tensor:
+        """`sigma` of both halves, `[2B]`."""
+        return torch.cat([self.sigma, self.sigma])
+
+
+def draw_sample(batch: dict, config: Config, family: Family, device: torch.device) -> Sample:
+    """A batch (of `collate`) with the timesteps and noise of its draws: a pure function of seed, pair and draw."""
+    latents = batch["latents"].to(device)
+    conditioning = to_device(batch["conditioning"], device)
+    keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
+    sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
+    noisy, target = noise_pair(
+        latents,
+        family.level(sigma),
+        seed=config.train.seed,
+        pair_ids=batch["pair_ids"].to(device),
+        draw=batch["draw"].to(device),
+        prediction=family.prediction,
+    )
+    return Sample(latents, conditioning, sigma, noisy, target, family.loss_mask(latents, conditioning))

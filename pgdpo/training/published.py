@@ -1,0 +1,146 @@
+"""Which checkpoints there are: published by one rename, valid by their manifest, removed only behind a valid one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pgdpo.console import say
+from pgdpo.data.files import fsync, sha256_of
+from pgdpo.errors import InputError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(
+    r"step-(\d+)(?:\.(\d+))?"
+)  # step-00000100, and step-00000100.1 where that step was saved again
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Published checkpoints, oldest first; valid or not."""
+    found = [path for path in (run_dir / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step_and_attempt)
+
+
+def step_of(path: Path) -> int:
+    return _step_and_attempt(path)[0]
+
+
+def _step_and_attempt(path: Path) -> tuple[int, int]:
+    step, attempt = _NAME.fullmatch(path.name).groups()
+    return int(step), int(attempt or 0)
+
+
+def latest_checkpoint(run_dir: Path, *, fallback: bool = True) -> Path | None:
+    """The newest checkpoint whose files all have their hashes; damaged ones are named and passed over.
+
+    Raises InputError instead of passing one over where `fallback` is off.
+    """
+    for path in reversed(checkpoints_of(run_dir)):
+        damage = find_damage(path)
+        if damage is None:
+            return path
+        report_damage(path, damage, fallback)
+    return None
+
+
+def report_damage(path: Path, damage: str, fallback: bool) -> None:
+    """Say that a checkpoint is passed over. Raises InputError where `fallback` is off."""
+    if not fallback:
+        raise InputError(
+            f"{path}: {damage}: leave out --no-fallback to go on from the newest valid checkpoint before it"
+        )
+    say(f"[yellow]checkpoint {path} is damaged: {damage}; falling back to the one before[/]")
+
+
+def find_damage(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None if every file is there with its size and hash.
+
+    `part` of `parts`: hash only that share of the files, so that ranks share the work; sizes are always looked at.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        files = dict(sorted(json.loads(text)["files"].items()))
+        if text != _manifest_text(files):
+            return f"{MANIFEST} was changed after it was written"
+        sizes = {name: int(entry["bytes"]) for name, entry in files.items()}
+        hashes = {name: str(entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    strange = {file.name for file in path.glob("*.safetensors")} - files.keys()
+    if strange:
+        return f"{min(strange)} is not in the manifest"
+    for name, size in sizes.items():
+        if os.path.basename(name) != name or not (path / name).is_file():
+            return f"{name} is missing"
+        if (path / name).stat().st_size != size:
+            return f"{name} has {(path / name).stat().st_size} bytes, the manifest says {size}"
+    mine = list(files)[part::parts]
+    with ThreadPoolExecutor(4) as pool:
+        for name, found in zip(mine, pool.map(lambda name: sha256_of(path / name), mine), strict=True):
+            if found != hashes[name]:
+                return f"{name} has another SHA-256 than the manifest says"
+    return None
+
+
+def _manifest_text(files: dict[str, dict]) -> str:
+    """The one way to write a manifest down, with a hash of itself: any other byte in it is damage."""
+    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": own}, indent=1, sort_keys=True) + "\n"
+
+
+def temporary_folder(run_dir: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into; what killed saves left behind is removed."""
+    folder = run_dir / "checkpoints" / f".step-{step:08d}.tmp"
+    for left in [*folder.parent.glob(".*.tmp"), *folder.parent.glob(".*.old")]:
+        shutil.rmtree(left)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(temporary: Path, files: dict[str, dict]) -> Path:
+    """Give a written folder its manifest and its name, by one rename. Returns the published folder.
+
+    `files`: name -> {"bytes", "sha256"}. A step that was saved before gets another name, so that at every moment
+    the older copy or both are there; `prune` removes the older one.
+    """
+    manifest = temporary / MANIFEST
+    with manifest.open("w", encoding="utf-8") as file:
+        file.write(_manifest_text(files))
+        file.flush()
+        os.fsync(file.fileno())
+    fsync(temporary)
+    name = temporary.name.removeprefix(".").removesuffix(".tmp")
+    before = [path for path in checkpoints_of(temporary.parent.parent) if path.name.split(".")[0] == name]
+    attempt = _step_and_attempt(before[-1])[1] + 1 if before else 0
+    final = temporary.with_name(f"{name}.{attempt}" if attempt else name)
+    os.rename(temporary, final)
+    fsync(final.parent)
+    return final
+
+
+def prune(run_dir: Path, keep: int, *, known_valid: Container[Path] = ()) -> list[Path]:
+    """Remove what is older than the `keep` newest valid steps, and older copies of a valid step.
+
+    What counts is read and hashed first, unless it is in `known_valid`: a damaged newest checkpoint never costs the
+    last good one. Returns the valid ones, newest first.
+    """
+    valid: list[Path] = []
+    for path in reversed(checkpoints_of(run_dir)):
+        if len(valid) >= keep or step_of(path) in map(step_of, valid):
+            _remove(path)
+        elif path in known_valid or find_damage(path) is None:
+            valid.append(path)
+    return valid
+
+
+def _remove(path: Path) -> None:
+    """Out of sight first: a folder that is half removed must not look like a damaged checkpoint."""
+    retired = path.with_name(f".{path.name}.old")
+    os.rename(path, retired)
+    shutil.rmtree(retired)

@@ -1,0 +1,109 @@
+"""`pgdpo reference`: the reference's errors on the draws that a cached run will make, computed once.
+
+Rows are spread over the ranks, written as they come and found again by (pair, draw): a later call, on any number of
+ranks, computes what is missing alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from pgdpo.console import is_main_rank, progress_bar, say
+from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
+from pgdpo.models import open_family
+from pgdpo.reference import frame_sums
+from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.settings import Config
+from pgdpo.training import engine as engines
+from pgdpo.training.noising import draw_sample
+from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
+from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.references import errors_key, frozen_copy, reference_folder
+
+WRITE_SECONDS = 60.0  # an interrupted call loses no more
+
+
+def compute_errors(config: Config) -> Path:
+    """Errors for `train.cached_draws` draws of every training pair -> a folder of shards, which is returned."""
+    device = engines.start_distributed()
+    ranks = arrange_ranks(config.train.sequence_parallel, device)
+    data = open_pairs(config, "train")
+    family = open_family(config.model)
+    require_images(data, family)
+    key = errors_key(config, family, data)
+    folder = folder_of(reference_folder(config), key)
+    rows = read_rows(folder)
+    missing = _missing(data, config.train.cached_draws, rows)
+    total = len(data) * config.train.cached_draws
+    say(
+        f"reference errors: {total - len(missing)} of {total} are there, {len(missing)} to compute -> {folder}"
+    )
+    if not missing:
+        return folder
+    for shape in data.latent_shapes:
+        check_sequence_parallel(config, family, shape)
+    forward, _ = frozen_copy(config, family, ranks, device)
+    if is_main_rank():
+        create(reference_folder(config), key)
+    dist.barrier()
+    size = config.train.micro_batch_pairs
+    mine = _share(list(data.batches(missing, size)), size, ranks)
+    loader = DataLoader(data, batch_sampler=mine, collate_fn=collate, num_workers=config.data.workers)
+    frames = max(entry["latent_shape"][1] for entry in data.index["shards"])
+    found: list[ErrorRows] = []
+    written = time.monotonic()
+    with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
+        for batch in loader:
+            found.append(_errors(batch, config, family, forward, frames, device))
+            bar.advance()
+            if time.monotonic() - written > WRITE_SECONDS:
+                _write(folder, found, ranks)
+                written = time.monotonic()
+    _write(folder, found, ranks)
+    dist.barrier()
+    return folder
+
+
+@torch.no_grad()
+def _errors(batch: dict, config: Config, family, forward, frames: int, device: torch.device) -> ErrorRows:
+    """`frames`: of the longest clips prepared; the sums of shorter ones are followed by zeros."""
+    sample = draw_sample(batch, config, family, device)
+    pred = forward(sample.noisy, sample.both, sample.conditioning)
+    sums = frame_sums(pred, sample.target, sample.mask)
+    sums = torch.nn.functional.pad(sums, (0, frames - sums.shape[-1]))
+    return ErrorRows(batch["pair_ids"], batch["draw"], sample.sigma.cpu(), sums.cpu())
+
+
+def _write(folder: Path, found: list[ErrorRows], ranks: Ranks) -> None:
+    """Write what was found since the last time as one shard; of ranks that hold the same, one does."""
+    if found and dist.get_rank() % ranks.degree == 0:
+        names = vars(found[0])
+        write_rows(
+            folder, ErrorRows(**{name: torch.cat([getattr(r, name) for r in found]) for name in names})
+        )
+    found.clear()
+
+
+def _missing(data: PreparedPairs, draws: int, rows: ErrorRows | None) -> list[tuple[int, int]]:
+    """(index, draw)s whose errors are not there yet."""
+    done = set() if rows is None else set(rows.items())
+    ids = [pair_hash(row["id"]) for row in data.rows]
+    return [(i, draw) for draw in range(draws) for i, pair in enumerate(ids) if (pair, draw) not in done]
+
+
+def _share(batches: list[list[tuple[int, int]]], size: int, ranks: Ranks) -> list[list[tuple[int, int]]]:
+    """This rank's batches: equally many on every rank, since under ZeRO-3 all ranks run each forward together.
+
+    All hold `size` pairs, as in training, so that they are rounded alike. What is left over is filled up with items,
+    and with batches, that are computed twice.
+    """
+    full = [list(islice(cycle(batch), size)) for batch in batches]
+    rounds = math.ceil(len(full) / ranks.data_size)
+    return list(islice(cycle(full), ranks.data_rank * rounds, (ranks.data_rank + 1) * rounds))

@@ -1,0 +1,98 @@
+"""The reference that a configuration asks for, built beside its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pgdpo.data.prepared import PreparedPairs, pair_hash
+from pgdpo.models.adapter import add_reference_adapter
+from pgdpo.models.family import Family
+from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
+from pgdpo.reference.moving import Moving, reference_adapter, second_copy
+from pgdpo.reference.store import open_rows
+from pgdpo.settings import Config
+from pgdpo.training import engine as engines
+from pgdpo.training.pair_batching import Joint, batched
+from pgdpo.training.parallel import Ranks
+from pgdpo.training.policy import base_dtype, base_identity, build_policy, with_attention
+
+MOVING = ("ema", "synced")
+
+
+def make_room(transformer: torch.nn.Module, config: Config) -> None:
+    """Add to the policy, before DeepSpeed takes it, what a moving reference keeps in it."""
+    if config.reference_mode in MOVING and config.model.adapter is not None:
+        add_reference_adapter(transformer)
+
+
+def build_reference(
+    config: Config, family: Family, policy: Joint, ranks: Ranks, device: torch.device
+) -> Reference:
+    """A reference that is run: adapter off, frozen or moving."""
+    mode, transformer = config.reference_mode, policy.engine.module
+    if mode == "adapter":
+        return Live(_attending(adapter_off(transformer, policy), transformer, config))
+    if mode == "frozen":
+        return Live(frozen_copy(config, family, ranks, device)[0])
+    if config.model.adapter is not None:
+        forward, followed = reference_adapter(transformer, policy)
+        forward = _attending(forward, transformer, config)
+    else:
+        forward, copy = frozen_copy(config, family, ranks, device)
+        followed = second_copy(transformer, copy)
+    share, every = {
+        "ema": (config.train.reference_ema_alpha, 1),
+        "synced": (1.0, config.train.reference_sync_every),
+    }[mode]
+    return Moving(forward, followed, share=share, every=every)
+
+
+def frozen_copy(
+    config: Config, family: Family, ranks: Ranks, device: torch.device
+) -> tuple[Forward, torch.nn.Module]:
+    """(forward of the weights that the policy starts from, their model); partitioned like the policy's under ZeRO-3.
+
+    It takes the policy's path: the same dtypes, attention backend and fused ops, and no adapter.
+    """
+    _, transformer = build_policy(config, device, adapter=False, ranks=ranks)
+    frozen = engines.build_frozen(transformer, config)
+    forward = batched(family, frozen, config.train.pair_batching)
+    return _attending(forward, transformer, config), transformer
+
+
+def _attending(forward: Forward, transformer: torch.nn.Module, config: Config) -> Forward:
+    """`forward` with the reference's own attention backend, where it has one."""
+    name = config.model.reference_attention
+    return forward if name is None else with_attention(forward, transformer, name)
+
+
+def open_cached(config: Config, family: Family, data: PreparedPairs, device: torch.device) -> CachedErrors:
+    """The errors that `pgdpo reference` left for this configuration. Raises InputError for others' or missing ones."""
+    rows = open_rows(reference_folder(config), errors_key(config, family, data))
+    pair_ids = [pair_hash(row["id"]) for row in data.rows]
+    return CachedErrors(rows, pair_ids=pair_ids, draws=config.train.cached_draws, device=device)
+
+
+def reference_folder(config: Config) -> Path:
+    """Where `pgdpo reference` writes, a folder per key."""
+    return config.output_dir / "reference"
+
+
+def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
+    """All that the reference's errors depend on, under the names of the configuration's keys."""
+    # of the policy alone, or not what is computed
+    apart = {"adapter", "other_adapter", "path", "gradient_checkpointing", "activation_offload"}
+    model = config.model.model_dump(mode="json", exclude=apart)
+    diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
+    return {
+        "reference weights": base_identity(config, family),
+        "reference dtype": str(base_dtype(config)),
+        "prepared data": data.files_fingerprint,
+        "data.caption_dropout": config.data.caption_dropout,
+        "train.precision": config.train.precision,
+        "train.seed": config.train.seed,
+        **{f"model.{name}": value for name, value in model.items()},
+        **{f"diffusion.{name}": value for name, value in diffusion.items()},
+    }

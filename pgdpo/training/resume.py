@@ -1,0 +1,167 @@
+"""What a resumed run may change, and the files by which a run's folder explains itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from pgdpo import __version__
+from pgdpo.console import is_main_rank, say
+from pgdpo.data.files import atomic_path, write_json
+from pgdpo.errors import InputError
+from pgdpo.settings import Config
+from pgdpo.training.events import log_event
+
+# Keys (or whole sections) that do not touch what is learned, or whose content is compared by its hash instead.
+SAFE = {
+    "name",
+    "output_dir",
+    *(f"data.{key}" for key in ("train", "held_out", "media_root", "toy", "workers", "pairs_per_shard")),
+    *(f"model.{key}" for key in ("path", "encoders", "attention", "kernels", "gradient_checkpointing")),
+    *(f"model.{key}" for key in ("activation_offload", "compile")),
+    *(
+        f"train.{key}"
+        for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
+    ),
+    *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
+    *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "watchdog_seconds")),
+    "data.on_bad_data",
+    *(f"train.{key}" for key in ("on_bad_step", "max_bad_steps", "spike_factor")),
+    "evaluate",
+    "make",
+}
+
+
+def described(config: Config, identity: dict) -> dict:
+    """What a checkpoint says of the run that wrote it. `identity`: hashes of model, data and reference."""
+    return {"identity": identity, "config": config.model_dump(mode="json"), "versions": versions()}
+
+
+def check_resume(path: Path, state: dict, config: Config, identity: dict, allowed: Collection[str]) -> None:
+    """Print what differs from the run that wrote the checkpoint at `path`, and log what is let through.
+
+    `allowed`: keys that may change although it falsifies the run; a section's name stands for all of it.
+
+    Raises InputError naming the changed keys that are neither safe nor allowed, with both values.
+    """
+    differences = _differences(state, config, identity)
+    refused = []
+    for key, (before, now) in differences.items():
+        verdict = "safe" if _safe(key, config) else "allowed" if _covered(key, allowed) else "refused"
+        if verdict == "refused":
+            refused.append(key)
+        say(f"changed since {path.name}: {key}: {before!r} -> {now!r} ({verdict})")
+    if refused:
+        shown = "; ".join(
+            f"its {key} is {differences[key][0]!r}, this configuration's is {differences[key][1]!r}"
+            for key in refused
+        )
+        raise InputError(
+            f"{path}: {shown}: it would no longer be one run; change it back, allow it with "
+            f"{' '.join(f'--allow-change {key}' for key in refused)}, or start anew with --restart or another `name`"
+        )
+    for key, (before, now) in differences.items():
+        log_event(config.run_dir, state["step"], "changed", f"{key}: {before!r} -> {now!r}")
+
+
+def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple]:
+    before = _flat(state["config"]) | _flat(state["identity"])
+    now = _flat(config.model_dump(mode="json")) | _flat(identity)
+    given = _flat(config.model_dump(mode="json", exclude_defaults=True))
+    return {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        # a key that the older version did not have is a difference where it is not at its default
+        if before.get(key) != now.get(key) and not (key not in before and key not in given | _flat(identity))
+    }
+
+
+def _flat(value: dict, prefix: str = "") -> dict:
+    """Nested mappings -> dotted keys."""
+    flat = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _safe(key: str, config: Config) -> bool:
+    if key == "train.steps" and config.train.schedule != "constant":
+        return False  # the schedule's end moves, and every learning rate with it
+    return _covered(key, SAFE)
+
+
+def _covered(key: str, keys: Collection[str]) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in keys)
+
+
+def remove_run(run_dir: Path) -> None:
+    """Remove what an earlier run of this name left: checkpoints and logs."""
+    for folder in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run_dir / folder, ignore_errors=True)
+    for log in ("metrics.jsonl", "events.jsonl"):
+        (run_dir / log).unlink(missing_ok=True)
+
+
+def explain_run(config: Config, identity: dict, *, done: int) -> None:
+    """Write `config.yaml`, as resolved, and `run.json` (versions, commit, hashes, ranks, command); log the start."""
+    if not is_main_rank():
+        return
+    about = {
+        "command": sys.argv,
+        "ranks": dist.get_world_size(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        **identity,
+    }
+    with atomic_path(config.run_dir / "config.yaml") as temporary:
+        temporary.write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+    write_json(config.run_dir / "run.json", about)
+    log_event(config.run_dir, done, "resumed" if done else "started", f"on {about['ranks']} rank(s)", **about)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package and of what it computes with."""
+    packages = ("torch", "triton", "deepspeed", "diffusers", "peft", "safetensors", "numpy")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "pgdpo": __version__, **found}
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `+changes` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,160 @@
+"""Where a run's numbers go: `metrics.jsonl` and TensorBoard always, wandb, trackio or swanlab where asked for.
+
+A tracker that fails is named in `events.jsonl` and left out from then on; it never stops the run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from pgdpo.console import say
+from pgdpo.data.files import atomic_path
+from pgdpo.errors import InputError
+from pgdpo.settings import Config
+from pgdpo.training.events import log_event
+from pgdpo.training.metrics import read_metrics
+
+
+class Tracker(Protocol):
+    def log(self, step: int, values: dict) -> None:
+        """The step's metrics; `buckets` holds a dict per timestep bucket."""
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """A validation clip, uint8 `[F, H, W, 3]`."""
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """All of a run's trackers behind one; the main rank makes it.
+
+    `start`: steps that are done; rows behind them, of a run that stopped, are dropped.
+    Raises InputError if a package of `train.trackers` is not installed.
+    """
+
+    def __init__(self, config: Config, *, start: int) -> None:
+        self._run_dir = config.run_dir
+        self._open: dict[str, Tracker] = {}
+        makers = {"metrics.jsonl": Jsonl, "tensorboard": TensorBoard}
+        for name in config.train.trackers:
+            makers[name] = lambda config, start, name=name: Service(name, config)
+        for name, make in makers.items():
+            self._try(
+                name, start, lambda name=name, make=make: self._open.update({name: make(config, start)})
+            )
+
+    def log(self, step: int, values: dict) -> None:
+        self._each(step, lambda tracker: tracker.log(step, values))
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        self._each(step, lambda tracker: tracker.clip(step, name, frames, fps))
+
+    def close(self) -> None:
+        self._each(0, lambda tracker: tracker.close())
+
+    def _each(self, step: int, use) -> None:
+        for name, tracker in list(self._open.items()):
+            self._try(name, step, lambda tracker=tracker: use(tracker))
+
+    def _try(self, name: str, step: int, act) -> None:
+        try:
+            act()
+        except Exception as error:  # a service may fail in any way; the run is worth more than its curve
+            self._open.pop(name, None)
+            message = f"{name} failed and is left out from here on: {type(error).__name__}: {error}"
+            say(f"[yellow]{message}[/]")
+            log_event(self._run_dir, step, "tracker", message)
+
+
+class Jsonl:
+    """`metrics.jsonl`: one line a step."""
+
+    def __init__(self, config: Config, start: int) -> None:
+        path = config.run_dir / "metrics.jsonl"
+        kept = [row for row in read_metrics(config.run_dir) if row["step"] <= start]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, step: int, values: dict) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Clips are files of their own."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    def __init__(self, config: Config, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=start + 1)
+
+    def log(self, step: int, values: dict) -> None:
+        for name, value in scalars(values):
+            self._board.add_scalar(name, value, step)
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """As an animated GIF, which TensorBoard's image tab plays."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        first, *others = [Image.fromarray(frame) for frame in frames]
+        file = io.BytesIO()
+        first.save(file, "GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+        height, width = frames.shape[1:3]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._board._get_file_writer().add_summary(summary, step)  # add_video would need moviepy
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Service:
+    """wandb, trackio or swanlab, which share `init`, `log` and `finish`."""
+
+    def __init__(self, package: str, config: Config) -> None:
+        self._module = importlib.import_module(package)
+        self._module.init(
+            project=config.train.tracker_project,
+            name=config.run_dir.name,
+            config=config.model_dump(mode="json"),
+        )
+
+    def log(self, step: int, values: dict) -> None:
+        self._module.log(dict(scalars(values)), step=step)
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Clips stay on this machine: beside the checkpoints and in TensorBoard."""
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def check_trackers(config: Config) -> None:
+    """Raises InputError, before any weight is loaded, if a tracker's package is not installed."""
+    for name in config.train.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"train.trackers names {name}: it is not installed: pip install {name}, or leave it out"
+            )
+
+
+def scalars(values: dict) -> Iterator[tuple[str, float]]:
+    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`."""
+    for name, value in values.items():
+        if name == "buckets":
+            for bucket, row in value.items():
+                yield from ((f"{bucket}/{key}", number) for key, number in row.items())
+        elif isinstance(value, (int, float)):
+            yield name, value

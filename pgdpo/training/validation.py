@@ -1,0 +1,94 @@
+"""Clips of held-out prompts: how they are sampled, and what training shows of them on the way."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
+from pgdpo.data.video import write_video
+from pgdpo.errors import InputError
+from pgdpo.models.family import Family
+from pgdpo.settings import Config
+from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.trackers import Trackers
+from pgdpo_kernels import pair_noise
+
+
+@torch.no_grad()
+def sample_latents(
+    config: Config,
+    family: Family,
+    transformer: torch.nn.Module,
+    data: PreparedPairs,
+    jobs: list[tuple[int, int]],
+    device: torch.device,
+) -> torch.Tensor:
+    """Latents `[N, C, F, H, W]` for `jobs`: (index of the pair whose prompt it is, seed of the initial noise)."""
+    items = [data[index, seed] for index, seed in jobs]
+    noise = pair_noise(
+        (len(jobs), *items[0]["chosen"].shape),
+        seed=config.evaluate.seed,
+        pair_ids=torch.tensor([item["pair_id"] for item in items], device=device),
+        draw=torch.tensor([item["draw"] for item in items], device=device),
+        device=device,
+        dtype=torch.float32,
+    )
+    conditioning = [item["conditioning"] for item in items]
+    empty = [item | data.text("") for item in conditioning]
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        return family.sample(
+            transformer,
+            noise,
+            to_device(stack_conditioning(conditioning), device),
+            to_device(stack_conditioning(empty), device),
+            steps=config.evaluate.sampling_steps,
+            guidance_scale=config.evaluate.guidance_scale,
+        )
+
+
+class Validation:
+    """Every `evaluate.every` steps: clips of the first held-out prompts, from the same noise each time.
+
+    They go to `run_dir/validation/step-<n>/` and to TensorBoard. Every rank samples the same (ZeRO-3 needs all of them
+    in each forward), the main rank decodes and writes. Raises InputError if there is no held-out split.
+    """
+
+    def __init__(self, config: Config, family: Family, device: torch.device) -> None:
+        self._config, self._family, self._device = config, family, device
+        self._every = config.evaluate.every
+        if self._every is None:
+            return
+        if config.data.held_out is None:
+            raise InputError(
+                f"evaluate.every is {self._every}, but data.held_out is empty: name a manifest whose prompts are "
+                "shown, or leave evaluate.every out"
+            )
+        self._data = open_pairs(config, "held_out")
+        require_images(self._data, family)
+        self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
+
+    def show(self, step: int, transformer: torch.nn.Module, log: Trackers | None) -> None:
+        """Sample and write, if `step` is one of those; `log` is the main rank's."""
+        if self._every is None or step % self._every:
+            return
+        was_training = transformer.training
+        transformer.eval()
+        latents = [
+            sample_latents(self._config, self._family, transformer, self._data, [job], self._device)[0]
+            for job in self._jobs
+        ]
+        transformer.train(was_training)
+        if log:
+            self._write(step, latents, log)
+        dist.barrier()
+
+    def _write(self, step: int, latents: list[torch.Tensor], log: Trackers) -> None:
+        decoder = self._family.load_encoders(self._device)
+        folder, fps = self._config.run_dir / "validation" / f"step-{step:08d}", self._config.evaluate.fps
+        folder.mkdir(parents=True, exist_ok=True)
+        for (index, _), clip in zip(self._jobs, latents, strict=True):
+            frames = decoder.decode_video(clip.cpu())
+            write_video(folder / f"{index:03d}.mp4", frames, fps)
+            prompt = self._data.rows[index]["prompt"]
+            log.clip(step, f"validation/{index:03d} {prompt}"[:80], frames, fps)

@@ -1,0 +1,221 @@
+"""Selection, weights and the probe on rows whose right answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pgdpo.data.curation.order import stages
+from pgdpo.data.curation.probe import auc, probe, statistics
+from pgdpo.data.curation.select import neighbour_entropy, select
+from pgdpo.data.curation.weight import weights
+from pgdpo.data.order import Order
+from pgdpo.errors import InputError
+from pgdpo.settings import OrderRule, SelectRule, WeightRule
+
+
+def row(number: int, chosen: float, rejected: float, **extra) -> dict:
+    scores = {"chosen": {"total": chosen}, "rejected": {"total": rejected}}
+    return {"id": f"p{number}", "prompt": f"prompt {number % 3}", "scores": scores, **extra}
+
+
+ROWS = [row(i, 1 + i / 10, 1.0) for i in range(11)]  # margins 0, 0.1, ... 1
+
+
+def kept(rows, *rules, embed=None) -> tuple[list[int], list]:
+    return select([SelectRule(**rule) for rule in rules], rows, embed=embed, seed=0)
+
+
+def test_margin_keeps_the_quantiles():
+    indices, (report,) = kept(ROWS, {"by": "margin", "score": "total", "low": 0.2, "high": 0.8})
+    assert indices == [2, 3, 4, 5, 6, 7, 8]
+    assert (report.before, report.after) == (11, 7) and "between 0.2 and 0.8" in report.why
+
+
+def test_chosen_score_is_a_gate():
+    assert kept(ROWS, {"by": "chosen_score", "score": "total", "least": 1.85})[0] == [9, 10]
+    assert kept(ROWS, {"by": "chosen_score", "score": "total", "low": 0.5})[0] == [5, 6, 7, 8, 9, 10]
+
+
+def test_rules_follow_each_other_and_nothing_left_is_an_error():
+    gate, margin = (
+        {"by": "chosen_score", "score": "total", "least": 1.45},
+        {"by": "margin", "score": "total", "high": 0.5},
+    )
+    assert kept(ROWS, gate, margin)[0] == [5, 6, 7]
+    with pytest.raises(InputError, match="after the rule `chosen_score` none of 11 pairs is left .*>= 9"):
+        kept(ROWS, gate | {"least": 9})
+
+
+def test_duplicates_by_hash():
+    rows = [
+        row(0, 1, 0, sha256_chosen="a", sha256_rejected="b"),
+        row(3, 1, 0, sha256_chosen="a", sha256_rejected="b"),  # the same prompt and clips
+        row(1, 1, 0, sha256_chosen="a", sha256_rejected="b"),  # another prompt
+        row(2, 1, 0, sha256_chosen="c", sha256_rejected="c"),  # one clip twice
+    ]
+    indices, (report,) = kept(rows, {"by": "duplicates"})
+    assert indices == [0, 2] and report.why.startswith("1 repeat") and "1 have the same clip" in report.why
+
+
+def test_fifa_prefers_margin_and_rare_prompts():
+    """Prompts 0 and 1 lie together, prompt 2 apart: at equal margins its pairs stay."""
+    places = {"prompt 0": [0.0, 0.0], "prompt 1": [0.1, 0.0], "prompt 2": [5.0, 5.0]}
+    rows = [row(i, 2, 1) for i in range(6)]
+    rule = {"by": "fifa", "score": "total", "keep": 1 / 3, "neighbours": 1}
+    embed = lambda prompts: np.array([places[p] for p in prompts])  # noqa: E731
+    assert kept(rows, rule, embed=embed)[0] == [2, 5]
+    assert kept(ROWS, rule | {"diversity_weight": 0, "keep": 0.3})[0] == [
+        8,
+        9,
+        10,
+    ]  # no embeddings are asked for
+
+
+def test_fifa_reads_text_quality():
+    rows = [row(i, 2, 1, quality=float(i == 4)) for i in range(6)]
+    rule = {"by": "fifa", "score": "total", "keep": 0.17, "quality": "quality", "diversity_weight": 0}
+    assert kept(rows, rule)[0] == [4]
+
+
+def test_neighbour_entropy_against_distances():
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    expected = np.log(np.sort(distances, axis=1)[:, 4])
+    np.testing.assert_allclose(neighbour_entropy(points, 4), expected, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(own=st.integers(1, 40), others=st.integers(1, 40), share=st.floats(0.1, 0.9))
+def test_on_policy_share_is_reached_with_as_many_pairs_as_possible(own, others, share):
+    rows = [row(i, 1, 0, source="self" if i < own else "web") for i in range(own + others)]
+    indices, _ = kept(rows, {"by": "on_policy", "sources": ["self"], "share": share})
+    left = sum(index < own for index in indices)
+    wanted = share * len(indices)
+    assert abs(left - wanted) <= 1
+    assert left == own or len(indices) - left == others  # the smaller side is kept whole
+
+
+def test_source_names_what_there_is():
+    rows = [row(0, 1, 0, source="a"), row(1, 1, 0, source="b")]
+    assert kept(rows, {"by": "source", "sources": ["b"]})[0] == [1]
+    with pytest.raises(InputError, match="names c: the rows' sources are a, b"):
+        kept(rows, {"by": "source", "sources": ["c"]})
+
+
+def test_a_row_without_the_score_is_named():
+    rows = [*ROWS, {"id": "odd", "prompt": "x", "scores": {"chosen": {"motion": 1}}}]
+    with pytest.raises(
+        InputError, match="`margin` reads scores.chosen.total of every row: pair `odd` has motion"
+    ):
+        kept(rows, {"by": "margin", "score": "total"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"by": "margin"}, "`by: margin` needs score"),
+        ({"by": "duplicates", "keep": 0.3}, "takes nothing else, not keep"),
+        ({"by": "margin", "score": "x", "low": 0.9, "high": 0.1}, "low must be below high"),
+        ({"by": "on_policy"}, "`by: on_policy` needs sources"),
+        ({"by": "beauty"}, "'duplicates', 'chosen_score'"),
+    ],
+)
+def test_rules_are_checked(rule, message):
+    with pytest.raises(ValidationError, match=message):
+        SelectRule(**rule)
+
+
+def test_a_resolved_rule_is_read_again():
+    rule = SelectRule(by="margin", score="total", low=0.5)
+    assert SelectRule.model_validate(rule.model_dump()) == rule
+
+
+def test_rarity_weights_go_with_the_inverse_share():
+    rows = [row(i, 1.05, 1) for i in range(9)] + [row(9, 2, 1, weight=3.0)]
+    factors, why = weights(WeightRule(by="rarity", score="total", bins=2, power=1.0), rows)
+    assert factors[9] / factors[0] == pytest.approx(3 * 9)
+    assert np.mean([*factors[:9], factors[9] / 3]) == pytest.approx(1)
+    assert "2 bins" in why
+
+
+def test_a_curriculum_visits_easy_pairs_first_and_every_pair_once():
+    margin = np.random.default_rng(0).permutation(40) / 10
+    rows = [row(i, 1 + m, 1.0) for i, m in enumerate(margin)]
+    chunk, why = stages(OrderRule(by="margin", score="total", chunks=4), rows)
+    assert np.bincount(chunk).tolist() == [10, 10, 10, 10] and "4 chunks from easy to hard" in why
+    for epoch in range(2):
+        order = Order([list(range(40))], group=5, seed=1, stages=chunk.tolist())
+        visited = [pair for number in range(8 * epoch, 8 * epoch + 8) for pair in order.group(number)]
+        assert sorted(index for index, _ in visited) == list(range(40)) and {v for _, v in visited} == {epoch}
+        means = [np.mean([margin[i] for i, _ in visited[10 * k : 10 * k + 10]]) for k in range(4)]
+        assert means == sorted(means, reverse=True)
+        assert [i for i, _ in visited[:10]] != sorted(i for i, _ in visited[:10])  # shuffled within a chunk
+
+
+def test_an_order_by_implicit_rewards_reads_an_earlier_run(config_file, tmp_path):
+    from tests.worlds import run_pgdpo
+
+    run_pgdpo("train", config_file, "name=first")
+    run_pgdpo("curate", config_file, "name=first", "--implicit-rewards")
+    file = config_file.parent / "out" / "first" / "implicit_rewards.json"
+    margins = json.loads(file.read_text())["margin"]
+    assert len(margins) == 12 and len(set(margins.values())) == 12
+    run_pgdpo(
+        "train", config_file, "name=second", f"data.order={{by: implicit_reward, file: {file}, chunks: 3}}"
+    )
+    events = (config_file.parent / "out" / "second" / "events.jsonl").read_text()
+    assert "3 chunks from easy to hard by implicit_reward" in events
+    file.write_text(json.dumps({"margin": {"other": 1.0}}))
+    with pytest.raises(InputError, match="has no margin of pair .*12 of 12 lack one"):
+        run_pgdpo("train", config_file, "name=third", f"data.order={{by: implicit_reward, file: {file}}}")
+
+
+def clips(shift: float, count: int = 60) -> tuple[list[dict], list[dict]]:
+    """Statistics of random latents; the chosen ones are `shift` brighter."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, count, 3, 4, 6, 6, generator=generator)
+    latents[0] += shift
+    return tuple([statistics(clip) for clip in side] for side in latents)
+
+
+def test_the_probe_sees_a_cue_and_names_it():
+    found = probe(*clips(0.5))
+    assert found.auc > 0.98 and "superficial cues" in str(found)
+    assert found.telling[0][0].startswith("mean of channel")
+
+
+def test_the_probe_sees_nothing_where_nothing_is():
+    """Without held-out folds 9 statistics would tell 60 random pairs apart at about 0.65."""
+    found = probe(*clips(0.0))
+    assert abs(found.auc - 0.5) < 0.1 and "superficial" not in str(found)
+
+
+def test_auc_counts_ties_half():
+    assert auc(np.array([1.0, 2.0]), np.array([1.0, 0.0])) == (0.5 + 3) / 4
+
+
+def test_the_command_and_the_run_that_follows(config_file, tmp_path):
+    from tests.worlds import metrics, run_pgdpo
+
+    rules = "data.select=[{by: margin, score: total, low: 0.5}]"
+    weight = "data.weight={by: rarity, score: total, bins: 2}"
+    out = tmp_path / "found.json"
+    run_pgdpo("curate", config_file, rules, weight, "--out", out)
+    found = json.loads(out.read_text())
+    assert found["pairs"] == 6 and found["prepared"] == 12 and 0 <= found["probe"]["auc"] <= 1
+    assert [kept["by"] for kept in found["curation"]] == ["margin", "weight: rarity"]
+    run_pgdpo("train", config_file, "name=all")
+    run_pgdpo("train", config_file, "name=half", rules, weight)
+    output = config_file.parent / "out"
+    assert metrics(output, "all")[0]["loss"] != metrics(output, "half")[0]["loss"]  # ln 2 times the weights
+    events = (output / "half" / "events.jsonl").read_text()
+    assert "margin: 6 of 12 pairs stay" in events
+    with pytest.raises(
+        InputError, match="its data.select is .* data_hash"
+    ):  # a checkpoint of another selection
+        run_pgdpo("train", config_file, "name=half", "--resume", "train.steps=5")

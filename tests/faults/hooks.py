@@ -1,0 +1,201 @@
+"""Faults put into a rank before it starts; each runs inside the forked rank, none is part of the product."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+
+def kill_in_save(rank: int, *, victim: int, save: int, fraction: float) -> None:
+    """SIGKILL of `victim` in its `save`-th save (from 0; the first is timed), at a fraction of its length."""
+    from pgdpo.training.checkpoint import Checkpoints
+
+    whole, seconds, count = Checkpoints.save, [], iter(range(1 << 30))
+
+    def saving(self, *arguments, **options):
+        number = next(count)
+        if rank == victim and number == save:
+            _kill_after(1.1 * fraction * min(seconds))
+        began = time.perf_counter()
+        result = whole(self, *arguments, **options)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    Checkpoints.save = saving
+
+
+def _kill_after(seconds: float) -> None:
+    """From a process of its own, which no lock of this one delays."""
+    victim = os.getpid()
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os.kill(victim, signal.SIGKILL)
+        os._exit(0)
+
+
+def save_once_more(rank: int) -> None:
+    """A resumed run that has no step left saves what it loaded, before it ends."""
+    from pgdpo.training.loop import Trainer
+
+    begin = Trainer._begin
+
+    def begin_and_save(self, *arguments):
+        done, last = begin(self, *arguments)
+        self._save(done)
+        return done, last
+
+    Trainer._begin = begin_and_save
+
+
+def slow_steps(rank: int, *, seconds: float) -> None:
+    """Every micro-batch takes so long, so that a signal finds the run where the test wants it."""
+    from pgdpo.training.loop import Trainer
+
+    whole = Trainer.pair_loss
+
+    def slowly(self, batch):
+        time.sleep(seconds)
+        return whole(self, batch)
+
+    Trainer.pair_loss = slowly
+
+
+def slow_saves(rank: int, *, seconds: float) -> None:
+    """The main rank waits before it publishes."""
+    from pgdpo.training import checkpoint
+
+    whole = checkpoint.publish
+
+    def slowly(*arguments):
+        time.sleep(seconds)
+        return whole(*arguments)
+
+    checkpoint.publish = slowly
+
+
+def stuck_loader(rank: int, *, victim: int, batch: int) -> None:
+    """The data of `victim` never arrive from that micro-batch on."""
+    from pgdpo.training import loop
+
+    whole, count = loop.collate, iter(range(1 << 30))
+
+    def sticking(items):
+        if rank == victim and next(count) >= batch:
+            time.sleep(3600)
+        return whole(items)
+
+    loop.collate = sticking
+
+
+def fail_in_save(rank: int, *, victim: int, phase: str) -> None:
+    """An exception on one rank in a phase of its second save: a write, a gathering, the renaming, ..."""
+    import importlib
+
+    module, name, calls = PHASES[phase]
+    owner = importlib.import_module(module)
+    *parents, name = name.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    whole, count = getattr(owner, name), iter(range(1 << 30))
+
+    def failing(*arguments, **options):
+        if rank == victim and next(count) == calls:
+            raise ValueError(f"injected while {phase}")
+        return whole(*arguments, **options)
+
+    setattr(owner, name, failing)
+
+
+PHASES = {  # module, function, how often a save calls it
+    "making the folder": ("pgdpo.training.checkpoint", "temporary_folder", 1),
+    "gathering": ("pgdpo.training.optimizer_state", "weights", 1),
+    "writing": ("pgdpo.training.shards", "ShardWriter.close", 3),
+    "publishing": ("pgdpo.training.checkpoint", "publish", 1),
+}
+
+
+def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> None:
+    """Write down what each micro-batch is made of; kill both ranks inside one of them."""
+    import torch
+
+    from pgdpo.training.loop import Trainer
+
+    step, loss, where, count = Trainer._step, Trainer.pair_loss, [0, 0], iter(range(1 << 30))
+
+    def stepping(self, number, batches):
+        where[:] = [number, 0]
+        return step(self, number, batches)
+
+    def writing(self, batch):
+        drawn = torch.rand(()).item()
+        output = loss(self, batch)
+        sample = [batch["ids"], batch["draw"].tolist(), output[2].tolist(), drawn]
+        with open(file, "a") as stream:
+            stream.write(json.dumps({"where": [rank, *where], "sample": sample}) + "\n")
+        where[1] += 1
+        if kill_after is not None and next(count) >= kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return output
+
+    Trainer._step, Trainer.pair_loss = stepping, writing
+
+
+def full_disk(rank: int, *, save: int) -> None:
+    """In the `save`-th save (from 0) no file may grow beyond 4 kB: the system refuses the rest of it."""
+    import resource
+
+    from pgdpo.training.checkpoint import Checkpoints
+
+    whole, count = Checkpoints.save, iter(range(1 << 30))
+
+    def saving(self, *arguments, **options):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if next(count) == save:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            return whole(self, *arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    Checkpoints.save = saving
+
+
+def record_ids(rank: int, *, file: str) -> None:
+    """Append the (step, id, draw) of every pair that this rank trains on."""
+    from pgdpo.training.guards import Guard
+    from pgdpo.training.loop import Trainer
+
+    step, see = Trainer._step, Guard.see
+    at = []
+
+    def stepping(self, number, loaded):
+        at[:] = [number]
+        return step(self, number, loaded)
+
+    def seeing(self, output, errors, batch):
+        rows = zip(batch["ids"], batch["draw"].tolist(), strict=True)
+        with open(f"{file}-rank{rank}.jsonl", "a", encoding="utf-8") as log:
+            log.writelines(f'[{at[0]}, "{name}", {draw}]\n' for name, draw in rows)
+        see(self, output, errors, batch)
+
+    Trainer._step, Guard.see = stepping, seeing
+
+
+def damage_file(rank: int, *, victim: int, step: int, path: str) -> None:
+    """One rank flips a bit of a file before it reads the data of a step (from 0), after the checks at the start."""
+    from pgdpo.training.loop import Trainer
+
+    take = Trainer._step
+
+    def stepping(self, number, loaded):
+        if rank == victim and number == step:
+            with open(path, "r+b") as file:
+                file.seek(-1, 2)
+                last = file.read(1)[0]
+                file.seek(-1, 2)
+                file.write(bytes([last ^ 1]))
+        return take(self, number, loaded)
+
+    Trainer._step = stepping

@@ -1,0 +1,101 @@
+"""Starts ranks in a blink: a process that has imported everything and forks one child per rank.
+
+A run on two ranks costs ten seconds under torchrun, nearly all of it imports. The children are ordinary processes:
+they get the launcher's environment, run `pgdpo`'s own `main`, and can be killed, stopped and starved one by one.
+Speaks JSON lines: a request on stdin, an answer on stdout. `tests/faults/conftest.py` holds the other end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+
+def serve() -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for module in ("pgdpo.cli", "pgdpo.training.loop", "torch.utils.tensorboard", "diffusers", "peft"):
+        importlib.import_module(module)
+    from diffusers import WanTransformer3DModel  # noqa: F401  (imported lazily)
+
+    exits: dict[int, dict] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        starts = "argv" in request
+        answer = {"pids": _start(request)} if starts else _wait(exits, request["pids"], request["timeout"])
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _start(request: dict) -> list[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = []
+    for rank in range(request["ranks"]):
+        pid = os.fork()
+        if pid == 0:
+            _become_rank(rank, port, request)
+        pids.append(pid)
+    return pids
+
+
+def _become_rank(rank: int, port: int, request: dict) -> None:
+    world = request["ranks"]
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(world)}
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(f"{request['log']}-rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    from pgdpo.console import console
+
+    console.file = sys.stdout
+    code = 1
+    try:
+        from pgdpo.cli import main
+
+        if request["hook"]:
+            from tests.faults import hooks
+
+            getattr(hooks, request["hook"])(rank, **request["hook_options"])
+        sys.argv = ["pgdpo", *request["argv"]]
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _wait(exits: dict[int, dict], pids: list[int], timeout: float) -> dict:
+    """Exit codes (negative: killed by that signal) and the times of the exits; None for a child that still runs."""
+    until = time.monotonic() + timeout
+    while True:
+        for pid in [pid for pid in pids if pid not in exits]:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                exits[pid] = {"code": os.waitstatus_to_exitcode(status), "time": time.time()}
+        if all(pid in exits for pid in pids) or time.monotonic() > until:
+            return {"exits": [exits.get(pid) for pid in pids]}
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve()

@@ -1,0 +1,182 @@
+"""Pairs made from real mp4 clips, by corruption and by the shipped toy model; each way keeps what it promises."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pgdpo.data.manifest import read_manifest
+from pgdpo.data.video import read_video, write_video
+from pgdpo.errors import InputError
+from pgdpo.evaluation.rewards import open_reward
+from pgdpo.making import make as making
+from pgdpo.making.corrupt import CORRUPTIONS
+from pgdpo.making.prompts import corrupt_prompt
+from tests.worlds import run_pgdpo
+
+FAST = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
+
+
+@pytest.fixture(scope="module")
+def clips(world):
+    """A list of three real clips: the toy world's chosen ones."""
+    toy = world / "out" / "toy"
+    rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()][:3]
+    listed = [{"id": row["id"], "prompt": row["prompt"], "video": row["chosen"]} for row in rows]
+    (toy / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    return toy / "clips.jsonl"
+
+
+def made(kind, clips, out, *overrides) -> list[dict]:
+    run_pgdpo("make", kind, "quickstart.yaml", clips, out, f"output_dir={out.parent}", *FAST, *overrides)
+    assert read_manifest(out / "manifest.jsonl")  # rows, paths and columns are valid
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def frames(out, row, side) -> np.ndarray:
+    return read_video(out / row[side]).astype(int)
+
+
+def real(clips, row) -> np.ndarray:
+    """The listed clip that a pair was made from, at the model's size."""
+    rows = [json.loads(line) for line in clips.read_text().splitlines()]
+    listed = next(each for each in rows if row["id"].startswith(each["id"]))
+    return read_video(clips.parent / listed["video"], num_frames=8, size=(24, 24)).astype(int)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_changes_a_clip_and_keeps_its_shape(name):
+    rng = np.random.default_rng(0)
+    clip = np.random.default_rng(1).integers(30, 200, (9, 16, 20, 3), dtype=np.uint8)
+    for _ in range(20):
+        corrupted = CORRUPTIONS[name](clip, rng)
+        assert corrupted.shape == clip.shape and corrupted.dtype == np.uint8
+        assert (corrupted != clip).any()
+
+
+def test_corrupt_keeps_the_real_clip_and_says_what_befell_the_other(clips, tmp_path):
+    rows = made("corrupt", clips, tmp_path / "pairs", "make.pairs_per_clip=2", "evaluate.reward=toy")
+    assert len(rows) == 6 and {row["corruption"] for row in rows} <= set(CORRUPTIONS)
+    for row in rows:
+        assert np.abs(frames(tmp_path / "pairs", row, "chosen") - real(clips, row)).mean() < 4
+        assert row["chosen_is_real"] and set(row["scores"]) == {"chosen", "rejected"}
+    assert sum(r["scores"]["chosen"]["total"] > r["scores"]["rejected"]["total"] for r in rows) >= 5
+
+
+def test_guided_pairs_are_chosen_by_the_reward_and_stay_near_the_clip(clips, tmp_path):
+    far, near = tmp_path / "far", tmp_path / "near"
+    rows = made("guided", clips, near, "evaluate.reward=toy", "make.renoise=[0.2,0.2]")
+    for row in rows:
+        scores = row["scores"]
+        assert scores["chosen"]["total"] >= scores["rejected"]["total"] and row["renoised_to"] == 0.2
+        assert (frames(near, row, "chosen") != frames(near, row, "rejected")).any()
+    others = made("guided", clips, far, "evaluate.reward=toy", "make.renoise=[0.9,0.9]")
+
+    def distance(out, rows):
+        return sum(np.abs(frames(out, row, "chosen") - real(clips, row)).mean() for row in rows)
+
+    assert distance(near, rows) < distance(far, others)
+
+
+def test_masked_changes_the_box_alone(clips, tmp_path):
+    """The toy's codec is local, so outside the box the clips are the same up to H.264."""
+    from PIL import Image
+
+    out = tmp_path / "pairs"
+    changed = {True: 0.0, False: 0.0}
+    for row in made("masked", clips, out, "make.renoise=[0.9,0.9]"):
+        inside = np.asarray(Image.open(out / row["mask"])) > 0
+        change = np.abs(frames(out, row, "chosen") - frames(out, row, "rejected")).mean(axis=(0, 3))
+        assert 0 < inside.mean() < 0.6 and change[~inside].mean() < 1
+        for side in changed:
+            changed[side] += change[inside == side].mean()
+    assert changed[True] > 3 * changed[False]
+
+
+def test_real_and_prompts(clips, tmp_path):
+    assert all(row["chosen_is_real"] for row in made("real", clips, tmp_path / "real"))
+    rows = made("prompts", clips, tmp_path / "prompts")
+    assert all(row["caption_rejected"] != row["prompt"] for row in rows)
+    # A bag of words stays the same where two of them are swapped: the toy's encoder hears of dropped ones alone.
+    dropped = [row for row in rows if len(row["caption_rejected"]) < len(row["prompt"])]
+    out = tmp_path / "prompts"
+    assert dropped and all((frames(out, r, "chosen") != frames(out, r, "rejected")).any() for r in dropped)
+
+
+def test_what_was_made_is_kept_when_it_goes_on(clips, tmp_path, monkeypatch):
+    written = making._write
+    calls = []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return written(*arguments)
+
+    monkeypatch.setattr(making, "_write", stops)
+    with pytest.raises(RuntimeError, match="killed"):
+        made("corrupt", clips, tmp_path / "pairs")
+    assert not (tmp_path / "pairs" / "manifest.jsonl").exists()
+    monkeypatch.setattr(making, "_write", lambda *arguments: calls.append(arguments) or written(*arguments))
+    with pytest.raises(InputError, match="begun with other settings"):
+        made("corrupt", clips, tmp_path / "pairs", "make.seed=1")
+    resumed = made("corrupt", clips, tmp_path / "pairs")
+    assert len(calls) == 4  # the third pair alone
+    assert resumed == made("corrupt", clips, tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("video"), "clips.jsonl:1: `video` is None; expected text"),
+        (lambda row: row.update(video="nowhere.mp4"), "clips.jsonl:1: `video` is 'nowhere.mp4': no file"),
+        (lambda row: row.update(id="a/b"), "`id` is 'a/b'; it names files"),
+        (lambda row: row.update(video="../../../etc/passwd"), "etc/passwd"),
+    ],
+)
+def test_bad_rows_are_named_before_anything_is_written(tmp_path, change, message):
+    write_video(tmp_path / "clip.mp4", np.zeros((8, 24, 24, 3), np.uint8), 8)
+    row = {"id": "a", "prompt": "a red circle moving left", "video": "clip.mp4"}
+    change(row)
+    (tmp_path / "clips.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=message):
+        made("corrupt", tmp_path / "clips.jsonl", tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_guided_without_a_reward_and_unknown_kinds_are_refused(clips, tmp_path):
+    with pytest.raises(InputError, match="guided pairs need a reward"):
+        made("guided", clips, tmp_path / "pairs", "evaluate.reward=null")
+    with pytest.raises(InputError, match="KIND is 'best': allowed are corrupt, guided"):
+        made("best", clips, tmp_path / "pairs")
+
+
+def test_a_model_that_predicts_otherwise_is_named(tmp_path, clips, monkeypatch):
+    from pgdpo.models.wan import Wan
+
+    monkeypatch.setattr(Wan, "prediction", "v")
+    with pytest.raises(InputError, match="it predicts v; clips are made by models of flow matching"):
+        made("real", clips, tmp_path / "pairs")
+
+
+def test_prompts_lose_or_swap_a_concept():
+    rng = np.random.default_rng(0)
+    found = {corrupt_prompt("a dog chases the cat", rng) for _ in range(50)}
+    assert "a cat chases the dog" in found and "a chases the cat" in found
+    assert "a dog chases the cat" not in found and corrupt_prompt("a dog", rng) is None
+
+
+def test_rewards_come_from_installed_packages_alone(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, message in {
+        "evil:score": "no installed package holds `evil`",
+        "os:system": "no installed package holds `os`",
+        "numpy:nothing_like_that": "has no attribute",
+        "numpy": "expected `toy` or",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            open_reward(name)
+    assert open_reward("numpy:size")(np.zeros((2, 3)), None) == {"total": 6.0}
+    with pytest.raises(InputError, match="expected a finite number"):
+        open_reward("numpy:log")(np.array(-1.0), None)

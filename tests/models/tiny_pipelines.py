@@ -1,0 +1,306 @@
+"""Whole diffusers pipelines with one-digit layers, saved to disk: every part of its real class, weights at random.
+
+`Road` walks one of them from clips to an adapter, and records what the real pipeline hands to its transformer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.worlds import losses, run_pgdpo, write_config
+
+PROMPT = "a red circle moving left"
+SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")
+COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle", "ring", "star")
+WORDS = (*SPECIAL, *COLOURS, *SHAPES, "a", "moving", "left", "right", "up", "down", "still")
+
+
+def tokenizer(**options):
+    """A real fast tokenizer that knows the toy world's words; everything else is <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **options
+    )
+
+
+def t5(width: int = 16):
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+
+
+def save_tiny_hunyuan_video(folder: Path) -> Path:
+    from diffusers import (
+        AutoencoderKLHunyuanVideo,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoPipeline,
+        HunyuanVideoTransformer3DModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        mlp_ratio=1.0,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+        )
+    )
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=8,
+            intermediate_size=8,
+            projection_dim=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=3,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    HunyuanVideoPipeline(
+        llama.eval(),
+        tokenizer(),
+        transformer,
+        vae,
+        FlowMatchEulerDiscreteScheduler(shift=7.0),
+        clip.eval(),
+        tokenizer(model_max_length=77),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_cogvideox(folder: Path, *, rotary: bool) -> Path:
+    """`rotary`: positions, scheduler and all else as the 5b has them; else as the 2b."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=16,
+        num_layers=2,
+        sample_width=12,
+        sample_height=8,
+        sample_frames=9,
+        use_rotary_positional_embeddings=rotary,
+    )
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.7 if rotary else 1.15258426,
+    )
+    scheduler = (CogVideoXDPMScheduler if rotary else CogVideoXDDIMScheduler)(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        snr_shift_scale=1.0 if rotary else 3.0,
+    )
+    CogVideoXPipeline(tokenizer(), t5().eval(), vae, transformer, scheduler).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
+    """`timestep_conditioning`: the VAE's decoder as in LTX-Video 0.9.1 and later."""
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=16,
+    )
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        timestep_conditioning=timestep_conditioning,
+    )
+    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        base_shift=0.95,
+        max_shift=2.05,
+        shift_terminal=0.1,
+    )
+    LTXPipeline(scheduler, vae, t5().eval(), tokenizer(), transformer).save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Road:
+    """One pipeline on disk, on the way from clips to an adapter."""
+
+    family: str
+    folder: Path
+    world: Path
+    root: Path
+    size: tuple[int, int, int]  # frames, height, width
+
+    def config(self, **model) -> Path:
+        frames, height, width = self.size
+        return write_config(
+            self.root / "config.yaml",
+            self.root / "out",
+            self.folder,
+            data={
+                "train": str(self._first_rows("train", 4)),
+                "held_out": str(self._first_rows("held_out", 2)),
+                "num_frames": frames,
+                "height": height,
+                "width": width,
+            },
+            model={"family": self.family, "encoders": "pipeline", **model},
+            train={"steps": 2},
+            evaluate={"reward": None, "draws_per_pair": 1},
+        )
+
+    def _first_rows(self, split: str, count: int) -> Path:
+        """A manifest beside the toy world's, with its first rows alone."""
+        toy = self.world / "out" / "toy"
+        few = toy / f"{split}-{count}.jsonl"
+        rows = (toy / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        few.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return few
+
+    def walk(self, *overrides: str) -> Path:
+        """prepare, train, export, evaluate. Returns the run's folder.
+
+        A fresh run must show loss ln 2 to the last bit, in bf16 with recomputed activations too, and another loss after
+        its first step.
+        """
+        config = self.config()
+        for command in ("prepare", "train", "export", "evaluate"):
+            run_pgdpo(command, config, *overrides)
+        run_pgdpo(
+            "train",
+            config,
+            *overrides,
+            "name=half",
+            "train.precision=bf16",
+            "model.gradient_checkpointing=selective",
+        )
+        for name in ("dpo", "half"):
+            first, second = losses(self.root / "out", name)
+            assert first == float(torch.tensor(math.log(2), dtype=torch.float32)) != second
+        return self.root / "out" / "dpo"
+
+
+def open_tiny(family: str, folder: Path, **model):
+    """The opened family of a saved pipeline."""
+    from pgdpo.models import open_family
+    from pgdpo.settings import ModelConfig
+
+    return open_family(ModelConfig(family=family, path=str(folder), **model))
+
+
+def generate(pipeline, latents: torch.Tensor, *, output_type: str = "latent", **options):
+    """Two steps of the real pipeline from text, from given initial `latents` (of the pipeline's own layout)."""
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        return pipeline(
+            prompt=PROMPT, num_inference_steps=2, latents=latents, output_type=output_type, **options
+        ).frames
+
+
+def record(transformer: torch.nn.Module) -> list[tuple[dict, torch.Tensor]]:
+    """A list that fills with (keyword arguments, prediction) of every later call of the transformer."""
+    calls = []
+
+    def hook(module, arguments, keywords, output):
+        if arguments:
+            raise AssertionError("the pipeline is expected to call its transformer by keywords")
+        calls.append((keywords, output[0]))
+
+    transformer.register_forward_hook(hook, with_kwargs=True)
+    return calls
+
+
+def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """Conditioning as a training batch has it: padded, with its mask."""
+    encoded = family.load_encoders(torch.device("cpu")).encode_prompts(prompts)
+    batch = {name: [] for name in (*encoded[0], "prompt_mask")}
+    for item in encoded:
+        rows, width = item["prompt"].shape
+        padded = torch.zeros(family.text_length, width)
+        padded[:rows] = item["prompt"]
+        mask = torch.arange(family.text_length) < rows
+        for name, tensor in {**item, "prompt": padded, "prompt_mask": mask}.items():
+            batch[name].append(tensor)
+    return {name: torch.stack(tensors) for name, tensors in batch.items()}
+
+
+def same_calls(ours: dict, theirs: dict, *, text_mask: torch.Tensor | None = None) -> None:
+    """All arguments that the pipeline gives its transformer are those that we give; padding aside, to the bit."""
+    extra = {key for key, value in theirs.items() if value is None} | {"attention_kwargs"}
+    assert set(ours) >= set(theirs) - extra
+    for name, value in ours.items():
+        other = theirs[name]
+        if name == "encoder_hidden_states" and text_mask is not None:
+            value, other = value[text_mask], other[text_mask]
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value.to(other.dtype), other, rtol=1e-6, atol=0, msg=name)
+        elif isinstance(value, tuple):
+            for mine, their in zip(value, other, strict=True):
+                torch.testing.assert_close(torch.as_tensor(mine), torch.as_tensor(their), rtol=0, atol=0)
+        else:
+            assert value == other, name

@@ -1,0 +1,91 @@
+"""Two ranks of the real DeepSpeed engine on tiny models: bytes that each rank really holds, by part, as JSON.
+
+    torchrun --nproc-per-node 2 tests/planning/rank_bytes.py CASES.json OUT.json
+
+CASES.json: a list of [config file, [overrides]]. OUT.json: for each case a list with one dict per rank. Parts are
+counted after the backward pass (gradients) and after the optimizer's step (weights, optimizer), by distinct storage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from pgdpo.config import load_config
+from pgdpo.training import engine as engines
+from pgdpo.training.parallel import arrange_ranks
+from pgdpo.training.policy import build_policy
+
+
+def nbytes(tensors) -> int:
+    """Bytes of the distinct storages of tensors."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t is not None}
+    return sum(storages.values())
+
+
+def weights(engine) -> int:
+    parameters = list(engine.module.parameters())
+    shards = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
+    return nbytes([p.data for p in parameters if p.data.numel() or not shards] + shards)
+
+
+def optimizer_bytes(engine) -> int:
+    optimizer = engine.optimizer
+    masters = [
+        *getattr(optimizer, "single_partition_of_fp32_groups", []),
+        *getattr(optimizer, "fp32_partitioned_groups_flat", []),
+    ]
+    inner = getattr(optimizer, "optimizer", optimizer)
+    moments = [state[name] for state in inner.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    return nbytes([*masters, *moments])
+
+
+def gradients(engine) -> int:
+    optimizer = engine.optimizer
+    found = [p.grad for p in engine.module.parameters()]
+    for group in getattr(optimizer, "averaged_gradients", {}).values():
+        found += group if group is not None else []
+    flat = getattr(optimizer, "grad_partitions_flat_buffer", None)
+    return nbytes([*found, flat])
+
+
+def measure(path: str, overrides: list[str]) -> dict:
+    config = load_config(path, overrides)
+    device = engines.start_distributed()
+    family, transformer = build_policy(config, device, ranks=arrange_ranks(1, device))
+    engine = engines.build_engine(transformer, config)
+    shape = family.latent_shape(config.data.num_frames, config.data.height, config.data.width)
+    torch.manual_seed(dist.get_rank())
+    conditioning = {
+        name: torch.randn(value.shape) for name, value in family.example_conditioning(2, shape).items()
+    }
+    for _ in range(engine.gradient_accumulation_steps()):  # the last turn is what stays in `found`
+        prediction = family.predict(engine, torch.randn(2, *shape), torch.tensor([0.3, 0.6]), conditioning)
+        engine.backward(prediction.float().square().mean())
+        found = gradients(engine)
+        engines.step(engine)
+    out = {"weights": weights(engine), "gradients": found, "optimizer": optimizer_bytes(engine)}
+    engine.destroy()
+    return out
+
+
+def main() -> None:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        cases = json.load(file)
+    results = []
+    for path, overrides in cases:
+        everywhere: list[dict] = [{} for _ in range(int(os.environ["WORLD_SIZE"]))]
+        mine = measure(path, overrides)
+        dist.all_gather_object(everywhere, mine)
+        results.append(everywhere)
+    if dist.get_rank() == 0:
+        with open(sys.argv[2], "w", encoding="utf-8") as file:
+            json.dump(results, file)
+
+
+if __name__ == "__main__":
+    main()

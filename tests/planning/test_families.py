@@ -1,0 +1,30 @@
+"""Every model family is planned by its protocol alone: bytes of weights and of what autograd keeps, against its own."""
+
+import pytest
+import torch
+
+from pgdpo.config import load_config
+from pgdpo.planning.plan import Planner
+from tests.models import tiny_pipelines
+from tests.planning.test_planned_memory import really_saved
+from tests.worlds import write_config
+
+FAMILIES = {
+    "hunyuan_video": (tiny_pipelines.save_tiny_hunyuan_video, (5, 32, 32)),
+    "cogvideox": (lambda folder: tiny_pipelines.save_tiny_cogvideox(folder, rotary=True), (9, 32, 32)),
+    "ltx": (tiny_pipelines.save_tiny_ltx, (9, 64, 64)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_activations_of_a_family(family, tmp_path):
+    save, (frames, height, width) = FAMILIES[family]
+    model = {"family": family, "path": str(save(tmp_path / "model")), "encoders": "pipeline", "adapter": None}
+    data = {"num_frames": frames, "height": height, "width": width}
+    file = write_config(tmp_path / "c.yaml", tmp_path / "out", tmp_path, model=model, data=data)
+    config = load_config(file)
+    planner = Planner(config)
+    transformer = planner.family.load_transformer(dtype=torch.float32)
+    assert sum(size.numel for size in planner.sizes) == sum(p.numel() for p in transformer.parameters())
+    assert planner.traced(config, planner.traced_pass(2, cuda=False)).saved == really_saved(config)
+    assert planner.work.forward > planner.work.attention > 0

@@ -1,0 +1,196 @@
+"""`pgdpo plan`: what it prints, what it refuses, what it advises, and that its advice holds."""
+
+import json
+
+import pytest
+import torch
+
+from pgdpo.config import load_config
+from pgdpo.errors import InputError
+from pgdpo.planning.disk import checkpoint_bytes
+from pgdpo.planning.hardware import machine
+from pgdpo.planning.memory import Sharding, rank_memory
+from pgdpo.planning.model import Size
+from pgdpo.planning.plan import Planner
+from pgdpo.planning.start import refuse_too_large
+from pgdpo.planning.trace import Activations
+from tests.worlds import run_pgdpo
+
+HELD = ["model.gradient_checkpointing=full", "train.micro_batch_pairs=1"]  # little is left to change
+TOLD = ["--gpus", "2", "--gpu", "H100", "--json"]
+
+
+def planned(capsys, *arguments) -> dict:
+    run_pgdpo("plan", *arguments)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_names_its_parts_and_leaves_no_files(plan_file, capsys):
+    plan = planned(capsys, plan_file, *TOLD, "train.zero_stage=2")
+    memory, step, disk = plan["memory"], plan["step"], plan["disk"]
+    assert plan["fits"] and plan["changes"] == []
+    parts = sum(memory[name] for name in ("weights", "optimizer", "inputs", "activations"))
+    assert parts < memory["peak"] < sum(memory.values())
+    # 4 pairs of two clips; latents 4 x 4 x 4, patches of 1 x 2 x 2
+    assert (step["pairs"], step["tokens"]) == (4, 4 * 2 * 4 * 2 * 2)
+    # forward and backward, the latter without the frozen weights' gradients, and the reference's forward
+    config = load_config(plan_file)
+    forward = Planner(config).work.forward
+    assert step["flops"] == 4 * 2 * forward * 3
+    assert step["executed_flops"] == step["flops"]
+    assert step["compute_seconds"] == pytest.approx(step["flops"] / (0.35 * 989e12 * 2))
+    # 16 pairs of the toy, two clips of 48 x 4 x 4 x 4 in fp32
+    assert (disk["pairs"], disk["latents"]) == (16, 16 * 2 * 48 * 64 * 4)
+    assert not (plan_file.parent / "out").exists()
+
+
+def test_the_table_is_for_people(plan_file, capsys):
+    run_pgdpo("plan", plan_file, "--gpu", "A100", "--mfu", "0.5")
+    printed = capsys.readouterr().out
+    for word in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "peak",
+        "FLOPs a step",
+        "one checkpoint",
+        "fits",
+    ):
+        assert word in printed
+
+
+def test_flops_count_what_is_computed_again(plan_file):
+    on = machine(gpus=1, nodes=1, name="H100", memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
+    planner = Planner(load_config(plan_file))
+    work, steps = planner.work, {}
+    for change in ("none", "selective", "full", "split", "cached", "none-frozen"):
+        override = {
+            "split": "train.pair_batching=split",
+            "cached": "train.reference=cached",
+            "none-frozen": "train.reference=frozen",
+        }.get(change, f"model.gradient_checkpointing={change}")
+        steps[change] = planner.plan(load_config(plan_file, [override]), on).step
+    samples = 2 * 4
+    assert 0 < work.attention < work.forward
+    assert steps["full"].executed_flops - steps["none"].executed_flops == samples * work.forward
+    assert steps["selective"].executed_flops - steps["none"].executed_flops == samples * (
+        work.forward - work.attention
+    )
+    assert steps["split"].executed_flops == steps["full"].executed_flops
+    assert steps["full"].flops == steps["split"].flops == steps["none-frozen"].flops == steps["none"].flops
+    assert steps["none"].flops - steps["cached"].flops == samples * work.forward
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(plan_file, capsys):
+    # a long clip: the toy's codec and this model take it, and nothing of it is ever allocated
+    big = [
+        "data.num_frames=200",
+        "data.height=512",
+        "data.width=512",
+        "model.gradient_checkpointing=selective",
+    ]
+    with pytest.raises(InputError, match="GB more than the 75.2 GB that can be used of 80.0 GB") as error:
+        run_pgdpo("plan", plan_file, *TOLD, *big)
+    plan = json.loads(capsys.readouterr().out)
+    assert not plan["fits"] and plan["memory"]["peak"] > 75.2e9
+    seconds = [change["plan"]["step"]["seconds"] for change in plan["changes"]]
+    assert len(seconds) == 3 and seconds == sorted(seconds)
+    for change in plan["changes"]:
+        overrides = [f"{key}={value}" for key, value in change["settings"].items()]
+        assert all(item.lower() in str(error.value) for item in overrides)
+    assert planned(capsys, plan_file, *TOLD, *big, *overrides)["memory"] == change["plan"]["memory"]
+
+
+def test_where_nothing_helps_it_says_so(plan_file):
+    with pytest.raises(InputError, match="no change of how the model is held makes it fit"):
+        run_pgdpo("plan", plan_file, "--gpu-memory", "0.001", *HELD)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--gpu", "TX-9"], "known are H200, H100"),
+        (["--gpus", "9", "--nodes", "2"], "must be a multiple of --nodes 2"),
+        (["--gpus", "3"], "must be a multiple of micro_batch_pairs"),
+        (
+            ["--gpus", "4", "train.sequence_parallel=4", "train.micro_batch_pairs=1"],
+            "must divide the 2 attention heads of this model",
+        ),
+    ],
+)
+def test_bad_input(plan_file, arguments, message):
+    with pytest.raises(InputError, match=message):
+        run_pgdpo("plan", plan_file, *arguments)
+
+
+def test_a_start_on_a_gpu_that_is_too_small_is_refused_before_weights_are_read(plan_file):
+    config = load_config(plan_file, ["model.random_init=false", *HELD])  # the folder holds no weights
+    refuse_too_large(config, [(48, 4, 4, 4)], memory=80e9, gpus=1, nodes=1)
+    with pytest.raises(InputError, match="more than the 3.8 MB that can be used of 4.0 MB") as error:
+        refuse_too_large(config, [(48, 4, 4, 4)], memory=4e6, gpus=1, nodes=1)
+    assert "train.check_memory=warn" in str(error.value)
+    refuse_too_large(
+        load_config(plan_file, ["train.check_memory=warn", *HELD]),
+        [(48, 4, 4, 4)],
+        memory=4e6,
+        gpus=1,
+        nodes=1,
+    )
+
+
+def test_a_checkpoint_is_as_large_as_planned(config_file, capsys):
+    run_pgdpo("train", config_file, "train.steps=1")
+    [folder] = (config_file.parent / "out" / "dpo" / "checkpoints").iterdir()
+    from safetensors import safe_open
+
+    stored = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys() if not name.startswith("step/")]  # noqa: SIM118
+            stored += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    capsys.readouterr()
+    assert planned(capsys, config_file, *TOLD)["disk"]["checkpoint"] == stored
+
+
+def test_prepared_pairs_are_counted_where_they_are(config_file, capsys):
+    disk = planned(capsys, config_file, *TOLD)["disk"]
+    files = [*(config_file.parent / "out" / "prepared").glob("*/*.safetensors")]
+    assert disk["latents"] + disk["text"] == sum(file.stat().st_size for file in files)
+
+
+def test_offload_moves_bytes_to_the_host():
+    sizes = [Size(1000, 2, False), Size(500, 4, True)]
+    none = Activations(0, 0, 0)
+    held = {
+        where: rank_memory(sizes, [], Sharding(3, 2, False, *where), none, inputs=0, comm_dtypes={2})
+        for where in (("none", "none"), ("cpu", "none"), ("cpu", "cpu"))
+    }
+    here, optimizer, both = held.values()
+    assert here.host == 0 and here.optimizer == 250 * 12 and here.gradients == 250 * 4
+    assert optimizer.host == here.optimizer + here.gradients and optimizer.optimizer == 0
+    assert both.host == optimizer.host + 500 * 2 + 250 * 4
+    assert both.peak < optimizer.peak
+
+
+def test_a_moving_reference_stands_in_the_checkpoint():
+    assert checkpoint_bytes([Size(10, 4, True), Size(7, 2, False)], moving=10) == 10 * 16
+
+
+def test_offloaded_activations_wait_on_the_host(plan_file):
+    on = machine(gpus=1, nodes=1, name="H100", memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
+    config = load_config(plan_file, ["model.gradient_checkpointing=full"])
+    planner = Planner(config)
+    here = planner.plan(config, on)
+    there = planner.plan(load_config(plan_file, [*HELD[:1], "model.activation_offload=true"]), on)
+    saved = planner.activations(config, 4).saved
+    assert there.memory.host == saved > 0
+    assert here.memory.activations - saved <= there.memory.activations < here.memory.activations
+    assert there.step.seconds > here.step.seconds
+
+
+def test_nothing_is_allocated(plan_file):
+    before = torch.get_default_device()
+    planner = Planner(load_config(plan_file))
+    assert torch.get_default_device() == before
+    assert all(size.numel > 0 for size in planner.sizes)

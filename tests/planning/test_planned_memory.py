@@ -1,0 +1,86 @@
+"""Planned bytes against the tensors that DeepSpeed's ranks and autograd really hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgdpo.config import load_config
+from pgdpo.planning.memory import Sharding, rank_memory
+from pgdpo.planning.plan import Planner
+from pgdpo.planning.trace import Activations, trace
+from pgdpo.training.policy import build_policy
+
+LORA = ["train.precision=bf16", "train.global_batch_pairs=8"]
+FULL = ["model.adapter=null", "train.reference=frozen"]
+ENGINES = [
+    [f"train.zero_stage={stage}", *options]
+    for stage, options in ((0, FULL), (1, FULL), (2, LORA), (3, LORA), (3, FULL))
+]
+
+
+def test_weights_gradients_and_optimizer_are_those_of_the_engine_on_two_ranks(plan_file, tmp_path):
+    cases, out = tmp_path / "cases.json", tmp_path / "out.json"
+    cases.write_text(json.dumps([[str(plan_file), overrides] for overrides in ENGINES]))
+    worker = Path(__file__).with_name("rank_bytes.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        worker,
+        cases,
+        out,
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for overrides, ranks in zip(ENGINES, json.loads(out.read_text()), strict=True):
+        config = load_config(plan_file, overrides)
+        sharding = Sharding(config.train.zero_stage, 2, accumulates=True)
+        memory = rank_memory(
+            Planner(config).sizes, [], sharding, Activations(0, 0, 0), inputs=0, comm_dtypes={4}
+        )
+        held = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+        planned = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+        assert planned == held, overrides
+
+
+def really_saved(config) -> int:
+    """Bytes that autograd keeps of a real forward on the CPU: the storages handed to it, weights and inputs apart."""
+    family, transformer = build_policy(config, torch.device("cpu"))
+    noisy, sigma, conditioning = Planner(config).traced_pass(2).inputs()
+    inputs = [noisy.normal_(), sigma.uniform_(), *conditioning.values()]
+    given = {tensor.untyped_storage().data_ptr() for tensor in (*transformer.parameters(), *inputs)}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"),
+    ):
+        kept = family.predict(transformer, noisy, sigma, conditioning)
+    assert kept.requires_grad
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "options", [["train.precision=bf16"], ["model.adapter=null"]], ids=["lora-bf16", "full-fp32"]
+)
+def test_activations_are_what_autograd_keeps(plan_file, kind, options):
+    config = load_config(plan_file, [f"model.gradient_checkpointing={kind}", *options])
+    planner = Planner(config)
+    run = planner.traced_pass(2, cuda=False)
+    found = planner.traced(config, run)
+    assert planner.depths == {"blocks": 5}
+    assert found.saved == really_saved(config)
+    assert (found.saved, found.peak) == trace(planner.build(config, {}), run)

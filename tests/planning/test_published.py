@@ -1,0 +1,55 @@
+"""Planning for the shipped configurations needs no network: the published models' sizes are known."""
+
+import pytest
+
+from pgdpo.config import load_config
+from pgdpo.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.planning.model import meta_policy, sizes
+from pgdpo.planning.published import open_to_plan
+from tests.worlds import run_pgdpo
+
+# Parameters of the transformers, as their authors publish them (to the digits that they give).
+PARAMETERS = {
+    "wan21_1.3b": 1.42e9,
+    "wan21_14b": 14.29e9,
+    "wan21_i2v_14b": 16.4e9,
+    "wan22_a14b": 14.29e9,
+    "wan22_i2v_a14b": 14.29e9,
+    "wan22_ti2v_5b": 5.0e9,
+    "hunyuan_video": 12.82e9,
+    "cogvideox_2b": 1.69e9,
+    "cogvideox_5b": 5.57e9,
+    "ltx_video": 1.92e9,
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_published_sizes(name):
+    config = load_config(f"{name}.yaml", ["model.adapter=null"])
+    family, note = open_to_plan(config.model)
+    assert "was not reached" in note
+    found = sum(size.numel for size in sizes(meta_policy(family, config)))
+    assert found == pytest.approx(PARAMETERS[name], rel=0.005)
+    for size in config.data.sizes:
+        family.check_size(*size)
+
+
+def test_nothing_but_planning_takes_them():
+    """No weights stand there: training needs the model itself."""
+    with pytest.raises(InputError, match="cannot be read"):
+        open_family(load_config("wan21_1.3b.yaml").model)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_to_plan(load_config("wan21_1.3b.yaml", ["model.path=nobody/nothing"]).model)
+
+
+def test_the_command(capfd):
+    run_pgdpo("plan", "wan21_1.3b.yaml", "--gpus", 8, "--gpu", "H100")
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "Wan2.1-T2V-1.3B-Diffusers was not reached" in shown

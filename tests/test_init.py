@@ -1,0 +1,93 @@
+"""`pgdpo init` keeps a configuration's comments, puts in what it is told, and fits it to the GPUs."""
+
+import json
+
+import pytest
+import yaml
+
+from pgdpo.config import load_config
+from pgdpo.errors import InputError
+from pgdpo.init import models, set_key
+from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
+
+
+@pytest.fixture(scope="module")
+def whole_wan(tmp_path_factory):
+    """A tiny pipeline whose positions reach as far as 480p needs."""
+    folder = save_tiny_wan_pipeline(tmp_path_factory.mktemp("wan"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 1024}))
+    return folder
+
+
+def test_every_model_has_a_configuration_that_can_be_begun(tmp_path):
+    assert {"wan21_1.3b", "hunyuan_video", "cogvideox_5b", "ltx_video"} <= set(models())
+    assert not {"quickstart", "study", "study_selection"} & set(models())
+
+
+def test_comments_stay_and_what_is_told_is_put_in(tmp_path, tiny_wan):
+    out = tmp_path / "mine.yaml"
+    run_pgdpo("init", "wan21_1.3b", out, "--path", tiny_wan, "--data", "pairs.jsonl", "--gpu", "H100")
+    text = out.read_text()
+    assert "# 4k + 1" in text and "`pgdpo objectives` lists the others" in text
+    config = load_config(out)
+    assert config.data.train == "pairs.jsonl" and config.model.path == str(tiny_wan)
+    assert config.output_dir.name == "mine"
+    with pytest.raises(
+        InputError, match="there is one already: name another file, or replace it with --force"
+    ):
+        run_pgdpo("init", "wan21_1.3b", out)
+    run_pgdpo("init", "wan21_1.3b", out, "--force", "--path", tiny_wan)
+
+
+def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
+    """A made-up GPU that holds the tiny model's step only with less kept or in parts."""
+    small, plain = tmp_path / "small.yaml", tmp_path / "plain.yaml"
+    run_pgdpo("init", "wan21_1.3b", plain, "--path", whole_wan, "--gpus", 2)
+    from pgdpo.planning.hardware import machine
+    from pgdpo.planning.plan import Planner
+
+    config = load_config(plain)
+    on = machine(gpus=2, nodes=1, name="H100", memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
+    peak = Planner(config).plan(config, on).memory.peak
+    share = on.usable / on.memory
+    run_pgdpo(
+        "init",
+        "wan21_1.3b",
+        small,
+        "--path",
+        whole_wan,
+        "--gpus",
+        2,
+        "--gpu-memory",
+        0.9 * peak / share / 1e9,
+    )
+    changed = load_config(small)
+    assert changed.model_dump(exclude={"output_dir"}) != config.model_dump(exclude={"output_dir"})
+    tight = machine(
+        gpus=2, nodes=1, name="H100", memory_gb=0.9 * peak / share / 1e9, mfu=0.35, disk_gb_per_s=1.0
+    )
+    assert Planner(changed).plan(changed, tight).fits
+
+
+def test_an_unknown_model_is_refused_with_the_list(tmp_path):
+    with pytest.raises(InputError, match="MODEL is 'wan3'; there are cogvideox_2b, "):
+        run_pgdpo("init", "wan3", tmp_path / "x.yaml")
+    assert not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train.steps", 5), ("train.zero_stage", 3), ("train.offload_optimizer", "cpu"), ("name", "a: b"),
+     ("make.seed", 4), ("data.train", "x # y.jsonl")],
+)  # fmt: skip
+def test_one_key_is_set_and_the_rest_stays(key, value):
+    from pgdpo.config import find_config
+
+    text = find_config("wan21_1.3b.yaml").read_text()
+    before, after = yaml.safe_load(text), yaml.safe_load(set_key(text, key, value))
+    *section, name = key.split(".")
+    node = before.setdefault(section[0], {}) if section else before
+    node[name] = value
+    assert after == before
+    assert set_key(text, key, value).count("#") >= text.count("#")

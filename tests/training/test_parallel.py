@@ -1,0 +1,107 @@
+"""Every way to spread a run over ranks gives one rank's losses and gradients; what cannot be spread is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pgdpo.config import load_config
+from pgdpo.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
+from tests.worlds import launch_runs, losses, metrics, run_pgdpo
+
+STEPS = "train.steps=5"
+FULL = ("model.adapter=null", "train.learning_rate=1e-5")
+SHARED = "train.sequence_parallel=2"
+SMALL = "train.micro_batch_pairs=1"
+
+# name -> (what it must equal, its overrides)
+TWO_RANKS = {
+    **{f"zero{stage}": ("one", [f"train.zero_stage={stage}"]) for stage in range(4)},
+    "accumulated": ("one", [SMALL]),
+    "shared0": ("one", [SHARED]),
+    "shared3": ("one", [SHARED, "train.zero_stage=3", "model.gradient_checkpointing=selective"]),
+    "offloaded": (
+        "full",
+        [*FULL, "train.zero_stage=3", "train.offload_optimizer=cpu", "train.offload_parameters=cpu"],
+    ),
+    "shared_full": ("full", [*FULL, SHARED, "train.zero_stage=2"]),
+    "shared_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED]),
+}
+ONE_RANK = {"one": [], "full": [*FULL], "kto": ["objective={name: kto, beta: 500}"]}
+
+
+@pytest.fixture
+def output(config_file):
+    """Runs of five steps on one rank, under the names of `ONE_RANK`."""
+    for name, overrides in ONE_RANK.items():
+        run_pgdpo("train", config_file, f"name={name}", STEPS, *overrides)
+    return config_file.parent / "out"
+
+
+def off(output, name: str, other: str, key: str) -> float:
+    first, second = (np.array([row[key] for row in metrics(output, run)]) for run in (name, other))
+    assert len(first) == len(second) == 5 and len(set(second)) == 5
+    return float(np.abs((first - second) / second).max())
+
+
+def compare(output, runs) -> None:
+    worst = {name: off(output, name, other, "loss") for name, (other, _) in runs.items()}
+    assert max(worst.values()) <= 1e-5, worst
+    norms = {name: off(output, name, other, "gradient_norm") for name, (other, _) in runs.items()}
+    assert max(norms.values()) <= 1e-4, norms
+    for name, (other, _) in runs.items():
+        rows = metrics(output, name)
+        pairs = [{bucket: row["pairs"] for bucket, row in step["buckets"].items()} for step in rows]
+        assert pairs == [
+            {bucket: row["pairs"] for bucket, row in step["buckets"].items()}
+            for step in metrics(output, other)
+        ]
+        assert (
+            losses(output, name)[0] == float(torch.tensor(math.log(2), dtype=torch.float32)) or "kto" in name
+        )
+
+
+@pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
+def test_two_ranks_are_one_however_they_share_the_work(config_file, output):
+    """ZeRO 0 to 3, accumulation, offload, sequence parallelism: losses within 1e-5, gradient norms within 1e-4."""
+    runs = {name: [STEPS, *overrides] for name, (_, overrides) in TWO_RANKS.items()}
+    launch_runs(config_file, runs, ranks=2)
+    compare(output, TWO_RANKS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_groups_of_two_ranks_are_one_rank(config_file, output):
+    runs = {
+        "four0": ("one", [SHARED, SMALL]),
+        "four3": ("one", [SHARED, SMALL, "train.zero_stage=3", "train.pair_batching=split"]),
+        "four_full": ("full", [*FULL, SHARED, SMALL, "train.zero_stage=1"]),
+        "four_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED, SMALL]),
+    }
+    launch_runs(config_file, {name: [STEPS, *overrides] for name, (_, overrides) in runs.items()}, ranks=4)
+    compare(output, runs)
+
+
+def test_ranks_that_the_degree_does_not_divide():
+    from pgdpo.training.engine import start_distributed
+
+    with pytest.raises(InputError, match=r"sequence_parallel is 2 and 1 rank\(s\) run: .* or set it to 1"):
+        arrange_ranks(2, start_distributed())
+
+
+def refused(config_file, *overrides, shape=(48, 4, 4, 4)) -> str:
+    config = load_config(config_file, list(overrides))
+    with pytest.raises(InputError) as caught:
+        check_sequence_parallel(config, open_family(config.model), shape)
+    return str(caught.value)
+
+
+def test_what_a_sequence_group_cannot_share(config_file):
+    assert "it must divide the 2 attention heads" in refused(config_file, "train.sequence_parallel=3")
+    odd = refused(config_file, SHARED, shape=(48, 3, 2, 2))
+    assert "it must divide the 3 tokens of a clip (data.num_frames, height and width decide)" in odd
+    text = refused(config_file, SHARED, "model.attention=xformers")
+    assert "no shared attention for model.attention 'xformers'; use one of" in text and "native" in text

@@ -1,0 +1,98 @@
+"""Numbers and clips reach every tracker, and a tracker that fails never stops a run."""
+
+import json
+import sqlite3
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pgdpo.errors import InputError
+from pgdpo.training import trackers
+from tests.worlds import metrics, run_pgdpo
+
+
+def board(output, run) -> EventAccumulator:
+    found = EventAccumulator(str(output / run / "tensorboard"), size_guidance={"images": 0})
+    found.Reload()
+    return found
+
+
+def test_validation_clips_go_to_files_and_to_tensorboard(config_file):
+    run_pgdpo("train", config_file, "evaluate.every=2", "evaluate.every_prompts=2")
+    output = config_file.parent / "out"
+    clips = sorted(
+        path.relative_to(output / "dpo").as_posix() for path in output.glob("dpo/validation/*/*.mp4")
+    )
+    assert clips == [f"validation/step-{step:08d}/{index:03d}.mp4" for step in (2, 4) for index in (0, 1)]
+    tags = [tag for tag in board(output, "dpo").Tags()["images"] if tag.startswith("validation/")]
+    assert len(tags) == 2
+    shown = board(output, "dpo").Images(tags[0])
+    assert [image.step for image in shown] == [2, 4]
+    assert shown[0].encoded_image_string[:6] == b"GIF89a"
+    # The same prompts from the same noise: what differs between the two is the training.
+    assert shown[0].encoded_image_string != shown[1].encoded_image_string
+
+
+def test_validation_leaves_the_losses_as_they_are(config_file):
+    run_pgdpo("train", config_file, "name=plain")
+    run_pgdpo("train", config_file, "name=shown", "evaluate.every=1")
+    plain, shown = (
+        [row["loss"] for row in metrics(config_file.parent / "out", n)] for n in ("plain", "shown")
+    )
+    assert plain == shown
+
+
+def test_validation_needs_held_out_prompts(config_file):
+    with pytest.raises(InputError, match="evaluate.every is 1, but data.held_out is empty"):
+        run_pgdpo("train", config_file, "evaluate.every=1", "data.held_out=null")
+
+
+def test_a_service_gets_every_scalar(config_file, monkeypatch, tmp_path):
+    """trackio, which keeps its runs in a local database."""
+    pytest.importorskip("trackio")
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio", raising=False)
+    run_pgdpo("train", config_file, "train.trackers=[trackio]", "train.tracker_project=toy", "train.steps=2")
+    rows = (
+        sqlite3.connect(tmp_path / "trackio" / "toy.db")
+        .execute("select step, metrics from metrics")
+        .fetchall()
+    )
+    logged = {step: json.loads(values) for step, values in rows}
+    for row in metrics(config_file.parent / "out", "dpo"):
+        assert logged[row["step"]]["loss"] == row["loss"]
+
+
+class Broken:
+    """A service whose network fails at the second step."""
+
+    def __init__(self, name, config):
+        self.calls = 0
+
+    def log(self, step, values):
+        self.calls += 1
+        if self.calls == 2:
+            raise ConnectionError("the service is down")
+
+    def close(self):
+        raise AssertionError("a tracker that was left out is not closed")
+
+
+def test_a_tracker_that_fails_is_named_and_left_out(config_file, monkeypatch):
+    monkeypatch.setattr(trackers, "Service", Broken)
+    monkeypatch.setattr("pgdpo.training.loop.check_trackers", lambda config: None)
+    run_pgdpo("train", config_file, "train.trackers=[wandb]")
+    output = config_file.parent / "out"
+    assert len(metrics(output, "dpo")) == 4
+    events = [json.loads(line) for line in (output / "dpo" / "events.jsonl").read_text().splitlines()]
+    (event,) = [event for event in events if event["event"] == "tracker"]
+    assert event["step"] == 2 and "wandb failed and is left out" in event["message"]
+    assert "the service is down" in event["message"]
+
+
+def test_a_service_that_is_not_installed_is_refused_before_the_model_is_touched(config_file, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match="train.trackers names swanlab: it is not installed: pip install swanlab"
+    ):
+        run_pgdpo("train", config_file, "train.trackers=[swanlab]", "model.path=nowhere/at/all")
