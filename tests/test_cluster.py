@@ -59,7 +59,11 @@ def stub(folder: Path, name: str, body: str) -> None:
 
 def test_slurm_starts_torchrun_on_each_node(tmp_path):
     """Slurm's own programs are stubs: `srun` runs its command here, as a node would; torchrun is the real one."""
-    stub(tmp_path, "scontrol", 'test "$*" = "show hostnames node[0-1]" && echo 127.0.0.1 && seq -f node%.0f 100000')
+    stub(
+        tmp_path,
+        "scontrol",
+        'test "$*" = "show hostnames node[0-1]" && echo 127.0.0.1 && seq -f node%.0f 100000',
+    )
     stub(tmp_path, "srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
     job = {"SLURM_JOB_NODELIST": "node[0-1]", "SLURM_JOB_ID": os.getpid(), "SLURM_JOB_NUM_NODES": 1}
     submitted = {"SLURM_SUBMIT_DIR": CLUSTER.parent.parent, "SLURM_GPUS_ON_NODE": 1}
