@@ -1,6 +1,13 @@
-"""Latents `[2B, C, F, H, W]` from 64 kB to 1 GB a tensor. Wan 480p, 81 frames, is 16 x 21 x 60 x 104."""
+"""Latents `[2B, C, F, H, W]` from 64 kB to 1 GB a tensor, and the cases of ops that read three of them.
+
+Wan 480p, 81 frames, is 16 x 21 x 60 x 104.
+"""
+
+from collections.abc import Callable
 
 import torch
+
+from .harness import Case, backward, compiled, forward
 
 WAN = (16, 21, 60, 104)
 SHAPES = [
@@ -13,3 +20,40 @@ SHAPES = [
     ((32, *WAN), torch.float32),
     ((256, *WAN), torch.bfloat16),
 ]
+
+
+def pair_cases(op: str, fused: Callable, eager: Callable) -> list[Case]:
+    """Both directions of functions of (prediction, target, reference) on every shape.
+
+    Either direction moves three tensors: forward reads prediction, target and reference; backward reads the first two
+    and writes the gradient.
+    """
+    return [
+        Case(
+            op=op,
+            direction=direction,
+            shape=shape,
+            dtype=dtype,
+            moved=3 * torch.Size(shape).numel() * dtype.itemsize,
+            launches=launches,
+            make=predictions(shape, dtype),
+            variants={
+                "fused": timing(fused),
+                "eager": timing(eager),
+                "compile": lambda inputs, timing=timing: timing(compiled(eager))(inputs),
+            },
+        )
+        for shape, dtype in SHAPES
+        for direction, launches, timing in (("forward", 2, forward), ("backward", 1, backward))
+    ]
+
+
+def predictions(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], tuple]:
+    def allocate(seed):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        pred, target, ref = (
+            torch.randn(shape, dtype=dtype, device="cuda", generator=generator) for _ in "ptr"
+        )
+        return pred.requires_grad_(), target, ref
+
+    return allocate

@@ -6,8 +6,7 @@ import torch
 from pgdpo_kernels import diffusion_dpo_loss
 
 from .conftest import run
-from .harness import Case, backward, compiled, forward
-from .shapes import SHAPES
+from .shapes import pair_cases
 
 BETA = 5000.0
 
@@ -26,41 +25,7 @@ def published(pred, target, ref):
     return (-torch.nn.functional.logsigmoid(inside).mean(),), None
 
 
-def make(shape, dtype):
-    def allocate(seed):
-        generator = torch.Generator("cuda").manual_seed(seed)
-        pred, target, ref = (
-            torch.randn(shape, dtype=dtype, device="cuda", generator=generator) for _ in "ptr"
-        )
-        return pred.requires_grad_(), target, ref
-
-    return allocate
-
-
-def moved(shape, dtype):
-    """Bytes of either direction: forward reads prediction, target and reference; backward reads the first two
-    and writes the gradient."""
-    return 3 * torch.Size(shape).numel() * dtype.itemsize
-
-
-CASES = [
-    Case(
-        op="diffusion_dpo",
-        direction=direction,
-        shape=shape,
-        dtype=dtype,
-        moved=moved(shape, dtype),
-        launches=launches,
-        make=make(shape, dtype),
-        variants={
-            "fused": timing(fused),
-            "eager": timing(published),
-            "compile": lambda inputs, timing=timing: timing(compiled(published))(inputs),
-        },
-    )
-    for shape, dtype in SHAPES
-    for direction, launches, timing in (("forward", 2, forward), ("backward", 1, backward))
-]
+CASES = pair_cases("diffusion_dpo", fused, published)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -5,9 +5,7 @@ import pytest
 from pgdpo_kernels import pair_errors
 
 from .conftest import run
-from .harness import Case, backward, compiled, forward
-from .shapes import SHAPES
-from .test_diffusion_dpo import make, moved
+from .shapes import pair_cases
 
 
 def fused(pred, target, ref):
@@ -25,24 +23,7 @@ def eager(pred, target, ref):
     return (excess,), (policy, reference, drift.pow(2).mean(axes))
 
 
-CASES = [
-    Case(
-        op="pair_errors",
-        direction=direction,
-        shape=shape,
-        dtype=dtype,
-        moved=moved(shape, dtype),
-        launches=launches,
-        make=make(shape, dtype),
-        variants={
-            "fused": timing(fused),
-            "eager": timing(eager),
-            "compile": lambda inputs, timing=timing: timing(compiled(eager))(inputs),
-        },
-    )
-    for shape, dtype in SHAPES
-    for direction, launches, timing in (("forward", 2, forward), ("backward", 1, backward))
-]
+CASES = pair_cases("pair_errors", fused, eager)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
