@@ -6,9 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from pgdpo.data.bounded import read_text
 from pgdpo.problems import Problem, shown
 
 MOST_NODES = 100_000  # of a document with its aliases written out
+MOST_BYTES = 1 << 22  # of a document: ours have 5 kB
 FORM = "YAML: one `key: value` a line, sections indented by spaces"
 
 
@@ -18,14 +20,14 @@ def read_yaml(file: Path, keys: list[str]) -> tuple[dict, dict[tuple, int], list
     `keys`: what the mapping may hold, for the message. The mapping is empty where the text is no YAML mapping.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, MOST_BYTES)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[tuple, int] = {}
         problems = _too_large(file, root) or _walk(file, root, (), lines)
         raw = yaml.safe_load(text) if not problems or lines else None
     except yaml.YAMLError as error:
         return {}, {}, [_not_yaml(file, text, error)]
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         what = f"cannot be read as YAML: {reason}"
         return {}, {}, [Problem(str(file), what, allowed=FORM, suggestion="name a configuration file")]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from pgdpo.data.video import MAX_SIDE
 from pgdpo.errors import InputError
 
 
@@ -17,7 +18,9 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     Raises InputError if it is missing, damaged or no picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image:  # which reads the header only
+            if max(image.size) > MAX_SIDE:
+                raise ValueError(f"{image.width}x{image.height} pixels; up to {MAX_SIDE} a side are read")
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200]

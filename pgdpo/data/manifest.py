@@ -15,6 +15,7 @@ from pgdpo.data.tables import Record, read_records
 from pgdpo.problems import Problem, raise_errors, shown
 
 FETCHES = 16  # clips that are downloaded at a time
+MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, about 1 kB each
 
 
 @dataclass(frozen=True)
@@ -119,24 +120,32 @@ def scan_manifest(path: str | Path, media_root: Path | None = None) -> tuple[lis
     """(the rows without errors, everything that is wrong with the others, the file and its names).
 
     Found: a file that is missing, unreadable or empty; lines that are no JSON object; keys that are missing,
-    double, of the wrong kind or out of range; ids used twice; clips that are not there or lie outside.
+    double, of the wrong kind or out of range; ids used twice; clips that are not there or lie outside; records and
+    files beyond the sizes of `bounded.py`.
     """
     path = plain(path)
     rows: list[CheckedRow] = []
     problems: list[Problem] = []
     seen: dict[str, str] = {}
-    empty = True
+    empty, bad = True, 0
     for item in _records(path):
         empty = False
+        if bad == MOST_BAD_ROWS:
+            what = f"{bad:,} rows are bad: the rest isn't read"
+            problems.append(Problem(str(path), what, allowed="good rows", suggestion="mend these first"))
+            break
         if isinstance(item, Problem):
             problems.append(item)
+            bad += 1
             continue
         found = [_of_row(item, flaw) for flaw in schema.flaws(item.values)]
         found += _repeated(item, seen)
         clips, missing = _clips(item, media_root)
         found += missing
         problems += found
-        if not any(problem.severity == "error" for problem in found):
+        if any(problem.severity == "error" for problem in found):
+            bad += 1
+        else:
             rows.append(CheckedRow(item, clips))
     if empty:
         needed = f"one JSON object a line with {', '.join(REQUIRED)}"

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgdpo.data import bounded
 from pgdpo.data.files import atomic_path
 from pgdpo.data.locations import is_url, open_binary, plain
 from pgdpo.problems import Problem, shown
 
 JSON_COLUMNS = b"pgdpo.json_columns"  # key of a Parquet file's metadata: columns that hold JSON text
-LARGEST_FIELD = 1 << 24  # characters of a CSV's field: some hold all votes as JSON
-BATCH = 1024  # records of a Parquet file in memory at a time
+BATCH = 1024  # records of a Parquet file in memory at a time, and
+BATCH_BYTES = (
+    1 << 26
+)  # bytes of them, if each held the largest value that its column can: a few bytes may repeat it
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,42 @@ class Record:
 def read_records(location: str | Path) -> Iterator[Record | Problem]:
     """The records of one file, by its ending: .parquet, .csv, .json (a list), anything else is JSONL.
 
-    A line that is no record is yielded as a Problem. Raises OSError if the file cannot be opened, ValueError
-    (UnicodeDecodeError and pyarrow's errors among them) if it is not what its name says.
+    A line that is no record is yielded as a Problem; one without end, or more than MOST_RECORDS, ends the reading
+    with a Problem. Raises OSError if the file cannot be opened, ValueError (UnicodeDecodeError and pyarrow's errors
+    among them) if it is not what its name says.
     """
     location = plain(location)
-    kind = Path(str(location)).suffix.lower()
+    file, kind = str(location), Path(str(location)).suffix.lower()
     readers: dict[str, Callable] = {".parquet": _parquet, ".csv": _csv, ".json": _json}
     with open_binary(location) as stream:
-        yield from readers.get(kind, _jsonl)(str(location), stream)
+        try:
+            for number, item in enumerate(readers.get(kind, _jsonl)(file, stream), start=1):
+                if number > bounded.MOST_RECORDS:
+                    yield _too_many(file)
+                    return
+                yield item
+        except bounded.TooLongError as error:
+            yield Problem(
+                file,
+                f"the record that begins here is longer than {bounded.LARGEST_LINE:,} bytes",
+                allowed=f"records of up to {bounded.LARGEST_LINE:,} bytes, each ended by a line break",
+                suggestion="check that the file is what its name says, and move long fields out of it",
+                line=error.line,
+            )
+
+
+def _too_many(file: str) -> Problem:
+    return Problem(
+        file,
+        f"holds more than {bounded.MOST_RECORDS:,} records",
+        allowed=f"up to {bounded.MOST_RECORDS:,} records a file",
+        suggestion="split it, and train on the parts one after another",
+    )
 
 
 def _jsonl(file: str, stream) -> Iterator[Record | Problem]:
-    for number, line in enumerate(stream, start=1):
+    # In a buffer of its own: that of fsspec's files has a readline without a limit.
+    for number, line in enumerate(bounded.lines(io.BufferedReader(stream)), start=1):
         try:
             text = line.decode("utf-8").strip().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
@@ -70,7 +97,7 @@ def _jsonl(file: str, stream) -> Iterator[Record | Problem]:
 def _parsed(file: str, line: int, text: str) -> Record | Problem:
     expected = 'a JSON object, such as {"id": "1", "prompt": "...", "chosen": "a.mp4", "rejected": "b.mp4"}'
     try:
-        values = json.loads(text, object_pairs_hook=_unique)
+        values = bounded.parse_json(text, _unique)
     except json.JSONDecodeError as error:
         return Problem(
             file,
@@ -90,8 +117,8 @@ def _parsed(file: str, line: int, text: str) -> Record | Problem:
             "remove one of the two",
             line=line,
         )
-    except RecursionError:
-        return Problem(file, "nested too deep", allowed=expected, suggestion="remove the line", line=line)
+    except ValueError as error:  # nested too deep, or a number of thousands of digits
+        return Problem(file, f"not JSON ({error})", allowed=expected, suggestion="remove the line", line=line)
     if not isinstance(values, dict):
         return Problem(
             file,
@@ -120,7 +147,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json(file: str, stream) -> Iterator[Record | Problem]:
-    content = json.load(stream)
+    content = bounded.load_json(stream)
     if not isinstance(content, list):
         raise ValueError(f"holds {type(content).__name__}, expected a list of objects")
     for number, values in enumerate(content, start=1):
@@ -139,11 +166,24 @@ def _json(file: str, stream) -> Iterator[Record | Problem]:
 
 
 def _csv(file: str, stream) -> Iterator[Record | Problem]:
-    csv.field_size_limit(LARGEST_FIELD)
-    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
-    line = 2  # of the record's first line: a field in quotes may hold line breaks
+    csv.field_size_limit(bounded.LARGEST_LINE)
+    line, size = (
+        2,
+        0,
+    )  # of a record: its first line, and its length so far, as quoted fields may hold line breaks
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for text in bounded.lines(io.TextIOWrapper(stream, "utf-8-sig", newline="")):
+            size += len(text)
+            if size > bounded.LARGEST_LINE:
+                raise bounded.TooLongError(line)
+            yield text
+
+    reader = csv.DictReader(lines(), strict=True)
     try:
         for values in reader:
+            size = 0
             if None in values or None in values.values():
                 yield Problem(
                     file,
@@ -162,14 +202,27 @@ def _csv(file: str, stream) -> Iterator[Record | Problem]:
 def _parquet(file: str, stream) -> Iterator[Record]:
     import pyarrow.parquet as parquet
 
+    most = max(bounded.LARGEST_TABLE, bounded.MOST_UNPACKED * stream.seek(0, os.SEEK_END))
     with parquet.ParquetFile(stream) as table:
-        encoded = json.loads((table.schema_arrow.metadata or {}).get(JSON_COLUMNS, b"[]"))
-        number = 0
-        for batch in table.iter_batches(BATCH):
-            for values in batch.to_pylist():
-                number += 1
-                decoded = {name: json.loads(values[name]) for name in encoded if values.get(name) is not None}
-                yield Record(file, {**values, **decoded}, row=number)
+        metadata = table.metadata
+        encoded = bounded.parse_json((table.schema_arrow.metadata or {}).get(JSON_COLUMNS, b"[]"))
+        unpacked = number = 0
+        for group in range(metadata.num_row_groups):
+            for batch in table.iter_batches(_batch_of(metadata.row_group(group)), row_groups=[group]):
+                unpacked += batch.nbytes
+                if unpacked > most:
+                    raise ValueError(f"its records unpack to more than {most:,} bytes")
+                for values in batch.to_pylist():
+                    number += 1
+                    texts = {name: values[name] for name in encoded if values.get(name) is not None}
+                    decoded = {name: bounded.parse_json(text) for name, text in texts.items()}
+                    yield Record(file, {**values, **decoded}, row=number)
+
+
+def _batch_of(group) -> int:
+    """How many records of a row group to hold at a time."""
+    sizes = [group.column(place).total_uncompressed_size for place in range(group.num_columns)]
+    return max(1, min(BATCH, BATCH_BYTES // max(sizes, default=1)))
 
 
 @contextlib.contextmanager
@@ -259,11 +312,16 @@ def _to_parquet(lines: Path, path: Path, columns: _Columns) -> None:
 
 
 def count_records(location: str | Path) -> int:
-    """About how many records a file holds, for progress: a CSV's quoted line breaks count too."""
+    """About how many records a file holds, for progress: a CSV's quoted line breaks count too, and of a text file
+    only the first megabyte is read."""
     location = plain(location)
     with open_binary(location) as stream:
         if str(location).lower().endswith(".parquet"):
             import pyarrow.parquet as parquet
 
             return parquet.ParquetFile(stream).metadata.num_rows
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or 1
+        start = stream.read(1 << 20)
+        size = len(start)
+        with contextlib.suppress(ValueError):  # a server may not tell it
+            size = stream.seek(0, os.SEEK_END)
+        return max(1, start.count(b"\n") * size // max(len(start), 1))

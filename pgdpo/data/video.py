@@ -18,6 +18,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from pgdpo.errors import InputError
 
 MAX_SIDE = 8192  # pixels; a header that says more is damaged or hostile, and its frames would fill the memory
+MAX_PIXELS = {"max_pixels": str(MAX_SIDE**2)}  # for FFmpeg, which allocates frames before we see their size
 BT709 = 1  # the value of colour primaries, transfer and matrix in ITU-T H.273
 MPEG_RANGE = 1
 
@@ -41,8 +42,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with _open(path) as (container, stream):
-        num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-        container.seek(0)
+        num_frames = _count_frames(container, stream, path)
         first = next(_decode(container, stream, path))
         width, height = first.width, first.height
         if first.rotation % 180:
@@ -182,7 +182,7 @@ def _open(path: Path) -> Iterator[tuple]:
         raise InputError(f"{path}: no such file: correct the path or leave the row out")
     try:
         # Playlists could name other hosts; only the file itself is read.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file", **MAX_PIXELS})
     except (av.FFmpegError, OSError) as error:
         raise InputError(
             f"{path}: not a video, or cut off before its index ({_reason(error)}): "
@@ -194,6 +194,7 @@ def _open(path: Path) -> Iterator[tuple]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         _check_side(path, stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = MAX_PIXELS  # those above hold while FFmpeg probes the file, not after
         entries = stream.index_entries
         needed = max((entry.pos + entry.size for entry in entries), default=0)
         if needed > path.stat().st_size:
@@ -201,6 +202,19 @@ def _open(path: Path) -> Iterator[tuple]:
                 path, f"its index reaches to byte {needed} and the file has {path.stat().st_size}"
             )
         yield container, stream
+
+
+def _count_frames(container, stream, path: Path) -> int:
+    """Frames by the header, by the packets where it says none; the container stands at its start again."""
+    try:
+        num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        if num_frames:
+            container.seek(0)
+    except av.FFmpegError as error:
+        raise _truncated(path, f"its frames cannot be counted: {_reason(error)}") from error
+    if not num_frames:
+        raise _empty(path)
+    return num_frames
 
 
 def _decode(container, stream, path: Path) -> Iterator[av.VideoFrame]:
@@ -221,7 +235,7 @@ def _decode(container, stream, path: Path) -> Iterator[av.VideoFrame]:
     if packets < stream.frames:
         raise _truncated(path, f"its header says {stream.frames} frames and it holds {packets}")
     if not decoded:
-        raise InputError(f"{path}: holds no frames: leave the row out")
+        raise _empty(path)
 
 
 def _at_rate(frames: Iterator[av.VideoFrame], stream, fps: float, path: Path) -> Iterator[av.VideoFrame]:
@@ -274,10 +288,16 @@ def _to_rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int
 
 def _check_side(path: Path, width: int, height: int) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        said = f"frames of {width}x{height} pixels (width x height)"
+        if not (width and height):  # FFmpeg forgets a size that it refuses
+            said = "frames of an unknown or far too large size"
         raise InputError(
-            f"{path}: frames of {width}x{height} pixels (width x height); 1 to {MAX_SIDE} a side are read: "
-            "check the file or re-encode it smaller"
+            f"{path}: {said}; 1 to {MAX_SIDE} pixels a side are read: check the file or re-encode it smaller"
         )
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"{path}: holds no frames: leave the row out")
 
 
 def _truncated(path: Path, what: str) -> InputError:

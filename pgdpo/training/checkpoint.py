@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.console import is_main_rank, say
+from pgdpo.data import bounded
 from pgdpo.errors import InputError
 from pgdpo.training import agreement, optimizer_state
 from pgdpo.training.events import log_event
@@ -182,8 +183,8 @@ class Checkpoints:
 def read_state(path: Path) -> dict:
     """A checkpoint's `state.json`. Raises InputError if it is no JSON object."""
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        state = bounded.parse_json(bounded.read_text(path / STATE, bounded.LARGEST_JSON))
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path / STATE}: cannot be read as JSON ({error}): fall back to an earlier one"
         ) from error

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pgdpo.console import say
+from pgdpo.data import bounded
 from pgdpo.data.files import fsync, sha256_of
 from pgdpo.errors import InputError
 
@@ -64,8 +65,8 @@ def find_damage(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
     `part` of `parts`: hash only that share of the files, so that ranks share the work; sizes are always looked at.
     """
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-        files = dict(sorted(json.loads(text)["files"].items()))
+        text = bounded.read_text(path / MANIFEST, bounded.LARGEST_JSON)
+        files = dict(sorted(bounded.parse_json(text)["files"].items()))
         if text != _manifest_text(files):
             return f"{MANIFEST} was changed after it was written"
         sizes = {name: int(entry["bytes"]) for name, entry in files.items()}

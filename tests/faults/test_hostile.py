@@ -156,11 +156,12 @@ def _others(folder):
     yield from ShardReader(folder, "extra").items()
 
 
-def test_a_pickled_manifest_makes_a_damaged_checkpoint(hostile):
+def test_a_pickled_manifest_makes_a_damaged_checkpoint(hostile, tally):
     folder = hostile(W, zipped())
     (folder / MANIFEST).write_bytes(pickled())
     assert "manifest.json cannot be read" in find_damage(folder)
     assert not Path(CANARY).exists()
+    tally(21, 1, 1)
 
 
 def test_no_archive_pickle_or_scheme_is_data(tmp_path, monkeypatch, config_file, tally):
@@ -214,7 +215,7 @@ def test_no_archive_pickle_or_scheme_is_data(tmp_path, monkeypatch, config_file,
     tally(22, tried, held)
 
 
-def test_a_configuration_is_plain_data(tmp_path, monkeypatch):
+def test_a_configuration_is_plain_data(tmp_path, monkeypatch, tally):
     monkeypatch.chdir(tmp_path)
     for text in (
         f"!!python/object/apply:os.system ['touch {CANARY}']",
@@ -227,9 +228,10 @@ def test_a_configuration_is_plain_data(tmp_path, monkeypatch):
     with pytest.raises(InputError):
         load_config("quickstart.yaml", [f"output_dir=!!python/object/apply:os.system ['touch {CANARY}']"])
     assert not Path(CANARY).exists()
+    tally(22, 4, 4)
 
 
-def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_wan):
+def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_wan, tally):
     """A pipeline that names classes in files that it brings, and pickled weights in place of safetensors."""
     monkeypatch.chdir(tmp_path)
     module = f"import pathlib\npathlib.Path({str(tmp_path / CANARY)!r}).touch()\nclass Evil: pass\n"
@@ -277,9 +279,10 @@ def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_
         else:
             assert change is auto_map
         assert not (tmp_path / CANARY).exists()
+    tally(22, 3, 3)
 
 
-def test_a_server_that_sends_without_end_is_cut_off(tmp_path, monkeypatch):
+def test_a_server_that_sends_without_end_is_cut_off(tmp_path, monkeypatch, tally):
     import fsspec
 
     monkeypatch.setattr("pgdpo.data.locations.MAX_CLIP_BYTES", 3_000_000)
@@ -287,6 +290,7 @@ def test_a_server_that_sends_without_end_is_cut_off(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"memory://endless.mp4: more than 3,000,000 bytes"):
         fetch("memory://endless.mp4", tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    tally(22, 1, 1)
 
 
 def test_sources_hold_no_call_that_runs_what_it_reads():

@@ -41,7 +41,7 @@ def same(first, second):
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_a_pair_that_is_not_finite_stops_the_run_before_the_optimizer(config_file, spoilt):
+def test_a_pair_that_is_not_finite_stops_the_run_before_the_optimizer(config_file, spoilt, tally):
     with pytest.raises(
         InputError, match=r"step \d+: the loss is not finite for the pairs train-00002: nothing"
     ) as e:
@@ -49,6 +49,7 @@ def test_a_pair_that_is_not_finite_stops_the_run_before_the_optimizer(config_fil
     step = int(str(e.value).split(":")[0].removeprefix("step "))
     steps_done = len(list((spoilt / "dpo" / "checkpoints").glob("step-*")))
     assert steps_done == min(step - 1, 2)  # two are kept
+    tally(10, 1, 1)
 
 
 SLOW = pytest.mark.slow
@@ -83,7 +84,7 @@ def test_a_step_that_is_not_taken_changes_nothing(config_file, spoilt, stage, ta
     tally(10, len(bad), len(events))
 
 
-def test_too_many_in_a_row_stop_the_run(config_file, world, tmp_path):
+def test_too_many_in_a_row_stop_the_run(config_file, world, tmp_path, tally):
     output = tmp_path / "all"
     shutil.copytree(world / "out", output)
     for number in range(12):
@@ -91,6 +92,7 @@ def test_too_many_in_a_row_stop_the_run(config_file, world, tmp_path):
     with pytest.raises(InputError, match=r"step 3: .*: 3 steps in a row were not taken"):
         start(config_file, output, "train.steps=6", "train.on_bad_step=skip", "train.max_bad_steps=3")
     assert not list((output / "dpo/checkpoints").glob("step-00000003*"))
+    tally(10, 1, 1)
 
 
 def inject(monkeypatch, steps, change):
@@ -159,6 +161,8 @@ def test_a_spike_of_the_loss_is_seen_in_its_step(config_file, monkeypatch, stage
             InputError, match=r"step 14: the loss .* times that of the steps before .*: nothing was"
         ):
             start(config_file, output, *arguments)
+        assert not list((output / "dpo/checkpoints").glob("step-00000014*"))
+        tally(11, 1, 1)
         return
     start(config_file, output, *arguments)
     rows = metrics(output, "dpo")
@@ -173,7 +177,7 @@ def test_a_spike_of_the_loss_is_seen_in_its_step(config_file, monkeypatch, stage
     tally(11, 1, 1)
 
 
-def test_a_resumed_run_decides_as_one_that_never_stopped(config_file, spoilt):
+def test_a_resumed_run_decides_as_one_that_never_stopped(config_file, spoilt, tally):
     options = ["train.on_bad_step=skip", "train.warmup_steps=4", "train.keep_checkpoints=9"]
     start(config_file, spoilt, "train.steps=6", *options)
     whole = [(row["loss"], row["learning_rate"], row["skipped_steps"]) for row in metrics(spoilt, "dpo")]
@@ -184,6 +188,7 @@ def test_a_resumed_run_decides_as_one_that_never_stopped(config_file, spoilt):
     run(4)
     run(6, "--resume")
     assert [(r["loss"], r["learning_rate"], r["skipped_steps"]) for r in metrics(spoilt, "again")] == whole
+    tally(10, 1, 1)
 
 
 def test_the_guard_costs_one_collective_of_32_bytes_a_step(config_file, monkeypatch):

@@ -5,10 +5,10 @@ this one takes tables with two clips and a list of labels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.importers.formats import (
     Format,
     Found,
@@ -67,7 +67,7 @@ def _pieces(labels: Any, seconds: float) -> list[tuple[float, float, float]] | A
     """(start, end, the first clip's share) of each segment, or what is wrong among them."""
     if isinstance(labels, str):  # a CSV's field
         try:
-            labels = json.loads(labels)
+            labels = parse_json(labels)
         except ValueError:
             return labels
     if not isinstance(labels, list) or not labels:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgdpo.data.bounded import LARGEST_LINE, parse_json, read_text
 from pgdpo.data.importers.formats import Format, Found, Media, Options, Reading
 from pgdpo.data.tables import Record
 from pgdpo.errors import InputError
@@ -50,8 +50,8 @@ def _row(source: str, stem: str, chosen: Path, rejected: Path) -> Iterator[Found
             if not sidecar.is_file():
                 continue
             try:
-                text = sidecar.read_text(encoding="utf-8").strip()
-                content = json.loads(text) if ending == ".json" else text
+                text = read_text(sidecar, LARGEST_LINE).strip()
+                content = parse_json(text) if ending == ".json" else text
             except ValueError as error:
                 yield Record(str(sidecar), {}).problem(
                     f"not {'JSON' if ending == '.json' else 'UTF-8 text'}: {error}",

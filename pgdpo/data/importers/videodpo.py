@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from pgdpo.data.bounded import load_json
 from pgdpo.data.importers.formats import (
     Format,
     Found,
@@ -46,7 +46,7 @@ def read(source: str, options: Options) -> Reading:
 def _list_in(file: str) -> list:
     try:
         with open_binary(file) as stream:
-            content = json.load(stream)
+            content = load_json(stream)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file}: cannot be read ({' '.join(str(error).split())}): SOURCE is the folder with metadata.json and "
