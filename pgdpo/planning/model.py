@@ -43,6 +43,12 @@ def sizes(transformer: torch.nn.Module) -> list[Size]:
     return [Size(p.numel(), p.element_size(), p.requires_grad) for p in transformer.parameters()]
 
 
+def attention_width(transformer: torch.nn.Module) -> int:
+    """Channels of attention over a clip's tokens, summed over the transformer's blocks."""
+    blocks = sum(len(module) for module in transformer.children() if isinstance(module, torch.nn.ModuleList))
+    return blocks * transformer.config.num_attention_heads * transformer.config.attention_head_dim
+
+
 def block_lists(transformer: torch.nn.Module) -> dict[str, int]:
     """Name -> length of the transformer's lists of equal blocks, those that are long enough to be worth shortening."""
     found = {}

@@ -15,7 +15,7 @@ from pgdpo.objectives import build_objective
 from pgdpo.planning.disk import Disk, plan_disk
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.memory import FP32, Memory, Sharding, rank_memory, trained
-from pgdpo.planning.model import Size, block_lists, meta_policy, sizes
+from pgdpo.planning.model import Size, attention_width, block_lists, meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
 from pgdpo.planning.step import Step, Work, plan_step
 from pgdpo.planning.trace import Activations, Pass, activations
@@ -66,6 +66,7 @@ class Planner:
         policy = meta_policy(self.family, config)
         self.sizes = sizes(policy)
         self.depths = block_lists(policy)
+        self._width = attention_width(policy)
         self.comm_dtypes = _comm_dtypes(policy, config)
         self.needs_reference = build_objective(
             config.objective["name"], **config.objective_options
@@ -141,7 +142,9 @@ class Planner:
     @functools.cached_property
     def work(self) -> Work:
         flops = forward_flops_by_op(self.family, self.latent_shape)
-        return Work(sum(flops.values()), flops.get("aten.bmm", 0), self.family.tokens(self.latent_shape))
+        tokens = self.family.tokens(self.latent_shape)
+        exchanged = 4 * tokens * self._width * (2 if self.config.train.precision == "bf16" else FP32)
+        return Work(sum(flops.values()), flops.get("aten.bmm", 0), tokens, exchanged)
 
     def activations(self, config: Config, samples: int) -> Activations:
         """Of `samples` clips in one forward, on CUDA."""

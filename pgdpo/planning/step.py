@@ -38,6 +38,9 @@ class Work:
     forward: int
     attention: int  # of `forward`
     tokens: int
+    exchanged: (
+        int  # bytes of queries, keys, values and outputs of all blocks, which Ulysses sends around attention
+    )
 
 
 def plan_step(
@@ -68,6 +71,7 @@ def plan_step(
     compute = executed / (machine.mfu * machine.peak * machine.gpus)
     forwards = 2 + (1 if reference_runs else 0) + (train.pair_batching == "split")
     communication = _communication(sizes, sharding, machine, backward_passes, forwards)
+    communication += _exchange(work, config, machine, forwards + (model.gradient_checkpointing != "none"))
     offload = _offload(sizes, sharding, machine, backward_passes, forwards)
     offload += 2 * on_host * backward_passes / hardware.PCIE
     return Step(
@@ -97,6 +101,15 @@ def _communication(
         weights = sum(size.numel * size.itemsize for size in sizes)
         moved = gradients * passes + weights * gathers * backward_passes
     return ring * moved / bandwidth
+
+
+def _exchange(work: Work, config: Config, machine: Machine, passes: int) -> float:
+    """Seconds of Ulysses' all-to-alls, in which a rank sends away all of its tokens' heads but its own."""
+    degree = config.train.sequence_parallel
+    samples = 2 * config.train.global_batch_pairs * degree / machine.gpus  # that a rank has a part of
+    sent = work.exchanged / degree * (degree - 1) / degree
+    bandwidth = hardware.NVLINK if degree <= machine.per_node else hardware.NETWORK
+    return samples * passes * sent / bandwidth
 
 
 def _offload(
