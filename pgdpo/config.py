@@ -6,7 +6,7 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from pgdpo.settings import Config, StudyConfig
 from pgdpo.yaml_text import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
+TYPED = "command line"  # where a Problem of an override stands
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,11 @@ def _inspect(model: type[BaseModel], path: str | Path, overrides: list[str] | No
     raw, lines, problems = read_yaml(file, list(model.model_fields))
     if problems and not raw:
         return Inspection(str(file), None, problems)
-    for override in overrides or []:
-        problem = _apply_override(raw, override)
-        if problem:
-            problems.append(problem)
-        else:  # its value is not the file's
-            key = tuple(override.partition("=")[0].split("."))
-            lines = {place: line for place, line in lines.items() if place[: len(key)] != key}
+    typed = {override.partition("=")[0] for override in overrides or []}
+    problems += filter(None, (_apply_override(raw, override) for override in overrides or []))
     loaded, found = _validated(model, file, lines, raw)
-    problems += found
+    # A value that was typed is not the file's.
+    problems += [replace(each, file=TYPED, line=None) if each.key in typed else each for each in found]
     wrong = any(problem.severity == "error" for problem in problems)
     return Inspection(str(file), None if wrong else loaded, problems, raw, lines)
 
@@ -153,10 +150,10 @@ def find_config(path: str | Path) -> Path:
 def _apply_override(raw: dict, override: str) -> Problem | None:
     """Put one `section.key=value` into `raw`, or say why it can't be."""
     key, separator, value = override.partition("=")
-    where, form = "command line", "section.key=value, for example train.learning_rate=1e-5"
+    form = "section.key=value, for example train.learning_rate=1e-5"
     if not separator or not all(key.split(".")):
         what = f"override `{override}`: expected section.key=value"
-        return Problem(where, what, key, override, form, "write the key, `=`, and the value, without spaces")
+        return Problem(TYPED, what, key, override, form, "write the key, `=`, and the value, without spaces")
     *parents, leaf = key.split(".")
     node = raw
     for parent in parents:
@@ -165,12 +162,12 @@ def _apply_override(raw: dict, override: str) -> Problem | None:
         node = node[parent]
         if not isinstance(node, dict):
             what = f"override `{override}`: `{parent}` is a single value and has no key `{leaf}`"
-            return Problem(where, what, key, override, form, f"write {parent}=...")
+            return Problem(TYPED, what, key, override, form, f"write {parent}=...")
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError:
         what = f"override `{override}`: `{value}` is not YAML"
         return Problem(
-            where, what, key, value, "a value as in YAML, lists as [a,b]", "close brackets and quotes"
+            TYPED, what, key, value, "a value as in YAML, lists as [a,b]", "close brackets and quotes"
         )
     return None

@@ -23,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pgdpo.errors import InputError
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -41,10 +43,12 @@ def say(message: str) -> None:
 def chatter_to(log_file: Path) -> Iterator[None]:
     """Send file descriptors 1 and 2 to `log_file`, and keep the terminal for `say` and the progress bars.
 
+    An InputError before anything else was written takes the log and its folders back.
     Descriptors, because DeepSpeed, xformers and gloo print from C++ and from loggers made at import.
     """
     if not is_main_rank():
         log_file = log_file.with_stem(f"{log_file.stem}-rank{os.environ['RANK']}")
+    made = [folder for folder in log_file.parents if not folder.exists()]
     log_file.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,6 +64,9 @@ def chatter_to(log_file: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         yield
+    except InputError:
+        _clean_up(log_file.parent, made)
+        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -69,6 +76,17 @@ def chatter_to(log_file: Path) -> Iterator[None]:
         terminal.close()
         for descriptor in saved:
             os.close(descriptor)
+
+
+def _clean_up(folder: Path, made: list[Path]) -> None:
+    """Take back the folders `made` for a log, where they hold nothing but ranks' logs."""
+    if folder not in made or any(file.suffix != ".log" for file in folder.iterdir()):
+        return
+    with contextlib.suppress(OSError):  # another rank was faster
+        for file in folder.iterdir():
+            file.unlink()
+        for empty in made:
+            empty.rmdir()
 
 
 @contextlib.contextmanager

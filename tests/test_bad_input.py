@@ -32,7 +32,7 @@ def changed(config_file, change) -> str:
 BAD_CONFIGS = [
     (
         "train.stpes=3",
-        r"config.yaml:?\d*: unknown key `train.stpes`: did you mean `steps`\? allowed: .*micro_batch",
+        r"command line: unknown key `train.stpes`: did you mean `steps`\? allowed: .*micro_batch",
     ),
     ("modle.path=x", r"unknown key `modle`: did you mean `model`\?"),
     ("train.steps=0", r"`train.steps` is 0: input should be greater than or equal to 1. Optimizer steps."),
@@ -51,6 +51,12 @@ BAD_CONFIGS = [
     ("{train.reference: adapter}", r"expected section.key=value"),
     ("train.steps.x=1", r"`steps` is a single value and has no key `x`"),
 ]
+
+
+def test_what_is_refused_before_it_wrote_anything_leaves_no_folder(tmp_path):
+    config = write_config(tmp_path / "config.yaml", tmp_path / "runs" / "out", tmp_path / "no_model")
+    assert "run `pgdpo prepare`" in refused("train", config)
+    assert list(tmp_path.iterdir()) == [config]
 
 
 @pytest.mark.parametrize(("override", "message"), BAD_CONFIGS, ids=[row[0] for row in BAD_CONFIGS])

@@ -102,9 +102,7 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
 def read_sources(source: str, *, needs_video: bool) -> Iterator[Source]:
     """Rows of the list. Raises InputError naming file, line, key and value."""
     seen = set()
-    for record in read_records(source):
-        if not isinstance(record, Record):
-            raise InputError(str(record))
+    for record in _records(source):
         where, values = f"{source}:{record.line}", record.values
         for key in ("id", "prompt", *(["video"] if needs_video else [])):
             if not isinstance(values.get(key), str) or (key != "prompt" and not values[key].strip()):
@@ -125,6 +123,19 @@ def read_sources(source: str, *, needs_video: bool) -> Iterator[Source]:
         yield Source(values["id"], values["prompt"], video)
     if not seen:
         raise InputError(f"{source}: no rows; each needs id, prompt, video")
+
+
+def _records(source: str) -> Iterator[Record]:
+    try:
+        for record in read_records(source):
+            if not isinstance(record, Record):
+                raise InputError(str(record))
+            yield record
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{source}: cannot be read ({reason}): SOURCE is a JSONL, CSV or Parquet file with id, prompt and video"
+        ) from error
 
 
 def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | None) -> Callable:

@@ -144,6 +144,11 @@ def test_bad_rows_are_named_before_anything_is_written(tmp_path, change, message
     assert not (tmp_path / "pairs").exists()
 
 
+def test_a_list_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none.jsonl: cannot be read \(.*No such file"):
+        made("corrupt", tmp_path / "none.jsonl", tmp_path / "pairs")
+
+
 def test_guided_without_a_reward_and_unknown_kinds_are_refused(clips, tmp_path):
     with pytest.raises(InputError, match="guided pairs need a reward"):
         made("guided", clips, tmp_path / "pairs", "evaluate.reward=null")
