@@ -118,7 +118,8 @@ def run_plan(config: Config, *, as_json: bool, **where) -> None:
         print(json.dumps({**plan.as_json(), "changes": better}))
     else:
         console.print(table(plan, f"{config.model.path}, {config.objective['name']}"))
-        console.print(" ".join(filter(None, [planner.note, assumptions(plan)])), style="dim")
+        note = f"{planner.note}. " if planner.note else ""
+        console.print(note + assumptions(plan), style="dim")
     if not plan.fits:
         raise InputError(explain(plan, changes))
 

@@ -28,4 +28,4 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
         if not shipped.is_dir():
             raise
     family = open_family(model.model_copy(update={"path": str(shipped)}))
-    return family, f"{model.path} was not reached: planned for the architecture that pgdpo knows it by."
+    return family, f"{model.path} was not reached: planned for the architecture that pgdpo knows it by"
