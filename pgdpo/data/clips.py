@@ -31,13 +31,13 @@ def probe_pair(row: PairRow) -> VideoInfo:
     chosen, rejected = infos
     for what in SAID:
         first, second = getattr(chosen, what), getattr(rejected, what)
-        if not _same(what, first, second):
+        if not same(what, first, second):
             raise InputError(
                 f"pair `{row.id}`: {what} is {first:g} in {row.chosen} and {second:g} in {row.rejected}: both clips of "
                 "a pair must be of one size, length and rate; re-encode one of them or leave the row out"
             )
         said = row.extra.get(what)
-        if said is not None and not _same(what, first, said):
+        if said is not None and not same(what, first, said):
             raise InputError(
                 f"pair `{row.id}`: its row says {what} {said:g} and {row.chosen} has {first:g}: the clip was cut or "
                 "changed; fetch it again or correct the row"
@@ -46,8 +46,8 @@ def probe_pair(row: PairRow) -> VideoInfo:
 
 
 def clip_identity(row: PairRow, *, with_image: bool) -> dict:
-    """What a pair's tensors follow from: SHA-256 of `chosen`, `rejected` and, if asked, the row's `image`, and what
-    the row says of the clips. Raises InputError where it says another hash."""
+    """What a pair's tensors follow from: SHA-256 of `chosen`, `rejected`, the row's `mask` and, if asked, its `image`,
+    and what the row says of the clips. Raises InputError where it says another hash."""
     hashes = {side: sha256_of(getattr(row, side)) for side in SIDES}
     for side, found in hashes.items():
         said = row.extra.get(f"sha256_{side}")
@@ -56,6 +56,8 @@ def clip_identity(row: PairRow, *, with_image: bool) -> dict:
                 f"pair `{row.id}`, {side}: the SHA-256 of {getattr(row, side)} is {found[:12]}..., its row says "
                 f"{said[:12]}...: the clip was cut or changed; fetch it again or correct the row"
             )
+    if row.mask is not None:
+        hashes["mask"] = sha256_of(row.mask)
     if with_image and row.image is not None:
         hashes["image"] = sha256_of(row.image)
     return hashes | {what: row.extra.get(what) for what in SAID}
@@ -76,10 +78,12 @@ def first_picture(row: PairRow, chosen: np.ndarray, size: Size) -> np.ndarray:
     try:
         return read_image(row.image, size[1:])
     except InputError as error:
-        raise InputError(f"pair `{row.id}`, image: {error}") from error
+        mend = "or leave `image` out to take the chosen clip's first frame"
+        raise InputError(f"pair `{row.id}`, image: {error}, {mend}") from error
 
 
-def _same(what: str, first: float, second: float) -> bool:
+def same(what: str, first: float, second: float) -> bool:
+    """Whether two clips, or a clip and its row, agree in one of SAID."""
     return abs(first - second) <= (SAME_RATE * first if what == "fps" else 0)
 
 

@@ -56,4 +56,4 @@ COLUMNS = {
     "timestep_weight": Column(least=0),
     "advantage": Column((NUMBER, SIDES)),
     "label": Column((SIDES,), least=-1, most=1, integer=True),
-}  # all fields but `timestep`, which is drawn, and `masked`, for which the data holds no masks
+}  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask

@@ -14,6 +14,7 @@ from pgdpo.data.schema import REQUIRED, SIDES, TIE
 from pgdpo.data.tables import Record, read_records
 from pgdpo.problems import Problem, raise_errors, shown
 
+FILES = (*SIDES, "mask", "image")  # keys that name a file
 FETCHES = 16  # clips that are downloaded at a time
 MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, about 1 kB each
 
@@ -26,6 +27,7 @@ class PairRow:
     prompt: str
     chosen: Path
     rejected: Path
+    mask: Path | None = None  # where the clips differ, and
     image: Path | None = None  # what generation starts from, where the row says it
     extra: dict = field(default_factory=dict)
 
@@ -85,14 +87,14 @@ def read_manifest(
                 ]
             )
         rows = decided
-    local = _local([row.clips[key] for row in rows for key in (*SIDES, "image") if key in row.clips])
+    local = _local([row.clips[key] for row in rows for key in FILES if key in row.clips])
     derived = [schema.columns(row.values) for row in rows]
     certain = {"probability": 1.0} if any("probability" in columns for columns in derived) else {}
     return [
         PairRow(
             row.values["id"],
             row.values["prompt"],
-            *(local.get(row.clips.get(key)) for key in (*SIDES, "image")),
+            *(local.get(row.clips.get(key)) for key in FILES),
             _extra(row.values, {**certain, **columns}),
         )
         for row, columns in zip(rows, derived, strict=True)
@@ -220,7 +222,7 @@ def _repeated(record: Record, seen: dict[str, str]) -> list[Problem]:
 def _clips(record: Record, media_root: Path | None) -> tuple[dict[str, str], list[Problem]]:
     folder = folder_of(record.file)
     clips, problems = {}, []
-    for key in (*SIDES, "mask", "image"):
+    for key in FILES:
         value = record.values.get(key)
         if value is None or not schema.KEYS[key].accepts(value):
             continue  # said already

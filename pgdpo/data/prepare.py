@@ -1,7 +1,8 @@
 """Clips and prompts -> latents and embeddings, once: safetensors shards that hold a fixed number of pairs.
 
 A prepared folder holds, for every size (bucket), `shard-<F>x<H>x<W>-00000.safetensors`, ... (`<i>.chosen`,
-`<i>.rejected` of shape [C, F, H, W], and `<i>.<name>` for a conditioning image); `text-00000.safetensors`, ... with
+`<i>.rejected` of shape [C, F, H, W], `<i>.mask` [1, F, H, W] where the row has a mask, and `<i>.<name>` for a
+conditioning image); `text-00000.safetensors`, ... with
 `<prompt key>.<name>` for every distinct prompt; beside each a `.json` that says what it was made from; and, written
 last, `index.json` with the SHA-256 of every file, every pair and every prompt.
 
@@ -22,6 +23,7 @@ from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.data.clips import clip_identity, first_picture, probe_pair, read_pair
 from pgdpo.data.files import write_json
 from pgdpo.data.manifest import PairRow, read_manifest
+from pgdpo.data.masks import read_mask
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.room import check_room
 from pgdpo.data.schema import SIDES
@@ -59,6 +61,10 @@ def prepare(
         folder,
         family,
         {size: len(members) for size, members in zip(config.sizes, buckets, strict=True) if members},
+        masks={
+            size: sum(row.mask is not None for row in members)
+            for size, members in zip(config.sizes, buckets, strict=True)
+        },
         prompts=len(prompts),
         dtype=getattr(torch, config.latent_dtype),
         needs_image=encoders.needs_image,
@@ -201,9 +207,11 @@ def _prepare_shard(
                 done += 1
                 bar.advance()
             tensors |= {f"{position}.{name}": tensor for name, tensor in pair.items()}
-            hashes = {f"sha256_{side}": clips[row.id][side] for side in SIDES}
-            pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **hashes})
-        names = {name.split(".", 1)[1] for name in tensors} - {"chosen", "rejected"}
+            beside = {f"sha256_{side}": clips[row.id][side] for side in SIDES}
+            if "mask" in pair:
+                beside["mask_share"] = pair["mask"].float().mean().item()
+            pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **beside})
+        names = {name.split(".", 1)[1] for name in tensors} - {*SIDES, "mask"}
         shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
         about = {"names": sorted(names), "size": list(size), "latent_shape": shape}
         return tensors, {**about, "pairs": pairs, "bad": bad}
@@ -220,8 +228,9 @@ def _refuse(row: PairRow, error: InputError, bad: list[dict], config: DataConfig
 
 
 def _encode_pair(row: PairRow, size: Size, config: DataConfig, encoders: Encoders) -> dict[str, torch.Tensor]:
-    """`chosen`, `rejected` and, where the model wants it, the conditioning by the picture that both start from."""
-    probe_pair(row)
+    """`chosen`, `rejected`, `mask` where the row has one and, where the model wants it, the conditioning by the picture
+    that both start from."""
+    info = probe_pair(row)
     dtype = getattr(torch, config.latent_dtype)
     tensors = {}
     for side, frames in read_pair(row, size):
@@ -229,6 +238,8 @@ def _encode_pair(row: PairRow, size: Size, config: DataConfig, encoders: Encoder
         if encoders.needs_image and side == "chosen":
             for name, tensor in encoders.encode_image(first_picture(row, frames, size), size[0]).items():
                 tensors[name] = tensor.to(dtype).contiguous()
+    if row.mask is not None:
+        tensors["mask"] = read_mask(row, info, size, tensors["chosen"].shape[1:])
     return tensors
 
 

@@ -93,6 +93,7 @@ class PreparedPairs(Dataset):
             "damage": None,
             "chosen": tensors.pop("chosen").float(),
             "rejected": tensors.pop("rejected").float(),
+            "mask": tensors.pop("mask").float() if "mask" in tensors else None,
             "conditioning": {
                 **self.text("" if dropped else row["prompt"]),
                 **{name: tensor.float() for name, tensor in tensors.items()},
@@ -100,7 +101,7 @@ class PreparedPairs(Dataset):
         }
 
     def _pair(self, row: dict) -> dict[str, torch.Tensor]:
-        names = ["chosen", "rejected", *self.index["image"]]
+        names = ["chosen", "rejected", *self.index["image"], *(["mask"] if has_mask(row) else [])]
         entry = self.index["shards"][row["shard"]]
         return self._checked(entry, row["key"], names, row["sha256"], f"pair `{row['id']}`")
 
@@ -250,14 +251,20 @@ def pair_hash(pair_id: str) -> int:
     return int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:8], "little") >> 1
 
 
+def has_mask(row: dict) -> bool:
+    """Whether a row of the index has a region mask beside its latents."""
+    return row.get("mask_share") is not None
+
+
 def collate(items: list[dict]) -> dict:
     """Items -> a batch.
 
     `latents` [2B, C, F, H, W] (chosen half first), `conditioning` (a dict of tensors [2B, ...], the same for both
-    halves), `pair_ids` and `draw` [B], `ids`, `rows`; `damage`: (id, what is wrong) of each damaged pair that another
-    one stands in for, else None.
+    halves), `mask` [B, 1, F, H, W] (None unless every pair has one), `pair_ids` and `draw` [B], `ids`, `rows`;
+    `damage`: (id, what is wrong) of each damaged pair that another one stands in for, else None.
     """
     latents = torch.stack([item["chosen"] for item in items] + [item["rejected"] for item in items])
+    masks = [item["mask"] for item in items]
     return {
         "ids": [item["id"] for item in items],
         "rows": [item["row"] for item in items],
@@ -265,6 +272,7 @@ def collate(items: list[dict]) -> dict:
         "pair_ids": torch.tensor([item["pair_id"] for item in items]),
         "draw": torch.tensor([item["draw"] for item in items]),
         "latents": latents,
+        "mask": None if any(mask is None for mask in masks) else torch.stack(masks),
         "conditioning": stack_conditioning([item["conditioning"] for item in items] * 2),
     }
 

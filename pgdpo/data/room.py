@@ -18,6 +18,11 @@ def pair_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
     return 2 * torch.Size(family.latent_shape(*size)).numel() * dtype.itemsize
 
 
+def mask_bytes(family: Family, size: Size) -> int:
+    """Bytes of one pair's mask: float16, one number for all channels of the latents."""
+    return torch.Size(family.latent_shape(*size)[1:]).numel() * torch.float16.itemsize
+
+
 def conditioning_bytes(family: Family, size: Size) -> dict[str, int]:
     """Bytes of one sample's conditioning by name, at most: a prompt is stored without its padding."""
     with torch.device("meta"):
@@ -30,13 +35,14 @@ def check_room(
     family: Family,
     pairs: dict[Size, int],
     *,
+    masks: dict[Size, int],
     prompts: int,
     dtype: torch.dtype,
     needs_image: bool,
 ) -> None:
     """Say what `folder` will take and what is free. Raises InputError if it does not fit.
 
-    `pairs`: how many of each size; `prompts`: how many different ones.
+    `pairs`: how many of each size; `masks`: how many of them have one; `prompts`: how many different ones.
     """
     latents = sum(count * pair_bytes(family, size, dtype) for size, count in pairs.items())
     text = images = 0
@@ -46,13 +52,15 @@ def check_room(
         beside = sum(per_sample.values())
         text = max(text, prompts * (prompt if needs_image else prompt + beside))
         images += count * beside if needs_image else 0
-    need = latents + text + images
+    regions = sum(count * mask_bytes(family, size) for size, count in masks.items())
+    need = latents + text + images + regions
     names = ["text-*.safetensors", *(f"shard-{size_name(size)}-*.safetensors" for size in pairs)]
     there = sum(file.stat().st_size for name in names for file in folder.glob(name))
     free = shutil.disk_usage(_existing(folder)).free
     parts = f"latents {_gb(latents)}, prompts at most {_gb(text)}" + (
         f", images {_gb(images)}" if images else ""
     )
+    parts += f", masks {_gb(regions)}" if regions else ""
     done = f"; {_gb(there)} of it may be there already" if there else ""
     say(f"{folder}: {sum(pairs.values())} pairs take {_gb(need)} ({parts}){done}; {_gb(free)} are free")
     if need - there > free:

@@ -113,7 +113,10 @@ KEYS: dict[str, Key] = {
         'write [{"start": 0, "end": 1, "preference": 1}, ...]',
     ),
     "mask": Key(
-        "where the clips differ: a clip or picture, white inside", _CLIP, _text, "name the mask's file"
+        "where the clips differ: a clip or picture of their size, white inside",
+        _CLIP,
+        _text,
+        "name the mask's file",
     ),
     "image": Key(
         "the picture that both clips start from, for image-to-video; by default the chosen clip's first frame",

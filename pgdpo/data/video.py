@@ -125,6 +125,11 @@ def read_video(
     return np.stack(frames)
 
 
+def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture, uint8 RGB [height, width, 3], scaled to cover `size` and cropped to it as frames of a clip are."""
+    return _to_rgb(VideoReformatter(), av.VideoFrame.from_ndarray(picture, format="rgb24"), size)
+
+
 def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 12, scale: int = 1) -> None:
     """Encode a clip as H.264 (yuv420p, BT.709) in an MP4 that browsers play; equal input gives equal bytes.
 

@@ -98,7 +98,7 @@ LOCAL_DPO = Spec(
         "full_sft": Option(0.1, "λ₄", least=0),
     },
     needs=Needs(pairs=("masked",)),
-    note="`PairInfo.masked` is a second `pair_errors` under the mask, its means over the mask's area.",
+    note="`PairInfo.masked` is a second `pair_errors` under the row's `mask`, its means over the mask's area.",
 )
 SGDPO = Spec(
     name="sgdpo",

@@ -40,7 +40,7 @@ def frame_sums(
     Sample by sample, so that the order of summation, and with it every bit, does not depend on the batch.
     """
     pairs = len(pred) // 2
-    weights = [None] * pairs if mask is None else _broadcast(mask, pred)
+    weights = [None] * pairs if mask is None else broadcast_mask(mask, pred)
     rows = [
         _frame_sum(sample, goal, weights[number % pairs])
         for number, (sample, goal) in enumerate(zip(pred, target, strict=True))
@@ -55,7 +55,7 @@ def _frame_sum(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | 
     return squares.movedim(FRAME_AXIS - 1, 0).flatten(1).sum(1)
 
 
-def _broadcast(mask: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+def broadcast_mask(mask: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
     """`[B, C | 1, F | 1, H | 1, W | 1]` of any mask that `pair_errors` takes."""
     if mask.ndim < pred.ndim:  # frame weights, [F] or [B, F]
         mask = mask.reshape(-1, 1, mask.shape[-1], *[1] * (pred.ndim - FRAME_AXIS - 1))

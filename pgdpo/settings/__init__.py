@@ -115,7 +115,13 @@ class Config(Section):
     def _check_cached(self) -> None:
         """Raises ValueError where the reference's errors alone are not enough."""
         name = self.objective["name"]
-        if needs_of(name, **self.objective_options).predictions:
+        needs = needs_of(name, **self.objective_options)
+        if "masked" in needs.pairs:
+            raise ValueError(
+                f"train.reference is `cached`, which keeps the reference's errors of whole frames, and objective "
+                f"`{name}` compares inside a region: use `adapter` or `frozen`"
+            )
+        if needs.predictions:
             raise ValueError(
                 f"train.reference is `cached`, which keeps the reference's errors, and objective `{name}` needs its "
                 "predictions: use `adapter` or `frozen`"

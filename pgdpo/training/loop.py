@@ -203,6 +203,8 @@ class Trainer:
             cross=self.objective.needs_cross,
         )
         pairs = pair_info(batch["rows"], sample.sigma * self.family.num_train_timesteps)
+        if "masked" in self.objective.needs.pairs:
+            pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region))
         pairs = without_stand_ins(pairs, batch, self.device)
         return self.objective(errors, pairs), errors, sample.sigma
 

@@ -27,7 +27,8 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     """Numbers `[B]` of every pair under the names that all reports use; call it after the backward pass.
 
     Implicit rewards are r = -(policy error - reference error), before beta; `displacement` is 1 where the chosen
-    error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms;
+    error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms
+    (of the whole clip's errors: what `local_dpo` adds inside its region is left out);
     `saturation` is 1 where |logit| > 8; `segment_reward_entropy` is there where the clip has segments.
     """
     whole = errors.over_segments()

@@ -9,6 +9,7 @@ import torch
 from pgdpo.data.prepared import to_device
 from pgdpo.diffusion.draws import sigmas
 from pgdpo.models.family import Conditioning, Family
+from pgdpo.reference import broadcast_mask
 from pgdpo.settings import Config
 from pgdpo_kernels import noise_pair
 
@@ -23,6 +24,7 @@ class Sample:
     noisy: torch.Tensor  # [2B, C, F, H, W]
     target: torch.Tensor  # [2B, C, F, H, W]
     mask: torch.Tensor | None  # where the error counts
+    region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the pairs' own masks
 
     @property
     def both(self) -> torch.Tensor:
@@ -44,4 +46,15 @@ def draw_sample(batch: dict, config: Config, family: Family, device: torch.devic
         draw=batch["draw"].to(device),
         prediction=family.prediction,
     )
-    return Sample(latents, conditioning, sigma, noisy, target, family.loss_mask(latents, conditioning))
+    mask = family.loss_mask(latents, conditioning)
+    return Sample(latents, conditioning, sigma, noisy, target, mask, region_of(batch["mask"], mask, latents))
+
+
+def region_of(
+    region: torch.Tensor | None, mask: torch.Tensor | None, latents: torch.Tensor
+) -> torch.Tensor | None:
+    """The pairs' masks `[B, 1, F, H, W]` on the device, without what counts nowhere (`mask`, as `pair_errors` takes it)."""
+    if region is None:
+        return None
+    region = region.to(latents.device)
+    return region if mask is None else region * broadcast_mask(mask, latents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pgdpo.data.columns import COLUMNS
-from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.prepared import PreparedPairs, has_mask
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.objectives import Objective, PairInfo
@@ -45,10 +45,7 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
     if config.diffusion.inversion_steps is not None:
         _check_inversion(config)
     if "masked" in needs.pairs:
-        raise InputError(
-            f"objective `{name}` needs region masks (PairInfo.masked): prepared data holds none. Call it from a loop "
-            "of your own (pgdpo.objectives.build_objective)"
-        )
+        _check_masks(name, data)
     for column in COLUMNS:
         _check_column(column, data, name if column in needs.pairs else None)
 
@@ -65,6 +62,16 @@ def _check_inversion(config: Config) -> None:
         raise InputError(
             f"diffusion.inversion_steps is {config.diffusion.inversion_steps}: inversion starts from the clip, and "
             f"model.expert `{config.model.expert}` answers from sigma {family.sigma_range[0]:g} up alone; leave it out"
+        )
+
+
+def _check_masks(name: str, data: PreparedPairs) -> None:
+    lacking = [row for row in data.rows if not has_mask(row)]
+    if lacking:
+        raise InputError(
+            f"objective `{name}` needs region masks in every row: {len(lacking)} of {len(data.rows)} rows of "
+            f"{data.folder / 'index.json'} have none, the first is pair `{lacking[0]['id']}`; name each pair's `mask` "
+            "in the manifest, then run `pgdpo prepare` again"
         )
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pgdpo.data.manifest import read_manifest
 from pgdpo.data.video import read_video, write_video
@@ -12,7 +13,7 @@ from pgdpo.evaluation.rewards import open_reward
 from pgdpo.making import make as making
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
-from tests.worlds import run_pgdpo
+from tests.worlds import metrics, run_pgdpo
 
 FAST = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
 
@@ -80,8 +81,6 @@ def test_guided_pairs_are_chosen_by_the_reward_and_stay_near_the_clip(clips, tmp
 
 def test_masked_changes_the_box_alone(clips, tmp_path):
     """The toy's codec is local, so outside the box the clips are the same up to H.264."""
-    from PIL import Image
-
     out = tmp_path / "pairs"
     changed = {True: 0.0, False: 0.0}
     for row in made("masked", clips, out, "make.renoise=[0.9,0.9]"):
@@ -91,6 +90,35 @@ def test_masked_changes_the_box_alone(clips, tmp_path):
         for side in changed:
             changed[side] += change[inside == side].mean()
     assert changed[True] > 3 * changed[False]
+
+
+def test_local_dpo_trains_on_masked_pairs_up_to_an_export(clips, tmp_path, monkeypatch):
+    """What `make masked` writes is prepared, trained on and exported as it is; the margin grows most inside."""
+    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+    rows = made("masked", clips, tmp_path / "pairs", "make.renoise=[0.9,0.9]")
+    here = [
+        f"output_dir={tmp_path}",
+        f"data.train={tmp_path / 'pairs' / 'manifest.jsonl'}",
+        "data.held_out=null",
+    ]
+    run_pgdpo("prepare", "quickstart.yaml", *here)
+    index = json.loads((tmp_path / "prepared/train/index.json").read_text())
+    assert [row["id"] for row in index["pairs"]] == [row["id"] for row in rows]
+    for row, listed in zip(index["pairs"], rows, strict=True):
+        inside = np.asarray(Image.open(tmp_path / "pairs" / listed["mask"])) > 0
+        assert row["mask_share"] == pytest.approx(inside.mean(), abs=1e-6)  # its edges are those of latents
+    small = [
+        "train.steps=8",
+        "train.global_batch_pairs=3",
+        "train.micro_batch_pairs=3",
+        "train.warmup_steps=0",
+    ]
+    run_pgdpo("train", "quickstart.yaml", *here, *small, "objective={name: local_dpo, beta: 500}")
+    steps = metrics(tmp_path, "local_dpo")
+    assert steps[0]["margin/masked"] == steps[0]["margin"] == 0.0
+    assert all(step["margin/masked"] > step["margin"] > 0 for step in steps[-3:])  # the clips differ inside
+    run_pgdpo("export", "quickstart.yaml", *here, *small, "objective={name: local_dpo, beta: 500}")
+    assert list((tmp_path / "local_dpo/export").glob("*.safetensors"))
 
 
 def test_real_and_prompts(clips, tmp_path):

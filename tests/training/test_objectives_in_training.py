@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pgdpo.errors import InputError
 from pgdpo.objectives import PairInfo, available, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
+from pgdpo.training.noising import draw_sample, region_of
 from pgdpo_kernels import pair_errors
 from tests.worlds import launch, losses, metrics, run_pgdpo
 
@@ -149,7 +151,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("objective", "fragment"),
         [
-            ("local_dpo", "region masks"),
+            ("local_dpo", "needs region masks in every row: 12 of 12 rows"),
             ("spo", "siblings"),
             ("tailor_dpo", "siblings"),
             ("inpo", "diffusion.inversion_steps"),
@@ -182,6 +184,99 @@ class TestSegments:
         assert 0 < last["segment_reward_entropy"] < 1
         assert all(0 < bucket["segment_reward_entropy"] < 1 for bucket in last["buckets"].values())
         assert "segment_reward_entropy" not in train(config_file, "whole", "train.steps=1")[-1]
+
+
+class TestMasks:
+    """Objectives that compare inside a region, with masks from files."""
+
+    def prepare(self, config_file):
+        """Every pair gets a picture with a box of its own. Returns the override and the boxes `[16, 16]` by id."""
+        toy = (config_file.parent / "out" / "toy").resolve()
+        rng = np.random.default_rng(3)
+        boxes, names = {}, {}
+        for number in range(12):
+            inside = np.zeros((16, 16), bool)  # as prepared; the clips have 64 pixels a side
+            (top, bottom), (left, right) = (sorted(rng.choice(17, 2, replace=False)) for _ in range(2))
+            inside[top:bottom, left:right] = True
+            names[number] = f"mask-{config_file.parent.name}-{number}.png"
+            Image.fromarray(inside.repeat(4, 0).repeat(4, 1)).save(toy / names[number])
+            boxes[f"train-{number:05d}"] = inside
+        return prepare_with(config_file, mask=names.get), boxes
+
+    def test_the_loss_is_that_of_float64_under_the_masks(self, config_file, monkeypatch):
+        override, boxes = self.prepare(config_file)
+        ids, calls = [], []
+
+        def drawn(batch, *arguments):
+            ids.append(batch["ids"])
+            return draw_sample(batch, *arguments)
+
+        def recorded(pred, target, ref_pred, **options):
+            calls.append([x.detach().double().numpy() for x in (pred, target, ref_pred)])
+            return pair_errors(pred, target, ref_pred, **options)
+
+        monkeypatch.setattr("pgdpo.training.loop.draw_sample", drawn)
+        monkeypatch.setattr("pgdpo.reference.live.pair_errors", recorded)
+        weights = {"full_weight": 0.5, "mask_weight": 2.0, "mask_sft": 0.3, "full_sft": 0.7}
+        options = ", ".join(f"{name}: {value}" for name, value in weights.items())
+        rows = train(config_file, "local", override, f"objective={{name: local_dpo, beta: 500, {options}}}")
+        assert rows[0]["margin/masked"] == rows[0]["margin"] == 0.0  # policy and reference are one model
+        assert len(calls) == 2 * len(ids) == 4 * len(rows)  # two micro-batches a step, whole and inside
+        for step, row in enumerate(rows):
+            found = [
+                local_dpo_by_numpy(*calls[2 * micro], [boxes[name] for name in ids[micro]], 500, **weights)
+                for micro in (2 * step, 2 * step + 1)
+            ]
+            loss, margin = np.concatenate(found, axis=1).mean(1)
+            assert row["loss"] == pytest.approx(loss, rel=1e-6)
+            assert row["margin/masked"] == pytest.approx(margin, rel=1e-4, abs=1e-9)
+        assert rows[-1]["margin/masked"] != pytest.approx(rows[-1]["margin"], rel=1e-2)
+
+    def test_a_given_first_frame_counts_in_no_region(self):
+        latents, share = torch.zeros(4, 3, 5, 2, 2), torch.rand(2, 1, 5, 2, 2)
+        found = region_of(
+            share, torch.tensor([0.0, 1, 1, 1, 1]), latents
+        )  # frame weights, as image-to-video has them
+        assert not found[:, :, 0].any() and torch.equal(found[:, :, 1:], share[:, :, 1:])
+        assert region_of(share, None, latents) is share and region_of(None, None, latents) is None
+
+    def test_masks_that_only_some_pairs_have_change_no_other_objective(self, config_file):
+        override, _ = self.prepare(config_file)
+        plain = train(config_file, "plain", override)
+        masks = sorted(
+            (config_file.parent / "out" / "toy").resolve().glob(f"mask-{config_file.parent.name}-*")
+        )
+        some = prepare_with(config_file, mask=lambda row: masks[row].name if row % 2 else None)
+        assert "6 of 12 rows" in refusal(config_file, some, "objective={name: local_dpo}")
+        assert [row["loss"] for row in train(config_file, "some", some)] == [row["loss"] for row in plain]
+
+    def test_pairs_without_one_and_a_reference_of_whole_frames_are_refused(self, config_file):
+        objective = "objective={name: local_dpo}"
+        assert "`local_dpo` compares inside a region" in refusal(
+            config_file, objective, "train.reference=cached"
+        )
+        override = prepare_with(config_file, reward_margin=lambda row: 1.0)
+        assert "the first is pair `train-00000`" in refusal(config_file, override, objective)
+
+
+def local_dpo_by_numpy(pred, target, reference, boxes, beta, *, full_weight, mask_weight, mask_sft, full_sft):
+    """float64 `[2, B]`: losses, margins inside; `boxes`: the region of each pair in pixels, 4 to a latent's side."""
+    own, theirs = (pred - target) ** 2, (reference - target) ** 2  # (2B, C, F, H, W)
+    pairs = len(boxes)
+    share = np.stack(boxes).reshape(pairs, 4, 4, 4, 4).mean((2, 4))[:, None, None]
+    losses = 0.0
+    for weight, preference, fit in (
+        (np.ones_like(share), full_weight, full_sft),
+        (share, mask_weight, mask_sft),
+    ):
+        weight = np.broadcast_to(np.tile(weight, (2, 1, 1, 1, 1)), own.shape)
+        policy, other = (
+            (weight * square).sum((1, 2, 3, 4)) / weight.sum((1, 2, 3, 4)) for square in (own, theirs)
+        )
+        excess = policy - other
+        margin = excess[pairs:] - excess[:pairs]
+        losses = losses + preference * np.log1p(np.exp(-beta / 2 * margin)) + fit * policy[:pairs]
+    return np.stack([losses, margin])
 
 
 class TestBeta:
