@@ -53,7 +53,7 @@ def draw_sample(batch: dict, config: Config, family: Family, device: torch.devic
 def region_of(
     region: torch.Tensor | None, mask: torch.Tensor | None, latents: torch.Tensor
 ) -> torch.Tensor | None:
-    """The pairs' masks `[B, 1, F, H, W]` on the device, without what counts nowhere (`mask`, as `pair_errors` takes it)."""
+    """The pairs' masks `[B, 1, F, H, W]` here, less what counts nowhere (`mask`, as `pair_errors` takes it)."""
     if region is None:
         return None
     region = region.to(latents.device)
