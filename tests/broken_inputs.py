@@ -259,6 +259,9 @@ CLIPS = [
            rows=lambda rows: rows[1].update(chosen="clips/wide.mp4"), where=MANIFEST),
     Broken("another rate", "fps", "16", "one value in both",
            rows=lambda rows: rows[1].update(chosen="clips/fast.mp4"), where=MANIFEST),
+    row("mask", "clips/page.mp4", "a picture of 16x16 pixels"),
+    row("mask", "clips/wide.mp4", "or a clip like the pair's"),
+    row("mask", "clips/page.png", "a picture of 16x16 pixels"),
     row("sha256_chosen", "0" * 64, "", "000000"),
 ]  # fmt: skip
 CASES = [*NUMBERS, *CHOICES, *KEYS, *OBJECTIVES, *TEXTS, *ROWS, *MANIFESTS, *CLIPS]
@@ -289,7 +292,8 @@ def write_clips(folder: Path) -> None:
     write_video(folder / "short.mp4", grey[:3], 8)
     write_video(folder / "wide.mp4", grey.repeat(2, axis=2), 8)
     write_video(folder / "fast.mp4", grey, 16)
-    (folder / "page.mp4").write_text("<html>not found</html>")
+    for name in ("page.mp4", "page.png"):
+        (folder / name).write_text("<html>not found</html>")
     (folder / "empty.mp4").touch()
     whole = (folder / "fast.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) * 9 // 10])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgdpo.data.buckets import Size, choose_bucket, size_name
+from pgdpo.data.clips import check_mask
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import fetch, is_url
 from pgdpo.data.manifest import CheckedRow
@@ -74,6 +75,7 @@ def clip_problems(
             yield from _against_sizes(row, side, clip.info, sizes)
         if not broken:
             yield from _alike(row, pair["chosen"], pair["rejected"])
+            yield from _mask(row, pair["chosen"].info)
 
 
 def misfit(info: VideoInfo, sizes: Sequence[Size]) -> str | None:
@@ -145,3 +147,14 @@ def _alike(row: CheckedRow, chosen: Clip, rejected: Clip) -> Iterator[Problem]:
     if chosen.sha256 == rejected.sha256 and row.clips["chosen"] != row.clips["rejected"]:
         what = "the same bytes as `chosen`: the pair teaches nothing"
         yield _about(row, "rejected", what, "another clip than `chosen`", "leave the row out", "warning")
+
+
+def _mask(row: CheckedRow, info: VideoInfo) -> Iterator[Problem]:
+    location = row.clips.get("mask")
+    if location is None:
+        return
+    try:
+        check_mask(fetch(location) if is_url(location) else Path(location), info)
+    except InputError as error:
+        allowed = f"a picture of {info.width}x{info.height} pixels, or a clip like the pair's"
+        yield _about(row, "mask", str(error), allowed, "make it anew, or leave the key out")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from pgdpo.data.buckets import Size
 from pgdpo.data.files import sha256_of
-from pgdpo.data.image import read_image
+from pgdpo.data.image import open_picture, read_image
 from pgdpo.data.manifest import PairRow
 from pgdpo.data.schema import SIDES
 from pgdpo.data.video import VideoInfo, probe_video, read_video
 from pgdpo.errors import InputError
 
 SAID = ("width", "height", "num_frames", "fps")  # what a row may say of both clips
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # endings of masks
 SAME_RATE = 0.002  # relative: rows say 24 of 24000/1001 all the time
 
 
@@ -31,13 +33,13 @@ def probe_pair(row: PairRow) -> VideoInfo:
     chosen, rejected = infos
     for what in SAID:
         first, second = getattr(chosen, what), getattr(rejected, what)
-        if not same(what, first, second):
+        if not _same(what, first, second):
             raise InputError(
                 f"pair `{row.id}`: {what} is {first:g} in {row.chosen} and {second:g} in {row.rejected}: both clips of "
                 "a pair must be of one size, length and rate; re-encode one of them or leave the row out"
             )
         said = row.extra.get(what)
-        if said is not None and not same(what, first, said):
+        if said is not None and not _same(what, first, said):
             raise InputError(
                 f"pair `{row.id}`: its row says {what} {said:g} and {row.chosen} has {first:g}: the clip was cut or "
                 "changed; fetch it again or correct the row"
@@ -82,8 +84,29 @@ def first_picture(row: PairRow, chosen: np.ndarray, size: Size) -> np.ndarray:
         raise InputError(f"pair `{row.id}`, image: {error}, {mend}") from error
 
 
-def same(what: str, first: float, second: float) -> bool:
-    """Whether two clips, or a clip and its row, agree in one of SAID."""
+def is_picture(path: Path) -> bool:
+    """Whether a mask is a picture that holds for all frames, and no clip: by its ending."""
+    return path.suffix.lower() in PICTURES
+
+
+def check_mask(path: Path, clip: VideoInfo) -> None:
+    """Raises InputError unless a mask can be read and is as large as the pair's clips (of which `clip` is one), and one
+    that is a clip as long and of their rate."""
+    if is_picture(path):
+        found = dict(zip(("width", "height"), open_picture(path).size, strict=True))
+    else:
+        info = probe_video(path)
+        found = {what: getattr(info, what) for what in SAID}
+    for what, value in found.items():
+        wanted = getattr(clip, what)
+        if not _same(what, value, wanted):
+            raise InputError(
+                f"{path}: {what} is {value:g} and the pair's clips have {wanted:g}: a mask has the size of its clips, "
+                "and one that is a clip also their length and rate; make it anew or leave the row out"
+            )
+
+
+def _same(what: str, first: float, second: float) -> bool:
     return abs(first - second) <= (SAME_RATE * first if what == "fps" else 0)
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from pgdpo.data.buckets import Size
-from pgdpo.data.clips import SAID, same
+from pgdpo.data.clips import check_mask, is_picture
 from pgdpo.data.image import open_picture
 from pgdpo.data.manifest import PairRow
-from pgdpo.data.video import VideoInfo, fit_picture, probe_video, read_video
+from pgdpo.data.video import VideoInfo, fit_picture, read_video
 from pgdpo.errors import InputError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 INSIDE = 128  # of 255: a codec makes neither white nor black out of what was the other
 
 
@@ -29,7 +28,8 @@ def read_mask(row: PairRow, clip: VideoInfo, size: Size, grid: tuple[int, int, i
     Raises InputError, naming pair and file, if it cannot be read, is not like the clips, or holds nothing inside.
     """
     try:
-        frames = _picture(row.mask, clip, size) if _is_picture(row.mask) else _clip(row.mask, clip, size)
+        check_mask(row.mask, clip)
+        frames = _frames(row.mask, size)
         inside = torch.from_numpy(frames.sum(-1, dtype=np.uint16) >= 3 * INSIDE)  # (1 | F, H, W)
         share = pooled(inside.expand(size[0], -1, -1), grid)
         if not share.any():
@@ -51,27 +51,8 @@ def pooled(inside: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
     return torch.cat([first, rest.unflatten(0, (grid[0] - 1, -1)).mean(1)])
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
-
-
-def _picture(path: Path, clip: VideoInfo, size: Size) -> np.ndarray:
-    picture = np.asarray(open_picture(path))
-    _require(path, "width", picture.shape[1], clip.width)
-    _require(path, "height", picture.shape[0], clip.height)
-    return fit_picture(picture, size[1:])[None]
-
-
-def _clip(path: Path, clip: VideoInfo, size: Size) -> np.ndarray:
-    mask = probe_video(path)
-    for what in SAID:
-        _require(path, what, getattr(mask, what), getattr(clip, what))
+def _frames(path: Path, size: Size) -> np.ndarray:
+    """uint8 `[F, H, W, 3]` at `size`, one frame of a picture."""
+    if is_picture(path):
+        return fit_picture(np.asarray(open_picture(path)), size[1:])[None]
     return read_video(path, num_frames=size[0], size=size[1:])
-
-
-def _require(path: Path, what: str, found: float, wanted: float) -> None:
-    if not same(what, found, wanted):
-        raise InputError(
-            f"{path}: {what} is {found:g} and the pair's clips have {wanted:g}: a mask has the size of its clips, and "
-            "one that is a clip also their length and rate; make it anew or leave the row out"
-        )

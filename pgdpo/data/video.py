@@ -18,6 +18,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from pgdpo.errors import InputError
 
 MAX_SIDE = 8192  # pixels; a header that says more is damaged or hostile, and its frames would fill the memory
+MAX_DECODED = 8 << 30  # bytes of a clip's frames in memory: 260 of 4K
 MAX_PIXELS = {"max_pixels": str(MAX_SIDE**2)}  # for FFmpeg, which allocates frames before we see their size
 BT709 = 1  # the value of colour primaries, transfer and matrix in ITU-T H.273
 MPEG_RANGE = 1
@@ -97,8 +98,8 @@ def read_video(
         uint8 array of shape [frames, height, width, 3].
 
     Raises:
-        InputError: the file is missing, no video, truncated, larger than 8192 pixels a side, holds fewer
-            frames than `num_frames`, or has a lower rate than `fps`.
+        InputError: the file is missing, no video, truncated, larger than 8192 pixels a side or than 8 GiB once
+            decoded, holds fewer frames than `num_frames`, or has a lower rate than `fps`.
     """
     path = Path(path)
     with _open(path) as (container, stream):
@@ -116,6 +117,11 @@ def read_video(
                 )
             if len(frames) == num_frames:
                 break
+            if len(frames) * frames[0].nbytes > MAX_DECODED:
+                raise InputError(
+                    f"{path}: more than {len(frames) - 1} frames of {frames[0].shape[1]}x{frames[0].shape[0]} pixels, "
+                    f"over {MAX_DECODED:,} bytes once decoded: cut the clip"
+                )
     if num_frames is not None and len(frames) < num_frames:
         rate = "" if fps is None else f" at {fps:g} frames a second"
         raise InputError(

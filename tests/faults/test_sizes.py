@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from pgdpo.config import load_config
@@ -12,6 +13,7 @@ from pgdpo.data.importers import FORMATS, import_data
 from pgdpo.data.locations import open_binary
 from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.tables import read_records
+from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem
 from pgdpo.training.checkpoint import read_state
@@ -181,6 +183,15 @@ def test_a_picture_beyond_all_sizes_is_refused_by_its_header(tmp_path, tally):
     (tmp_path / "huge.png").write_bytes(picture(100_000, 100))
     with pytest.raises(InputError, match="huge.png: .*100000x100 pixels; up to 8192"):
         read_image(tmp_path / "huge.png", (64, 64))
+    tally(22, 1, 1)
+
+
+def test_a_clip_without_end_is_not_taken_into_memory(tmp_path, monkeypatch, tally):
+    write_video(tmp_path / "long.mp4", np.zeros((40, 32, 32, 3), np.uint8), 8)
+    monkeypatch.setattr("pgdpo.data.video.MAX_DECODED", 10 * 32 * 32 * 3)
+    with pytest.raises(InputError, match="long.mp4: more than 10 frames of 32x32 pixels, over 30,720 bytes"):
+        read_video(tmp_path / "long.mp4")
+    assert len(read_video(tmp_path / "long.mp4", num_frames=11)) == 11
     tally(22, 1, 1)
 
 
