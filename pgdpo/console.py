@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from pgdpo.errors import InputError
 
@@ -33,10 +34,13 @@ def is_main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def say(message: str) -> None:
-    """Print one of our own lines, once per run."""
+def say(message: str, *, first: str = "", style: str = "yellow") -> None:
+    """Print one of our own lines, once per run; `first`: words before it, in a style of rich's (yellow: a warning).
+
+    What stands in brackets is text: paths and ids hold them.
+    """
     if is_main_rank():
-        console.print(message)
+        console.print(Text.assemble((first, style), message))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from pgdpo.console import console, say
 from pgdpo.data.importers import FORMATS, Options, Summary, import_data
@@ -20,7 +21,7 @@ def run_import(format: str, source: str, out: str, options: Options, **more) -> 
             f"FORMAT is {format!r}{did_you_mean(format, FORMATS)}; allowed: {', '.join(FORMATS)}\n{known}"
         )
     summary = import_data(FORMATS[format], source, out, options, **more)
-    table = Table(title=f"{out}", title_justify="left", show_header=False)
+    table = Table(title=Text(out), title_justify="left", show_header=False)
     for label, value in (
         ("pairs", summary.rows),
         ("of them ties", summary.ties),

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 
 from pgdpo.console import chatter_to, console, progress_bar, say
 from pgdpo.data.files import write_json
@@ -117,7 +118,7 @@ def run_plan(config: Config, *, as_json: bool, **where) -> None:
         better = [{"settings": change.settings, "plan": change.plan.as_json()} for change in changes]
         print(json.dumps({**plan.as_json(), "changes": better}))
     else:
-        console.print(table(plan, f"{config.model.path}, {config.objective['name']}"))
+        console.print(table(plan, escape(f"{config.model.path}, {config.objective['name']}")))
         note = f"{planner.note}. " if planner.note else ""
         console.print(note + assumptions(plan), style="dim")
     if not plan.fits:
@@ -166,13 +167,13 @@ def run_quickstart(config: Config) -> None:
     from pgdpo.evaluation.summary import summary_table
 
     started = time.perf_counter()
-    say(f"[bold]1/4 prepare[/]  toy clips and manifests in {config.output_dir / 'toy'}")
+    say(f"  toy clips and manifests in {config.output_dir / 'toy'}", first="1/4 prepare", style="bold")
     run_prepare(config)
-    say(f"[bold]2/4 train[/]    {config.objective['name']} in {config.run_dir}")
+    say(f"    {config.objective['name']} in {config.run_dir}", first="2/4 train", style="bold")
     run_train(config, resume=True)
-    say("[bold]3/4 export[/]   the adapter, for diffusers")
+    say("   the adapter, for diffusers", first="3/4 export", style="bold")
     run_export(config)
-    say("[bold]4/4 evaluate[/] reference against aligned, equal seeds")
+    say(" reference against aligned, equal seeds", first="4/4 evaluate", style="bold")
     results = run_evaluate(config)
     console.print(summary_table(results))
     say(

@@ -47,7 +47,8 @@ def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
     for number, (label, config) in enumerate(jobs, start=1):
         done = _is_finished(config)
         left = f", eta {duration(sum(spent) / len(spent) * (len(jobs) - number + 1))}" if spent else ""
-        say(f"[bold]{number}/{len(jobs)}[/] {config.run_dir.name}{': is there already' if done else left}")
+        name = config.run_dir.name
+        say(f" {name}{': is there already' if done else left}", first=f"{number}/{len(jobs)}", style="bold")
         started = time.perf_counter()
         failure = None if done else _run(config)
         if not done:
@@ -62,7 +63,7 @@ def _run(config: Config) -> str | None:
         run_train(config, resume=True)
         run_evaluate(config)
     except InputError as error:  # settings and data were checked: the loss stopped being finite
-        say(f"[yellow]failed[/] {config.run_dir.name}: {error}")
+        say(f" {config.run_dir.name}: {error}", first="failed")
         return str(error)
     finally:
         gc.collect()  # the engine's cycles hold the last run's model

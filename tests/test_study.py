@@ -44,7 +44,7 @@ def eager_kernels(monkeypatch):
 def said(monkeypatch):
     """The study's own lines."""
     lines = []
-    monkeypatch.setattr("pgdpo.study.say", lines.append)
+    monkeypatch.setattr("pgdpo.study.say", lambda message, first="", **style: lines.append(first + message))
     return lines
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(study_file, said):
     result = json.loads((study_file.parent / "out" / "study.json").read_text())
     assert all("not finite" in run["failed"] for run in result["runs"])
     assert [entry["failed"] for entry in result["objectives"]] == [1, 1]
-    assert any("[/] guarded-seed3: step" in line for line in said)
+    assert any("failed guarded-seed3: step" in line for line in said)
 
 
 def test_the_study_that_ships_is_valid_and_large_enough():

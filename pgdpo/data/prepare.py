@@ -78,7 +78,7 @@ def prepare(
         write_json(folder / "index.json", index)
         _remove_stale(folder, [*text["files"], *shards])
         for reason in bad.values():
-            say(f"[yellow]skipped[/] {reason}")
+            say(f" {reason}", first="skipped")
     ranks.gather(None)  # nobody reads the folder before its index is there
     return index
 

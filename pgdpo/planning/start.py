@@ -36,7 +36,7 @@ def refuse_too_large(
         return
     text = explain(plan, changes_that_fit(planner, config, on))
     if config.train.check_memory == "warn":
-        say(f"[yellow]{text}[/]")
+        say("", first=text)
         return
     raise InputError(
         f"{text}\nto start all the same (compiled blocks and fused ops need less): train.check_memory=warn"

@@ -50,7 +50,7 @@ class BetaWatch:
         if step < WATCHED_STEPS or self._beta is None:
             return
         if step == WATCHED_STEPS and (warning := self._warning()):
-            say(f"[yellow]warning[/]: {warning}")
+            say(f": {warning}", first="warning")
             log_event(self._run_dir, step, "beta", warning)
         self._beta, self._seen = None, []
 

@@ -169,7 +169,8 @@ class Checkpoints:
 
     def _skip(self, step: int, reason: str) -> None:
         say(
-            f"[yellow]the checkpoint of step {step} is skipped, the run goes on[/]: {reason}; make room before the next"
+            f": {reason}; make room before the next",
+            first=f"the checkpoint of step {step} is skipped, the run goes on",
         )
         log_event(self.run_dir, step, "checkpoint skipped", reason)
 
@@ -177,7 +178,7 @@ class Checkpoints:
         try:
             self._valid = prune(self.run_dir, self.keep, known_valid=tuple(self._valid))
         except OSError as error:  # removal can wait for the next save
-            say(f"[yellow]older checkpoints could not be removed: {error}[/]")
+            say("", first=f"older checkpoints could not be removed: {error}")
 
 
 def read_state(path: Path) -> dict:

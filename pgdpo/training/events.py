@@ -19,7 +19,7 @@ def log_event(run_dir: Path, step: int, event: str, message: str, **details: obj
         with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
-        say(f"[yellow]{run_dir / 'events.jsonl'} cannot be written ({error}): {event}: {message}[/]")
+        say("", first=f"{run_dir / 'events.jsonl'} cannot be written ({error}): {event}: {message}")
 
 
 def read_events(run_dir: Path) -> list[dict]:

@@ -91,7 +91,7 @@ class Guard:
         fault, damaged = self._fault, self._newly_damaged
         self._begin_step()
         for name, reason in damaged.items():
-            say(f"[yellow]step {step + 1}: skipped a damaged pair[/]: {reason}")
+            say(f": {reason}", first=f"step {step + 1}: skipped a damaged pair")
             log_event(self._run_dir, step + 1, "damaged pair", reason, pairs=[name])
         try:
             check_bad(self._damaged, len(self._data), self._policy, f"step {step + 1}: {self._data.folder}")
@@ -110,7 +110,7 @@ class Guard:
                 f"step {step + 1}: {fault}: {self._in_a_row} steps in a row were not taken "
                 f"(train.max_bad_steps). {MEND}"
             )
-        say(f"[yellow]step {step + 1} is not taken[/]: {fault}")
+        say(f": {fault}", first=f"step {step + 1} is not taken")
         return fault
 
     def state_dict(self) -> dict:
@@ -207,7 +207,7 @@ def agree_on_files(data: PreparedPairs, config: Config) -> None:
     first = next(iter(data.damaged_files.values()))
     check_bad(bad or {first: first}, len(data), config.data.on_bad_data, str(data.folder))
     for reason in data.damaged_files.values():
-        say(f"[yellow]its pairs are skipped[/]: {reason}")
+        say(f": {reason}", first="its pairs are skipped")
 
 
 def _files_of(data: PreparedPairs, row: dict) -> list[dict]:

@@ -56,7 +56,7 @@ def report_damage(path: Path, damage: str, fallback: bool) -> None:
         raise InputError(
             f"{path}: {damage}: leave out --no-fallback to go on from the newest valid checkpoint before it"
         )
-    say(f"[yellow]checkpoint {path} is damaged: {damage}; falling back to the one before[/]")
+    say("", first=f"checkpoint {path} is damaged: {damage}; falling back to the one before")
 
 
 def find_damage(path: Path, *, part: int = 0, parts: int = 1) -> str | None:

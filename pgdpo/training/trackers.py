@@ -69,7 +69,7 @@ class Trackers:
         except Exception as error:  # a service may fail in any way; the run is worth more than its curve
             self._open.pop(name, None)
             message = f"{name} failed and is left out from here on: {type(error).__name__}: {error}"
-            say(f"[yellow]{message}[/]")
+            say("", first=message)
             log_event(self._run_dir, step, "tracker", message)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pgdpo.config import load_config
+from pgdpo.console import say
 from pgdpo.data import bounded
 from pgdpo.data.image import read_image
 from pgdpo.data.importers import FORMATS, import_data
@@ -184,6 +185,15 @@ def test_a_picture_beyond_all_sizes_is_refused_by_its_header(tmp_path, tally):
     with pytest.raises(InputError, match="huge.png: .*100000x100 pixels; up to 8192"):
         read_image(tmp_path / "huge.png", (64, 64))
     tally(22, 1, 1)
+
+
+def test_brackets_in_names_are_text_and_no_markup(capsys, tally):
+    """rich takes `[/x]` for the end of a style that was never begun, and leaves `[seg]` out of a path."""
+    said = "data/[seg]/a.mp4 of pair `[/x]` :skull:"
+    say(said)
+    say(f": {said}", first=f"skipped {said}")
+    assert capsys.readouterr().out.splitlines() == [said, f"skipped {said}: {said}"]
+    tally(22, 2, 2)
 
 
 def test_a_clip_without_end_is_not_taken_into_memory(tmp_path, monkeypatch, tally):
