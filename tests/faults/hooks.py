@@ -183,6 +183,29 @@ def record_ids(rank: int, *, file: str) -> None:
     Trainer._step, Guard.see = stepping, seeing
 
 
+def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen: bool) -> None:
+    """One rank's loss is too large by `factors` in a step (from 1), as a model that breaks down gives; `seen`: the
+    numbers that the guard looks at are too, else the gradient alone."""
+    from pgdpo.training.guards import Guard
+    from pgdpo.training.loop import Trainer
+
+    take, see = Trainer._step, Guard.see
+    at = []
+
+    def stepping(self, number, loaded):
+        at[:] = [number + 1]
+        return take(self, number, loaded)
+
+    def seeing(self, output, errors, batch):
+        for factor in factors if rank == victim and at == [step] else []:
+            output.loss = output.loss * factor
+            if seen:
+                output.per_pair = output.per_pair * factor
+        see(self, output, errors, batch)
+
+    Trainer._step, Guard.see = stepping, seeing
+
+
 def damage_file(rank: int, *, victim: int, step: int, path: str) -> None:
     """One rank flips a bit of a file before it reads the data of a step (from 0), after the checks at the start."""
     from pgdpo.training.loop import Trainer

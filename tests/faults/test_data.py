@@ -1,4 +1,4 @@
-"""Faults 7, 8 and 20, and 10 on two ranks: the order of pairs, damaged shards, uneven numbers, one rank's NaN."""
+"""Faults 7, 8 and 20, and 10 and 11 on two ranks: order of pairs, damaged shards, uneven numbers, one rank's NaN."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pgdpo.data.order import Order
 from pgdpo.data.video import write_video
@@ -114,6 +116,41 @@ def test_one_ranks_nan_is_everybodys(start, fresh, tmp_path, tally):
     wanted = sorted({position // 4 + 1 for position in range(52) if order.group(position)[0][0] == 5})
     assert bad == wanted == [row["step"] for row in rows if row.get("fault")]
     tally(10, len(wanted), len(bad))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("factors", "seen", "reason"),
+    [([1e4], True, "times that of the steps before"), ([1e38, 1e10], False, "gradient's norm is not finite")],
+    ids=["spike", "infinite gradient"],
+)
+def test_one_ranks_spike_or_infinite_gradient_is_everybodys(
+    start, fresh, tmp_path, factors, seen, reason, stage, tally
+):
+    config, _ = fresh(PAIRS)
+    hook = {"hook": "scale_loss", "victim": 1, "step": 12, "factors": factors, "seen": seen}
+    options = [
+        "train.on_bad_step=skip",
+        f"train.zero_stage={stage}",
+        "train.checkpoint_every=1",
+        "train.keep_checkpoints=9",
+    ]
+    start("train", config, "train.steps=14", *options, **hook).succeed(120)
+    rows = metrics(tmp_path / "out", "dpo")
+    assert [row["step"] for row in rows if reason in row.get("fault", "")] == [12]
+    assert [row["skipped_steps"] for row in rows[10:]] == [0, 1, 1, 1]
+
+    def weights(step):
+        folder = tmp_path / f"out/dpo/checkpoints/step-{step:08d}"
+        return {
+            n: t for file in sorted(folder.glob("weights-*.safetensors")) for n, t in load_file(file).items()
+        }
+
+    before, bad, after = weights(11), weights(12), weights(13)
+    assert all(torch.equal(before[name], bad[name]) for name in before)
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    tally(11, 1, 1)
 
 
 FLIP, CUT, GONE = "flip", "cut", "gone"
