@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+_groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
 
 
 class RankError(RuntimeError):
@@ -21,11 +21,21 @@ class RankError(RuntimeError):
 
 def control_group() -> dist.ProcessGroup:
     """The gloo group for flags and messages; made on the first call, which all ranks must make."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else _group("control")
+
+
+def background_group() -> dist.ProcessGroup:
+    """Another one, for the one thread that works beside the training: its messages never meet the main thread's."""
+    return _group("background")
+
+
+def _group(purpose: str) -> dist.ProcessGroup:
     world = dist.group.WORLD
-    if world not in _groups:
+    if any(made_for is not world for made_for, _ in _groups):
         _groups.clear()  # an earlier process group was destroyed
-        _groups[world] = world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return _groups[world]
+    if (world, purpose) not in _groups:
+        _groups[world, purpose] = dist.new_group(backend="gloo")
+    return _groups[world, purpose]
 
 
 def highest(*values: int) -> list[int]:
@@ -35,29 +45,29 @@ def highest(*values: int) -> list[int]:
     return tensor.tolist()
 
 
-def gather(value: object) -> list:
+def gather(value: object, group: dist.ProcessGroup | None = None) -> list:
     """Every rank's value, on every rank; plain data of our own processes."""
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=control_group())
+    dist.all_gather_object(values, value, group=group or control_group())
     return values
 
 
-def from_main(value: object) -> object:
+def from_main(value: object, group: dist.ProcessGroup | None = None) -> object:
     """The main rank's value."""
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=control_group())
+    dist.broadcast_object_list(values, src=0, group=group or control_group())
     return values[0]
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
+def together(what: str, group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Run a block that no rank waits in for another; if it fails on one rank, all raise RankError naming it."""
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    found = gather(None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)))
+    found = gather(None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)), group)
     failed = {rank: entry for rank, entry in enumerate(found) if entry is not None}
     if failed:
         named = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in failed.items())

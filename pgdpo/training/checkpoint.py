@@ -1,5 +1,8 @@
 """Checkpoints that are whole or not there: a temporary folder, hashed files, a manifest, one rename.
 
+Training waits until its files are on the disk. Their hashes are taken while it goes on; when every rank has its own,
+the main rank writes the manifest and renames the folder. Until then the checkpoint before it is the newest.
+
 A folder holds `weights-*`, `optimizer-*` and, where a run has them, `extra-*` (safetensors, whole named tensors in
 fp32, which any number of ranks and any ZeRO stage takes back), `state.json` and `manifest.json`. No file is code.
 """
@@ -8,8 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import deepspeed
@@ -29,7 +32,7 @@ from pgdpo.training.published import (
     report_damage,
     temporary_folder,
 )
-from pgdpo.training.shards import ShardReader, ShardWriter, write_hashed
+from pgdpo.training.shards import HashedFiles, ShardReader, ShardWriter
 
 STATE = "state.json"
 HEADROOM = 1.2  # of a save's estimated bytes must be free before it begins
@@ -42,6 +45,7 @@ class Checkpoints:
 
         checkpoints = Checkpoints(run_dir, keep=2)
         checkpoints.save(engine, step, {"objective_state": {...}}, extra=ema_tensors)
+        path = checkpoints.finish()         # now it is published
         path = checkpoints.newest()
         state = checkpoints.load(engine, path)
 
@@ -52,8 +56,11 @@ class Checkpoints:
     def __init__(self, run_dir: Path, *, keep: int) -> None:
         self.run_dir, self.keep = run_dir, keep
         self._valid: list[Path] = []  # read back and found whole
-        self._pruning: threading.Thread | None = None
+        self._last: Path | None = None
         self._last_bytes = 0
+        self._group = agreement.background_group()
+        self._thread = ThreadPoolExecutor(1)
+        self._publication: Future[Path | None] | None = None
 
     def save(
         self,
@@ -62,56 +69,64 @@ class Checkpoints:
         state: dict,
         *,
         extra: Callable[[], Named] = dict().items,
-    ) -> Path | None:
-        """Write and publish one checkpoint, then remove older ones behind valid ones. Every rank must call it.
+    ) -> None:
+        """Write one checkpoint; a thread publishes it and removes older ones behind it. Every rank must call it.
 
-        Returns its folder; None where the disk is too full for it: the earlier ones are untouched, the partial files
-        gone, the event logged. Raises agreement.RankError on all ranks if it failed on one for another reason.
+        It waits for the save before, then until all ranks' files are on the disk. Where the disk is too full, the
+        checkpoint is skipped: the earlier ones are untouched, the partial files gone, the event logged. Raises
+        agreement.RankError on all ranks if this save or the one before failed on one for another reason.
         """
         self.finish()
+        self._last = None
         parts = {
             "weights": lambda: optimizer_state.weights(engine),
             "optimizer": lambda: optimizer_state.moments(engine),
             "extra": extra,
         }
         if not self._has_room(max(optimizer_state.state_bytes(engine), self._last_bytes), step):
-            return None
+            return
+        state = {"step": step, "world_size": dist.get_world_size(), **state}
         folder = None
         try:
             with agreement.together(f"step {step}: making a checkpoint's folder"):
                 folder = temporary_folder(self.run_dir, step) if is_main_rank() else None
             folder = agreement.from_main(folder)
-            files = self._write_parts(folder, parts, step)
-            path = self._publish(folder, files, {"step": step, "world_size": dist.get_world_size(), **state})
+            files = self._write(folder, parts, state)
         except agreement.RankError as error:
-            if folder is not None and is_main_rank():
-                shutil.rmtree(folder, ignore_errors=True)
-            if not error.out_of_space:
-                raise
-            self._skip(step, str(error))
-            return None
-        self._last_bytes = sum(entry["bytes"] for entry in files.values())
-        if is_main_rank():
-            self._pruning = threading.Thread(target=self._prune, daemon=True)
-            self._pruning.start()
-        return path
+            self._give_up(folder, step, error)
+            return
+        self._publication = self._thread.submit(self._publish, files, step)
 
-    def finish(self) -> None:
-        """Wait for what goes on beside the training: reading the newest checkpoint back, removing older ones."""
-        if self._pruning is not None:
-            self._pruning.join()
-            self._pruning = None
+    def finish(self) -> Path | None:
+        """Wait until the last save is published and older ones are removed. Every rank must call it.
+
+        Returns the newest checkpoint, None where the last one was skipped. Raises agreement.RankError on all ranks
+        if publishing it failed on one.
+        """
+        if self._publication is not None:
+            publication, self._publication = self._publication, None
+            self._last = publication.result()
+        return self._last
+
+    def close(self) -> None:
+        """The same at the end of a run, whatever ended it and on whichever ranks: what fails here is only said."""
+        try:
+            self.finish()
+        except Exception as error:
+            say(f"[yellow]the last checkpoint is not published[/]: {error}")
 
     def newest(self, *, fallback: bool = True) -> Path | None:
         """The newest checkpoint that is whole, on all ranks, which share the hashing; damaged ones are named.
 
         Raises InputError instead of passing a damaged one over where `fallback` is off.
         """
+        self.finish()
         for path in reversed(agreement.from_main(checkpoints_of(self.run_dir))):
             found = agreement.gather(find_damage(path, part=dist.get_rank(), parts=dist.get_world_size()))
             damage = next((text for text in found if text is not None), None)
             if damage is None:
                 self._valid.append(path)
+                self._last = path
                 return path
             report_damage(path, damage, fallback)
             log_event(self.run_dir, 0, "damaged checkpoint", f"{path}: {damage}")
@@ -129,34 +144,48 @@ class Checkpoints:
         optimizer_state.restore(engine, weights, moments)
         return read_state(path), ShardReader(path, "extra")
 
-    def _write_parts(self, folder: Path, parts: dict[str, Callable[[], Named]], step: int) -> dict[str, dict]:
-        """All ranks' files with their hashes. Gathering goes on after a failed write: other ranks wait in it."""
-        writers = []
+    def _write(self, folder: Path, parts: dict[str, Callable[[], Named]], state: dict) -> HashedFiles:
+        """All ranks' files. Gathering goes on after a failed write: other ranks wait in it."""
+        files = HashedFiles(folder)
         for kind, tensors in parts.items():
-            writer = ShardWriter(folder, kind)
+            writer = ShardWriter(files, kind)
             for name, tensor in tensors():
                 writer.add(name, tensor)
-            writers.append(writer)
-        mine: dict[str, dict] = {}
-        with agreement.together(f"step {step}: writing a checkpoint"):
-            for writer in writers:
-                mine |= writer.close()
-        return {name: entry for entries in agreement.gather(mine) for name, entry in entries.items()}
-
-    def _publish(self, folder: Path, files: dict[str, dict], state: dict) -> Path:
-        path = None
-        with agreement.together(f"step {state['step']}: publishing a checkpoint"):
+            writer.close()
+        with agreement.together(f"step {state['step']}: writing a checkpoint"):
             if is_main_rank():
-                lost = [name for name in files if not (folder / name).is_file()]
-                if lost:
-                    raise InputError(
-                        f"{folder / lost[0]}: written by another rank and not to be seen here: output_dir must be on a "
-                        "file system that all nodes share"
-                    )
-                text = json.dumps(state, indent=1) + "\n"
-                files = {**files, STATE: write_hashed(folder / STATE, [text.encode()])}
-                path = publish(folder, files)
-        return agreement.from_main(path)
+                files.add(STATE, [(json.dumps(state, indent=1) + "\n").encode()])
+            files.written()
+        return files
+
+    def _publish(self, files: HashedFiles, step: int) -> Path | None:
+        """The thread's part, on all ranks; their threads meet in a group of their own. Returns the folder."""
+        path = None
+        try:
+            with agreement.together(f"step {step}: hashing a checkpoint", self._group):
+                mine = files.hashes()
+            everyone = agreement.gather(mine, self._group)
+            hashes = {name: entry for entries in everyone for name, entry in entries.items()}
+            with agreement.together(f"step {step}: publishing a checkpoint", self._group):
+                if is_main_rank():
+                    _check_seen(files.folder, hashes)
+                    path = publish(files.folder, hashes)
+            path = agreement.from_main(path, self._group)
+        except agreement.RankError as error:
+            self._give_up(files.folder, step, error)
+            return None
+        self._last_bytes = sum(entry["bytes"] for entry in hashes.values())
+        if is_main_rank():
+            self._prune()
+        return path
+
+    def _give_up(self, folder: Path | None, step: int, error: agreement.RankError) -> None:
+        """Remove what was written of a checkpoint. Raises the error unless it is a full disk."""
+        if folder is not None and is_main_rank():
+            shutil.rmtree(folder, ignore_errors=True)
+        if not error.out_of_space:
+            raise error
+        self._skip(step, str(error))
 
     def _has_room(self, estimate: int, step: int) -> bool:
         free = shutil.disk_usage(self.run_dir).free if is_main_rank() else 0
@@ -207,6 +236,16 @@ def check_shapes(path: Path, wanted: Mapping[str, tuple], found: Mapping[str, tu
         raise InputError(
             f"{path}: `{name}` is {found.get(name, 'not there')}, this configuration's model has "
             f"{wanted.get(name, 'no such tensor')}: it is a checkpoint of another model; change model.* back"
+        )
+
+
+def _check_seen(folder: Path, files: Iterable[str]) -> None:
+    """Raises InputError naming the first file that another rank wrote elsewhere."""
+    lost = [name for name in files if not (folder / name).is_file()]
+    if lost:
+        raise InputError(
+            f"{folder / lost[0]}: written by another rank and not to be seen here: output_dir must be on a file "
+            "system that all nodes share"
         )
 
 

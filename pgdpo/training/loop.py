@@ -109,15 +109,14 @@ class Trainer:
             Watchdog(self.config.run_dir, train.watchdog_seconds) as self.watchdog,
             StopSignals() as self.signals,
         ):
-            done, last = self._begin(resume, restart, fallback, allow_change)
-            last = self._train_on(done, last)
+            last = self._train_on(self._begin(resume, restart, fallback, allow_change))
         if last is None:
             raise InputError(
                 f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
             )
         return last
 
-    def _train_on(self, done: int, last: Path | None) -> Path | None:
+    def _train_on(self, done: int) -> Path | None:
         """Train from `done` steps to the last one. Returns the last checkpoint, None if the last step's was skipped."""
         train = self.config.train
         self.batches = self._batches(range(done, train.steps))
@@ -135,14 +134,17 @@ class Trainer:
                     self.beta_watch.report(done)
                     self.validation.show(done, self.engine.module, log)
                     if done % train.checkpoint_every == 0 or done == train.steps:
-                        last = self._save(done)
+                        self._save(done)
+            last = self._published(done)
         except Stopped as stop:
+            last = self._published(done)
             if done > (step_of(last) if last else 0):
-                last = self._save(done)
+                self._save(done)
+                last = self._published(done)
             log_event(self.config.run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
             raise Stopped(f"{stop} after step {done}; go on with --resume") from stop
         finally:
-            self.checkpoints.finish()
+            self.checkpoints.close()
             if log:
                 log.close()
         return last
@@ -240,11 +242,8 @@ class Trainer:
 
     def _begin(
         self, resume: bool, restart: bool, fallback: bool, allow_change: Sequence[str]
-    ) -> tuple[int, Path | None]:
-        """Load the newest valid checkpoint if asked to; never trains over another run.
-
-        Returns (steps done, that checkpoint).
-        """
+    ) -> int:
+        """Load the newest valid checkpoint if asked to; never trains over another run. Returns the steps done."""
         run_dir = self.config.run_dir
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
@@ -268,7 +267,7 @@ class Trainer:
             self.guard.load_state_dict(state["guard"])
             done = state["step"]
         explain_run(self.config, self.identity, done=done)
-        return done, last
+        return done
 
     def _load(self, path: Path) -> dict:
         """Put a checkpoint into engine, objective and reference. Returns its state."""
@@ -277,7 +276,7 @@ class Trainer:
         self.reference.load_state(others)
         return state
 
-    def _save(self, step: int) -> Path | None:
+    def _save(self, step: int) -> None:
         """A checkpoint of `step` whole steps; of a step that was broken off it holds nothing."""
         self.watchdog.at("saving", step)
         state = {
@@ -285,7 +284,12 @@ class Trainer:
             "guard": self.guard.state_dict(),
             **described(self.config, self.identity),
         }
-        return self.checkpoints.save(self.engine, step, state, extra=self.reference.state)
+        self.checkpoints.save(self.engine, step, state, extra=self.reference.state)
+
+    def _published(self, step: int) -> Path | None:
+        """Wait for what is being published. Returns the newest checkpoint, None where the last one was skipped."""
+        self.watchdog.at("publishing", step)
+        return self.checkpoints.finish()
 
     def _batches(self, steps: range) -> StepBatches:
         train = self.config.train

@@ -1,4 +1,4 @@
-"""Named tensors spread over the ranks that write them: safetensors files, hashed while they are written."""
+"""Named tensors spread over the ranks that write them: safetensors files, hashed beside the training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -16,29 +16,82 @@ from safetensors import SafetensorError, safe_open
 
 from pgdpo.errors import InputError
 
-SHARD_BYTES = 1 << 29  # of a file: what a rank writes while it gathers the next one
+SHARD_BYTES = 1 << 28  # of a file: what a rank writes while it gathers the next one
+HELD = 4  # files of a rank that may be in memory, not yet written or hashed
+HASHERS = 2  # threads of a rank; SHA-256 runs at 0.5 to 2 GB/s in each
+
+
+class HashedFiles:
+    """Files of one folder, written and hashed by threads while their maker goes on.
+
+        files = HashedFiles(folder)
+        files.add(name, parts)     # bytes that nobody changes any more
+        files.written()            # all are on the disk
+        hashes = files.hashes()    # name -> {"bytes": ..., "sha256": ...}; another thread may wait for it
+
+    A hash is that of the bytes in memory, whatever the disk makes of them. It is taken after the file was written,
+    which is what training waits for. `add` waits where HELD files are in memory, and raises nothing of what goes
+    wrong in the threads: ranks may wait for each other between two of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer, self._hashers = ThreadPoolExecutor(1), ThreadPoolExecutor(HASHERS)
+        self._written: list[Future] = []
+        self._hashed: dict[str, Future] = {}
+
+    def add(self, name: str, parts: list[bytes | memoryview]) -> None:
+        wait(list(self._hashed.values())[: 1 - HELD])
+        written = self._writer.submit(_write, self.folder / name, parts)
+        self._written.append(written)
+        self._hashed[name] = self._hashers.submit(_hash, parts, written)
+
+    def written(self) -> None:
+        """Wait until every file is on the disk. Raises the first error of writing them."""
+        self._writer.shutdown()
+        for written in self._written:
+            written.result()
+
+    def hashes(self) -> dict[str, dict]:
+        """Wait for the hashes. Raises the first error of writing or hashing."""
+        self._hashers.shutdown()
+        return {name: hashed.result() for name, hashed in self._hashed.items()}
+
+
+def _write(path: Path, parts: list[bytes | memoryview]) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _hash(parts: list[bytes | memoryview], written: Future) -> dict:
+    written.result()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
 class ShardWriter:
     """Writes this rank's share of tensors that all ranks see one after the other.
 
-        writer = ShardWriter(folder, "weights")
+        writer = ShardWriter(files, "weights")
         for name, tensor in tensors:      # the same names in the same order on every rank
             writer.add(name, tensor)
-        hashes = writer.close()           # file name -> {"bytes": ..., "sha256": ...}
+        writer.close()
 
-    A file is written, flushed and hashed by a thread while the next one is filled. Nothing that goes wrong there
-    stops `add`, in which ranks may wait for each other; `close` raises it.
+    A file is written while the next one is filled. Tensors are copied: the training may change them at once.
     """
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, files: HashedFiles, kind: str) -> None:
+        self._files, self.kind = files, kind
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._owned = [0] * self.world  # bytes that each rank has been given, known to all
         self._pending: dict[str, torch.Tensor] = {}
         self._pending_bytes = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._written: dict[str, Future] = {}
+        self._count = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Give the tensor, whole on every rank, to the rank that has least; files of a few MB stay together."""
@@ -47,31 +100,26 @@ class ShardWriter:
         self._owned[owner] += size
         if owner != self.rank:
             return
-        if self._pending and self._pending_bytes + size > SHARD_BYTES:
-            self._flush()
-        self._pending[name] = tensor.detach().to("cpu").contiguous()
+        if self._pending_bytes + size > SHARD_BYTES:
+            self.close()
+        whole = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        self._pending[name] = whole
         self._pending_bytes += size
 
-    def close(self) -> dict[str, dict]:
-        """Wait for this rank's files. Raises the first error of writing them."""
-        if self._pending:
-            self._flush()
-        self._thread.shutdown(wait=True)
-        return {name: future.result() for name, future in self._written.items()}
-
-    def _flush(self) -> None:
-        for earlier in list(self._written.values())[:-1]:  # at most two files are held in memory
-            earlier.exception()
-        name = f"{self.kind}-{self.rank:05d}-{len(self._written):05d}.safetensors"
-        self._written[name] = self._thread.submit(_write, self.folder / name, self._pending)
+    def close(self) -> None:
+        """Hand over what is left."""
+        if not self._pending:
+            return
+        name = f"{self.kind}-{self.rank:05d}-{self._count:05d}.safetensors"
+        self._files.add(name, _safetensors(self._pending))
+        self._count += 1
         self._pending, self._pending_bytes = {}, 0
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> dict:
+def _safetensors(tensors: dict[str, torch.Tensor]) -> list[bytes | memoryview]:
     """A safetensors file: the length of a JSON header (8 bytes), the header, the tensors' bytes one after the other.
 
-    Written here and not by the library, whose writer gives no sight of the bytes: hashing them meanwhile is free
-    where there is a second core, and reading a file back to hash it is not.
+    Made here and not by the library, whose writer gives no sight of the bytes that are hashed.
     """
     header, start, parts = {}, 0, []
     for name, tensor in sorted(
@@ -88,7 +136,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> dict:
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return write_hashed(path, [len(text).to_bytes(8, "little") + text, *parts])
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
 _DTYPES = {
@@ -101,25 +149,6 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-def write_hashed(path: Path, parts: list[bytes | memoryview]) -> dict:
-    """Write and flush a file; its SHA-256 is that of the bytes meant, taken meanwhile in another thread."""
-    with ThreadPoolExecutor(1) as hasher:
-        digest = hasher.submit(_hash, parts)
-        with path.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        return {"bytes": sum(map(len, parts)), "sha256": digest.result()}
-
-
-def _hash(parts: list[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import time
 
 
-def kill_in_save(rank: int, *, victim: int, save: int, fraction: float) -> None:
-    """SIGKILL of `victim` in its `save`-th save (from 0; the first is timed), at a fraction of its length."""
+def kill_in_save(rank: int, *, victim: int, save: int, fraction: float, hashing: float) -> None:
+    """SIGKILL of `victim` in its `save`-th save (from 0; the first is timed), at a fraction of its length.
+
+    The length is that from the first file to the end of the publication. `hashing`: seconds for which the hashes are
+    held up, while the next steps are trained.
+    """
     from pgdpo.training.checkpoint import Checkpoints
 
-    whole, seconds, count = Checkpoints.save, [], iter(range(1 << 30))
+    whole, publish, began, seconds = Checkpoints.save, Checkpoints._publish, [], []
 
     def saving(self, *arguments, **options):
-        number = next(count)
-        if rank == victim and number == save:
+        self.finish()
+        if rank == victim and len(began) == save:
             _kill_after(1.1 * fraction * min(seconds))
-        began = time.perf_counter()
-        result = whole(self, *arguments, **options)
-        seconds.append(time.perf_counter() - began)
-        return result
+        began.append(time.perf_counter())
+        whole(self, *arguments, **options)
 
-    Checkpoints.save = saving
+    def publishing(self, *arguments):
+        time.sleep(hashing)
+        path = publish(self, *arguments)
+        seconds.append(time.perf_counter() - began[-1])
+        return path
+
+    Checkpoints.save, Checkpoints._publish = saving, publishing
 
 
 def _kill_after(seconds: float) -> None:
@@ -42,9 +51,9 @@ def save_once_more(rank: int) -> None:
     begin = Trainer._begin
 
     def begin_and_save(self, *arguments):
-        done, last = begin(self, *arguments)
+        done = begin(self, *arguments)
         self._save(done)
-        return done, last
+        return done
 
     Trainer._begin = begin_and_save
 
@@ -63,16 +72,20 @@ def slow_steps(rank: int, *, seconds: float) -> None:
 
 
 def slow_saves(rank: int, *, seconds: float) -> None:
-    """The main rank waits before it publishes."""
+    """The main rank waits while it writes, and again before it publishes."""
     from pgdpo.training import checkpoint
 
-    whole = checkpoint.publish
+    whole, written = checkpoint.publish, checkpoint.HashedFiles.written
 
     def slowly(*arguments):
         time.sleep(seconds)
         return whole(*arguments)
 
-    checkpoint.publish = slowly
+    def slowly_written(self):
+        time.sleep(seconds if rank == 0 else 0)
+        written(self)
+
+    checkpoint.publish, checkpoint.HashedFiles.written = slowly, slowly_written
 
 
 def stuck_loader(rank: int, *, victim: int, batch: int) -> None:
@@ -111,7 +124,8 @@ def fail_in_save(rank: int, *, victim: int, phase: str) -> None:
 PHASES = {  # module, function, how often a save calls it
     "making the folder": ("pgdpo.training.checkpoint", "temporary_folder", 1),
     "gathering": ("pgdpo.training.optimizer_state", "weights", 1),
-    "writing": ("pgdpo.training.shards", "ShardWriter.close", 3),
+    "writing": ("pgdpo.training.shards", "HashedFiles.written", 1),
+    "hashing": ("pgdpo.training.shards", "HashedFiles.hashes", 1),
     "publishing": ("pgdpo.training.checkpoint", "publish", 1),
 }
 
@@ -142,8 +156,33 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
     Trainer._step, Trainer.pair_loss = stepping, writing
 
 
-def full_disk(rank: int, *, save: int) -> None:
-    """In the `save`-th save (from 0) no file may grow beyond 4 kB: the system refuses the rest of it."""
+def fail_beside_a_save(rank: int, *, victim: int, step: int) -> None:
+    """An exception on one rank in a step (from 0), while the hashes of the save before it are still being taken."""
+    from pgdpo.training.checkpoint import Checkpoints
+    from pgdpo.training.loop import Trainer
+
+    publish, take = Checkpoints._publish, Trainer._step
+
+    def publishing(self, *arguments):
+        time.sleep(0.5)
+        return publish(self, *arguments)
+
+    def stepping(self, number, loaded):
+        if rank == victim and number == step:
+            assert not self.checkpoints._publication.done()
+            raise ValueError("injected beside a save")
+        return take(self, number, loaded)
+
+    Checkpoints._publish, Trainer._step = publishing, stepping
+
+
+def full_disk(rank: int, *, save: int, publishing: bool = False) -> None:
+    """In the `save`-th save (from 0) no file may grow beyond 4 kB: the system refuses the rest of it.
+
+    `publishing`: the disk is full when the manifest is written.
+    """
+    if publishing:
+        return _full_at_publication(save)
     import resource
 
     from pgdpo.training.checkpoint import Checkpoints
@@ -160,6 +199,19 @@ def full_disk(rank: int, *, save: int) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     Checkpoints.save = saving
+
+
+def _full_at_publication(save: int) -> None:
+    from pgdpo.training import checkpoint
+
+    whole, count = checkpoint.publish, iter(range(1 << 30))
+
+    def publishing(*arguments):
+        if next(count) == save:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(*arguments)
+
+    checkpoint.publish = publishing
 
 
 def record_ids(rank: int, *, file: str) -> None:

@@ -16,12 +16,18 @@ def events(run_dir, kind: str) -> list[dict]:
     return [row for row in rows if row["event"] == kind]
 
 
-def test_the_disk_fills_up_inside_a_save(start, fault_config, straight, tally):
+@pytest.mark.parametrize(
+    ("publishing", "error"),
+    [(False, "[Errno 27]"), pytest.param(True, "[Errno 28]", marks=pytest.mark.slow)],
+    ids=["writing", "publishing"],
+)
+def test_the_disk_fills_up_inside_a_save(start, fault_config, straight, tally, publishing, error):
     run_dir = fault_config.parent / "out" / "full"
-    start("train", fault_config, "name=full", "train.steps=6", hook="full_disk", save=1).succeed()
+    hook = {"hook": "full_disk", "save": 1, "publishing": publishing}
+    start("train", fault_config, "name=full", "train.steps=6", **hook).succeed()
     names = [path.name for path in (run_dir / "checkpoints").iterdir()]
     (skipped,) = events(run_dir, "checkpoint skipped")
-    named = "rank 0: OSError: [Errno 27]" in skipped["message"] and skipped["step"] == 4
+    named = f"rank 0: OSError: {error}" in skipped["message"] and skipped["step"] == 4
     curve = losses(run_dir.parent, "full") == straight(6)
     kept = sorted(names) == ["step-00000002", "step-00000006"]
     tally(12, 1, named and curve and kept and latest_checkpoint(run_dir).name == "step-00000006")

@@ -136,6 +136,7 @@ def test_a_second_sigterm_inside_a_save_50_times(run, tally, part):
     [
         ("gathering", 1),
         ("writing", 1),
+        ("hashing", 1),
         pytest.param("making the folder", 0, marks=pytest.mark.slow),
         pytest.param("writing", 0, marks=pytest.mark.slow),
         pytest.param("publishing", 0, marks=pytest.mark.slow),
@@ -150,3 +151,12 @@ def test_an_exception_in_a_phase_of_a_save(run, tally, phase, victim):
     ]
     assert named, [job.text(rank) for rank in range(2)]
     tally(17, 1, all(codes) and published == ["step-00000002"])
+
+
+def test_an_exception_beside_the_hashing_of_a_save(run, tally):
+    """One rank fails in a step: the save before it is published all the same, on the way out."""
+    job = run(hook="fail_beside_a_save", victim=1, step=2)
+    codes = job.wait(30)
+    named = all("rank 1" in job.text(rank) and "injected" in job.text(rank) for rank in range(2))
+    assert named, [job.text(rank) for rank in range(2)]
+    tally(17, 1, all(codes) and step_of(latest_checkpoint(run.folder)) == 2)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pgdpo.training.published import latest_checkpoint, prune, publish, step_of, temporary_folder
-from pgdpo.training.shards import write_hashed
+from pgdpo.training.shards import HashedFiles
 from tests.worlds import losses
 
 
@@ -24,6 +24,7 @@ def kill_in_saves(start, config, straight, trials: int, steps: int, seed: int = 
         before, done = 0, False
         while not done:
             hook = {"victim": chance.randrange(2), "save": 1, "fraction": chance.random()} if trials else {}
+            hook |= {"hashing": chance.choice([0, 0.1])} if trials else {}
             job = start(
                 "train", config, "--resume", f"name={name}", f"train.steps={steps}",
                 hook="kill_in_save" if hook else None, **hook,
@@ -63,7 +64,10 @@ def write(run_dir, step: int, number: int) -> None:
         "state.json": json.dumps({"number": number}).encode(),
         "weights-0.safetensors": bytes([number % 256]) * 100_000,
     }
-    publish(folder, {name: write_hashed(folder / name, [part]) for name, part in parts.items()})
+    files = HashedFiles(folder)
+    for name, part in parts.items():
+        files.add(name, [part])
+    publish(folder, files.hashes())
 
 
 def resave(run_dir, trials: int) -> int:
