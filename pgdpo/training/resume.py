@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import shutil
@@ -135,6 +136,7 @@ def explain_run(config: Config, identity: dict, *, done: int) -> None:
     log_event(config.run_dir, done, "resumed" if done else "started", f"on {about['ranks']} rank(s)", **about)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of Python, of this package and of what it computes with."""
     packages = ("torch", "triton", "deepspeed", "diffusers", "peft", "safetensors", "numpy")
