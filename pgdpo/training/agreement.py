@@ -67,7 +67,9 @@ def together(what: str, group: dist.ProcessGroup | None = None) -> Iterator[None
         yield
     except Exception as caught:
         error = caught
-    found = gather(None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)), group)
+    found = gather(
+        None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)), group
+    )
     failed = {rank: entry for rank, entry in enumerate(found) if entry is not None}
     if failed:
         named = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in failed.items())

@@ -240,9 +240,7 @@ class Trainer:
             return None
         return references.open_cached(self.config, self.family, self.data, self.device)
 
-    def _begin(
-        self, resume: bool, restart: bool, fallback: bool, allow_change: Sequence[str]
-    ) -> int:
+    def _begin(self, resume: bool, restart: bool, fallback: bool, allow_change: Sequence[str]) -> int:
         """Load the newest valid checkpoint if asked to; never trains over another run. Returns the steps done."""
         run_dir = self.config.run_dir
         if restart and dist.get_rank() == 0:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -19,6 +21,7 @@ from pgdpo.errors import InputError
 SHARD_BYTES = 1 << 28  # of a file: what a rank writes while it gathers the next one
 HELD = 4  # files of a rank that may be in memory, not yet written or hashed
 HASHERS = 2  # threads of a rank; SHA-256 runs at 0.5 to 2 GB/s in each
+HUGE_PAGE = 1 << 21
 
 
 class HashedFiles:
@@ -29,33 +32,46 @@ class HashedFiles:
         files.written()            # all are on the disk
         hashes = files.hashes()    # name -> {"bytes": ..., "sha256": ...}; another thread may wait for it
 
-    A hash is that of the bytes in memory, whatever the disk makes of them. It is taken after the file was written,
-    which is what training waits for. `add` waits where HELD files are in memory, and raises nothing of what goes
-    wrong in the threads: ranks may wait for each other between two of them.
+    A hash is that of the bytes in memory, whatever the disk makes of them. Training waits for the writing alone, so
+    hashing begins when all is written, or when HELD files are in memory and `add` must wait for room. `add` raises
+    nothing of what goes wrong in the threads: ranks may wait for each other between two of them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer, self._hashers = ThreadPoolExecutor(1), ThreadPoolExecutor(HASHERS)
+        self._hashing = threading.Event()
         self._written: list[Future] = []
         self._hashed: dict[str, Future] = {}
 
     def add(self, name: str, parts: list[bytes | memoryview]) -> None:
-        wait(list(self._hashed.values())[: 1 - HELD])
+        if len(self._hashed) >= HELD:
+            self._hashing.set()
+            wait(list(self._hashed.values())[: 1 - HELD])
         written = self._writer.submit(_write, self.folder / name, parts)
         self._written.append(written)
-        self._hashed[name] = self._hashers.submit(_hash, parts, written)
+        self._hashed[name] = self._hashers.submit(self._hash, parts, written)
 
     def written(self) -> None:
         """Wait until every file is on the disk. Raises the first error of writing them."""
         self._writer.shutdown()
+        self._hashing.set()
         for written in self._written:
             written.result()
 
     def hashes(self) -> dict[str, dict]:
         """Wait for the hashes. Raises the first error of writing or hashing."""
+        self.written()
         self._hashers.shutdown()
         return {name: hashed.result() for name, hashed in self._hashed.items()}
+
+    def _hash(self, parts: list[bytes | memoryview], written: Future) -> dict:
+        self._hashing.wait()
+        written.result()
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
 def _write(path: Path, parts: list[bytes | memoryview]) -> None:
@@ -64,14 +80,6 @@ def _write(path: Path, parts: list[bytes | memoryview]) -> None:
             file.write(part)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _hash(parts: list[bytes | memoryview], written: Future) -> dict:
-    written.result()
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
 class ShardWriter:
@@ -102,8 +110,7 @@ class ShardWriter:
             return
         if self._pending_bytes + size > SHARD_BYTES:
             self.close()
-        whole = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        self._pending[name] = whole
+        self._pending[name] = _copy(tensor.detach())
         self._pending_bytes += size
 
     def close(self) -> None:
@@ -114,6 +121,17 @@ class ShardWriter:
         self._files.add(name, _safetensors(self._pending))
         self._count += 1
         self._pending, self._pending_bytes = {}, 0
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, in huge pages if it is large: page faults would take longer than the copying."""
+    size = tensor.numel() * tensor.element_size()
+    if size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _safetensors(tensors: dict[str, torch.Tensor]) -> list[bytes | memoryview]:
