@@ -1,17 +1,35 @@
-"""Faults 1 and 2: SIGKILL at a random moment of a save; the curve goes on as if nothing had happened."""
+"""Faults 1 and 2: SIGKILL at a random moment of a save; the curve goes on as if nothing had happened.
+
+A save ends when its checkpoint is published, some steps after the training was let go.
+"""
 
 import itertools
 import json
 import os
 import random
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from pgdpo.training.published import latest_checkpoint, prune, publish, step_of, temporary_folder
+from pgdpo.training import checkpoint
+from pgdpo.training.checkpoint import Checkpoints
+from pgdpo.training.engine import start_distributed
+from pgdpo.training.loop import Trainer
+from pgdpo.training.published import (
+    checkpoints_of,
+    find_damage,
+    latest_checkpoint,
+    prune,
+    publish,
+    step_of,
+    temporary_folder,
+)
 from pgdpo.training.shards import HashedFiles
-from tests.worlds import losses
+from tests.worlds import losses, run_pgdpo
 
 
 def kill_in_saves(start, config, straight, trials: int, steps: int, seed: int = 0) -> int:
@@ -96,3 +114,47 @@ def test_sigkill_while_a_step_is_saved_again_100_times(tmp_path, tally):
 @pytest.mark.parametrize("part", range(8))
 def test_sigkill_in_a_save_200_times(start, fault_config, straight, tally, part):
     tally(1, 25, kill_in_saves(start, fault_config, straight, 25, steps=60, seed=part))
+
+
+def test_training_goes_on_while_a_save_is_hashed(config_file, monkeypatch):
+    """The save of step 2 is held up until step 3 is trained: neither waits for the other for ever."""
+    run_dir = config_file.parent / "out" / "dpo"
+    trained, met, published = threading.Event(), [], []
+    take, publishing = Trainer._step, Checkpoints._publish
+
+    def stepping(self, number, loaded):
+        values = take(self, number, loaded)
+        if number == 2:
+            published.extend(checkpoints_of(run_dir))
+            trained.set()
+        return values
+
+    def held_up(self, *arguments):
+        met.append(trained.wait(60))
+        return publishing(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(Checkpoints, "_publish", held_up)
+    run_pgdpo("train", config_file)
+    assert met == [True, True] and published == []
+    assert [path.name for path in checkpoints_of(run_dir)] == ["step-00000002", "step-00000004"]
+    assert not any(map(find_damage, checkpoints_of(run_dir)))
+
+
+def test_whoever_asks_for_the_newest_waits_for_the_one_that_is_hashed(tmp_path, monkeypatch):
+    """As a rollback does, right after a save."""
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return publish(*arguments)
+
+    start_distributed()
+    monkeypatch.setattr(checkpoint, "publish", slowly)
+    (tmp_path / "checkpoints").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    engine = SimpleNamespace(module=torch.nn.BatchNorm1d(3), zero_optimization_stage=lambda: 0)
+    engine.module.requires_grad_(False)
+    for step in (7, 8):
+        checkpoints.save(engine, step, {})
+        assert step_of(checkpoints.newest()) == step
+    assert step_of(checkpoints.finish()) == 8
