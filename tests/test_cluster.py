@@ -1,28 +1,39 @@
 """The files under configs/cluster: they parse, and the launchers that they call start pgdpo."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.worlds import losses
 
 CLUSTER = Path(__file__).parent.parent / "configs" / "cluster"
 SCRIPTS = sorted(file.name for file in CLUSTER.iterdir() if file.name != "hostfile")
 BIN = Path(sys.prefix) / "bin"
 
 
-def run(script: str, *arguments: str, path: str = "", **environment: object) -> subprocess.CompletedProcess:
+def start(script: str, *arguments: str, path: str = "", **environment: object) -> subprocess.Popen:
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     variables["PATH"] = f"{path}:{BIN}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(CLUSTER / script), *arguments],
-        capture_output=True,
-        text=True,
-        env=variables,
-        timeout=120,
-    )
+    command = ["bash", str(CLUSTER / script), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    try:
+        output = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def run(script: str, *arguments: str, **environment: object) -> subprocess.CompletedProcess:
+    return finish(start(script, *arguments, **environment))
 
 
 def free_port() -> int:
@@ -36,13 +47,18 @@ def test_bash_reads_it(script):
     subprocess.run(["bash", "-n", str(CLUSTER / script)], check=True)
 
 
-def test_torchrun_starts_pgdpo_on_each_rank():
-    done = run(
-        "torchrun.sh", "version", HEAD="127.0.0.1", NODES=1, GPUS=2, PORT=free_port(), NCCL_DEBUG="INFO"
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2 and len(set(done.stdout.split())) == 1
-    assert "NCCL_DEBUG=INFO" in done.stderr and "NCCL_SOCKET_IFNAME=^lo,docker" in done.stderr
+def test_torchrun_on_two_nodes_is_one_run(config_file):
+    """Two nodes on this machine: a launcher each, of one rank, that meet at HEAD."""
+    where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port(), "NCCL_DEBUG": "INFO"}
+    train = ["train", str(config_file), "name=nodes", "train.steps=1"]
+    nodes = [start("torchrun.sh", *train, **where, OMP_NUM_THREADS=1) for _ in range(2)]
+    for done in map(finish, nodes):
+        assert done.returncode == 0, done.stderr
+        assert "NCCL_DEBUG=INFO" in done.stderr and "NCCL_SOCKET_IFNAME=^lo,docker" in done.stderr
+    folder = config_file.parent / "out" / "nodes"
+    assert json.loads((folder / "run.json").read_text())["ranks"] == 2
+    assert (folder / "run-rank1.log").is_file()
+    assert losses(config_file.parent / "out", "nodes") == [np.log(np.float32(2))]
 
 
 def test_torchrun_says_what_it_lacks():
