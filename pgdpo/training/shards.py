@@ -128,10 +128,12 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     size = tensor.numel() * tensor.element_size()
     if size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole_pages = -(-size // HUGE_PAGE) * HUGE_PAGE
+    memory = mmap.mmap(-1, whole_pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel())
+    return copy.view(tensor.shape).copy_(tensor)
 
 
 def _safetensors(tensors: dict[str, torch.Tensor]) -> list[bytes | memoryview]:
