@@ -43,8 +43,11 @@ def kill_in_saves(start, config, straight, trials: int, steps: int, seed: int = 
         while not done:
             hook = {"victim": chance.randrange(2), "save": 1, "fraction": chance.random()} if trials else {}
             hook |= {"hashing": chance.choice([0, 0.1])} if trials else {}
+            end = (
+                steps if trials else min(steps, before + 2 * interval)
+            )  # the last one need not go all the way
             job = start(
-                "train", config, "--resume", f"name={name}", f"train.steps={steps}",
+                "train", config, "--resume", f"name={name}", f"train.steps={end}",
                 hook="kill_in_save" if hook else None, **hook,
             )  # fmt: skip
             codes = job.wait()
@@ -56,7 +59,7 @@ def kill_in_saves(start, config, straight, trials: int, steps: int, seed: int = 
             # one save was published in this start, the next one is the one that was killed
             survived += newest is not None and step_of(newest) in (before + interval, before + 2 * interval)
             before, trials = step_of(newest), trials - 1
-        assert losses(output, name) == expected
+        assert losses(output, name) == expected[:end]
     return survived
 
 
