@@ -128,7 +128,7 @@ def fail_in_save(rank: int, *, victim: int, phase: str) -> None:
 PHASES = {  # module, function, how often a save calls it
     "making the folder": ("pgdpo.training.checkpoint", "temporary_folder", 1),
     "gathering": ("pgdpo.training.optimizer_state", "weights", 1),
-    "writing": ("pgdpo.training.shards", "HashedFiles.written", 1),
+    "writing": ("pgdpo.training.shards", "HashedFiles.written", 2),
     "hashing": ("pgdpo.training.shards", "HashedFiles.hashes", 1),
     "publishing": ("pgdpo.training.checkpoint", "publish", 1),
 }
