@@ -208,19 +208,23 @@ def launch_runs(config: Path, runs: dict[str, list[str]], ranks: int) -> None:
     )
 
 
-def launch_commands(commands: list[list[str]], ranks: int, timeout: float = 280) -> None:
+def launch_commands(commands: list[list[str]], ranks: int, timeout: float = 280, **environment: str) -> None:
     """Commands of pgdpo, one after another in the same `ranks`; the first that fails ends it. `timeout`: seconds."""
-    launch_script("tests.many_runs", json.dumps(commands), ranks=ranks, timeout=timeout)
+    launch_script("tests.many_runs", json.dumps(commands), ranks=ranks, timeout=timeout, **environment)
 
 
-def launch_script(module: str, *arguments: object, ranks: int, timeout: float = 280) -> str:
+def launch_script(
+    module: str, *arguments: object, ranks: int, timeout: float = 280, **environment: str
+) -> str:
     """What `python -m module` prints in a group of ranks."""
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return _run([*program, "-m", module, *map(str, arguments)], timeout)
+    return _run([*program, "-m", module, *map(str, arguments)], timeout, environment)
 
 
-def _run(command: list[str], timeout: float) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def _run(command: list[str], timeout: float, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+    )
     if done.returncode:
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done.stdout

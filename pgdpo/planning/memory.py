@@ -62,18 +62,16 @@ def rank_memory(
     activations: Activations,
     *,
     inputs: int,
-    comm_dtypes: Iterable[int],
 ) -> Memory:
     """Memory of the rank that holds most.
 
     Args:
         sizes, reference: parameters of the policy, and of a second copy if there is one.
         inputs: bytes of latents, noise, targets and conditioning of a micro-batch.
-        comm_dtypes: bytes an element of each dtype that gradients are reduced in.
     """
     weights, copy = held(sizes, sharding), held(reference, sharding)
     gradients, optimizer = gradient_bytes(sizes, sharding), optimizer_bytes(sizes, sharding)
-    buffers = reduce_buffers(sizes, sharding, comm_dtypes) + gathered(sizes, sharding)
+    buffers = reduce_buffer(sizes, sharding) + gathered(sizes, sharding)
     host = 0
     if sharding.offload_parameters != "none":
         shards = partitioned(sizes, sharding.world), partitioned(reference, sharding.world)
@@ -169,14 +167,11 @@ def _partition_gradients(sizes: Iterable[Size], world: int) -> list[int]:
     return elements
 
 
-def reduce_buffers(sizes: Sequence[Size], sharding: Sharding, comm_dtypes: Iterable[int]) -> int:
-    """Buffers that gradients are gathered in to be reduced: one for each dtype that they travel in."""
-    bucket = min(REDUCE_BUCKET, trained(sizes))
-    if sharding.stage == 0:
-        return bucket * FP32 if sharding.world > 1 else 0
-    if sharding.stage == 3:
-        return sum(bucket * itemsize for itemsize in comm_dtypes)
-    return sum(bucket * FP32 for _ in comm_dtypes)
+def reduce_buffer(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """The buffer that gradients are gathered in to be reduced."""
+    if sharding.stage == 0 and sharding.world == 1:
+        return 0
+    return min(REDUCE_BUCKET, trained(sizes)) * FP32
 
 
 def gathered(sizes: Sequence[Size], sharding: Sharding) -> int:

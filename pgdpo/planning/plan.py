@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
 
 from pgdpo.errors import InputError
 from pgdpo.models.toy import ToyEncoders
@@ -67,7 +66,6 @@ class Planner:
         self.sizes = sizes(policy)
         self.depths = block_lists(policy)
         self._width = attention_width(policy)
-        self.comm_dtypes = _comm_dtypes(policy, config)
         self.needs_reference = build_objective(
             config.objective["name"], **config.objective_options
         ).needs_reference
@@ -106,7 +104,6 @@ class Planner:
             sharding,
             kept.offloaded() if on_host else kept,
             inputs=self._inputs(2 * train.micro_batch_pairs),
-            comm_dtypes=self.comm_dtypes,
         )
         memory = replace(memory, host=memory.host + on_host)
         step = plan_step(
@@ -192,15 +189,3 @@ class Planner:
         with torch.device("meta"):
             tensors = self.family.example_conditioning(samples, self.latent_shape).values()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _comm_dtypes(policy: torch.nn.Module, config: Config) -> set[int]:
-    """Bytes an element of the dtypes that gradients travel in: under autocast, bf16 for matrix products."""
-    if config.train.precision == "fp32":
-        return {FP32}
-    kinds = [
-        (type(module) in LOWER_PRECISION_SAFE_MODULES)
-        for module in policy.modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
-    return {2 if half else FP32 for half in kinds}

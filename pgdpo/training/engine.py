@@ -19,12 +19,25 @@ if not torch.cuda.is_available():
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
 from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
+from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E402
 
 SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
 
-# Elements of the buffers in which ZeRO reduces gradients, in fp32 or twice that where they travel in two dtypes:
-# DeepSpeed allocates them whole at the first backward pass, 2 GB each, also for an adapter of some MB.
+# Elements of the buffer in which ZeRO reduces gradients, in fp32: DeepSpeed allocates it whole at the first backward
+# pass, 2 GB, also for an adapter of some MB.
 REDUCE_BUCKET = 500_000_000
+
+
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Forward of the linear layer that DeepSpeed puts in torch's place under ZeRO-3, as torch computes it.
+
+    DeepSpeed's rounds the product to bf16 before it adds the bias, so that stage 3 predicts otherwise than the others.
+    """
+    # Detached, because autocast would keep its bf16 copy of a weight that trains until the forward ends.
+    return torch.ops.aten.linear(input, weight.detach(), bias)
+
+
+LinearFunctionForZeroStage3.forward = staticmethod(_linear)
 
 
 def start_distributed() -> torch.device:
@@ -149,7 +162,13 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        # No module is "safe in lower precision": the gradients of those would be summed over the ranks in bf16, at
+        # other places for each ZeRO stage, and their weights be gathered in it.
+        "torch_autocast": {
+            "enabled": train.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 2**31,
     }
 

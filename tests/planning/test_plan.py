@@ -163,7 +163,7 @@ def test_offload_moves_bytes_to_the_host():
     sizes = [Size(1000, 2, False), Size(500, 4, True)]
     none = Activations(0, 0, 0)
     held = {
-        where: rank_memory(sizes, [], Sharding(3, 2, False, *where), none, inputs=0, comm_dtypes={2})
+        where: rank_memory(sizes, [], Sharding(3, 2, False, *where), none, inputs=0)
         for where in (("none", "none"), ("cpu", "none"), ("cpu", "cpu"))
     }
     here, optimizer, both = held.values()

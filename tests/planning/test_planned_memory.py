@@ -41,9 +41,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine_on_two_ranks(pl
     for overrides, ranks in zip(ENGINES, json.loads(out.read_text()), strict=True):
         config = load_config(plan_file, overrides)
         sharding = Sharding(config.train.zero_stage, 2, accumulates=True)
-        memory = rank_memory(
-            Planner(config).sizes, [], sharding, Activations(0, 0, 0), inputs=0, comm_dtypes={4}
-        )
+        memory = rank_memory(Planner(config).sizes, [], sharding, Activations(0, 0, 0), inputs=0)
         held = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
         planned = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         assert planned == held, overrides

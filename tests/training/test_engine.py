@@ -11,7 +11,7 @@ from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.training import policy
 from pgdpo.training.loop import Trainer
-from tests.worlds import run_pgdpo
+from tests.worlds import metrics, run_pgdpo
 
 REFUSED = {
     "offload without ZeRO": (
@@ -95,6 +95,28 @@ def test_bf16_keeps_the_modules_fp32_that_the_model_names(config_file, stage):
         named = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules)
         (kept if named or "lora" in name else cast).add(getattr(parameter, "ds_tensor", parameter).dtype)
     assert kept == {torch.float32} and cast == {torch.bfloat16}
+
+
+def test_bf16_losses_are_those_of_every_zero_stage(config_file):
+    """Equal weights give equal predictions to the last bit at all stages, and at 0 to 2 equal gradients.
+
+    Stage 3's hooks at every module's inputs add the bf16 gradients of an activation that several layers read in
+    another order. From the third step on its weights differ by a share of a step, and so do predictions by roundings
+    of at most u = 2^-8 of a value. That moves a mean squared error by 2u times the root mean squares of residual and
+    prediction, about 1 each, and the loss by half of beta times that, for each of a pair's two errors.
+    """
+    beta, runs = 5, []
+    for stage in range(4):
+        settings = ("train.precision=bf16", f"train.zero_stage={stage}", f"objective.beta={beta}")
+        run_pgdpo("train", config_file, f"name=stage{stage}", "train.steps=3", *settings)
+        runs.append(metrics(config_file.parent / "out", f"stage{stage}"))
+    losses = [[row["loss"] for row in rows] for rows in runs]
+    assert len(set(losses[0])) == 3
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[0][:2] == losses[3][:2]
+    assert abs(losses[0][2] - losses[3][2]) <= 2 * beta * 2**-8
+    norms = [rows[0]["gradient_norm"] for rows in runs]
+    assert norms == pytest.approx(norms[:1] * 4, rel=1e-6)
 
 
 def test_what_is_offloaded_is_offloaded(config_file):

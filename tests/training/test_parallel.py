@@ -30,6 +30,12 @@ TWO_RANKS = {
     "shared_full": ("full", [*FULL, SHARED, "train.zero_stage=2"]),
     "shared_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED]),
 }
+EQUALITIES = {  # for the figures: (run, run)
+    **{f"ZeRO 0 = {stage}": ("zero0", f"zero{stage}") for stage in (1, 2, 3)},
+    "one rank = two ranks": ("one", "zero0"),
+    "sequence parallel 1 = 2": ("one", "shared0"),
+    "accumulation 1 = 2": ("zero0", "accumulated"),
+}
 ONE_RANK = {"one": [], "full": [*FULL], "kto": ["objective={name: kto, beta: 500}"]}
 
 
@@ -65,10 +71,15 @@ def compare(output, runs) -> None:
 
 
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
-def test_two_ranks_are_one_however_they_share_the_work(config_file, output):
+def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figures):
     """ZeRO 0 to 3, accumulation, offload, sequence parallelism: losses within 1e-5, gradient norms within 1e-4."""
     runs = {name: [STEPS, *overrides] for name, (_, overrides) in TWO_RANKS.items()}
     launch_runs(config_file, runs, ranks=2)
+    for name, (first, second) in EQUALITIES.items():
+        found = {run: losses(output, run) for run in (first, second)}
+        off_by = off(output, second, first, "loss")
+        figures("five_steps", {name: {"off_by": off_by, "losses": found}})
+        assert off_by <= 1e-5, name
     compare(output, TWO_RANKS)
 
 
