@@ -8,5 +8,9 @@ class InputError(Exception):
     """
 
 
+class MachineError(InputError):
+    """Input that this machine cannot take, and another one may."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop: all ranks did, and saved. The command line exits with code 143."""

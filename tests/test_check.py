@@ -248,6 +248,30 @@ def test_batches_and_sizes_that_do_not_fit(folder):
     assert (error.key, error.value) == ("data.height", "18") and "16 or 20" in error.allowed
 
 
+@pytest.mark.parametrize(
+    ("changes", "severity", "key", "message"),
+    [
+        (["train.sequence_parallel=3"], "error", "train.sequence_parallel", "divide the 2 attention heads"),
+        (["model.attention=flsh"], "error", "model.attention", "'flsh'"),
+        (["model.reference_attention=sage"], "warning", "model.reference_attention", "no operator for cpu"),
+        (
+            ["train.zero_stage=3", "train.offload_optimizer=nvme", "train.nvme_path=/proc/nvme"],
+            "warning",
+            "train.nvme_path",
+            "nothing can be written there",
+        ),
+    ],
+)
+def test_what_the_trainer_would_refuse(folder, tiny_wan, changes, severity, key, message, monkeypatch):
+    """What this machine lacks is a warning where it has no GPU: it will not train."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    findings = check(
+        folder, [row(0), row(1)], tiny_wan=tiny_wan, changes=["train.global_batch_pairs=2", *changes]
+    )
+    [problem] = findings.problems
+    assert (problem.severity, problem.key) == (severity, key) and message in problem.what
+
+
 def test_a_model_folder_that_is_none(folder):
     findings = check(folder, [row(0), row(1)], tiny_wan=folder, changes=["train.global_batch_pairs=2"])
     assert [problem.key for problem in findings.problems] == ["model.path"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from pgdpo.config import Inspection
 from pgdpo.data.buckets import Size
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.schema import columns
-from pgdpo.errors import InputError
+from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.family import Encoders, Family
 from pgdpo.problems import Problem, shown
 from pgdpo.settings import Config
-from pgdpo.training.policy import open_pairs, prepared_folder, require_images
+from pgdpo.training.engine import check_offload
+from pgdpo.training.parallel import check_sequence_parallel
+from pgdpo.training.policy import check_attention, open_pairs, prepared_folder, require_images
 
 TOKENIZED_AT_A_TIME = 1024
 
@@ -39,6 +42,7 @@ def model_problems(inspected: Inspection, splits: dict[str, Sequence[CheckedRow]
                 yield _of_message(inspected, str(error), "data.buckets", list(size))
                 return
         yield from _segments(family, config.data.sizes, splits)
+        yield from _engine(inspected, family)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         yield inspected.problem(
@@ -66,6 +70,32 @@ def _of_message(inspected: Inspection, message: str, key: str, value: object) ->
     mend = "take one of these" if allowed else ""
     allowed = allowed.removeprefix("allowed are ")
     return inspected.problem(key, what, value=value, allowed=allowed, suggestion=mend)
+
+
+def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
+    """What the trainer refuses before its first step. What this machine alone lacks is a warning if it has no GPU."""
+    config, gpu = inspected.loaded, torch.cuda.is_available()
+
+    def share_tokens() -> None:
+        for size in config.data.sizes:
+            check_sequence_parallel(config, family, family.latent_shape(*size))
+
+    checks: dict[str, Callable[[], None]] = {
+        "train.sequence_parallel": share_tokens,
+        "train.nvme_path": lambda: check_offload(config.train),
+        "model.attention": lambda: check_attention(config, family, torch.device("cuda" if gpu else "cpu")),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            problem = _of_message(inspected, str(error), key, None)
+            elsewhere = isinstance(error, MachineError) and not gpu
+            yield replace(
+                problem,
+                severity="warning" if elsewhere else "error",
+                suggestion="check again on a machine that trains" if elsewhere else problem.suggestion,
+            )
 
 
 def _segments(

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning, check_multiples
+from pgdpo.models.family import Conditioning, TokenSharing, check_multiples
 from pgdpo.settings import ModelConfig
 
 
@@ -32,6 +34,42 @@ class CogVideoXEncoders(PipelineEncoders):
         return [{"prompt": row} for row in embeds]
 
 
+class DispatchedAttention:
+    """diffusers' `CogVideoXAttnProcessor2_0`, which calls torch's attention itself, through diffusers' dispatcher."""
+
+    _attention_backend = "native"
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,  # always None: CogVideoX masks nothing
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text = encoder_hidden_states.shape[1]
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        query, key, value = (
+            project(joint).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+        if image_rotary_emb is not None:
+            query, key = (
+                torch.cat(
+                    [part[:, :text], apply_rotary_emb(part[:, text:], image_rotary_emb, sequence_dim=1)],
+                    dim=1,
+                )
+                for part in (query, key)
+            )
+        joint = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        joint = attn.to_out[1](attn.to_out[0](joint.flatten(2)))
+        return joint[:, text:], joint[:, :text]
+
+
 class CogVideoX(VaeFamily):
     transformer_class = CogVideoXTransformer3DModel
     pipeline_class = CogVideoXPipeline
@@ -39,6 +77,15 @@ class CogVideoX(VaeFamily):
     encoders_class = CogVideoXEncoders
     prediction = "v"
     repeated_blocks = ("CogVideoXBlock",)
+    # Text attends before the video. The pipeline computes the rotary tables, and hands them to the transformer.
+    sharing = TokenSharing(
+        blocks=("transformer_blocks",),
+        attention="attn1",
+        arguments={"image_rotary_emb": 0},
+        rope_dim=None,
+        text_first=True,
+        processor=DispatchedAttention,
+    )
     text_length = 226  # CogVideoXPipeline.__call__'s max_sequence_length
 
     def __init__(self, model: ModelConfig) -> None:

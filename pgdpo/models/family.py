@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,24 @@ class Encoders(Protocol):
         """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
 
 
+@dataclass(frozen=True)
+class TokenSharing:
+    """Where ranks can share a clip's tokens (sequence parallelism, `training/ulysses.py`).
+
+    The first block's `hidden_states` are split, the outputs of `proj_out` are gathered. What lies between must compute
+    each token by itself, but for the attention that is named here and cross-attention to text.
+    """
+
+    blocks: tuple[str, ...]  # lists of blocks, in the order of the forward
+    attention: str  # a block's attention over all tokens
+    arguments: dict[str, int]  # of the transformer, that go by tokens: name -> dim of the tokens
+    rope_dim: int | None  # of the tokens in the tables of `rope`; None: it is no part of the transformer
+    text_first: bool = False  # where text and video attend together: the text stands before the video
+    processor: type | None = (
+        None  # stands in for diffusers' own where that does not ask diffusers' dispatcher
+    )
+
+
 class Family:
     """One model family at one path. A subclass names its diffusers classes and fills in what is its own."""
 
@@ -61,6 +80,7 @@ class Family:
     )
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
+    sharing: TokenSharing
     attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     repeated_blocks: tuple[

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVi
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning
+from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.settings import ModelConfig
 
 GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale
@@ -42,6 +42,10 @@ class HunyuanVideo(VaeFamily):
     encoders_class = HunyuanVideoEncoders
     text_length = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
     attention_mask = torch.bool
+    # Text attends behind the video, in blocks of two streams and of one; its refiner runs whole on every rank.
+    sharing = TokenSharing(
+        blocks=("transformer_blocks", "single_transformer_blocks"), attention="attn", arguments={}, rope_dim=0
+    )
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)

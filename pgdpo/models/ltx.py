@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning
+from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.settings import ModelConfig
 
 FRAME_RATE = 25.0  # LTXPipeline.__call__'s frame_rate
@@ -50,6 +50,8 @@ class LTX(VaeFamily):
     encoders_class = LTXEncoders
     text_length = 128  # LTXPipeline.__call__'s max_sequence_length
     attention_mask = torch.float32
+    # The mask is that of cross-attention to text, which every rank has whole.
+    sharing = TokenSharing(blocks=("transformer_blocks",), attention="attn1", arguments={}, rope_dim=1)
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)

@@ -27,7 +27,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
-from pgdpo.models.family import Conditioning
+from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.models.wan_encoders import WanEncoders
 from pgdpo.settings import ModelConfig
 
@@ -43,6 +43,8 @@ class Wan(VaeFamily):
     vae_class = AutoencoderKLWan
     encoders_class = WanEncoders
     text_length = 512  # WanPipeline.__call__'s max_sequence_length
+    # A timestep per token goes with its token. Text and image are cross-attended.
+    sharing = TokenSharing(blocks=("blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1)
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)

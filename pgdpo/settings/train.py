@@ -33,7 +33,7 @@ class TrainConfig(Section):
         None, description="Folder on a local NVMe drive, for what is offloaded to `nvme`."
     )
     sequence_parallel: int = Field(
-        1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks, heads and tokens."
+        1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."
     )
     precision: Literal["fp32", "bf16"] = Field(
         "bf16", description="bf16: parameters stay fp32, matrix products run in bf16 (torch autocast)."

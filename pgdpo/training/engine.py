@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from pgdpo.errors import InputError
+from pgdpo.console import say
+from pgdpo.errors import InputError, MachineError
 from pgdpo.settings import Config, TrainConfig
 
 if not torch.cuda.is_available():
@@ -79,33 +80,53 @@ def check_batches(train: TrainConfig, ranks: int) -> int:
 
 
 def check_offload(train: TrainConfig) -> None:
-    """Try what offload to NVMe needs: a folder that can be written, DeepSpeed's async_io operator.
+    """Try what offload to NVMe needs: a folder that can be written, and libaio to build DeepSpeed's async_io with.
 
-    Raises InputError if either is not there.
+    Raises MachineError if either is not there.
     """
-    keys = [
-        f"train.offload_{key}"
-        for key in ("optimizer", "parameters")
-        if getattr(train, f"offload_{key}") == "nvme"
-    ]
+    keys = _on_nvme(train)
     if not keys:
         return
     try:
         with tempfile.TemporaryFile(dir=train.nvme_path) as file:
             file.write(b"0")
     except OSError as error:
-        raise InputError(
+        raise MachineError(
             f"train.nvme_path is {str(train.nvme_path)!r}: nothing can be written there ({error.strerror}); name a "
             "folder on a local NVMe drive that this user may write to"
         ) from error
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise _no_async_io(keys[0], "no libaio to link with")
+
+
+def build_async_io(train: TrainConfig) -> None:
+    """Load DeepSpeed's async_io operator where something is offloaded to NVMe; the first time it is compiled.
+
+    Raises MachineError if that fails.
+    """
+    keys = _on_nvme(train)
+    if not keys:
+        return
+    say("offload to NVMe: DeepSpeed's async_io operator is loaded; its first build takes minutes")
     try:
         AsyncIOBuilder().load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{keys[0]} is `nvme`: DeepSpeed cannot build its async_io operator here ({reason}); install "
-            "libaio's headers (libaio-dev) and ninja, or offload to `cpu`"
-        ) from error
+        raise _no_async_io(keys[0], " ".join(str(error).split())[:160]) from error
+
+
+def _on_nvme(train: TrainConfig) -> list[str]:
+    return [
+        f"train.offload_{key}"
+        for key in ("optimizer", "parameters")
+        if getattr(train, f"offload_{key}") == "nvme"
+    ]
+
+
+def _no_async_io(key: str, reason: str) -> MachineError:
+    return MachineError(
+        f"{key} is `nvme`: DeepSpeed cannot build its async_io operator here ({reason}); install libaio's headers "
+        "(libaio-dev), a C++ compiler and ninja, or offload to `cpu`"
+    )
 
 
 def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.DeepSpeedEngine:

@@ -83,6 +83,8 @@ def restore(
     stage = engine.zero_optimization_stage()
     parameters = trained_parameters(engine)
     updates = max((float(t) for name, t in stored_moments.items() if name.startswith("step/")), default=0.0)
+    if stage == 3:  # what is gathered now would not be gathered anew
+        engine.optimizer._partition_all_parameters()
     if stage:
         _make_flat_state(engine, updates)
     for name, parameter in parameters.items():

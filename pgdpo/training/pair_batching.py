@@ -48,7 +48,7 @@ class Joint:
 
     def backward(self, loss: torch.Tensor) -> float | None:
         """Backward and DeepSpeed's step. Returns the gradient's norm before clipping where the optimizer stepped."""
-        self.engine.backward(self.ranks.scale_loss(loss))
+        self.engine.backward(loss)
         return engines.step(self.engine)
 
 

@@ -14,14 +14,15 @@ import torch
 from pgdpo.console import say
 from pgdpo.data.curation.apply import curate
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.errors import InputError
+from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.adapter import add_adapter
 from pgdpo.models.family import Family
 from pgdpo.settings import Config
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.memory import save_memory
-from pgdpo.training.parallel import Ranks, share_tokens
+from pgdpo.training.parallel import Ranks
+from pgdpo.training.ulysses import share_tokens
 from pgdpo.training.zero_init import load_sharded
 from pgdpo_kernels import apply_to
 
@@ -54,7 +55,7 @@ def build_policy(
         transformer._repeated_blocks = list(family.repeated_blocks)
     save_memory(transformer, config.model)
     if ranks is not None:
-        share_tokens(transformer, ranks)
+        share_tokens(transformer, family.sharing, ranks.sequence_group)
     return family, transformer.train()
 
 
@@ -83,8 +84,8 @@ def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> No
 def check_attention(config: Config, family: Family, device: torch.device) -> None:
     """Try the attention backends once in the dtype that training will use, the policy's backward too; without weights.
 
-    Raises InputError if diffusers does not know a backend, this model's attention takes none, or it has no operator
-    (for masks) on this device.
+    Raises InputError if diffusers does not know a backend, or this model's attention takes none; MachineError if it has
+    no operator (for masks) on this device.
     """
     with torch.device("meta"):
         transformer = family.from_architecture(family.architecture())
@@ -125,7 +126,7 @@ def _try_attention(
             output.sum().backward()
     except (NotImplementedError, RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
+        raise MachineError(
             f"model.{key} is {name!r}: it has no operator for {query.device.type} with {query.dtype}, head size "
             f"{query.shape[-1]}{'' if mask is None else ' and a mask'} here ({reason}); use `native`, or another of "
             f"{', '.join(known)}"

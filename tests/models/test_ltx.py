@@ -6,7 +6,6 @@ import torch
 
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import base_identity
 from pgdpo_kernels import noise_pair, pair_noise
 from tests.models.tiny_pipelines import (
@@ -146,13 +145,6 @@ def test_the_shipped_configuration_fits_the_model(folder):
     config = load_config("ltx_video.yaml")
     assert config.model.family == "ltx"
     open_tiny("ltx", folder).check_size(config.data.num_frames, config.data.height, config.data.width)
-
-
-def test_tokens_are_not_shared_where_attention_is_masked(folder, world, tmp_path):
-    config = load_config(Road("ltx", folder, world, tmp_path, SIZE).config(), ["train.sequence_parallel=2"])
-    family = open_tiny("ltx", folder)
-    with pytest.raises(InputError, match="attention of a LTXVideoTransformer3DModel is masked"):
-        check_sequence_parallel(config, family, family.latent_shape(*SIZE))
 
 
 def test_a_run_with_another_frame_rate_is_another_run(folder, world, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
@@ -83,7 +83,10 @@ def affine(norm: CogVideoXLayerNormZero) -> dict:
 
 
 class FusedNormCogVideoXAttnProcessor:
-    """`CogVideoXAttnProcessor2_0`, and its form for fused projections."""
+    """`CogVideoXAttnProcessor2_0`, and its form for fused projections, through diffusers' dispatcher."""
+
+    _attention_backend = "native"  # they call torch's attention, whatever the backend
+    _parallel_config = None
 
     def __init__(self, ops: Ops):
         self.ops = ops
@@ -118,9 +121,16 @@ class FusedNormCogVideoXAttnProcessor:
         query, key = self.ops.qk_norm_rope(
             query, key, cos=cos, sin=sin, num_heads=attn.heads, rope_start=text, **norms
         )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        hidden_states = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        hidden_states = hidden_states.transpose(1, 2).flatten(2)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(2)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
         encoder_hidden_states, hidden_states = hidden_states.split([text, tokens - text], dim=1)
         return hidden_states, encoder_hidden_states
