@@ -30,7 +30,8 @@ class TrainConfig(Section):
         "none", description="Where weights live beside the GPU (ZeRO 3), the frozen reference's too."
     )
     nvme_path: Path | None = Field(
-        None, description="Folder on a local NVMe drive, for what is offloaded to `nvme`."
+        None,
+        description="Folder on a local NVMe drive, for what is offloaded to `nvme`; needs libaio's headers.",
     )
     sequence_parallel: int = Field(
         1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."

@@ -83,8 +83,6 @@ def restore(
     stage = engine.zero_optimization_stage()
     parameters = trained_parameters(engine)
     updates = max((float(t) for name, t in stored_moments.items() if name.startswith("step/")), default=0.0)
-    if stage == 3:  # what is gathered now would not be gathered anew
-        engine.optimizer._partition_all_parameters()
     if stage:
         _make_flat_state(engine, updates)
     for name, parameter in parameters.items():
@@ -134,6 +132,7 @@ def _make_flat_state(engine: deepspeed.DeepSpeedEngine, updates: float) -> None:
 
 def _each_stage3_group(zero, change: Callable[[int], None]) -> None:
     """Visit ZeRO-3's groups as its step does: swapped in, changed, copied to the parameters, swapped out."""
+    zero._partition_all_parameters()  # what is whole now would not be gathered anew
     for group in range(len(zero.fp16_groups)):
         swapped = zero._swappable_optimizer_subgroup(group)
         if swapped:

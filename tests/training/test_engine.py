@@ -11,7 +11,7 @@ from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.training import policy
 from pgdpo.training.loop import Trainer
-from tests.worlds import metrics, run_pgdpo
+from tests.worlds import launch_commands, losses, metrics, run_pgdpo
 
 REFUSED = {
     "offload without ZeRO": (
@@ -117,6 +117,29 @@ def test_bf16_losses_are_those_of_every_zero_stage(config_file):
     assert abs(losses[0][2] - losses[3][2]) <= 2 * beta * 2**-8
     norms = [rows[0]["gradient_norm"] for rows in runs]
     assert norms == pytest.approx(norms[:1] * 4, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # DeepSpeed compiles its operator the first time
+@pytest.mark.skipif(
+    not AsyncIOBuilder().is_compatible(verbose=False), reason="no libaio to build async_io with"
+)
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_offload_to_nvme_trains_and_resumes_as_without(config_file, tmp_path, weights):
+    """Policy and, with full weights, a frozen reference. A resumed run starts from the restored weights."""
+    plain = ["train.zero_stage=3", "train.learning_rate=1e-5", "train.checkpoint_every=2"]
+    plain += ["model.adapter=null"] if weights == "full" else []
+    nvme = [*plain, "train.offload_optimizer=nvme", "train.offload_parameters=nvme"]
+    nvme += [f"train.nvme_path={tmp_path}"]
+    train = ["train", str(config_file)]
+    commands = [
+        [*train, *plain, "name=plain", "train.steps=4"],
+        [*train, *nvme, "name=nvme", "train.steps=2"],
+        [*train, *nvme, "name=nvme", "train.steps=4", "--resume"],
+    ]
+    launch_commands(commands, ranks=2, timeout=1700)
+    expected, found = (losses(config_file.parent / "out", name) for name in ("plain", "nvme"))
+    assert len(set(expected)) == 4 and found == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_offloaded_is_offloaded(config_file):

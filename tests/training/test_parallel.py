@@ -98,10 +98,11 @@ def test_two_groups_of_two_ranks_are_one_rank(config_file, output):
     compare(output, runs)
 
 
+@pytest.mark.timeout(900)
 def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients():
     """Every family, without a trainer: joint and cross-attention with masks, tokens that do not divide, checkpointing,
     compiled blocks, the patched blocks of the fused ops."""
-    found = json.loads(launch_script("tests.training.shared_tokens", ranks=2))
+    found = json.loads(launch_script("tests.training.shared_tokens", ranks=2, timeout=800))
     for case, off_by in found.items():
         assert 0.4 < off_by["share"] < 0.6 and off_by["learned"] > 0.1, case
         assert max(off_by["loss"], off_by["prediction"], off_by["gradient"]) <= 1e-5, (case, off_by)
