@@ -32,7 +32,7 @@ setup(
         "triton>=3.5",
         "diffusers>=0.38",
         "transformers",
-        "deepspeed>=0.19",
+        "deepspeed>=0.19.8",
         "xformers>=0.0.33; platform_system == 'Linux'",
         "peft>=0.17",
         "av>=17",
