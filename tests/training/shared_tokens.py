@@ -97,12 +97,10 @@ def ltx(size):
 EVEN, UNEVEN = (2, 3, 4), (3, 3, 5)  # latent frames, rows, columns: 24 and 45 tokens
 # name -> (model and inputs, model settings, fused ops)
 CASES = {
-    "wan": (lambda: wan(EVEN), {}, False),
     "wan uneven": (lambda: wan(UNEVEN), {"gradient_checkpointing": "full"}, False),
     "wan per token": (lambda: wan(UNEVEN, per_token=True), {}, True),
     "wan selective": (lambda: wan(EVEN), {"gradient_checkpointing": "selective"}, True),
     "wan compiled": (lambda: wan(EVEN), {"compile": "aot_eager"}, False),
-    "hunyuan_video": (lambda: hunyuan_video(EVEN), {}, False),
     "hunyuan_video uneven": (lambda: hunyuan_video(UNEVEN), {"gradient_checkpointing": "full"}, True),
     "hunyuan_video selective": (
         lambda: hunyuan_video(EVEN),
@@ -112,8 +110,8 @@ CASES = {
     "cogvideox": (lambda: cogvideox(EVEN), {}, False),
     "cogvideox 2b": (lambda: cogvideox(UNEVEN, rotary=False), {"gradient_checkpointing": "full"}, False),
     "cogvideox uneven": (lambda: cogvideox(UNEVEN), {"gradient_checkpointing": "selective"}, True),
-    "ltx": (lambda: ltx(EVEN), {}, False),
-    "ltx uneven": (lambda: ltx(UNEVEN), {"gradient_checkpointing": "selective"}, True),
+    "ltx uneven": (lambda: ltx(UNEVEN), {}, True),
+    "ltx selective": (lambda: ltx(EVEN), {"gradient_checkpointing": "selective"}, False),
 }
 
 
