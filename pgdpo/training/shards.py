@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from pgdpo.errors import InputError
 
 SHARD_BYTES = 1 << 28  # of a file: what a rank writes while it gathers the next one
-HELD = 4  # files of a rank that may be in memory, not yet written or hashed
+HELD = 6  # files of a rank that may be in memory, not yet written or hashed: 1.5 GB
 HASHERS = 2  # threads of a rank; SHA-256 runs at 0.5 to 2 GB/s in each
 HUGE_PAGE = 1 << 21
 
