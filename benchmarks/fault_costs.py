@@ -33,7 +33,9 @@ def saving(gigabytes: float = 1.0) -> dict:
     tensors = {f"block.{n}.weight": torch.randn(int(gigabytes * 1e9 / 4 / count)) for n in range(count)}
     nothing_else = SimpleNamespace(module=torch.nn.Module(), zero_optimization_stage=lambda: 0)
     times: dict[str, list[float]] = {"plain": [], "held": [], "published": []}
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    runs = Path("runs")  # on this disk, where /tmp may be memory; git ignores what a kill leaves there
+    runs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=runs) as folder:
         (Path(folder) / "checkpoints").mkdir()
         checkpoints = Checkpoints(Path(folder), keep=1)
         checkpoints._prune = lambda: None  # reads back: beside the training, and before this mechanism too
