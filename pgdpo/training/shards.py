@@ -20,6 +20,7 @@ from pgdpo.errors import InputError
 
 SHARD_BYTES = 1 << 28  # of a file: what a rank writes while it gathers the next one
 HELD = 6  # files of a rank that may be in memory, not yet written or hashed: 1.5 GB
+WRITERS = 2  # threads of a rank: one fills a file while the disk takes in another
 HASHERS = 2  # threads of a rank; SHA-256 runs at 0.5 to 2 GB/s in each
 HUGE_PAGE = 1 << 21
 
@@ -39,7 +40,7 @@ class HashedFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._writer, self._hashers = ThreadPoolExecutor(1), ThreadPoolExecutor(HASHERS)
+        self._writers, self._hashers = ThreadPoolExecutor(WRITERS), ThreadPoolExecutor(HASHERS)
         self._hashing = threading.Event()
         self._written: list[Future] = []
         self._hashed: dict[str, Future] = {}
@@ -48,13 +49,13 @@ class HashedFiles:
         if len(self._hashed) >= HELD:
             self._hashing.set()
             wait(list(self._hashed.values())[: 1 - HELD])
-        written = self._writer.submit(_write, self.folder / name, parts)
+        written = self._writers.submit(_write, self.folder / name, parts)
         self._written.append(written)
         self._hashed[name] = self._hashers.submit(self._hash, parts, written)
 
     def written(self) -> None:
         """Wait until every file is on the disk. Raises the first error of writing them."""
-        self._writer.shutdown()
+        self._writers.shutdown()
         self._hashing.set()
         for written in self._written:
             written.result()

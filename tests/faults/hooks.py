@@ -27,6 +27,8 @@ def kill_in_save(rank: int, *, victim: int, save: int, fraction: float, hashing:
         self.finish()
         if rank == victim and len(began) == save:
             _kill_after(1.1 * fraction * min(seconds))
+        if rank == victim and len(began) > save:  # it took less time than the first: it is published
+            os.kill(os.getpid(), signal.SIGKILL)
         began.append(time.perf_counter())
         whole(self, *arguments, **options)
 
