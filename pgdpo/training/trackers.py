@@ -18,6 +18,7 @@ from pgdpo.console import say
 from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
 from pgdpo.settings import Config
+from pgdpo.training.agreement import is_out_of_space
 from pgdpo.training.events import log_event
 from pgdpo.training.metrics import read_metrics
 
@@ -74,23 +75,37 @@ class Trackers:
 
 
 class Jsonl:
-    """`metrics.jsonl`: one line a step."""
+    """`metrics.jsonl`: one line a step. What a full disk does not take waits, and is written as soon as it does."""
 
     def __init__(self, config: Config, start: int) -> None:
         path = config.run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(config.run_dir) if row["step"] <= start]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._full = False
 
     def log(self, step: int, values: dict) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._waiting += json.dumps({"step": step, **values}).encode() + b"\n"
+        try:
+            while self._waiting:  # a disk that is nearly full takes a part
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._full = False
+        except OSError as error:
+            if not is_out_of_space(error):
+                raise
+            if not self._full:
+                say(f"after step {step}: {error}; its lines wait for room", first="metrics.jsonl: ")
+            self._full = True
 
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Clips are files of their own."""
 
     def close(self) -> None:
         self._file.close()
+        if self._waiting:
+            raise OSError(f"its last {len(self._waiting.splitlines())} lines found no room")
 
 
 class TensorBoard:

@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pgdpo.config import load_config
 from pgdpo.errors import InputError
 from pgdpo.training import trackers
 from tests.worlds import metrics, run_pgdpo
@@ -88,6 +89,23 @@ def test_a_tracker_that_fails_is_named_and_left_out(config_file, monkeypatch):
     (event,) = [event for event in events if event["event"] == "tracker"]
     assert event["step"] == 2 and "wandb failed and is left out" in event["message"]
     assert "the service is down" in event["message"]
+
+
+def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(config_file, capsys):
+    config = load_config(config_file, ["name=full"])
+    config.run_dir.mkdir(parents=True)
+    tracker = trackers.Jsonl(config, 0)
+    room = tracker._file
+    tracker.log(1, {"loss": 1.0})
+    with open("/dev/full", "ab", buffering=0) as full:
+        tracker._file = full
+        tracker.log(2, {"loss": 2.0})
+        tracker.log(3, {"loss": 3.0})
+    assert capsys.readouterr().out.count("its lines wait for room") == 1
+    tracker._file = room
+    tracker.log(4, {"loss": 4.0})
+    tracker.close()
+    assert [row["step"] for row in metrics(config.output_dir, "full")] == [1, 2, 3, 4]
 
 
 def test_a_service_that_is_not_installed_is_refused_before_the_model_is_touched(config_file, monkeypatch):
