@@ -37,8 +37,8 @@ CELLS = [
 ]
 ALIKE = (("adapter", "frozen", "cached"), ("ema",), ("synced",))  # the same reference, held in different ways
 SLICE = [
-    *("adapter-lora-3", "frozen-lora-3", "cached-lora-3", "ema-lora-3"),
-    *("frozen-full-3", "split-full-3", "synced-full-3"),
+    *("adapter-lora-3", "frozen-lora-3", "cached-lora-3"),
+    *("frozen-full-3", "split-full-3"),
 ]
 DRAWS = "train.cached_draws=3"  # one a step: few pairs may come again in each
 SMALL = "train.micro_batch_pairs=1"
@@ -72,13 +72,8 @@ def difference(found: dict[str, list[float]], cells: list[str]) -> float:
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
 def test_a_slice_of_the_matrix_on_two_ranks(config_file):
     found = run_cells(config_file, SLICE, timeout=800)
-    for cell in ("ema-lora-0", "synced-full-0"):  # on one rank
-        run_pgdpo(*command(config_file, cell))
-        found[cell] = losses(config_file.parent / "out", cell)
     assert difference(found, ["adapter-lora-3", "frozen-lora-3", "cached-lora-3"]) <= 1e-6
     assert difference(found, ["frozen-full-3", "split-full-3"]) <= 1e-5
-    assert difference(found, ["ema-lora-3", "ema-lora-0"]) <= 1e-5
-    assert difference(found, ["synced-full-3", "synced-full-0"]) <= 1e-5
 
 
 @pytest.mark.slow

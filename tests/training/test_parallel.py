@@ -12,7 +12,7 @@ from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
 from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tests.worlds import launch_runs, launch_script, losses, metrics, run_pgdpo
+from tests.worlds import launch_commands, launch_runs, launch_script, losses, metrics, run_pgdpo
 
 STEPS = "train.steps=5"
 FULL = ("model.adapter=null", "train.learning_rate=1e-5")
@@ -72,6 +72,18 @@ def compare(output, runs) -> None:
         )
 
 
+@pytest.mark.timeout(900)
+def test_two_ranks_are_one(config_file):
+    """The ways that differ most from one another; all of them, and in Triton's interpreter, with -m slow."""
+    train = ["train", str(config_file), STEPS]
+    run_pgdpo(*train, "name=one")
+    runs = {name: TWO_RANKS[name] for name in ("zero2", "zero3", "accumulated", "shared3")}
+    commands = [[*train, f"name={name}", *overrides] for name, (_, overrides) in runs.items()]
+    launch_commands(commands, ranks=2, timeout=800, TRITON_INTERPRET="0")
+    compare(config_file.parent / "out", runs)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
 def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figures):
     """ZeRO 0 to 3, accumulation, offload, sequence parallelism: losses within 1e-5, gradient norms within 1e-4."""
@@ -98,11 +110,15 @@ def test_two_groups_of_two_ranks_are_one_rank(config_file, output):
     compare(output, runs)
 
 
+ONE_OF_EACH = ("wan selective", "hunyuan_video uneven", "cogvideox uneven", "ltx uneven")
+
+
 @pytest.mark.timeout(900)
-def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients():
+@pytest.mark.parametrize("cases", [ONE_OF_EACH, pytest.param((), id="all", marks=pytest.mark.slow)])
+def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases):
     """Every family, without a trainer: joint and cross-attention with masks, tokens that do not divide, checkpointing,
     compiled blocks, the patched blocks of the fused ops."""
-    found = json.loads(launch_script("tests.training.shared_tokens", ranks=2, timeout=800))
+    found = json.loads(launch_script("tests.training.shared_tokens", *cases, ranks=2, timeout=800))
     for case, off_by in found.items():
         assert 0.4 < off_by["share"] < 0.6 and off_by["learned"] > 0.1, case
         assert max(off_by["loss"], off_by["prediction"], off_by["gradient"]) <= 1e-5, (case, off_by)
