@@ -84,20 +84,18 @@ class Jsonl:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
-        self._full = False
 
     def log(self, step: int, values: dict) -> None:
+        said = bool(self._waiting)
         self._waiting += json.dumps({"step": step, **values}).encode() + b"\n"
         try:
             while self._waiting:  # a disk that is nearly full takes a part
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
-            self._full = False
         except OSError as error:
             if not is_out_of_space(error):
                 raise
-            if not self._full:
+            if not said:
                 say(f"after step {step}: {error}; its lines wait for room", first="metrics.jsonl: ")
-            self._full = True
 
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Clips are files of their own."""
