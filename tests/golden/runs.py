@@ -1,0 +1,192 @@
+"""The five golden runs: short trainings whose losses are written down, to show that a change moved nothing.
+
+    python -m tests.golden.runs FOLDER
+
+`run_all` starts that in a process of its own, because what decides the last bits (vector instructions, threads) is read
+when torch is first imported. The process imports the libraries once and forks itself for every rank: three imports
+would take longer than all the training.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from tests.golden.inputs import CONFIG, MANIFEST, MODEL
+from tests.worlds import metrics, run_pgdpo
+
+# What decides bits on a CPU, held at what most of them have. COMPATIBLE is the one mode of MKL that is the same on
+# every maker's processors. No GPU is seen, and without Triton's interpreter the eager twins of the kernels run.
+PINNED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "TRITON_INTERPRET": "0",
+}
+IMPORTED = ("torch.utils.tensorboard", "diffusers.models", "transformers", "peft", "deepspeed")
+PACKAGES = ("torch", "numpy", "diffusers", "peft", "deepspeed")  # whose code is in a loss
+CPU_KEYS = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  # of Linux on x86 and on Arm
+
+DRAWS = "train.cached_draws=3"  # fewer than epochs, so that draws come again
+
+
+@dataclass(frozen=True)
+class Run:
+    """`overrides`: keys of the configuration that this run changes."""
+
+    ranks: int
+    overrides: tuple[str, ...]
+
+
+RUNS = {
+    "dpo_lora": Run(1, ("objective.name=dpo",)),
+    "pg_dpo_lora": Run(1, ()),
+    "pg_dpo_full_frozen": Run(
+        1, ("model.adapter=null", "train.reference=frozen", "train.learning_rate=3e-4")
+    ),
+    "pg_dpo_lora_cached": Run(1, ("train.reference=cached", DRAWS)),
+    "pg_dpo_lora_two_ranks": Run(2, ("train.zero_stage=3",)),
+}
+# A defect on purpose, which the comparison must find: beta a ten-thousandth too large.
+DEFECT = {"defect": Run(1, ("objective={name: dpo, beta: 100.01}",))}
+
+COLUMNS = (
+    "loss",
+    "margin",
+    "error/chosen",
+    "error/rejected",
+    "displacement",
+    "gradient_share/rejected",
+    "ars/alpha",
+    "ipr/gate",
+    "gradient_norm",
+    "learning_rate",
+)
+Table = list[dict[str, float]]  # a row a step: `step`, and of `COLUMNS` those that the objective logs
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the runs gave here: tables by run (the defect's among them), and the stack that computed them."""
+
+    tables: dict[str, Table]
+    stack: dict
+
+
+def run_all(folder: Path, environment: Mapping[str, str] = PINNED) -> Found:
+    """All runs, and the one with the defect, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = [sys.executable, "-m", "tests.golden.runs", str(folder)]
+    with subprocess.Popen(
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=280)
+        except BaseException:  # its ranks too, which would go on without it
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise AssertionError(f"a golden run ended with an error:\n{said}")
+    tables = {name: _table(_group(folder, run.ranks), name) for name, run in (RUNS | DEFECT).items()}
+    return Found(tables, json.loads((folder / "stack.json").read_text(encoding="utf-8")))
+
+
+def stack() -> dict:
+    """Of this process: what two machines must share for equal bits.
+
+    Python is not in it: it adds up none of these numbers.
+    """
+    import torch
+
+    return {
+        **{name: version(name) for name in PACKAGES},
+        "torch_git": torch.version.git_version,
+        "libc": " ".join(platform.libc_ver()),
+        "cpu": _cpu(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ.get(name) for name in PINNED},
+    }
+
+
+def _cpu() -> str:
+    """The kind of processor: instruction set, maker, family and model, as far as the system says."""
+    known = {}
+    if Path("/proc/cpuinfo").is_file():
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        lines = [line.split(":", 1) for line in first.splitlines() if ":" in line]
+        known = {key.strip(): value.strip() for key, value in lines}
+    told = [f"{key} {known[key]}" for key in CPU_KEYS if key in known]
+    return ", ".join([platform.machine(), *told])
+
+
+def _group(folder: Path, ranks: int) -> Path:
+    """Where the runs on `ranks` are; the two groups share nothing, and go on beside each other."""
+    return folder / f"ranks-{ranks}"
+
+
+def _table(group: Path, run: str) -> Table:
+    rows = metrics(group, run)
+    return [{"step": row["step"], **{name: row[name] for name in COLUMNS if name in row}} for row in rows]
+
+
+def _run_everything(folder: Path) -> None:
+    for module in IMPORTED:
+        importlib.import_module(module)
+    (folder / "stack.json").write_text(json.dumps(stack()), encoding="utf-8")
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_run_rank, args=(folder, *part)) for part in ((0, 1), (0, 2), (1, 2))]
+    for process in ranks:
+        process.start()
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for sentinel in wait(list(running)):
+            ended = running.pop(sentinel)
+            ended.join()
+            if ended.exitcode:
+                for process in running.values():  # the other rank would wait for it
+                    process.kill()
+                sys.exit(1)
+
+
+def _run_rank(folder: Path, rank: int, ranks: int) -> None:
+    """One rank's part of the runs on `ranks`."""
+    import torch.distributed as dist
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    group = _group(folder, ranks)
+    group.mkdir(parents=True, exist_ok=True)
+    # One process group for all commands, which meets through a file: a port could be taken.
+    dist.init_process_group("gloo", init_method=f"file://{group}/store", rank=rank, world_size=ranks)
+    where = [f"output_dir={group}", f"data.train={MANIFEST}", f"model.path={MODEL}"]
+    run_pgdpo("prepare", CONFIG, *where)
+    runs = {name: run for name, run in (RUNS | DEFECT).items() if run.ranks == ranks}
+    if any(DRAWS in run.overrides for run in runs.values()):
+        run_pgdpo("reference", CONFIG, *where, DRAWS)
+    for name, run in runs.items():
+        run_pgdpo("train", CONFIG, *where, f"name={name}", *run.overrides)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _run_everything(Path(sys.argv[1]))
