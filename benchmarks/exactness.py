@@ -18,6 +18,11 @@ from .report import machine, write
 
 BETA = 5000.0
 SHAPE = (8, 16, 10, 50, 125)  # 1e6 elements a sample
+# The figures' shape, and that of the batch whose bits are compared. On a CPU Triton means its interpreter, a million
+# times as slow: a smaller batch of 64 pairs shows the same.
+ON_A_GPU = (SHAPE, (128, 16, 10, 50, 25))
+ON_A_CPU = (SHAPE, (128, 2, 3, 20, 25))
+TINY = ((4, 4, 3, 20, 20), (8, 2, 2, 10, 10))
 
 
 def make_inputs(shape, device, dtype=torch.bfloat16, distance=1e-3):
@@ -77,8 +82,8 @@ def same_bits(inputs, runs=10) -> dict[str, bool]:
     }
 
 
-def figures(backend: str, device: str, batch_shape: tuple[int, ...]) -> dict:
-    pred, target, ref = make_inputs(SHAPE, device)
+def figures(backend: str, device: str, shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> dict:
+    pred, target, ref = make_inputs(shape, device)
     logits, gradient = oracle(pred, target, ref)
 
     def off(values):
@@ -115,18 +120,12 @@ def failures(result: dict) -> list[str]:
     return out
 
 
-def run(backends: list[str], device: str) -> dict[str, dict]:
-    # On a CPU Triton means its interpreter, a million times as slow: a smaller batch of 64 shows the same.
-    batch = (128, 16, 10, 50, 25) if device == "cuda" else (128, 2, 3, 20, 25)
-    return {backend: figures(backend, device, batch) for backend in backends}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file; by default under benchmarks/results")
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = run(["eager", "triton"], device)
+    device, shapes = ("cuda", ON_A_GPU) if torch.cuda.is_available() else ("cpu", ON_A_CPU)
+    results = {backend: figures(backend, device, *shapes) for backend in ("eager", "triton")}
     for backend, result in results.items():
         print(f"\n{backend}")
         for name, value in result.items():

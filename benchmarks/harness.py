@@ -1,26 +1,28 @@
-"""How speed is measured: device events, interleaved variants, inputs that rotate past the cache.
+"""How speed is measured: device events, variants in turn, inputs that no cache holds.
 
-A benchmark file per op lists its `Case`s; this module measures one of them into a `Row`.
+A benchmark file per op lists its `Case`s; this module times the variants of one.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-ROUNDS = 30
-CACHE = 256 << 20  # rotating inputs hold at least this many bytes, several times any GPU's L2
+from .driver import CACHE, driver, empty_kernel
+
+BATCH = 5  # rounds that are queued at once
 
 
 @dataclass(frozen=True)
 class Case:
     """One op in one direction on one shape.
 
-    `make(seed)` allocates inputs on the GPU; each variant is a function of such inputs that returns a closure to
+    `make(seed)` allocates inputs on the device; each variant is a function of such inputs that returns a closure to
     time, so that what it needs beforehand (a forward pass, for backward) stays outside the time.
     """
 
@@ -28,7 +30,7 @@ class Case:
     direction: str  # "forward" or "backward"
     shape: tuple[int, ...]
     dtype: torch.dtype
-    moved: int  # bytes that the op cannot avoid to read and write
+    moved: int | None  # bytes that the op cannot avoid to read and write; None for what is no op
     launches: int  # kernels of the fused variant
     make: Callable[[int], tuple]
     variants: dict[str, Callable[[tuple], Callable[[], object]]]
@@ -39,86 +41,114 @@ class Case:
 
     @property
     def name(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.op} {self.direction} {'x'.join(map(str, self.shape))} {dtype}"
+        return f"{self.op} {self.direction} {'x'.join(map(str, self.shape))} {dtype_name(self.dtype)}"
+
+    def facts(self) -> dict:
+        """What a row says of the case, whatever was measured."""
+        return {
+            "op": self.op,
+            "direction": self.direction,
+            "shape": list(self.shape),
+            "dtype": dtype_name(self.dtype),
+            "tensor_bytes": self.tensor_bytes,
+            "moved_bytes": self.moved,
+            "launches": self.launches,
+        }
 
 
-@dataclass
-class Row:
-    """What was measured, as it is written to JSON. Times are medians in microseconds."""
-
-    op: str
-    direction: str
-    shape: list[int]
-    dtype: str
-    tensor_bytes: int
-    moved_bytes: int
-    launches: int
-    us: dict[str, float] = field(default_factory=dict)
-    gb_per_s: dict[str, float] = field(default_factory=dict)
-    share_of_copy: float | None = None
-    times_eager: float | None = None  # how many times as fast as eager
-    times_compile: float | None = None
-    empty_launches: float | None = None  # fused time in empty launches per kernel
-    failed: dict[str, str] = field(default_factory=dict)
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def measure(case: Case, copy_gb_per_s: float, empty_us: float) -> Row:
-    row = Row(
-        case.op,
-        case.direction,
-        list(case.shape),
-        str(case.dtype).removeprefix("torch."),
-        case.tensor_bytes,
-        case.moved,
-        case.launches,
-    )
+def measure(
+    case: Case, names: list[str], failed: Callable[[str, Exception], None], seconds: float = 60.0
+) -> dict[str, list[float]]:
+    """Microseconds of every round, by variant.
+
+    Args:
+        names: the variants to time against each other.
+        failed: called with a variant and what it raised; the others go on without it.
+        seconds: after which no further rounds begin, for a case that is slower than thought.
+    """
+    deadline = time.monotonic() + seconds
     torch._dynamo.reset()  # one compilation per case: its limit on recompilations is not what is measured
-    copies = max(2, min(16, -(-CACHE // case.moved)))
-    inputs = [case.make(seed) for seed in range(copies)]
-    calls = {}
-    for name, prepare in case.variants.items():
+    inputs = make_inputs(case, len(names))
+    calls, host = {}, {}
+    for name in names:
         try:
-            calls[name] = [prepare(one) for one in inputs]
-            for call in calls[name]:
+            calls[name] = [case.variants[name](one) for one in inputs]
+            for call in calls[name][:2]:  # the first compiles
+                started = time.perf_counter()
                 call()
-        except torch.cuda.OutOfMemoryError as error:
+                host[name] = time.perf_counter() - started
+            driver().synchronize()
+        except Exception as error:
             calls.pop(name, None)
-            row.failed[name] = str(error).splitlines()[0]
-    torch.cuda.synchronize()
-    times = timed(calls)
-    row.us = {name: statistics.median(values) for name, values in times.items()}
-    row.gb_per_s = {name: case.moved / us / 1e3 for name, us in row.us.items()}
-    fused = row.us["fused"]
-    row.share_of_copy = row.gb_per_s["fused"] / copy_gb_per_s
-    row.times_eager = row.us["eager"] / fused if "eager" in row.us else None
-    row.times_compile = row.us["compile"] / fused if "compile" in row.us else None
-    row.empty_launches = fused / (empty_us * case.launches)
-    return row
+            driver().release_memory()
+            failed(name, error)
+    host_seconds = sum(host[name] for name in calls)
+    times = timed(calls, host_seconds=host_seconds, deadline=deadline)
+    return {name: values for name, values in times.items() if values}
 
 
-def timed(calls: dict[str, list[Callable[[], object]]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Microseconds of every round, variants in turn. The queue is filled behind a sleep: no host time counts."""
+def make_inputs(case: Case, variants: int) -> list[tuple]:
+    """Enough of them that a call never finds in the cache what an earlier call left there.
+
+    Where as many as there are rounds are too small for that, each variant has its own, used once after a sweep.
+    """
+    moved = case.moved or CACHE
+    copies = max(2, min(driver().rounds, -(-CACHE // moved)))
+    if copies * moved < CACHE:
+        copies *= variants
+    return [case.make(seed) for seed in range(copies)]
+
+
+def timed(
+    calls: dict[str, list[Callable[[], object]]],
+    *,
+    host_seconds: float = 0.0,
+    deadline: float = float("inf"),
+) -> dict[str, list[float]]:
+    """Microseconds of every round. The variants take turns at being first, and at the inputs.
+
+    Args:
+        calls: closures by variant, one for each of the rotating inputs.
+        host_seconds: what queueing one round takes; the device waits for a whole batch of them.
+        deadline: in `time.monotonic()`; no batch begins after it, but the first.
+    """
     times = {name: [] for name in calls}
-    for start in range(0, rounds, 5):
+    names = list(calls)
+    rounds = driver().rounds
+    for start in range(0, rounds, BATCH):
+        if start and time.monotonic() > deadline:
+            break
         events = []
-        torch.cuda._sleep(60_000_000)
-        for turn in range(start, min(start + 5, rounds)):
-            for name, rotating in calls.items():
-                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        driver().sweep_cache()
+        driver().hold_queue(1.5 * BATCH * host_seconds)
+        for turn in range(start, min(start + BATCH, rounds)):
+            for place in range(len(names)):
+                at = (place + turn) % len(names)
+                rotating = calls[names[at]]
+                offset = at * max(1, len(rotating) // len(names))
+                before, after = driver().event(), driver().event()
                 before.record()
-                rotating[turn % len(rotating)]()
+                rotating[(offset + turn) % len(rotating)]()
                 after.record()
-                events.append((name, before, after))
-        torch.cuda.synchronize()
+                events.append((names[at], before, after))
+        driver().synchronize()
         for name, before, after in events:
             times[name].append(before.elapsed_time(after) * 1e3)
     return times
 
 
 def copy_bandwidth(size: int = 1 << 30) -> float:
-    """GB/s of a large device copy, reads and writes counted: the roof."""
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    """GB/s of a large device copy of random bytes, reads and writes counted: the roof.
+
+    Random, because a GPU copies what compresses, or toggles few wires, faster than what a model holds.
+    """
+    if driver().stub:
+        size = 1 << 20
+    source = torch.randint(-(2**31), 2**31 - 1, (size // 4,), dtype=torch.int32, device=driver().name)
     target = torch.empty_like(source)
     target.copy_(source)
     us = statistics.median(timed({"copy": [lambda: target.copy_(source)]})["copy"])
@@ -127,38 +157,17 @@ def copy_bandwidth(size: int = 1 << 30) -> float:
 
 def empty_launch() -> float:
     """Microseconds between two events around a kernel that does nothing."""
-    import triton
-
-    @triton.jit
-    def nothing(x):
-        pass
-
-    x = torch.empty(1, device="cuda")
-    nothing[(1,)](x)
-    return statistics.median(timed({"empty": [lambda: nothing[(1,)](x)]})["empty"])
-
-
-def table(rows: list[Row]) -> str:
-    head = f"{'op':44} {'MB':>8} {'moved MB':>8} {'fused us':>9} {'GB/s':>6} {'of copy':>7} "
-    head += f"{'x eager':>7} {'x compile':>9} {'launches':>8}"
-    lines = [head]
-    for row in rows:
-        name = f"{row.op} {row.direction} {'x'.join(map(str, row.shape))} {row.dtype}"
-        ratios = [f"{value:.2f}" if value else "-" for value in (row.times_eager, row.times_compile)]
-        lines.append(
-            f"{name:44} {row.tensor_bytes / 1e6:8.2f} {row.moved_bytes / 1e6:8.2f} {row.us['fused']:9.1f} "
-            f"{row.gb_per_s['fused']:6.0f} {row.share_of_copy:7.1%} {ratios[0]:>7} {ratios[1]:>9} "
-            f"{row.empty_launches:8.2f}"
-        )
-    return "\n".join(lines)
+    call = empty_kernel()
+    call()
+    return statistics.median(timed({"empty": [call]})["empty"])
 
 
 def byte_table(cases: list[Case]) -> str:
     lines = [f"{'op':56} {'MB a tensor':>11} {'MB moved':>9} {'launches':>8}"]
     for case in cases:
-        lines.append(
-            f"{case.name:56} {case.tensor_bytes / 1e6:11.2f} {case.moved / 1e6:9.2f} {case.launches:8}"
-        )
+        if case.moved:
+            sizes = f"{case.tensor_bytes / 1e6:11.2f} {case.moved / 1e6:9.2f}"
+            lines.append(f"{case.name:56} {sizes} {case.launches:8}")
     return "\n".join(lines)
 
 
@@ -168,7 +177,7 @@ def compiled(function: Callable) -> Callable:
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=driver().compile_backend)
 
 
 def forward(function: Callable) -> Callable:

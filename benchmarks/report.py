@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -13,6 +15,17 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "numpy",
+    "pytest",
+    "diffusers",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "xformers",
+    "av",
+    "hypothesis",
+)
 
 
 def machine() -> dict:
@@ -23,9 +36,11 @@ def machine() -> dict:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _output("git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"),
         "changed_files": _output("git", "-C", str(RESULTS.parent), "status", "--short", "--", "kernels"),
+        "kernels_tree": tree_hash(RESULTS.parent.parent / "kernels"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "packages": {name: version for name in PACKAGES if (version := installed(name))},
         "device": device_name(),
     }
     if torch.cuda.is_available():
@@ -34,6 +49,37 @@ def machine() -> dict:
     else:
         out["triton_mode"] = "interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else "none"
     return out
+
+
+def installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tree_hash(folder: Path) -> str:
+    """git's own name of a folder's contents, also where there is no .git: `git rev-parse COMMIT:kernels` finds it."""
+    entries = []
+    for path in folder.iterdir():
+        if path.name == "__pycache__" or path.name.endswith((".pyc", ".egg-info")):
+            continue
+        if path.is_symlink():
+            kind, name = "120000", _object("blob", os.readlink(path).encode())
+        elif path.is_dir():
+            kind, name = "40000", tree_hash(path)
+        else:
+            kind = "100755" if os.access(path, os.X_OK) else "100644"
+            name = _object("blob", path.read_bytes())
+        order = path.name + ("/" if kind == "40000" else "")
+        entries.append((order.encode(), f"{kind} {path.name}".encode() + b"\0" + bytes.fromhex(name)))
+    return _object("tree", b"".join(entry for _, entry in sorted(entries)))
+
+
+def _object(kind: str, content: bytes) -> str:
+    return hashlib.sha1(
+        f"{kind} {len(content)}".encode() + b"\0" + content, usedforsecurity=False
+    ).hexdigest()
 
 
 def device_name() -> str:

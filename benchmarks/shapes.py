@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from .driver import driver
 from .harness import Case, backward, compiled, forward
 
 WAN = (16, 21, 60, 104)
@@ -20,9 +21,10 @@ SHAPES = [
     ((32, *WAN), torch.float32),
     ((256, *WAN), torch.bfloat16),
 ]
+TINY = [((4, 2, 2, 3, 5), torch.bfloat16), ((6, 2, 2, 3, 5), torch.float32)]  # for the interpreter
 
 
-def pair_cases(op: str, fused: Callable, eager: Callable) -> list[Case]:
+def pair_cases(op: str, fused: Callable, eager: Callable, shapes: list[tuple] = SHAPES) -> list[Case]:
     """Both directions of functions of (prediction, target, reference) on every shape.
 
     Either direction moves three tensors: forward reads prediction, target and reference; backward reads the first two
@@ -43,16 +45,17 @@ def pair_cases(op: str, fused: Callable, eager: Callable) -> list[Case]:
                 "compile": lambda inputs, timing=timing: timing(compiled(eager))(inputs),
             },
         )
-        for shape, dtype in SHAPES
+        for shape, dtype in shapes
         for direction, launches, timing in (("forward", 2, forward), ("backward", 1, backward))
     ]
 
 
 def predictions(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], tuple]:
     def allocate(seed):
-        generator = torch.Generator("cuda").manual_seed(seed)
+        device = driver().name
+        generator = torch.Generator(device).manual_seed(seed)
         pred, target, ref = (
-            torch.randn(shape, dtype=dtype, device="cuda", generator=generator) for _ in "ptr"
+            torch.randn(shape, dtype=dtype, device=device, generator=generator) for _ in "ptr"
         )
         return pred.requires_grad_(), target, ref
 

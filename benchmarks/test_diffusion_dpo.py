@@ -6,7 +6,8 @@ import torch
 from pgdpo_kernels import diffusion_dpo_loss
 
 from .conftest import run
-from .shapes import pair_cases
+from .harness import Case
+from .shapes import SHAPES, pair_cases
 
 BETA = 5000.0
 
@@ -25,7 +26,11 @@ def published(pred, target, ref):
     return (-torch.nn.functional.logsigmoid(inside).mean(),), None
 
 
-CASES = pair_cases("diffusion_dpo", fused, published)
+def cases(shapes: list[tuple] = SHAPES) -> list[Case]:
+    return pair_cases("diffusion_dpo", fused, published, shapes)
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -11,6 +11,7 @@ from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modul
 from pgdpo_kernels.reference import hidden as eager
 
 from .conftest import run
+from .driver import driver
 from .harness import Case, compiled, forward
 
 # Tokens of 81 frames (CogVideoX: 49) and the hidden size, its heads, and how q and k are normed.
@@ -23,6 +24,7 @@ MODELS = {
     "LTX-2B 480p": (4290, 2048, 32, "rms_full"),
     "LTX-2B 720p": (9680, 2048, 32, "rms_full"),
 }
+TINY = {"tiny": (2, 64, 4, "rms_full")}  # for the interpreter
 
 
 def modulate(ops, x, scale, shift, *_):
@@ -77,8 +79,9 @@ def make(tokens, width, hidden, vectors, head=None, norm=None):
     """`hidden` tensors [1, N, D] that want gradients, then `vectors` [1, 1, D], or norm weights and tables."""
 
     def allocate(seed):
-        generator = torch.Generator("cuda").manual_seed(seed)
-        random = functools.partial(torch.randn, device="cuda", generator=generator)
+        device = driver().name
+        generator = torch.Generator(device).manual_seed(seed)
+        random = functools.partial(torch.randn, device=device, generator=generator)
         rows = [random(1, tokens, width, dtype=torch.bfloat16).requires_grad_() for _ in range(hidden)]
         if head is None:
             return (*rows, *(random(1, 6, width).chunk(6, dim=1)[i] for i in range(vectors)))
@@ -89,9 +92,9 @@ def make(tokens, width, hidden, vectors, head=None, norm=None):
     return allocate
 
 
-def case(op, function, name, direction, tensors, allocate, extra=0) -> Case:
+def case(op, function, sizes, direction, tensors, allocate, extra=0) -> Case:
     """`tensors` of the hidden states' size are read or written, and `extra` bytes."""
-    tokens, width, *_ = MODELS[name]
+    tokens, width, *_ = sizes
     timing = forward if direction == "forward" else backward
     return Case(
         op=op,
@@ -109,8 +112,8 @@ def case(op, function, name, direction, tensors, allocate, extra=0) -> Case:
     )
 
 
-def cases(name) -> list[Case]:
-    tokens, width, heads, norm = MODELS[name]
+def model_cases(sizes: tuple[int, int, int, str]) -> list[Case]:
+    tokens, width, heads, norm = sizes
     head = width // heads
     out = []
     for op, function, allocate, tensors, extra in (
@@ -120,11 +123,15 @@ def cases(name) -> list[Case]:
         ("qk_norm_rope", rope(heads, norm), make(tokens, width, 2, 0, head, norm), (4, 6), 8 * tokens * head),
     ):
         for direction, count in zip(("forward", "backward"), tensors, strict=True):
-            out.append(case(op, function, name, direction, count, allocate, extra))
+            out.append(case(op, function, sizes, direction, count, allocate, extra))
     return out
 
 
-CASES = [case_ for name in MODELS for case_ in cases(name)]
+def cases(models: dict[str, tuple] = MODELS) -> list[Case]:
+    return [one for sizes in models.values() for one in model_cases(sizes)]
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

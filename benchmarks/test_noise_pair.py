@@ -6,6 +6,7 @@ import torch
 from pgdpo_kernels import noise_pair
 
 from .conftest import run
+from .driver import driver
 from .harness import Case, compiled, forward
 from .shapes import SHAPES
 
@@ -24,10 +25,11 @@ def eager(latents, level, ids):
 
 def make(shape, dtype):
     def allocate(seed):
-        generator = torch.Generator("cuda").manual_seed(seed)
-        latents = torch.randn(shape, dtype=dtype, device="cuda", generator=generator)
+        device = driver().name
+        generator = torch.Generator(device).manual_seed(seed)
+        latents = torch.randn(shape, dtype=dtype, device=device, generator=generator)
         pairs = shape[0] // 2
-        return latents, torch.rand(pairs, device="cuda"), torch.arange(pairs, device="cuda")
+        return latents, torch.rand(pairs, device=device), torch.arange(pairs, device=device)
 
     return allocate
 
@@ -37,23 +39,27 @@ def moved(shape, dtype):
     return 3 * torch.Size(shape).numel() * dtype.itemsize
 
 
-CASES = [
-    Case(
-        op="noise_pair",
-        direction="forward",
-        shape=shape,
-        dtype=dtype,
-        moved=moved(shape, dtype),
-        launches=1,
-        make=make(shape, dtype),
-        variants={
-            "fused": forward(fused),
-            "eager": forward(eager),
-            "compile": lambda inputs: forward(compiled(eager))(inputs),
-        },
-    )
-    for shape, dtype in SHAPES
-]
+def cases(shapes: list[tuple] = SHAPES) -> list[Case]:
+    return [
+        Case(
+            op="noise_pair",
+            direction="forward",
+            shape=shape,
+            dtype=dtype,
+            moved=moved(shape, dtype),
+            launches=1,
+            make=make(shape, dtype),
+            variants={
+                "fused": forward(fused),
+                "eager": forward(eager),
+                "compile": lambda inputs: forward(compiled(eager))(inputs),
+            },
+        )
+        for shape, dtype in shapes
+    ]
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

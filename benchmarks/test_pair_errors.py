@@ -5,7 +5,8 @@ import pytest
 from pgdpo_kernels import pair_errors
 
 from .conftest import run
-from .shapes import pair_cases
+from .harness import Case
+from .shapes import SHAPES, pair_cases
 
 
 def fused(pred, target, ref):
@@ -23,7 +24,11 @@ def eager(pred, target, ref):
     return (excess,), (policy, reference, drift.pow(2).mean(axes))
 
 
-CASES = pair_cases("pair_errors", fused, eager)
+def cases(shapes: list[tuple] = SHAPES) -> list[Case]:
+    return pair_cases("pair_errors", fused, eager, shapes)
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

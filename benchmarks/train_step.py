@@ -1,4 +1,4 @@
-"""Whole training steps: `python -m benchmarks.train_step`. One command, within ten minutes on a GPU.
+"""Whole training steps, the last stage of `python -m benchmarks.gpu`.
 
     a      what public trainers do: eager diffusers, a second copy as the reference, chosen and rejected one after the
            other, every block recomputed
@@ -9,28 +9,24 @@
 
 a to d train a LoRA on the architecture of Wan-1.3B, random weights, one pair a step, 480p x 81 frames, on clips of
 noise that go through `pgdpo prepare`. For b to e the plan's peak memory stands beside the measured one. Each variant
-has a process of its own. Leaves benchmarks/results/train-step-<device>-<date>.json. Without a GPU, or with --tiny, the
-same flow runs on a tiny model in this process, and its times say nothing.
+has a process of its own. With the stub driver the same flow runs on a tiny model, and its times say nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
+import contextlib
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .report import machine, write
+from .driver import driver
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 4  # the first warms up
 WAN = {
     "patch_size": (1, 2, 2),
@@ -67,6 +63,19 @@ TINY_CHANGES = {
     "model.compile=inductor": "model.compile=aot_eager",
 }
 SIZES = {"full": (81, 480, 832), "tiny": (5, 32, 32)}  # frames, height, width
+
+
+def make_worlds(folder: str, emit: Callable[..., dict]) -> None:
+    """What the variants train on, in a folder that they share."""
+    tiny = driver().stub
+    architectures = ["tiny"] if tiny else sorted({name for name, _ in VARIANTS.values()})
+    make_world(Path(folder), SIZES["tiny" if tiny else "full"], architectures)
+    emit("part", size=SIZES["tiny" if tiny else "full"])  # never ok: a run that goes on makes them anew
+
+
+def run_variant(variant: str, folder: str, emit: Callable[..., dict]) -> None:
+    """A row `part` for each step as it is done, then `ok` with their medians and the plan's memory."""
+    emit("ok", **measure(variant, Path(folder), driver().stub, lambda row: emit("part", **row)))
 
 
 def make_world(folder: Path, size: tuple[int, int, int], architectures: list[str]) -> None:
@@ -135,8 +144,13 @@ def save_pipeline(folder: Path, architecture: dict) -> None:
         WanTransformer3DModel(**architecture).save_config(folder / "transformer")
 
 
-def measure(variant: str, folder: Path, tiny: bool) -> dict:
-    """One variant in this process: medians of the steps after the first, peak memory, and the plan's."""
+def measure(variant: str, folder: Path, tiny: bool, done: Callable[[dict], None]) -> dict:
+    """One variant in this process: medians of the steps after the first, peak memory, and the plan's.
+
+    Args:
+        folder: of `make_worlds`.
+        done: called with what each step measured.
+    """
     from pgdpo.config import load_config
     from pgdpo.planning.hardware import machine as machine_of
     from pgdpo.planning.plan import Planner
@@ -144,26 +158,56 @@ def measure(variant: str, folder: Path, tiny: bool) -> dict:
     architecture, overrides = VARIANTS[variant]
     if tiny:
         architecture, overrides = "tiny", [TINY_CHANGES.get(item, item) for item in overrides]
-    device = torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu")
     config = load_config(folder / f"{architecture}.yaml", [f"name={variant}", *overrides])
-    rows = (public_trainer if variant == "a" else this_trainer)(config, device)
-    out = {
-        name: statistics.median(row[name] for row in rows[1:])
-        for name in ("seconds", "pairs_per_second", "tokens_per_second")
-    }
-    out |= {
-        "mfu": rows[-1]["mfu"],
-        "peak_memory": rows[-1]["peak_memory"],
-        "losses": [row["loss"] for row in rows],
-    }
+    rows = (public_trainer if variant == "a" else this_trainer)(config, torch.device(driver().name), done)
+    out = {"architecture": architecture, "settings": overrides} | summary(rows)
     if variant != "a":
         on = machine_of(gpus=1, nodes=1, name=None, memory_gb=80, mfu=0.35, disk_gb_per_s=1.0)
         out["planned_peak"] = Planner(config).plan(config, on).memory.peak
         out["planned_of_measured"] = out["planned_peak"] / out["peak_memory"]
-    return {"architecture": architecture, "settings": overrides, **out}
+    return out
 
 
-def this_trainer(config, device: torch.device) -> list[dict]:
+def summary(rows: list[dict]) -> dict:
+    """Of the rows of a variant's steps, the first of which warms up."""
+    out = {
+        name: statistics.median(row[name] for row in rows[1:] or rows)
+        for name in ("seconds", "pairs_per_second", "tokens_per_second")
+    }
+    return out | {
+        "mfu": rows[-1]["mfu"],
+        "peak_memory": rows[-1]["peak_memory"],
+        "losses": [row["loss"] for row in rows],
+    }
+
+
+@contextlib.contextmanager
+def watched(path: Path, done: Callable[[dict], None]) -> Iterator[None]:
+    """Call `done` with each line that another thread of this process appends to a JSONL file."""
+    over, told = threading.Event(), 0
+
+    def tell() -> None:
+        nonlocal told
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        for line in lines[told:]:
+            done(json.loads(line))
+        told = len(lines)
+
+    def follow() -> None:
+        while not over.wait(0.5):
+            tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        tell()
+
+
+def this_trainer(config, device: torch.device, done: Callable[[dict], None]) -> list[dict]:
     """`pgdpo train`; its own metrics. The weights are drawn on the device, where 14B are drawn in seconds."""
     from pgdpo.training.loop import Trainer
     from pgdpo.training.reference_errors import compute_errors
@@ -175,12 +219,20 @@ def this_trainer(config, device: torch.device) -> list[dict]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer.train(restart=True)
-    lines = (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    rows: list[dict] = []
+    names = ("step", "loss", "seconds", "pairs_per_second", "tokens_per_second", "mfu", "peak_memory")
+
+    def told(row: dict) -> None:
+        rows.append({name: row[name] for name in names})
+        done(rows[-1])
+
+    (config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    with watched(config.run_dir / "metrics.jsonl", told):
+        trainer.train(restart=True)
+    return rows
 
 
-def public_trainer(config, device: torch.device) -> list[dict]:
+def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -> list[dict]:
     """Diffusion-DPO as it stands in public trainers, in plain diffusers, peft and torch."""
     from pgdpo.data.prepared import collate
     from pgdpo.models import open_family
@@ -231,6 +283,7 @@ def public_trainer(config, device: torch.device) -> list[dict]:
         seconds = time.perf_counter() - started
         rows.append(
             {
+                "step": step + 1,
                 "loss": value,
                 "seconds": seconds,
                 "pairs_per_second": 1 / seconds,
@@ -239,92 +292,5 @@ def public_trainer(config, device: torch.device) -> list[dict]:
                 "peak_memory": peak_memory(device),
             }
         )
+        done(rows[-1])
     return rows
-
-
-def in_a_process(variant: str, folder: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.train_step", "--variant", variant, "--folder", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]}
-    return json.loads((folder / f"{variant}.json").read_text(encoding="utf-8"))
-
-
-def compare(variants: dict[str, dict]) -> dict:
-    """Speed and memory of b, c, d relative to a."""
-    base = variants.get("a", {})
-    return {
-        name: {
-            "times_a": found["pairs_per_second"] / base["pairs_per_second"],
-            "memory_of_a": found["peak_memory"] / base["peak_memory"],
-        }
-        for name, found in variants.items()
-        if name in "bcd" and "seconds" in found and "seconds" in base
-    }
-
-
-def table(variants: dict[str, dict]) -> str:
-    lines = [
-        f"{'':4}{'s a step':>10} {'pairs/s':>9} {'tokens/s':>10} {'MFU':>6} {'peak GB':>9} {'planned GB':>11}"
-    ]
-    for name, row in variants.items():
-        if "seconds" not in row:
-            lines.append(f"{name:4}{' '.join(row.get('failed', ['not run for lack of time']))[:90]}")
-            continue
-        mfu = f"{row['mfu']:.0%}" if row["mfu"] else "-"
-        planned = f"{row['planned_peak'] / 1e9:.2f}" if "planned_peak" in row else "-"
-        lines.append(
-            f"{name:4}{row['seconds']:10.2f} {row['pairs_per_second']:9.3f} {row['tokens_per_second']:10.0f} {mfu:>6} "
-            f"{row['peak_memory'] / 1e9:9.2f} {planned:>11}"
-        )
-    return "\n".join(lines)
-
-
-def run(
-    *, variants: str = "abcde", minutes: float = 9.0, tiny: bool = False, out: Path | None = None
-) -> Path:
-    """Measure, print, write. Returns the JSON file. No variant is started after `minutes`."""
-    tiny = tiny or not torch.cuda.is_available()
-    deadline = time.monotonic() + 60 * minutes
-    found: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory(prefix="train-step-") as temporary:
-        folder = Path(temporary)
-        needed = ["tiny"] if tiny else sorted({VARIANTS[name][0] for name in variants})
-        make_world(folder, SIZES["tiny" if tiny else "full"], needed)
-        for name in variants:
-            if time.monotonic() > deadline:
-                found[name] = {}
-                continue
-            one = functools.partial(measure, tiny=True) if tiny else in_a_process
-            found[name] = one(name, folder)
-            print(table({name: found[name]}).splitlines()[-1], flush=True)
-    result = {"machine": machine(), "size": SIZES["tiny" if tiny else "full"], "variants": found}
-    result |= {"compared": compare(found), "times_mean_something": not tiny}
-    path = write(result, "train-step", out)
-    print(f"\n{table(found)}\n{path}")
-    if tiny:
-        print(
-            "A tiny model without a GPU: this shows that every step runs. The times and memory say nothing."
-        )
-    return path
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="?", default="abcde", help="which to run, such as abc")
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU; times say nothing")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--variant", help=argparse.SUPPRESS)  # one, in a process of its own
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.variant:
-        found = measure(arguments.variant, arguments.folder, tiny=False)
-        (arguments.folder / f"{arguments.variant}.json").write_text(json.dumps(found), encoding="utf-8")
-        return 0
-    run(variants=arguments.variants, minutes=arguments.minutes, tiny=arguments.tiny, out=arguments.out)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -74,29 +74,31 @@ def doctor(
 
 @app.command()
 def bench(
-    ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; all by default.")] = None,
-    minutes: Annotated[float, typer.Option(help="No further case is started after so many minutes.")] = 9.0,
-    tests: Annotated[bool, typer.Option(help="Test the kernels on the device before they are timed.")] = True,
+    ops: Annotated[list[str] | None, typer.Argument(help="Only smoke and speed of these ops.")] = None,
+    minutes: Annotated[float, typer.Option(help="For everything.")] = 9.0,
+    start: Annotated[str, typer.Option("--from", help="The stage to begin with.")] = "smoke",
     out: Annotated[
-        Path | None, typer.Option(help="The JSON; by default benchmarks/results/<device>-<date>.json.")
+        Path | None, typer.Option(help="Folder; by default benchmarks/results/<device>-<date>.")
     ] = None,
 ) -> None:
-    """Measure the fused ops on a GPU: JSON, table and roofline. Without one, print the bytes that they must move.
+    """`python -m benchmarks.gpu`: test and time everything on a GPU. Without one, print the bytes that ops must move.
 
     Example: pgdpo bench pair_errors --minutes 2
     """
     checkout = Path(__file__).parents[2]
-    if not (checkout / "benchmarks" / "suite.py").is_file():
+    if not (checkout / "benchmarks" / "gpu").is_dir():
         raise InputError(
             f"{checkout / 'benchmarks'}: not there: the benchmarks run from a checkout of the repository"
         )
     sys.path.insert(0, str(checkout))
-    from benchmarks.suite import run
+    from benchmarks.gpu.__main__ import run
 
     try:
-        run(ops=ops, minutes=minutes, tests=tests, out=out)
-    except ValueError as error:
+        code = run(ops=ops, minutes=minutes, start=start, out=out)
+    except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

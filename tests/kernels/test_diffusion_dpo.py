@@ -10,6 +10,8 @@ from kernel_inputs import DEVICE, make_pairs
 
 from pgdpo_kernels import diffusion_dpo_loss, pair_errors, preference_loss, set_backend
 
+pytestmark = pytest.mark.quick
+
 SHAPE = (6, 2, 4, 5, 6)
 LABELS = torch.tensor([[1, 1], [-1, 1], [0, -1]], device=DEVICE)
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], device=DEVICE)

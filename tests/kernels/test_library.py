@@ -1,7 +1,9 @@
 """The ops as citizens of PyTorch: opcheck, torch.compile, autocast, checkpointing, backends, and wrong use."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,7 +143,8 @@ def test_importing_asks_nothing_of_cuda_and_needs_no_triton():
         "import pgdpo_kernels as k; x = torch.randn(2, 8)\n"
         "k.diffusion_dpo_loss(x, x + 1, x + 2, beta=1.0)"
     )
-    environment = {"PGDPO_KERNELS_BACKEND": "eager", "PATH": "/usr/bin:/bin"}
+    kernels = str(Path(__file__).parents[2] / "kernels")
+    environment = os.environ | {"PGDPO_KERNELS_BACKEND": "eager", "PYTHONPATH": kernels}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 

@@ -13,6 +13,8 @@ from kernel_inputs import DEVICE
 from pgdpo_kernels import noise_pair, pair_noise, set_backend
 from pgdpo_kernels.reference.noise import gaussians, philox
 
+pytestmark = pytest.mark.quick
+
 IDS = torch.tensor([3, -(2**62) - 12345, 2**63 - 1], device=DEVICE)
 LEVEL = torch.tensor([0.0, 0.37, 0.93], device=DEVICE)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -12,6 +12,8 @@ from kernel_inputs import make_pairs
 
 from pgdpo_kernels import PairErrors, pair_errors, set_backend
 
+pytestmark = pytest.mark.quick
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -8,6 +8,8 @@ from tiny_models import build, step
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
+pytest.importorskip("diffusers")
+
 CASES = {
     "wan": ("wan", {"num_layers": 2}),
     "wan 2.2, a timestep per token": ("wan", {"per_token": True}),

@@ -6,12 +6,13 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig
 from tiny_models import build, step
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
-LORA = LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+LORA = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +44,8 @@ def test_lora_before_or_after():
 
 
 def test_peft_wrapper():
-    from peft import get_peft_model
-
     model, inputs = build("cogvideox", torch.bfloat16)
-    wrapped = get_peft_model(model, LORA)
+    wrapped = peft.get_peft_model(model, LORA)
     assert apply_to(wrapped, strict=True) == apply_to(model, strict=True)
     revert(wrapped)
     assert "forward" not in model.transformer_blocks[0].__dict__

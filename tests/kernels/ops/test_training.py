@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_models import FAMILIES, build
 
 from pgdpo_kernels import apply_to, set_backend
+
+pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
 
 
 def train(family: str, dtype: torch.dtype, fused: bool, steps: int) -> list[float]:
@@ -20,9 +21,9 @@ def train(family: str, dtype: torch.dtype, fused: bool, steps: int) -> list[floa
     model, inputs = build(family, dtype)
     torch.manual_seed(5)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
             for name in module.adapter_layer_names:
                 getattr(module, name).float()
     if fused:
