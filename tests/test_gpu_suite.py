@@ -203,6 +203,7 @@ def test_rows_of_another_machine_are_not_added_to(tmp_path, capsys):
     ("arguments", "message"),
     [
         ({"ops": ["attention"]}, "unknown ops.*'attention'.*pair_errors"),
+        ({"start": "middle"}, "--from middle: there are smoke, tests"),
         ({"dry_run": True}, "--dry-run takes --out"),
         ({"assemble": True}, "--assemble takes --out"),
     ],

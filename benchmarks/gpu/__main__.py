@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ..driver import VARIABLE
 from . import __doc__ as about
+from .rows import ALWAYS
+from .rows import STAGES as ALL_STAGES
 
-STAGES = ("smoke", "tests", "exactness", "wide", "pairs", "compile", "block", "steps")
+STAGES = [stage for stage in ALL_STAGES if stage not in ALWAYS]
 
 
 def main() -> int:
@@ -53,9 +55,11 @@ def run(
     """Measure, or assemble, or print the bytes where there is no GPU. Returns an exit code: 1 if anything failed.
 
     Raises:
-        ValueError: an unknown op, or a folder of another machine's or other kernels' rows.
+        ValueError: an unknown op or stage, or a folder of another machine's or other kernels' rows.
         FileNotFoundError: nothing to assemble.
     """
+    if start not in STAGES:
+        raise ValueError(f"--from {start}: there are {', '.join(STAGES)}")
     if not assemble:
         device = choose_driver(dry_run)
     from . import assembly, stages, supervisor  # after the driver is chosen: importing asks for it
@@ -74,9 +78,12 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         supervisor.Supervisor(out, minutes, start, ops).run()
-    finally:
-        code = assembly.write(out)
-    return code
+    except ValueError:  # refused: nothing was measured
+        raise
+    except BaseException:
+        assembly.write(out)
+        raise
+    return assembly.write(out)
 
 
 def choose_driver(dry_run: bool) -> str:

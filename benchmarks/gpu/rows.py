@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 NAME = "rows.jsonl"
+STAGES = ("machine", "smoke", "tests", "exactness", "wide", "pairs", "compile", "block", "steps", "end")
+ALWAYS = ("machine", "end")  # what other rows are read against
 
 
 class Rows:
@@ -40,6 +42,8 @@ def read(folder: Path) -> list[dict]:
     Raises:
         FileNotFoundError: there is no run in this folder.
     """
+    if not (folder / NAME).is_file():
+        raise FileNotFoundError(f"{folder / NAME}: not there: no run has written to {folder}")
     out = []
     for line in (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines():
         try:

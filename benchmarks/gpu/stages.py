@@ -25,9 +25,8 @@ from .. import (
 from ..driver import driver
 from ..report import machine
 from . import kernel_tests, rows, smoke
+from .rows import STAGES
 
-STAGES = ("machine", "smoke", "tests", "exactness", "wide", "pairs", "compile", "block", "steps", "end")
-ALWAYS = ("machine", "end")  # what other rows are read against
 STEP_PACKAGES = ("diffusers", "transformers", "peft", "deepspeed", "av", "pydantic", "yaml", "typer")
 
 Emit = Callable[..., dict]  # emit(status, **data), for a row of the job that runs

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from ..driver import driver
-from .rows import Rows, read
-from .stages import ALWAYS, Emit, Job, describe_error, jobs
+from .rows import ALWAYS, STAGES, Rows, read
+from .stages import Emit, Job, describe_error, jobs
 
 RESERVE = 10.0  # seconds kept for the last stage and the summary
 GRACE = 10.0  # seconds from a job's limit until its process is killed
@@ -140,9 +140,8 @@ class Supervisor:
         self.rows = Rows(out)
         self.done = {(row["stage"], row["case"]) for row in read(out) if row["status"] == "ok"}
         found = jobs(*self.arguments)
-        stages = list(dict.fromkeys(job.stage for job in found))
-        begun = stages[stages.index(start) :] if start in stages else stages
-        self.jobs = [(i, job) for i, job in enumerate(found) if job.stage in (*begun, *ALWAYS)]
+        begun = {*ALWAYS, *STAGES[STAGES.index(start) :]}
+        self.jobs = [(i, job) for i, job in enumerate(found) if job.stage in begun]
         self.method = "fork"
         self.worker: Worker | None = None
 
