@@ -11,24 +11,52 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["DS_ACCELERATOR"] = "cpu"
 
+import gc
 from pathlib import Path
 
 import pytest
 
+from tests.interpreter import speed_up_interpreter
+from tests.ranks import Ranks, Zygote
 from tests.worlds import save_tiny_wan, toy_world, write_config
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    speed_up_interpreter()
 
 WORKERS = 4  # at most: each holds torch, and a tiny world of its own
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where the whole suite is asked for and pytest-xdist is there, a worker per core; a part runs in this process."""
+    """Where the whole suite is asked for and pytest-xdist is there, a worker per core; a part runs in this process.
+
+    What is slow in a quick module is no part of the quick layer.
+    """
     whole = (
         config.args_source is pytest.Config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
     )
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = min(WORKERS, os.cpu_count() or 1)
         config.option.dist = "worksteal"
+    if config.option.markexpr == "quick":
+        config.option.markexpr = "quick and not slow"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collections that DeepSpeed asks for need not walk over it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # extensions that count what was never freed would complain of it at the end
+
+
+@pytest.fixture
+def eager_kernels(monkeypatch):
+    """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +79,20 @@ def config_file(world, tmp_path) -> Path:
     for shared in ("prepared", "toy"):
         (output / shared).symlink_to(world / "out" / shared)
     return write_config(tmp_path / "config.yaml", output, world / "tiny_wan")
+
+
+@pytest.fixture(scope="session")
+def zygotes():
+    """Servers of ranks without and with Triton's interpreter; each starts at its first job."""
+    servers = {interpreted: Zygote(TRITON_INTERPRET=str(int(interpreted))) for interpreted in (False, True)}
+    yield servers
+    for server in servers.values():
+        server.close()
+
+
+@pytest.fixture
+def ranks(zygotes, tmp_path):
+    """Starts jobs on several ranks; what still runs at the end is killed."""
+    ranks = Ranks(zygotes, tmp_path)
+    yield ranks
+    ranks.end()

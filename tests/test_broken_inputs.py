@@ -8,6 +8,8 @@ import pytest
 
 from tests.broken_inputs import CASES, CONFIG
 
+pytestmark = pytest.mark.quick
+
 LEAST_FULL = 0.95
 SECONDS = 10
 

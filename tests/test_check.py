@@ -15,6 +15,8 @@ from pgdpo.data.video import probe_video, read_video, verify_video, write_video
 from pgdpo.errors import InputError
 from tests.worlds import write_config
 
+pytestmark = pytest.mark.quick
+
 GREY = np.full((6, 16, 16, 3), 100, np.uint8)
 
 

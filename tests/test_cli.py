@@ -10,6 +10,8 @@ from pgdpo.cli import app
 from pgdpo.errors import InputError
 from tests.worlds import run_pgdpo
 
+pytestmark = pytest.mark.quick
+
 COMMANDS = typer.main.get_command(app).commands
 
 

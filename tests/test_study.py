@@ -18,6 +18,8 @@ from pgdpo.evaluation.study import (
 )
 from tests.worlds import run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 OBJECTIVES = {"dpo": {"beta": 500}, "guarded": {"name": "dpo", "beta": 500, "safeguard": {"mu": 0.9}}}
 
 
@@ -33,11 +35,6 @@ def study_file(config_file):
     }
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     return path
-
-
-@pytest.fixture(autouse=True)
-def eager_kernels(monkeypatch):
-    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from pgdpo.data.order import Order
 from pgdpo.errors import InputError
 from pgdpo.settings import OrderRule, SelectRule, WeightRule
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def row(number: int, chosen: float, rejected: float, **extra) -> dict:
     scores = {"chosen": {"total": chosen}, "rejected": {"total": rejected}}

@@ -25,6 +25,8 @@ from tests.importer_samples import (
 )
 from tests.worlds import run_pgdpo
 
+pytestmark = pytest.mark.quick
+
 # (preference, chosen, rejected) per row, paths by their last part
 EXPECTED = {
     "videodpo": [(1, "win/000003", ""), (1, "lose/000007", ""), (0.5, "win/000007", "")],

@@ -9,6 +9,8 @@ from pgdpo.data.manifest import read_manifest, scan_manifest
 from pgdpo.data.tables import read_records, writer
 from pgdpo.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 FULL = {
     "id": "a",
     "prompt": "a dog, «läuft»",

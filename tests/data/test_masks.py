@@ -13,6 +13,8 @@ from pgdpo.data.masks import pooled, read_mask
 from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 FRAMES, HEIGHT, WIDTH = 9, 48, 64
 
 

@@ -3,10 +3,13 @@
 import itertools
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgdpo.data.order import Order, StepBatches
+
+pytestmark = pytest.mark.quick
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any)
 

@@ -13,7 +13,9 @@ from pgdpo.data.files import sha256_of
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.video import VideoInfo, write_video
 from pgdpo.errors import InputError
-from tests.worlds import launch, losses, run_pgdpo, write_config
+from tests.worlds import losses, run_pgdpo, write_config
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
 
 
 def clip(path, frames, height, width, seed=0, fps=8):
@@ -196,19 +198,19 @@ def test_bad_clips_are_skipped_up_to_one_percent(tmp_path, configured):
     assert re.search(r"4 of 200 pairs are bad, 2.0%; up to 1% may be skipped .*\n.*pair `000`", text), text
 
 
-def test_two_ranks_make_what_one_makes_and_a_failing_one_is_heard(tmp_path, configured):
+def test_two_ranks_make_what_one_makes_and_a_failing_one_is_heard(tmp_path, configured, ranks):
     manifest = write_manifest(tmp_path / "data", [(6, 16, 32)] * 4 + [(6, 32, 16)] * 3)
     config = configured(manifest, pairs_per_shard=2, buckets=[[4, 16, 32], [4, 32, 16]])
     run_pgdpo("prepare", config)
-    launch("prepare", config, f"output_dir={tmp_path / 'two'}", ranks=2)
+    ranks.run(["prepare", config, f"output_dir={tmp_path / 'two'}"])
     one, two = (
         json.loads((tmp_path / name / "prepared/train/index.json").read_text()) for name in ("out", "two")
     )
     assert one == two
     (tmp_path / "data/clips/002-rejected.mp4").write_text("no video")  # of shard 1: rank 1's
     config = configured(manifest, pairs_per_shard=2)
-    done = launch("prepare", config, f"output_dir={tmp_path / 'bad'}", ranks=2, check=False)
-    assert done.returncode and re.search(r"error: pair `p002`, rejected: .*not a video", done.stderr), (
-        done.stderr
-    )
+    job = ranks.start([["prepare", config, f"output_dir={tmp_path / 'bad'}"]])
+    codes, texts = job.wait(120), [job.text(rank) for rank in (0, 1)]
+    assert all(codes), codes
+    assert any(re.search(r"error: pair `p002`, rejected: .*not a video", text) for text in texts), texts
     assert not (tmp_path / "bad/prepared/train/index.json").exists()

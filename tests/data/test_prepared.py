@@ -11,6 +11,8 @@ from pgdpo.diffusion.draws import sigma_at, sigmas, uniform
 from pgdpo.models.toy import ToyEncoders
 from pgdpo.settings import DiffusionConfig
 
+pytestmark = pytest.mark.quick
+
 
 def test_timesteps_differ_between_pairs_draws_and_seeds():
     """Ranks that draw identical timesteps were a public trainer's defect."""

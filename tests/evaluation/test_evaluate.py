@@ -7,6 +7,8 @@ import pytest
 from pgdpo.evaluation.statistics import share
 from tests.worlds import launch, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def evaluated(config_file, name, *overrides):
     run_pgdpo("train", config_file, f"name={name}", *overrides)
@@ -55,6 +57,7 @@ def test_the_interval_of_a_share():
 
 def test_the_terminal_shows_our_lines_and_the_log_the_libraries(config_file):
     done = launch("train", config_file, "name=quiet", "train.steps=1")
+    assert done.returncode == 0, done.stderr
     log = (config_file.parent / "out" / "quiet" / "run.log").read_text()
     assert "xformers" in log.lower()
     assert done.stderr == ""

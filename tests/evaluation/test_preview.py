@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from pgdpo.data.video import read_video
 from tests.worlds import run_pgdpo
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
 
 
 def test_pairs_are_shown_before_anything_is_trained(config_file):

@@ -25,6 +25,8 @@ from pgdpo.evaluation.figures import smooth
 from pgdpo.evaluation.report import write_report
 from pgdpo.evaluation.summary import summary_table
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )

@@ -10,6 +10,8 @@ import yaml
 from pgdpo.errors import InputError
 from tests.worlds import run_pgdpo, save_tiny_wan
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):

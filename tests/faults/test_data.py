@@ -19,6 +19,8 @@ from pgdpo.training.events import read_events
 from pgdpo.training.loop import Trainer
 from tests.worlds import change_pair, metrics, run_pgdpo, write_config
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 PAIRS = 13  # no multiple of ranks, batches or shards
 
 

@@ -10,6 +10,8 @@ from pgdpo.training import checkpoint
 from pgdpo.training.published import checkpoints_of, latest_checkpoint
 from tests.worlds import losses, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def events(run_dir, kind: str) -> list[dict]:
     rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]

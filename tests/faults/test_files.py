@@ -10,6 +10,8 @@ from pgdpo.errors import InputError
 from pgdpo.training.published import checkpoints_of, find_damage, latest_checkpoint, prune
 from tests.worlds import losses, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):

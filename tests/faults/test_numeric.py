@@ -14,6 +14,8 @@ from pgdpo.training.events import read_events
 from pgdpo.training.guards import Guard
 from tests.worlds import change_pair, metrics, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def spoil(tensors):
     tensors["rejected"].view(-1)[7] = float("nan")

@@ -31,6 +31,8 @@ from pgdpo.training.published import (
 from pgdpo.training.shards import HashedFiles
 from tests.worlds import losses, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def kill_in_saves(start, config, straight, trials: int, steps: int, seed: int = 0) -> int:
     """Kill, resume, kill again: trials in which a complete checkpoint stood, at most one interval behind."""

@@ -92,9 +92,9 @@ def test_masked_changes_the_box_alone(clips, tmp_path):
     assert changed[True] > 3 * changed[False]
 
 
-def test_local_dpo_trains_on_masked_pairs_up_to_an_export(clips, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("eager_kernels")
+def test_local_dpo_trains_on_masked_pairs_up_to_an_export(clips, tmp_path):
     """What `make masked` writes is prepared, trained on and exported as it is; the margin grows most inside."""
-    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
     rows = made("masked", clips, tmp_path / "pairs", "make.renoise=[0.9,0.9]")
     here = [
         f"output_dir={tmp_path}",

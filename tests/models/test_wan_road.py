@@ -39,6 +39,7 @@ def call_options(kind: str, image: bool) -> dict:
     return {"num_frames": frames, "height": height, "width": width, **given}
 
 
+@pytest.mark.usefixtures("eager_kernels")
 @pytest.mark.parametrize(("kind", "overrides", "image"), ROADS)
 def test_a_whole_pipeline_trains_and_its_pipeline_takes_the_adapter(kind, overrides, image, world, tmp_path):
     folder = save_tiny(kind, tmp_path / "model")

@@ -15,6 +15,8 @@ from objective_samples import FIELDS, random_errors, random_info, to_pair_info, 
 from pgdpo.objectives import PairInfo, build_objective
 from pgdpo_kernels import PairErrors, pair_errors
 
+pytestmark = pytest.mark.quick
+
 CASES = [(name, options) for name, (_, cases) in ROWS.items() for options in [{}, *cases]]
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}" for name, options in CASES]
 EXTREMES = (1e-8, 1e-4, 1.0, 1e4)

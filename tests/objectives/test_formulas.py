@@ -13,6 +13,8 @@ from objective_samples import FIELDS, random_errors, random_info, to_pair_info, 
 
 from pgdpo.objectives import available, build_objective, get_spec
 
+pytestmark = pytest.mark.quick
+
 CASES = [(name, options) for name, (_, cases) in ROWS.items() for options in cases]
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}" for name, options in CASES]
 

@@ -10,6 +10,8 @@ from objective_samples import FIELDS, random_errors, to_torch
 
 from pgdpo.objectives import PairInfo, available, build_objective, get_spec
 
+pytestmark = pytest.mark.quick
+
 BETA = 2000.0
 
 

@@ -13,6 +13,8 @@ from objective_samples import FIELDS, random_errors, random_info, to_pair_info, 
 from pgdpo.errors import InputError
 from pgdpo.objectives import available, build_objective
 
+pytestmark = pytest.mark.quick
+
 CHOSEN = ("policy_chosen", "excess_chosen", "drift_chosen")
 REJECTED = ("policy_rejected", "excess_rejected", "drift_rejected")
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.objectives import PairInfo, build_objective
@@ -53,10 +50,9 @@ def run(name, options, errors, pairs, leaves, group=None):
     return loss.detach(), torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
 
 
-def worker(rank: int, folder: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def worker(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     errors, pairs = everyone()
     part = slice(3 * rank, 3 * rank + 3)
     results = []
@@ -68,11 +64,10 @@ def worker(rank: int, folder: str) -> None:
             dist.all_reduce(value)
         results.append([value / 2 for value in (loss, *gradients)])
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path):
-    torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+def test_two_ranks_equal_one(tmp_path, ranks):
+    ranks.call(worker, str(tmp_path))
     errors, pairs = everyone()
     assert isinstance(pairs, PairInfo)
     leaves = [getattr(errors, field) for field in FIELDS.values()]

@@ -17,6 +17,8 @@ from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.docs import markdown, rows
 from pgdpo.objectives.spec import CONFIDENCE
 
+pytestmark = pytest.mark.quick
+
 NAMES = """
 sft dpo pg_dpo dense_dpo ipo hinge cdpo rdpo simpo dpop cal_dpo exo nca bco sppo apo_zero apo_down discopop
 aot f_dpo madpo beta_dpo asft adpo sgdpo balanced_dpo uncertainty_dpo flex_dpo reg_dpo ld_dpo kto mapo dspo

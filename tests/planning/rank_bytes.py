@@ -1,16 +1,10 @@
-"""Two ranks of the real DeepSpeed engine on tiny models: bytes that each rank really holds, by part, as JSON.
+"""Two ranks of the real DeepSpeed engine on tiny models: bytes that each rank really holds, by part.
 
-    torchrun --nproc-per-node 2 tests/planning/rank_bytes.py CASES.json OUT.json
-
-CASES.json: a list of [config file, [overrides]]. OUT.json: for each case a list with one dict per rank. Parts are
-counted after the backward pass (gradients) and after the optimizer's step (weights, optimizer), by distinct storage.
+Parts are counted after the backward pass (gradients) and after the optimizer's step (weights, optimizer), by distinct
+storage.
 """
 
 from __future__ import annotations
-
-import json
-import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -73,19 +67,6 @@ def measure(path: str, overrides: list[str]) -> dict:
     return out
 
 
-def main() -> None:
-    with open(sys.argv[1], encoding="utf-8") as file:
-        cases = json.load(file)
-    results = []
-    for path, overrides in cases:
-        everywhere: list[dict] = [{} for _ in range(int(os.environ["WORLD_SIZE"]))]
-        mine = measure(path, overrides)
-        dist.all_gather_object(everywhere, mine)
-        results.append(everywhere)
-    if dist.get_rank() == 0:
-        with open(sys.argv[2], "w", encoding="utf-8") as file:
-            json.dump(results, file)
-
-
-if __name__ == "__main__":
-    main()
+def measure_all(cases: list[tuple[str, list[str]]]) -> list[dict]:
+    """What this rank holds in each case, a (config file, overrides)."""
+    return [measure(path, overrides) for path, overrides in cases]

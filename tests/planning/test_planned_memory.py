@@ -1,10 +1,5 @@
 """Planned bytes against the tensors that DeepSpeed's ranks and autograd really hold."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,6 +8,7 @@ from pgdpo.planning.memory import Sharding, rank_memory
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.trace import Activations, trace
 from pgdpo.training.policy import build_policy
+from tests.planning import rank_bytes
 
 LORA = ["train.precision=bf16", "train.global_batch_pairs=8"]
 FULL = ["model.adapter=null", "train.reference=frozen"]
@@ -22,27 +18,14 @@ ENGINES = [
 ]
 
 
-def test_weights_gradients_and_optimizer_are_those_of_the_engine_on_two_ranks(plan_file, tmp_path):
-    cases, out = tmp_path / "cases.json", tmp_path / "out.json"
-    cases.write_text(json.dumps([[str(plan_file), overrides] for overrides in ENGINES]))
-    worker = Path(__file__).with_name("rank_bytes.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        worker,
-        cases,
-        out,
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for overrides, ranks in zip(ENGINES, json.loads(out.read_text()), strict=True):
+def test_weights_gradients_and_optimizer_are_those_of_the_engine_on_two_ranks(plan_file, ranks):
+    cases = [(str(plan_file), overrides) for overrides in ENGINES]
+    first, second = ranks.call(rank_bytes.measure_all, cases)
+    for overrides, *both in zip(ENGINES, first, second, strict=True):
         config = load_config(plan_file, overrides)
         sharding = Sharding(config.train.zero_stage, 2, accumulates=True)
         memory = rank_memory(Planner(config).sizes, [], sharding, Activations(0, 0, 0), inputs=0)
-        held = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+        held = {name: max(rank[name] for rank in both) for name in first[0]}
         planned = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         assert planned == held, overrides
 

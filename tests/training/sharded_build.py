@@ -1,10 +1,6 @@
 """Run by test_zero_init on two ranks: the most bytes that a rank holds while it loads a model in either way."""
 
-import json
-import sys
-
 import torch
-import torch.distributed as dist
 
 from pgdpo.models import open_family
 from pgdpo.settings import Config, ModelConfig
@@ -39,11 +35,3 @@ def peaks(source: str) -> dict[str, int]:
         "held": held,
         "frozen": frozen.peak,
     }
-
-
-if __name__ == "__main__":
-    found = peaks(sys.argv[1])
-    gathered: list[dict | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, found)
-    if dist.get_rank() == 0:
-        print("PEAKS", json.dumps(gathered))

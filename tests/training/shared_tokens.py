@@ -1,17 +1,10 @@
 """Ranks that share a clip's tokens against the same model on one rank: five steps of every family, without a trainer.
 
-python -m torch.distributed.run --nproc-per-node=2 -m tests.training.shared_tokens prints, as JSON, for each case the
-largest relative difference of the five losses, of the prediction, and of any weight's first gradient, and what share
-of the tokens the last block of this rank had.
+`measure` runs on every rank. It returns for each case the largest relative difference of the five losses, of the
+prediction, and of any weight's first gradient, and what share of the tokens the last block of this rank had.
 """
 
 import copy
-import json
-import os
-import sys
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 import torch.distributed as dist
@@ -177,10 +170,8 @@ def differences(case: str) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def measure(cases: list[str]) -> dict[str, dict[str, float]]:
+    """Differences by case; of all cases where none is named."""
     dist.init_process_group("gloo")
     set_backend("eager")  # the patched modules' code, with eager maths
-    found = {case: differences(case) for case in sys.argv[1:] or CASES}
-    if dist.get_rank() == 0:
-        print(json.dumps(found))
-    dist.destroy_process_group()
+    return {case: differences(case) for case in cases or CASES}

@@ -12,6 +12,8 @@ from pgdpo.errors import InputError
 from pgdpo.models.comfyui import comfyui_state
 from tests.worlds import run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 # The linear layers of one block in the repositories that ComfyUI takes its models from.
 REFERENCE = {
     "wan": (

@@ -11,7 +11,9 @@ from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.training import policy
 from pgdpo.training.loop import Trainer
-from tests.worlds import launch_commands, losses, metrics, run_pgdpo
+from tests.worlds import losses, metrics, run_pgdpo
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
 
 REFUSED = {
     "offload without ZeRO": (
@@ -125,7 +127,7 @@ def test_bf16_losses_are_those_of_every_zero_stage(config_file):
     not AsyncIOBuilder().is_compatible(verbose=False), reason="no libaio to build async_io with"
 )
 @pytest.mark.parametrize("weights", ["lora", "full"])
-def test_offload_to_nvme_trains_and_resumes_as_without(config_file, tmp_path, weights):
+def test_offload_to_nvme_trains_and_resumes_as_without(config_file, tmp_path, weights, ranks):
     """Policy and, with full weights, a frozen reference. A resumed run starts from the restored weights."""
     plain = ["train.zero_stage=3", "train.learning_rate=1e-5", "train.checkpoint_every=2"]
     plain += ["model.adapter=null"] if weights == "full" else []
@@ -137,7 +139,7 @@ def test_offload_to_nvme_trains_and_resumes_as_without(config_file, tmp_path, we
         [*train, *nvme, "name=nvme", "train.steps=2"],
         [*train, *nvme, "name=nvme", "train.steps=4", "--resume"],
     ]
-    launch_commands(commands, ranks=2, timeout=1700)
+    ranks.run(*commands, timeout=1700)
     expected, found = (losses(config_file.parent / "out", name) for name in ("plain", "nvme"))
     assert len(set(expected)) == 4 and found == pytest.approx(expected, rel=1e-5)
 

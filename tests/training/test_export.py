@@ -10,6 +10,8 @@ import torch
 
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 # No part of pgdpo: what a user of diffusers would write.
 PLAIN_SCRIPT = """
 import sys, torch

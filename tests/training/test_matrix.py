@@ -16,7 +16,8 @@ import pytest
 from pgdpo.errors import InputError
 from pgdpo.models import FAMILIES
 from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tests.worlds import launch_commands, losses, run_pgdpo
+from tests.ranks import Ranks
+from tests.worlds import losses, run_pgdpo
 
 REFERENCES = ("adapter", "frozen", "cached", "ema", "synced")
 WEIGHTS = {  # small steps: Adam magnifies the last bits of a gradient that is nearly 0
@@ -54,11 +55,11 @@ def command(config, cell: str) -> list[str]:
     ]
 
 
-def run_cells(config, cells: list[str], timeout: float) -> dict[str, list[float]]:
+def run_cells(ranks: Ranks, config, cells: list[str], timeout: float) -> dict[str, list[float]]:
     """Losses of every cell, after the errors for the cached ones were computed by the same two ranks."""
     errors = ["reference", str(config), "train.zero_stage=3", SMALL, DRAWS]
     commands = [errors, *(command(config, cell) for cell in cells)]
-    launch_commands(commands, ranks=2, timeout=timeout, TRITON_INTERPRET="0")
+    ranks.run(*commands, timeout=timeout)
     return {cell: losses(config.parent / "out", cell) for cell in cells}
 
 
@@ -70,8 +71,8 @@ def difference(found: dict[str, list[float]], cells: list[str]) -> float:
 
 
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
-def test_a_slice_of_the_matrix_on_two_ranks(config_file):
-    found = run_cells(config_file, SLICE, timeout=800)
+def test_a_slice_of_the_matrix_on_two_ranks(config_file, ranks):
+    found = run_cells(ranks, config_file, SLICE, timeout=800)
     assert difference(found, ["adapter-lora-3", "frozen-lora-3", "cached-lora-3"]) <= 1e-6
     assert difference(found, ["frozen-full-3", "split-full-3"]) <= 1e-5
 
@@ -79,13 +80,13 @@ def test_a_slice_of_the_matrix_on_two_ranks(config_file):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_cell_of_the_matrix(family, world, config_file, tmp_path, figures):
+def test_every_cell_of_the_matrix(family, world, config_file, tmp_path, figures, ranks):
     config = config_file
     if family != "wan":
         save, size = PIPELINES[family]
         config = Road(family, save(tmp_path / "pipeline"), world, tmp_path, size).config()
         run_pgdpo("prepare", config)
-    found = run_cells(config, CELLS, timeout=3600)
+    found = run_cells(ranks, config, CELLS, timeout=3600)
     stages, ways = (
         {},
         {},

@@ -16,13 +16,9 @@ from pgdpo.objectives import PairInfo, available, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
 from pgdpo.training.noising import draw_sample, region_of
 from pgdpo_kernels import pair_errors
-from tests.worlds import launch, losses, metrics, run_pgdpo
+from tests.worlds import losses, metrics, run_pgdpo
 
-
-@pytest.fixture(autouse=True)
-def eager_kernels(monkeypatch):
-    """The kernels have tests of their own; Triton's interpreter would take most of the time here."""
-    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+pytestmark = pytest.mark.usefixtures("eager_kernels")
 
 
 def prepare_with(config_file, **columns):
@@ -307,11 +303,11 @@ class TestBeta:
         assert last["saturation"] > 0.5
         assert word in events[0][2] and said.count("warning") == 1
 
-    def test_two_ranks_warn_and_log_as_one(self, config_file):
+    def test_two_ranks_warn_and_log_as_one(self, config_file, ranks):
         """Names and means over micro-batches and ranks with every diagnostic on; the advised beta over all pairs."""
         objective = "objective={name: dpo, beta: 1.0e-4, safeguard: {mu: 0.5}}"
         one = train(config_file, "one", objective, "data.segments=2", *self.LONG)
-        launch("train", config_file, "name=two", objective, "data.segments=2", *self.LONG, ranks=2)
+        ranks.train(config_file, {"two": [objective, "data.segments=2", *self.LONG]})
         two = metrics(config_file.parent / "out", "two")
         names = {"safeguard/lambda", "safeguard/cosine", "saturation", "segment_reward_entropy", "displacement",
                  "gradient_share/rejected"}  # fmt: skip

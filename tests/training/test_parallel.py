@@ -1,6 +1,5 @@
 """Every way to spread a run over ranks gives one rank's losses and gradients; what cannot be spread is refused."""
 
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,10 @@ from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
 from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tests.worlds import launch_commands, launch_runs, launch_script, losses, metrics, run_pgdpo
+from tests.training import shared_tokens
+from tests.worlds import losses, metrics, run_pgdpo
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
 
 STEPS = "train.steps=5"
 FULL = ("model.adapter=null", "train.learning_rate=1e-5")
@@ -73,22 +75,20 @@ def compare(output, runs) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_two_ranks_are_one(config_file):
+def test_two_ranks_are_one(config_file, ranks):
     """The ways that differ most from one another; all of them, and in Triton's interpreter, with -m slow."""
-    train = ["train", str(config_file), STEPS]
-    run_pgdpo(*train, "name=one")
+    run_pgdpo("train", config_file, STEPS, "name=one")
     runs = {name: TWO_RANKS[name] for name in ("zero2", "zero3", "accumulated", "shared3")}
-    commands = [[*train, f"name={name}", *overrides] for name, (_, overrides) in runs.items()]
-    launch_commands(commands, ranks=2, timeout=800, TRITON_INTERPRET="0")
+    ranks.train(config_file, {name: [STEPS, *overrides] for name, (_, overrides) in runs.items()})
     compare(config_file.parent / "out", runs)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
-def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figures):
+def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figures, ranks):
     """ZeRO 0 to 3, accumulation, offload, sequence parallelism: losses within 1e-5, gradient norms within 1e-4."""
     runs = {name: [STEPS, *overrides] for name, (_, overrides) in TWO_RANKS.items()}
-    launch_runs(config_file, runs, ranks=2)
+    ranks.train(config_file, runs, interpreted=True)
     for name, (first, second) in EQUALITIES.items():
         found = {run: losses(output, run) for run in (first, second)}
         off_by = off(output, second, first, "loss")
@@ -99,14 +99,15 @@ def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figu
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_groups_of_two_ranks_are_one_rank(config_file, output):
+def test_two_groups_of_two_ranks_are_one_rank(config_file, output, ranks):
     runs = {
         "four0": ("one", [SHARED, SMALL]),
         "four3": ("one", [SHARED, SMALL, "train.zero_stage=3", "train.pair_batching=split"]),
         "four_full": ("full", [*FULL, SHARED, SMALL, "train.zero_stage=1"]),
         "four_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED, SMALL]),
     }
-    launch_runs(config_file, {name: [STEPS, *overrides] for name, (_, overrides) in runs.items()}, ranks=4)
+    named = {name: [STEPS, *overrides] for name, (_, overrides) in runs.items()}
+    ranks.train(config_file, named, ranks=4, interpreted=True)
     compare(output, runs)
 
 
@@ -115,10 +116,10 @@ ONE_OF_EACH = ("wan selective", "hunyuan_video uneven", "cogvideox uneven", "ltx
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("cases", [ONE_OF_EACH, pytest.param((), id="all", marks=pytest.mark.slow)])
-def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases):
+def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases, ranks):
     """Every family, without a trainer: joint and cross-attention with masks, tokens that do not divide, checkpointing,
     compiled blocks, the patched blocks of the fused ops."""
-    found = json.loads(launch_script("tests.training.shared_tokens", *cases, ranks=2, timeout=800))
+    found, _ = ranks.call(shared_tokens.measure, cases, timeout=800)
     for case, off_by in found.items():
         assert 0.4 < off_by["share"] < 0.6 and off_by["learned"] > 0.1, case
         assert max(off_by["loss"], off_by["prediction"], off_by["gradient"]) <= 1e-5, (case, off_by)
@@ -138,7 +139,7 @@ PIPELINES = {  # how its tiny pipeline is saved, (frames, height, width) of its 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", PIPELINES)
-def test_every_family_trains_with_shared_tokens(family, world, tmp_path):
+def test_every_family_trains_with_shared_tokens(family, world, tmp_path, ranks):
     """With a LoRA and with all weights: five steps' losses are one rank's."""
     save, size, settings = PIPELINES[family]
     config = Road(family, save(tmp_path / "pipeline"), world, tmp_path, size).config()
@@ -150,7 +151,7 @@ def test_every_family_trains_with_shared_tokens(family, world, tmp_path):
         "shared": ("one", [*lora, SHARED, *settings]),
         "shared_full": ("full", [STEPS, *FULL, SHARED, *settings]),
     }
-    launch_runs(config, {name: overrides for name, (_, overrides) in shared.items()}, ranks=2)
+    ranks.train(config, {name: overrides for name, (_, overrides) in shared.items()}, interpreted=True)
     compare(tmp_path / "out", shared)
 
 

@@ -71,6 +71,7 @@ def checkpoint(config_file, name, step) -> tuple[dict, dict]:
     return dict(weights), {key.removeprefix("reference."): tensor for key, tensor in extra.items()}
 
 
+@pytest.mark.usefixtures("eager_kernels")
 @pytest.mark.parametrize(
     "weights", [pytest.param((), id="lora"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
 )
@@ -97,6 +98,7 @@ def test_a_moving_reference_follows_the_policy_and_is_resumed_exactly(config_fil
     assert synced[0] == synced[2] == LN2 and LN2 not in (synced[1], synced[3])
 
 
+@pytest.mark.usefixtures("eager_kernels")
 def test_a_cached_step_holds_no_reference_and_runs_none(config_file, monkeypatch):
     full = ("model.adapter=null", "train.cached_draws=1")
     run_pgdpo("reference", config_file, *full)

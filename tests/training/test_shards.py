@@ -11,6 +11,8 @@ from pgdpo.training import shards
 from pgdpo.training.engine import start_distributed
 from pgdpo.training.shards import HUGE_PAGE, HashedFiles, ShardWriter
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def one_rank():

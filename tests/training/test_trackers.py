@@ -11,6 +11,8 @@ from pgdpo.errors import InputError
 from pgdpo.training import trackers
 from tests.worlds import metrics, run_pgdpo
 
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
 
 def board(output, run) -> EventAccumulator:
     found = EventAccumulator(str(output / run / "tensorboard"), size_guidance={"images": 0})

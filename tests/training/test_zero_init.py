@@ -1,7 +1,5 @@
 """Models loaded under ZeRO-3: the same tensors as ever, and never all of them on a rank."""
 
-import json
-
 import deepspeed
 import pytest
 import torch
@@ -12,7 +10,8 @@ from pgdpo.models import open_family
 from pgdpo.settings import ModelConfig
 from pgdpo.training.engine import start_distributed
 from pgdpo.training.zero_init import WEIGHTS, load_sharded
-from tests.worlds import launch_script, save_tiny_wan
+from tests.training import sharded_build
+from tests.worlds import save_tiny_wan
 
 DEEPSPEED = {
     "train_micro_batch_size_per_gpu": 1,
@@ -57,12 +56,11 @@ def test_one_file_an_index_and_fresh_weights_come_out_as_they_ever_do(tiny_wan, 
     assert same(fresh, expected) and not same(fresh, whole)
 
 
-def test_no_rank_ever_holds_the_whole_model(tmp_path):
+def test_no_rank_ever_holds_the_whole_model(tmp_path, ranks):
     """A rank's share of a model of twelve blocks, and one module; the ordinary way holds all of it."""
-    printed = launch_script("tests.training.sharded_build", save_tiny_wan(tmp_path, layers=12), ranks=2)
-    ranks = json.loads(printed.split("PEAKS")[1])
-    assert len(ranks) == 2
-    for rank in ranks:
+    found = ranks.call(sharded_build.peaks, str(save_tiny_wan(tmp_path, layers=12)))
+    assert len(found) == 2
+    for rank in found:
         assert rank["ordinary"] >= rank["whole"]
         assert rank["held"] < 0.55 * rank["whole"]
         assert rank["sharded"] < 0.65 * rank["whole"]

@@ -1,12 +1,13 @@
 """Starts ranks in a blink: a process that has imported everything and forks one child per rank.
 
-A run on two ranks costs ten seconds under torchrun, nearly all of it imports. The children are ordinary processes:
-they get the launcher's environment, run `pgdpo`'s own `main`, and can be killed, stopped and starved one by one.
-Speaks JSON lines: a request on stdin, an answer on stdout. `tests/faults/conftest.py` holds the other end.
+A run on two ranks costs ten seconds under torchrun, nearly all of it imports. The children are ordinary processes: they
+get the launcher's environment and can be killed, stopped and starved one by one, and no job finds what another left
+behind. Speaks JSON lines: a request on stdin, an answer on stdout. `tests/ranks.py` holds the other end.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 
 def serve() -> None:
@@ -26,12 +28,15 @@ def serve() -> None:
 
     _ = deepspeed.ops.__compatible_ops__  # found out by compiling a probe: half a second a rank
 
+    gc.collect()
+    gc.freeze()  # a rank's collections need not walk over what was imported
     exits: dict[int, dict] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        starts = "argv" in request
+        starts = "ranks" in request
         answer = {"pids": _start(request)} if starts else _wait(exits, request["pids"], request["timeout"])
         answers.write(json.dumps(answer) + "\n")
+    gc.unfreeze()
 
 
 def _start(request: dict) -> list[int]:
@@ -64,14 +69,7 @@ def _become_rank(rank: int, port: int, request: dict) -> None:
     console.file = sys.stdout
     code = 1
     try:
-        from pgdpo.cli import main
-
-        if request["hook"]:
-            from tests.faults import hooks
-
-            getattr(hooks, request["hook"])(rank, **request["hook_options"])
-        sys.argv = ["pgdpo", *request["argv"]]
-        main()
+        _work(rank, request)
         code = 0
     except SystemExit as stop:
         code = stop.code or 0
@@ -83,6 +81,28 @@ def _become_rank(rank: int, port: int, request: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _work(rank: int, request: dict) -> None:
+    """The request's commands, one after another, up to one that fails; or its function, whose value is written down."""
+    if request["hook"]:
+        from tests.faults import hooks
+
+        getattr(hooks, request["hook"])(rank, **request["hook_options"])
+    for command in request["commands"]:
+        from pgdpo.cli import main
+
+        sys.argv = ["pgdpo", *command]
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code:
+                raise
+    if request["function"]:
+        module, name = request["function"]
+        sys.path[:] = request["path"]
+        value = getattr(importlib.import_module(module), name)(*request["arguments"])
+        Path(f"{request['log']}-rank{rank}.json").write_text(json.dumps(value))
 
 
 def _wait(exits: dict[int, dict], pids: list[int], timeout: float) -> dict:
