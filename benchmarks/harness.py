@@ -84,8 +84,9 @@ def measure(
             driver().synchronize()
         except Exception as error:
             calls.pop(name, None)
-            driver().release_memory()
             failed(name, error)
+        if name not in calls:  # here the error's frames hold its tensors no longer
+            driver().release_memory()
     host_seconds = sum(host[name] for name in calls)
     times = timed(calls, host_seconds=host_seconds, deadline=deadline)
     return {name: values for name, values in times.items() if values}

@@ -170,6 +170,20 @@ def test_the_end_of_the_time_leaves_jobs_out_by_name(in_turn):
     assert rows[0]["why"] == "no time left"
 
 
+def naps(emit):
+    time.sleep(0.8)
+    emit("ok")
+
+
+def test_a_stage_leaves_time_to_those_that_follow_and_to_no_others(in_turn, monkeypatch):
+    monkeypatch.setattr(supervisor, "RESERVE", 0.0)
+    long = [Job("compile", f"nap {n}", naps, 9.0, share=0.5) for n in range(8)]
+    rows = in_turn(*long, Job("block", "block", good, 9.0), minutes=6 / 60)
+    assert rows[-1]["case"] == "block" and rows[-1]["status"] == "ok"
+    left_out = [row["case"] for row in rows if row["status"] == "left out"]
+    assert left_out and "nap 0" not in left_out
+
+
 def test_a_torn_line_is_passed_over_and_ended(tmp_path):
     rows = Rows(tmp_path)
     rows.add("smoke", "one", "ok")

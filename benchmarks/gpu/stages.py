@@ -42,7 +42,7 @@ class Job:
     seconds: float  # after which it is ended
     needs: tuple[str, ...] = ()  # packages
     fresh: bool = False  # in a process of its own, for its memory and what it does to the libraries
-    share: float = 1.0  # at most, of the time that is left
+    share: float = 1.0  # of the time that is left, for its whole stage where others follow
 
     @property
     def lacks(self) -> list[str]:
@@ -121,7 +121,10 @@ def pair_cases(tiny: bool) -> list[harness.Case]:
 def speed_job(stage: str, case: harness.Case, variants: list[str]) -> Job:
     seconds = {"compile": 60.0, "block": 120.0}.get(stage, 30.0)
     needs = ("diffusers", "peft") if stage == "block" else ()
-    return Job(stage, case.name, functools.partial(speed, case, variants, seconds), seconds, needs)
+    share = 0.5 if stage == "compile" else 1.0  # more cases than any time is enough for
+    return Job(
+        stage, case.name, functools.partial(speed, case, variants, seconds), seconds, needs, share=share
+    )
 
 
 def describe(out: str, emit: Emit) -> None:

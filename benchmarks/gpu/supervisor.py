@@ -142,6 +142,7 @@ class Supervisor:
         found = jobs(*self.arguments)
         begun = {*ALWAYS, *STAGES[STAGES.index(start) :]}
         self.jobs = [(i, job) for i, job in enumerate(found) if job.stage in begun]
+        self.stage_ends: dict[str, float] = {}
         self.method = "fork"
         self.worker: Worker | None = None
 
@@ -160,13 +161,24 @@ class Supervisor:
         if job.lacks:
             emit("left out", why=f"not installed: {', '.join(job.lacks)}")
             return
-        left = self.deadline - time.monotonic() - (0 if job.stage == "end" else RESERVE)
+        left = self._left(job)
         if left < LEAST and job.stage not in ALWAYS:
             emit("left out", why="no time left")
             return
-        why = self._hand_over(index, job, max(LEAST, min(job.seconds, left * job.share)))
+        why = self._hand_over(index, job, max(LEAST, min(job.seconds, left)))
         if why:
             emit("failed", why=why)
+
+    def _left(self, job: Job) -> float:
+        """Seconds for this job: its stage has its share of what was left when it began, if another can follow."""
+        if job.stage == "end":
+            return self.deadline - time.monotonic()
+        if job.stage not in self.stage_ends:
+            left = self.deadline - time.monotonic() - RESERVE
+            later = STAGES[STAGES.index(job.stage) + 1 : -1]
+            follows = any(other.stage in later and not other.lacks for _, other in self.jobs)
+            self.stage_ends[job.stage] = time.monotonic() + left * (job.share if follows else 1.0)
+        return self.stage_ends[job.stage] - time.monotonic()
 
     def describe(self) -> None:
         """The first job, without which no row can be read; by the way of starting processes that works here.
