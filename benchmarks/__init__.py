@@ -1,1 +1,1 @@
-"""Speed and exactness of the fused ops. `python -m benchmarks.suite` from a checkout, or `pgdpo bench`."""
+"""Every figure and how it was got: see README.md. `python -m benchmarks.gpu` is for all that needs a GPU."""

@@ -27,8 +27,9 @@ def run(out: str, emit) -> None:
         workers = 2 if driver().stub else min(WORKERS, os.cpu_count() or 1)
         command += ["-n", str(workers), "--dist", "worksteal"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, FOLDER: out, "PYTHONPATH": path}
-    del environment[VARIABLE]  # the tests ask for a device themselves
+    # The tests ask for a device themselves, and are no part of a pytest that this may run in.
+    inherited = {name: os.environ[name] for name in os.environ if name != VARIABLE and "PYTEST" not in name}
+    environment = {**inherited, FOLDER: out, "PYTHONPATH": path}
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         code = process.wait()
