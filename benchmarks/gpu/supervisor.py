@@ -58,6 +58,7 @@ class Worker:
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # one that has no session of its own yet
         self._process.join()
         self._requests.close()
 
