@@ -7,20 +7,23 @@ from pathlib import Path
 COLOURS = {"fused": "tab:blue", "compile": "tab:orange", "eager": "tab:gray"}
 
 
-def roofline(result: dict, path: Path) -> None:
-    """One panel per op and direction; the roof is the copy, less one empty launch per kernel at small sizes."""
+def roofline(result: dict, path: Path) -> bool:
+    """One panel per op and direction; the roof is the copy, less one empty launch per kernel at small sizes.
+
+    Returns whether there was anything to draw: a run may have ended before a case or the copy was measured.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     panels = sorted({(row["op"], row["direction"]) for row in result["rows"]})
-    if not panels:
-        return
+    copy, empty = result["copy_gb_per_s"], result["empty_launch_us"]
+    if not panels or copy is None or empty is None:
+        return False
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
-    copy, empty = result["copy_gb_per_s"], result["empty_launch_us"]
     for axis, (op, direction) in zip(axes[0], panels, strict=True):
         rows = [row for row in result["rows"] if (row["op"], row["direction"]) == (op, direction)]
         rows.sort(key=lambda row: row["moved_bytes"])
@@ -40,3 +43,4 @@ def roofline(result: dict, path: Path) -> None:
     figure.suptitle(f"{machine['device']}, torch {machine['torch']}, triton {machine['triton']}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+    return True

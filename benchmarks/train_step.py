@@ -19,6 +19,7 @@ import json
 import statistics
 import threading
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -207,12 +208,27 @@ def watched(path: Path, done: Callable[[dict], None]) -> Iterator[None]:
         tell()
 
 
+@contextlib.contextmanager
+def weights_drawn_on(device: torch.device) -> Iterator[None]:
+    """Random weights alone: as the default device of everything, a GPU would get the data loaders' tensors too."""
+    from pgdpo.models.family import Family
+
+    load = Family.load_transformer
+
+    def on_device(*arguments, **options):
+        with device:
+            return load(*arguments, **options)
+
+    with unittest.mock.patch.object(Family, "load_transformer", on_device):
+        yield
+
+
 def this_trainer(config, device: torch.device, done: Callable[[dict], None]) -> list[dict]:
     """`pgdpo train`; its own metrics. The weights are drawn on the device, where 14B are drawn in seconds."""
     from pgdpo.training.loop import Trainer
     from pgdpo.training.reference_errors import compute_errors
 
-    with device:
+    with weights_drawn_on(device):
         if config.reference_mode == "cached":
             compute_errors(config)
         trainer = Trainer(config)

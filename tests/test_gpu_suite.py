@@ -18,6 +18,7 @@ from benchmarks.gpu import assembly, supervisor
 from benchmarks.gpu.__main__ import STAGES, run
 from benchmarks.gpu.kernel_tests import JOB
 from benchmarks.gpu.rows import NAME, Rows, read
+from benchmarks.gpu.smoke import OPS
 from benchmarks.gpu.stages import Job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ def whole_run(result: dict, rows: list[dict]) -> None:
     """Every stage has its rows, whole training steps show the losses that they must."""
     assert result["stub"] is True and result["failed"] == [] and result["left_out"] == []
     assert set(result["passed"]) == {"machine", *STAGES, "end"}
-    assert {row["op"] for row in result["rows"]} == set(assembly_ops())
+    assert {row["op"] for row in result["rows"]} == set(OPS)
     for row in result["rows"]:
         assert set(row["us"]) == {"fused", "eager", "compile"}
         assert row["times_eager"] > 0 and row["times_compile"] > 0 and row["share_of_copy"] > 0
@@ -89,12 +90,6 @@ def whole_run(result: dict, rows: list[dict]) -> None:
     for found in steps.values():
         assert len(set(found["losses"])) > 1 and found["peak_memory"] > 0 and found["seconds"] > 0
     assert len([row for row in rows if row["status"] == "part" and row["case"] == "step b"]) >= 4
-
-
-def assembly_ops() -> list[str]:
-    from benchmarks.gpu.smoke import OPS
-
-    return list(OPS)
 
 
 def good(emit):
@@ -134,7 +129,7 @@ def in_turn(monkeypatch, tmp_path):
     def run_jobs(*jobs: Job, minutes: float = 5.0) -> list[dict]:
         listed = [Job("machine", "machine", describe, 9.0), *jobs]
         monkeypatch.setattr(supervisor, "jobs", lambda *_: listed)
-        supervisor.Supervisor(tmp_path, minutes, "smoke", None).run()
+        supervisor.Supervisor(tmp_path, time.monotonic() + 60 * minutes, "smoke", None).run()
         return read(tmp_path)[1:]
 
     return run_jobs
@@ -212,6 +207,20 @@ def test_a_cut_off_variant_keeps_its_steps_and_shares_are_of_the_faster_copy(tmp
     assert len(assembly.summary(result)) <= 39
 
 
+@pytest.mark.parametrize("roof", [None, {"copy_gb_per_s": 1000.0, "empty_launch_us": None}])
+def test_without_a_whole_roof_there_is_a_summary_and_no_picture(tmp_path, capsys, roof):
+    rows = Rows(tmp_path)
+    if roof:
+        rows.add("machine", "roof", "ok", **roof)
+    facts = {"op": "gate_residual", "direction": "forward", "shape": [8], "dtype": "bfloat16"}
+    facts |= {"tensor_bytes": 16, "moved_bytes": 10**7, "launches": 1}
+    rows.add("wide", "gate", "ok", **facts, us={"fused": 10.0, "eager": 30.0})
+    assert assembly.write(tmp_path) == 0
+    assert "no roofline.png (no case or no copy was measured)" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert row.get("share_of_copy") == (pytest.approx(1.0) if roof else None) and row["times_eager"] == 3.0
+
+
 def test_rows_of_another_machine_are_not_added_to(tmp_path, capsys):
     machine = {"device": "NVIDIA H100", "torch": "2.11", "triton": "3.6", "kernels_tree": "0", "stub": False}
     Rows(tmp_path).add("machine", "machine", "ok", machine=machine)
@@ -226,7 +235,9 @@ def test_rows_of_another_machine_are_not_added_to(tmp_path, capsys):
     [
         ({"ops": ["attention"]}, "unknown ops.*'attention'.*pair_errors"),
         ({"start": "middle"}, "--from middle: there are smoke, tests"),
+        ({"ops": ["pair_errors"], "start": "steps"}, "ops alone have only smoke, wide"),
         ({"dry_run": True}, "--dry-run takes --out"),
+        ({"assemble": True, "ops": ["pair_errors"]}, "--assemble takes --out DIR alone"),
         ({"assemble": True}, "--assemble takes --out"),
     ],
 )

@@ -104,6 +104,8 @@ def toy_world(folder: Path, tiny_wan: Path) -> Path:
 
 def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict) -> Path:
     """A small valid configuration; `sections` are merged into its sections (a dict) or replace them."""
+    import yaml  # here: the kernels' tests run where it is not installed
+
     config = {
         "output_dir": str(output),
         "data": {
@@ -146,7 +148,7 @@ def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict
             config[name] = {**config[name], **section}
         else:
             config[name] = section
-    path.write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 
 
@@ -187,26 +189,6 @@ def launch(*arguments: object) -> subprocess.CompletedProcess:
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
     )
-
-
-def launch_script(
-    module: str, *arguments: object, ranks: int, timeout: float = 280, **environment: str
-) -> str:
-    """What `python -m module` prints in a fresh group of ranks whose environment differs from this process's.
-
-    The fixture `ranks` starts far sooner, for all that takes the environment as it is.
-    """
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*program, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **environment},
-    )
-    if done.returncode:
-        raise AssertionError(f"{module} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 def metrics(output: Path, run: str) -> list[dict]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ..driver import VARIABLE
@@ -15,6 +16,7 @@ from .rows import ALWAYS
 from .rows import STAGES as ALL_STAGES
 
 STAGES = [stage for stage in ALL_STAGES if stage not in ALWAYS]
+OF_OPS = ("smoke", "wide", "pairs", "compile")
 
 
 def main() -> int:
@@ -58,8 +60,13 @@ def run(
         ValueError: an unknown op or stage, or a folder of another machine's or other kernels' rows.
         FileNotFoundError: nothing to assemble.
     """
+    deadline = time.monotonic() + 60 * minutes  # asking for the device and all imports count
     if start not in STAGES:
         raise ValueError(f"--from {start}: there are {', '.join(STAGES)}")
+    if ops and start not in OF_OPS:
+        raise ValueError(f"--from {start}: ops alone have only {', '.join(OF_OPS)}")
+    if assemble and (ops or dry_run or start != STAGES[0]):
+        raise ValueError("--assemble takes --out DIR alone: it measures nothing")
     if not assemble:
         device = choose_driver(dry_run)
     from . import assembly, stages, supervisor  # after the driver is chosen: importing asks for it
@@ -77,7 +84,7 @@ def run(
         out = assembly.default_folder(device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        supervisor.Supervisor(out, minutes, start, ops).run()
+        supervisor.Supervisor(out, deadline, start, ops).run()
     except ValueError:  # refused: nothing was measured
         raise
     except BaseException:

@@ -32,8 +32,8 @@ def write(folder: Path) -> int:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "table.txt").write_text(table(result["rows"]) + "\n", encoding="utf-8")
     try:
-        roofline(result, folder / "roofline.png")
-        picture = "roofline.png"
+        drawn = roofline(result, folder / "roofline.png")
+        picture = "roofline.png" if drawn else "no roofline.png (no case or no copy was measured)"
     except ImportError:
         picture = "no roofline.png (matplotlib is not installed: --assemble draws it where it is)"
     print(
@@ -55,7 +55,7 @@ def assemble(rows: list[dict]) -> dict:
             {name: row[name] for name in ("stage", "copy_gb_per_s", "empty_launch_us")} for row in roofs
         ],
         "copy_gb_per_s": max((row["copy_gb_per_s"] for row in roofs), default=None),
-        "empty_launch_us": min((row["empty_launch_us"] for row in roofs), default=None),
+        "empty_launch_us": min((us for row in roofs if (us := row["empty_launch_us"])), default=None),
         "passed": dict(Counter(stage for stage, case in last if case != JOB)),
         "exactness": {case: row["figures"] for (stage, case), row in last.items() if stage == "exactness"},
         "blocks": [facts(row) for (stage, _), row in last.items() if stage == "block"],
@@ -102,8 +102,9 @@ def speed_rows(last: dict, copy: float | None, empty: float | None) -> list[dict
                 out["us"][beside] = row["us"][beside]
     for row in cases.values():
         row["gb_per_s"] = {name: row["moved_bytes"] / us / 1e3 for name, us in row["us"].items()}
-        if "fused" in row["us"] and copy and empty:
+        if "fused" in row["us"] and copy:
             row["share_of_copy"] = row["gb_per_s"]["fused"] / copy
+        if "fused" in row["us"] and empty:
             row["empty_launches"] = row["us"]["fused"] / (empty * row["launches"])
     return list(cases.values())
 
@@ -158,7 +159,7 @@ def table(rows: list[dict]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    return f"{value:{form}}" if value is not None else "-".rjust(int(form.split(".")[0]))
+    return f"{value:{form}}" if value is not None else "-".rjust(int(form.split(".")[0] or 1))
 
 
 def step_lines(variants: dict[str, dict]) -> list[str]:
@@ -182,7 +183,7 @@ def summary(result: dict) -> list[str]:
     if result["stub"]:
         lines.append("A STUB DRIVER ON A CPU: this shows that everything runs. The times say nothing.")
     roofs = "; ".join(
-        f"{r['copy_gb_per_s']:.0f} GB/s, {r['empty_launch_us']:.1f} us" for r in result["roofs"]
+        f"{r['copy_gb_per_s']:.0f} GB/s, {number(r['empty_launch_us'], '.1f')} us" for r in result["roofs"]
     )
     lines.append(f"copy and empty launch, start and end: {roofs or 'not measured'}")
     passed = ", ".join(

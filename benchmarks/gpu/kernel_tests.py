@@ -16,12 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "PGDPO_BENCH_ROWS"
 JOB = "tests/kernels"  # the row of all of them; the others are a test each
 DRY_TESTS = ["tests/kernels/test_packaging.py"]  # a dry run is for the way, not for the tests
+# Machine code for other targets, and the compiler's limits: what a CPU shows as well, and minutes of a GPU's time.
+NO_GPU_NEEDED = (
+    "tests/kernels/test_aot.py",
+    "tests/kernels/test_benchmarks.py::test_pytest_benchmark_compiles_more_shapes_than_torch_keeps",
+)
 WORKERS = 12  # at most: each has a context of its own on the device, and compiles kernels
 
 
 def run(out: str, emit) -> None:
     command = [sys.executable, "-m", "pytest", *(DRY_TESTS if driver().stub else [JOB])]
     command += ["-q", "--tb=line", "-p", "no:cacheprovider", "-p", __name__]
+    for test in () if driver().stub else NO_GPU_NEEDED:
+        command += ["--deselect", test]
+        Rows(Path(out)).add("tests", test, "left out", why="needs no GPU")
     workers = 1
     if importlib.util.find_spec("xdist"):
         workers = 2 if driver().stub else min(WORKERS, os.cpu_count() or 1)

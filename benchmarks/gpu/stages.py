@@ -157,8 +157,7 @@ def describe(out: str, emit: Emit) -> None:
     here = machine() | {"stub": driver().stub}
     for row in rows.read(Path(out)):
         for name in ("device", "torch", "triton", "kernels_tree", "stub"):
-            if "machine" in row and row["machine"][name] != here[name]:
-                there = row["machine"][name]
+            if "machine" in row and (there := row["machine"].get(name)) != here[name]:
                 raise ValueError(
                     f"{out} holds rows of {name} {there}, here it is {here[name]}: give another --out"
                 )
@@ -168,7 +167,12 @@ def describe(out: str, emit: Emit) -> None:
 
 def roof(emit: Emit) -> None:
     """What rows are relative to, at the start and at the end: a GPU gets warm."""
-    emit("ok", copy_gb_per_s=harness.copy_bandwidth(), empty_launch_us=harness.empty_launch())
+    copy, empty = harness.copy_bandwidth(), None
+    try:
+        empty = harness.empty_launch()
+    except Exception as error:  # no reason to lose the copy
+        emit("failed", variant="empty launch", why=describe_error(error))
+    emit("ok", copy_gb_per_s=copy, empty_launch_us=empty)
 
 
 def smoke_job(op: str, batch: int, emit: Emit) -> None:

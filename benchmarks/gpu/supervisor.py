@@ -21,7 +21,7 @@ from ..driver import driver
 from .rows import ALWAYS, STAGES, Rows, read
 from .stages import Emit, Job, describe_error, jobs
 
-RESERVE = 10.0  # seconds kept for the last stage and the summary
+RESERVE = 15.0  # seconds kept for the last stage and the summary
 GRACE = 10.0  # seconds from a job's limit until its process is killed
 LEAST = 3.0  # seconds: with less no job is begun
 
@@ -128,16 +128,15 @@ class Supervisor:
 
     Args:
         out: the folder of the rows; jobs that are `ok` in it already are not run again.
-        minutes: for everything.
+        deadline: of everything, in `time.monotonic()`.
         start: the stage to begin with.
         ops: only smoke and speed of these.
     """
 
-    def __init__(self, out: Path, minutes: float, start: str, ops: list[str] | None):
-        self.out = out
+    def __init__(self, out: Path, deadline: float, start: str, ops: list[str] | None):
+        self.out, self.deadline = out, deadline
         self.scratch = tempfile.TemporaryDirectory(prefix="pgdpo-gpu-")
         self.arguments = (str(out), self.scratch.name, ops)
-        self.deadline = time.monotonic() + 60 * minutes
         self.rows = Rows(out)
         self.done = {(row["stage"], row["case"]) for row in read(out) if row["status"] == "ok"}
         found = jobs(*self.arguments)

@@ -90,7 +90,9 @@ def _norm_rope(x, weight, bias, cos, sin, num_heads, norm, rope_start, rope_len,
     real, imaginary = turned.unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack([-imaginary, real], dim=-1).flatten(3)
     turned = (turned.float() * cos + rotated.float() * sin).to(x.dtype)
-    return torch.cat([heads[:, :rope_start], turned, heads[:, end:]], dim=1).flatten(2)
+    if rope_start or end < x.shape[1]:  # with nothing to put beside it, a copy that no model's code makes
+        turned = torch.cat([heads[:, :rope_start], turned, heads[:, end:]], dim=1)
+    return turned.flatten(2)
 
 
 def rotary_table(table: torch.Tensor, head_dim: int, num_heads: int) -> torch.Tensor:
