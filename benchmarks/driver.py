@@ -7,6 +7,7 @@ kernel: whatever was taken with it says `"stub": true`.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -47,6 +48,9 @@ class Cuda:
     def release_memory(self) -> None:
         torch.cuda.empty_cache()
 
+    def import_once(self, packages: tuple[str, ...]) -> None:
+        """Nothing: what a package does when it is imported may ask CUDA, and then no process can be forked."""
+
 
 class Stub:
     """A CPU in a GPU's place, for tests and dry runs."""
@@ -55,6 +59,11 @@ class Stub:
     stub = True
     rounds = 2
     compile_backend = "aot_eager"  # the code generator is not what a dry run is for
+
+    def __init__(self) -> None:
+        from tests.interpreter import speed_up_interpreter
+
+        speed_up_interpreter()
 
     class Event:
         def record(self) -> None:
@@ -77,6 +86,11 @@ class Stub:
 
     def release_memory(self) -> None:
         pass
+
+    def import_once(self, packages: tuple[str, ...]) -> None:
+        """In the process that forks: the processes of steps take most of a dry run to import them."""
+        for package in packages:
+            importlib.import_module(package)
 
 
 @functools.cache

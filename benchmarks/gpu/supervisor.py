@@ -198,6 +198,7 @@ class Supervisor:
     def _hand_over(self, index: int, job: Job, seconds: float) -> str | None:
         if job.fresh:
             self._end_worker()
+            driver().import_once(job.needs)
         if self.worker is None:
             self.worker = Worker(self.method, self.arguments)
         why = self.worker.run(index, seconds)
