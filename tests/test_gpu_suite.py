@@ -68,8 +68,11 @@ def test_killed_three_times_it_keeps_what_it_had_and_goes_on_to_the_end(tmp_path
     assert "THE TIMES SAY NOTHING" in said.upper()
     rows, result = read(out), assemble(out)
     whole_run(result, rows)
-    cases = [(row["stage"], row["case"]) for row in rows if row["status"] == "ok" and row["case"] != "roof"]
-    assert len(cases) - len(set(cases)) <= cases.count(("machine", "machine"))  # nothing was done twice
+    again = ("machine", "end", "tests")  # each run says where it is; tests that were cut off begin anew
+    cases = [
+        (row["stage"], row["case"]) for row in rows if row["status"] == "ok" and row["stage"] not in again
+    ]
+    assert len(cases) == len(set(cases)), "what was done was done twice"
 
 
 def whole_run(result: dict, rows: list[dict]) -> None:
@@ -85,9 +88,8 @@ def whole_run(result: dict, rows: list[dict]) -> None:
     steps = result["steps"]
     assert set(steps) == set("abcde") and set(result["compared"]) == set("bcd")
     assert steps["a"]["losses"][0] == pytest.approx(math.log(2), rel=1e-6)  # plain DPO
-    assert (
-        steps["b"]["losses"][0] == steps["c"]["losses"][0]
-    )  # PG-DPO, beside a reference and with its errors cached
+    # PG-DPO, beside a reference and with its errors cached
+    assert steps["b"]["losses"][0] == steps["c"]["losses"][0]
     for found in steps.values():
         assert len(set(found["losses"])) > 1 and found["peak_memory"] > 0 and found["seconds"] > 0
     assert len([row for row in rows if row["status"] == "part" and row["case"] == "step b"]) >= 4
