@@ -45,6 +45,7 @@ def settled(out: Path) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow  # two minutes; CI asks for it by name
 @pytest.mark.timeout(900)  # a whole run, four starts
 def test_killed_three_times_it_keeps_what_it_had_and_goes_on_to_the_end(tmp_path):
     out, chance, kept = tmp_path / "run", random.Random(), set()
