@@ -6,6 +6,7 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ class Inspection:
     problems: list[Problem]
     raw: dict = field(default_factory=dict)  # the file's mapping with the overrides applied
     lines: dict[tuple, int] = field(default_factory=dict)  # of the file's keys, by their path
+    typed: frozenset[str] = frozenset()  # keys that stand on the command line
 
     def problem(self, key: str, what: str, **parts) -> Problem:
         """A Problem at a key (`train.steps`), for what only shows beside the data or the model."""
@@ -76,7 +78,7 @@ def load_study(
         shared = base.model_dump() | {"output_dir": study.output_dir, "objective": {"name": label, **options}}
         for seed in study.seeds:
             run = shared | {"name": f"{label}-seed{seed}", "train": {**shared["train"], "seed": seed}}
-            config, problems = _validated(Config, f"{file}: objectives.{label}, seed {seed}", {}, run)
+            config, problems = validated(Config, f"{file}: objectives.{label}, seed {seed}", {}, run)
             raise_errors(problems)
             runs.setdefault(label, []).append(config)
     return study, runs
@@ -100,18 +102,31 @@ def _inspect(model: type[BaseModel], path: str | Path, overrides: list[str] | No
     raw, lines, problems = read_yaml(file, list(model.model_fields))
     if problems and not raw:
         return Inspection(str(file), None, problems)
-    typed = {override.partition("=")[0] for override in overrides or []}
-    problems += filter(None, (_apply_override(raw, override) for override in overrides or []))
-    loaded, found = _validated(model, file, lines, raw)
+    return inspect_mapping(model, str(file), raw, overrides or [], lines, problems)
+
+
+def inspect_mapping(
+    model: type[BaseModel],
+    file: str,
+    raw: dict,
+    overrides: list[str],
+    lines: dict[tuple, int] | None = None,
+    problems: Sequence[Problem] = (),
+) -> Inspection:
+    """As `inspect_config`, of a mapping that was read from `file`, with `problems` of its text; `raw` is changed."""
+    typed = frozenset(override.partition("=")[0] for override in overrides)
+    problems = [*problems, *filter(None, (_apply_override(raw, override) for override in overrides))]
+    loaded, found = validated(model, file, lines or {}, raw)
     # A value that was typed is not the file's.
     problems += [replace(each, file=TYPED, line=None) if each.key in typed else each for each in found]
     wrong = any(problem.severity == "error" for problem in problems)
-    return Inspection(str(file), None if wrong else loaded, problems, raw, lines)
+    return Inspection(file, None if wrong else loaded, problems, raw, lines or {}, typed)
 
 
-def _validated(
+def validated(
     model: type[T], where: Path | str, lines: dict[tuple, int], raw: dict
 ) -> tuple[T | None, list[Problem]]:
+    """(a mapping as a checked section, or None; what is wrong with it)."""
     problems = (
         option_problems(where, lines, raw.get("objective")) if "objective" in model.model_fields else []
     )

@@ -1,5 +1,7 @@
 """The errors that a user can mend, and the stop that a user asked for."""
 
+INTERRUPTED, TERMINATED = 130, 143  # exit codes, as a shell has them: 128 + SIGINT, 128 + SIGTERM
+
 
 class InputError(Exception):
     """Bad input: one message that names file, key or row, value, what is allowed and what to do.
@@ -13,4 +15,12 @@ class MachineError(InputError):
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop: all ranks did, and saved. The command line exits with code 143."""
+    """A signal asked the run to stop: all ranks did, and saved. The command line exits with `code`."""
+
+    def __init__(self, message: str, code: int = TERMINATED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Interrupted(Exception):
+    """Ctrl-C where there is nothing to save. The command line says so in a line and exits with code 130."""

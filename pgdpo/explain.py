@@ -53,7 +53,7 @@ def _unknown(model: type[BaseModel], file: str, lines: Mapping[tuple, int], erro
     *parents, name = error["loc"]
     section = model_at(model, tuple(parents))
     known = list(section.model_fields) if section else []
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1) or _meant_by(section, parents, name)
     homes = [
         f"{home}.{name}"
         for home in model.model_fields
@@ -65,6 +65,16 @@ def _unknown(model: type[BaseModel], file: str, lines: Mapping[tuple, int], erro
     mend = f"rename or move it to `{guess[0]}`" if guess else "remove it"
     line = line_of(lines, tuple(error["loc"]))
     return Problem(file, what, key, error["input"], ", ".join(known), mend, line)
+
+
+def _meant_by(section: type[BaseModel] | None, parents: Sequence, name: Any) -> list[str]:
+    """Keys of a section, with their whole path, that are asked for under this name: each names its own (`meant_by`)."""
+    fields = section.model_fields if section else {}
+    return [
+        ".".join(map(str, (*parents, key)))
+        for key, field in fields.items()
+        if name in (field.json_schema_extra or {}).get("meant_by", ())
+    ]
 
 
 def _between_keys(

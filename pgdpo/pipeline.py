@@ -15,11 +15,12 @@ from pgdpo.data.files import write_json
 from pgdpo.data.toy import render_dataset
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.runs import Run, data_hash_of, open_run
 from pgdpo.settings import Config
 
 
-def run_prepare(config: Config) -> None:
-    """Clips and prompts of both splits -> `output_dir/prepared/<split>`."""
+def run_prepare(config: Config, *, full: bool = False) -> None:
+    """Clips and prompts of both splits -> `output_dir/prepared/<split>`; `full` as `prepare` takes it."""
     from pgdpo.data.prepare import prepare
     from pgdpo.data.ranks import joined_ranks
     from pgdpo.training.policy import prepared_folder
@@ -31,9 +32,9 @@ def run_prepare(config: Config) -> None:
         encoders = family.load_encoders(device)
         for split, manifest in ranks.main_first(lambda: _manifests(config)).items():
             folder = prepared_folder(config, split)
-            index = prepare(manifest, folder, config.data, family, encoders, ranks)
-            size = sum(entry["bytes"] for entry in [index["text"], *index["shards"]])
-            say(f"prepared {len(index['pairs'])} pairs of {manifest} -> {folder} ({size / 1e6:.1f} MB)")
+            done = prepare(manifest, folder, config.data, family, encoders, ranks, split=split, full=full)
+            size = sum(entry["bytes"] for entry in [done.index["text"], *done.index["shards"]])
+            say(f"prepared {done} of {manifest} -> {folder} ({size / 1e6:.1f} MB)")
 
 
 def run_reference(config: Config) -> None:
@@ -68,8 +69,11 @@ def run_make(config: Config, kind: str, source: str, out: Path) -> Path:
         return manifest
 
 
-def run_curate(config: Config, out: Path | None = None, *, implicit_rewards: bool = False) -> dict:
-    """What `data.select` and `data.weight` keep of the prepared pairs and why, sources, and the probe; as a dict."""
+def run_curate(config: Config, out: Path | None = None, *, run: Run | None = None) -> dict:
+    """What `data.select` and `data.weight` keep of the prepared pairs and why, sources, and the probe; as a dict.
+
+    `run`: a trained run whose margins of all pairs are written.
+    """
     from pgdpo.data.curation.apply import examine
     from pgdpo.training.policy import open_pairs
 
@@ -84,11 +88,11 @@ def run_curate(config: Config, out: Path | None = None, *, implicit_rewards: boo
         if out:
             write_json(out, found)
             say(f"curated -> {out}")
-        if implicit_rewards:
+        if run:
             from pgdpo.evaluation import evaluate
 
-            evaluate.implicit_rewards(config)
-            say(f"margins of all pairs -> {config.run_dir / 'implicit_rewards.json'}")
+            evaluate.implicit_rewards(run)
+            say(f"margins of all pairs -> {run.out / 'implicit_rewards.json'}")
         return found
 
 
@@ -125,39 +129,45 @@ def run_plan(config: Config, *, as_json: bool, **where) -> None:
         raise InputError(explain(plan, changes))
 
 
-def run_export(config: Config, formats: tuple[str, ...] = ("diffusers",)) -> Path:
-    """Newest checkpoint -> `run_dir/export`: weights in each of `formats`, and a model card."""
-    with _logged(config):
+def run_export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
+    """A run's checkpoint -> `run_dir/export`: weights in each of `formats`, and a model card."""
+    with _logged(run.config, run.out):
         from pgdpo.training.export import export
 
-        folder = export(config, formats)
-        say(f"exported -> {folder}")
+        folder = export(run, formats)
+        say(f"exported step {run.step} -> {folder}")
         return folder
 
 
-def run_evaluate(config: Config) -> dict:
-    """Newest checkpoint -> `results.json`, clips and `report.html` in the run's folder."""
-    with _logged(config):
+def run_evaluate(run: Run, *others: Run) -> dict:
+    """A run's checkpoint, and the same run's at other steps -> `results.json`, clips and `report.html`.
+
+    Returns the last one's results.
+    """
+    with _logged(run.config, run.out):
         from pgdpo.evaluation.evaluate import evaluate
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
-        results = evaluate(config)
-        write_preview(config)
-        report = write_report(config.run_dir)
-        say(f"results -> {config.run_dir / 'results.json'}")
+        samples: dict = {}
+        for each in (run, *others):
+            results = evaluate(each, samples=samples)
+        write_preview(run.config, run.out, trained_on=run.state["identity"]["data_hash"])
+        report = write_report(run.folder, out=run.out)
+        say(f"results -> {run.out / 'results.json'}")
         say(f"report  -> {report}")
         return results
 
 
-def run_report(config: Config) -> Path:
-    """`run_dir/report.html`: the prepared pairs, and what there is of training and evaluation."""
-    with _logged(config):
+def run_report(config: Config, *, step: int | None = None, out: Path | None = None) -> Path:
+    """`report.html` in the run's folder or `out`: the prepared pairs, and what there is of the run, up to `step`."""
+    out = out or config.run_dir
+    with _logged(config, out):
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
-        write_preview(config)
-        report = write_report(config.run_dir, config)
+        write_preview(config, out, trained_on=data_hash_of(config.run_dir))
+        report = write_report(config.run_dir, config, out=out, step=step)
         say(f"report  -> {report}")
         return report
 
@@ -172,9 +182,9 @@ def run_quickstart(config: Config) -> None:
     say(f"    {config.objective['name']} in {config.run_dir}", first="2/4 train", style="bold")
     run_train(config, resume=True)
     say("   the adapter, for diffusers", first="3/4 export", style="bold")
-    run_export(config)
+    run_export(open_run(config))
     say(" reference against aligned, equal seeds", first="4/4 evaluate", style="bold")
-    results = run_evaluate(config)
+    results = run_evaluate(open_run(config))
     console.print(summary_table(results))
     say(
         f"{time.perf_counter() - started:.0f} s in all. Open the report: {(config.run_dir / 'report.html').resolve()}"
@@ -203,5 +213,9 @@ def _manifests(config: Config) -> dict[str, str | Path]:
     return {split: source for split, source in sources.items() if source}
 
 
-def _logged(config: Config):
-    return chatter_to(config.run_dir / "run.log")
+def _logged(config: Config, out: Path | None = None):
+    """What libraries say, in the run's folder; in `out` where that one cannot be written."""
+    folder = config.run_dir
+    if out is not None and folder.exists() and not os.access(folder, os.W_OK):
+        folder = out
+    return chatter_to(folder / "run.log")

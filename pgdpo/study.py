@@ -23,6 +23,7 @@ from pgdpo.evaluation.formats import duration
 from pgdpo.evaluation.study import draw, study_table, summarise
 from pgdpo.objectives import build_objective
 from pgdpo.pipeline import run_evaluate, run_prepare, run_train
+from pgdpo.runs import open_run
 from pgdpo.settings import Config, StudyConfig
 from pgdpo.training.metrics import read_metrics
 from pgdpo.training.pairs import check_data, frame_segments
@@ -61,7 +62,7 @@ def _run(config: Config) -> str | None:
     """Train and evaluate. Returns why it failed, if it did."""
     try:
         run_train(config, resume=True)
-        run_evaluate(config)
+        run_evaluate(open_run(config))
     except InputError as error:  # settings and data were checked: the loss stopped being finite
         say(f" {config.run_dir.name}: {error}", first="failed")
         return str(error)

@@ -11,7 +11,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["DS_ACCELERATOR"] = "cpu"
 
+import functools
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,10 +61,28 @@ def eager_kernels(monkeypatch):
         monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
 
 
+@pytest.fixture
+def traced_once(monkeypatch):
+    """For plans of one model under many settings: equal passes are traced once a process."""
+    from pgdpo.planning import plan
+    from tests.planning.traced_once import forward_flops, traced
+
+    monkeypatch.setattr(plan.Planner, "traced", traced)
+    monkeypatch.setattr(plan, "forward_flops_by_op", forward_flops)
+
+
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory) -> Path:
     """A Wan folder with a transformer of a few thousand parameters and no VAE: for the toy's encoders."""
     return save_tiny_wan(tmp_path_factory.mktemp("tiny_wan"))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory) -> Callable[..., Path]:
+    """`saved(save, ...)`: the folder that `save(..., folder)` filled, once a process. It is read only."""
+    return functools.cache(
+        lambda save, *what, **options: save(*what, tmp_path_factory.mktemp("saved"), **options)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +104,7 @@ def config_file(world, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def zygotes():
     """Servers of ranks without and with Triton's interpreter; each starts at its first job."""
-    servers = {interpreted: Zygote(TRITON_INTERPRET=str(int(interpreted))) for interpreted in (False, True)}
+    servers = {interpreted: Zygote(interpreted=interpreted) for interpreted in (False, True)}
     yield servers
     for server in servers.values():
         server.close()

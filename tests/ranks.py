@@ -13,17 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# What decides bits on a CPU, held at what most of them have. COMPATIBLE is the one mode of MKL that is the same on
+# every maker's processors. No GPU is seen, and without Triton's interpreter the eager twins of the kernels run.
+PINNED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "TRITON_INTERPRET": "0",
+}
 
 
 class Zygote:
     """The other end of `zygote.py`, started when it is first asked for.
 
-    Its ranks have one thread and the kernels' eager twins, which are far faster than Triton's interpreter, unless
-    `environment` says otherwise.
+    Its ranks begin in the environment `PINNED`, which the golden runs need, and `interpreted` with Triton's
+    interpreter in the place of the kernels' eager twins, which are far faster.
     """
 
-    def __init__(self, **environment: str) -> None:
-        self._environment = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", **environment}
+    def __init__(self, *, interpreted: bool = False) -> None:
+        self._environment = PINNED | {"TRITON_INTERPRET": str(int(interpreted))}
         self._process: subprocess.Popen | None = None
 
     def ask(self, request: dict) -> dict:

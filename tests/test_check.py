@@ -1,6 +1,7 @@
 """`pgdpo check`: everything that is wrong at once, and a new manifest of what can be mended."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -282,8 +283,12 @@ def test_a_model_folder_that_is_none(folder):
 def test_stale_and_damaged_prepared_data(config_file):
     assert run_check(str(config_file)).problems == []
     findings = run_check(str(config_file), ["data.height=32"])
-    assert [problem.key for problem in findings.problems] == ["prepared/train", "prepared/held_out"]
-    assert findings.exit_code == 0 and "`sizes` is [[4, 16, 16]]" in findings.problems[0].what
+    assert [problem.key for problem in findings.problems] == ["data.sizes", "data.sizes"]
+    assert findings.exit_code == 2 and "`sizes` is [[4, 16, 16]]" in findings.problems[0].what
+    shutil.copytree(config_file.parent / "out/prepared", config_file.parent / "copy", symlinks=False)
+    next((config_file.parent / "copy/train").glob("shard-*.safetensors")).unlink()
+    findings = run_check(str(config_file), [f"data.prepared={config_file.parent / 'copy'}"])
+    assert [problem.key for problem in findings.problems] == ["prepared/train"] and findings.exit_code == 2
 
 
 def test_clips_behind_urls_are_checked_too(folder, monkeypatch):

@@ -40,6 +40,7 @@ def test_comments_stay_and_what_is_told_is_put_in(tmp_path, tiny_wan):
     run_pgdpo("init", "wan21_1.3b", out, "--force", "--path", tiny_wan)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
     """A made-up GPU that holds the tiny model's step only with less kept or in parts."""
     small, plain = tmp_path / "small.yaml", tmp_path / "plain.yaml"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.worlds import run_pgdpo
 
@@ -17,7 +18,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_pgdpo("prepare", "quickstart.yaml", "data.toy.train_pairs=16", "data.toy.held_out_pairs=2")
+    config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    config["data"]["toy"] = {"train_pairs": 16, "held_out_pairs": 2}  # the same in fewer pairs
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    run_pgdpo("prepare", "quickstart.yaml")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:

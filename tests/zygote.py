@@ -17,12 +17,21 @@ import sys
 import time
 from pathlib import Path
 
+IMPORTED = (
+    "pgdpo.cli",
+    "pgdpo.training.loop",
+    "pgdpo.models.wan",
+    "torch.utils.tensorboard",
+    "peft",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # by ZeRO's engine, and Inductor with it: a second a rank
+)
+
 
 def serve() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    for module in ("pgdpo.cli", "pgdpo.training.loop", "pgdpo.models.wan", "torch.utils.tensorboard", "peft"):
+    for module in IMPORTED:
         importlib.import_module(module)
     import deepspeed.ops
 
@@ -57,6 +66,7 @@ def _become_rank(rank: int, port: int, request: dict) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(world)}
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(f"{request['log']}-rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(nothing, 0)

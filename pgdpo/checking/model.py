@@ -10,23 +10,36 @@ from pathlib import Path
 import torch
 
 from pgdpo.config import Inspection
+from pgdpo.console import say
 from pgdpo.data.buckets import Size
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.schema import columns
 from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.family import Encoders, Family
+from pgdpo.models.lora_file import open_lora
 from pgdpo.problems import Problem, shown
 from pgdpo.settings import Config
 from pgdpo.training.engine import check_offload
 from pgdpo.training.parallel import check_sequence_parallel
-from pgdpo.training.policy import check_attention, open_pairs, prepared_folder, require_images
+from pgdpo.training.policy import (
+    check_attention,
+    compare_prepared,
+    open_pairs,
+    prepared_folder,
+    require_images,
+)
 
 TOKENIZED_AT_A_TIME = 1024
 
 
-def model_problems(inspected: Inspection, splits: dict[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
-    """All of them. What a model that is not on this machine would say is a warning: it was not asked."""
+def model_problems(
+    inspected: Inspection, splits: dict[str, Sequence[CheckedRow]], *, full: bool = False
+) -> Iterator[Problem]:
+    """All of them. What a model that is not on this machine would say is a warning: it was not asked.
+
+    `full`: prepared data against the hashes of all clips, also of those of unchanged name, size and time.
+    """
     config = inspected.loaded
     try:
         family = open_family(config.model)
@@ -56,14 +69,14 @@ def model_problems(inspected: Inspection, splits: dict[str, Sequence[CheckedRow]
     for rows in splits.values():
         yield from _token_lengths(config, family, encoders, rows)
     for split in splits:
-        yield from _prepared(config, split)
+        yield from _prepared(config, split, full)
     if config.reference_mode == "cached":
         yield from _cached(config, family)
 
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
     """An InputError's text as a Problem: `data.height is 18; allowed ...`."""
-    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+) is ('[^']*'|\S+?)[;:,]", message)
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+) is ('[^']*'|\[[^\]]*\]|\S+?)[;:,]", message)
     what, _, allowed = message.partition("; ")
     if named:
         key, value = named[1], named[2].strip("'")
@@ -82,6 +95,7 @@ def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
 
     checks: dict[str, Callable[[], None]] = {
         "train.sequence_parallel": share_tokens,
+        "model.adapter.init": lambda: _open_init(config, family),
         "train.nvme_path": lambda: check_offload(config.train),
         "model.attention": lambda: check_attention(config, family, torch.device("cuda" if gpu else "cpu")),
     }
@@ -96,6 +110,12 @@ def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
                 severity="warning" if elsewhere else "error",
                 suggestion="check again on a machine that trains" if elsewhere else problem.suggestion,
             )
+
+
+def _open_init(config: Config, family: Family) -> None:
+    adapter = config.model.adapter
+    if adapter is not None and adapter.init is not None:
+        open_lora(family, adapter)
 
 
 def _segments(
@@ -165,13 +185,22 @@ def _lengths(config: Config, family: Family, encoders: Encoders, prompts: Sequen
     return lengths
 
 
-def _prepared(config: Config, split: str) -> Iterator[Problem]:
-    """Prepared data that is there, but not of this configuration, or damaged."""
+def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
+    """Prepared data that is there, but not of what this configuration names, or damaged."""
     folder = prepared_folder(config, split)
     if not (folder / "index.json").is_file():
         return
     try:
-        require_images(open_pairs(config, split), open_family(config.model))
+        compared = compare_prepared(config, split, full=full)
+        for note in compared.notes:
+            say(note)
+        for one in compared.found:
+            yield replace(one.problem, allowed=f"what {folder} was prepared from", suggestion=compared.mend)
+        if compared.found:
+            return
+        if not full:
+            say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
+        require_images(open_pairs(config, split, compare=False), open_family(config.model))
     except InputError as error:
         yield Problem(
             str(folder),
@@ -180,7 +209,6 @@ def _prepared(config: Config, split: str) -> Iterator[Problem]:
             str(folder),
             "what `pgdpo prepare` makes of this configuration",
             "run `pgdpo prepare` again",
-            severity="warning",
         )
 
 
@@ -189,7 +217,7 @@ def _cached(config: Config, family: Family) -> Iterator[Problem]:
     from pgdpo.training.references import open_cached, reference_folder
 
     try:
-        data = open_pairs(config, "train")
+        data = open_pairs(config, "train", compare=False)
     except InputError:
         return  # said of the prepared data
     try:

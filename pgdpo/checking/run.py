@@ -35,11 +35,13 @@ def run_check(
     *,
     fix: str | None = None,
     json_file: Path | None = None,
+    full: bool = False,
 ) -> Findings:
     """Check a configuration and its data, print a table, and write `json_file` if there is one.
 
-    `fix`: a new manifest of what is sound in data.train, or can be made so. No weight is loaded, and torch not before
-    configuration and rows are without errors. Raises InputError for options that cannot be.
+    `fix`: a new manifest of what is sound in data.train, or can be made so. `full`: hold prepared data against the
+    hashes of all clips, also of those whose name, size and time are as they were. No weight is loaded, and torch not
+    before configuration and rows are without errors. Raises InputError for options that cannot be.
     """
     inspected = inspect_config(config_path, overrides)
     config = inspected.loaded
@@ -48,7 +50,7 @@ def run_check(
     _check_rows(findings, inspected, data)
     _check_clips(findings, config, data)
     if config is not None:
-        _check_model(findings, inspected)
+        _check_model(findings, inspected, full)
     else:
         findings.skipped.append("sizes, token lengths and prepared data: mend the configuration first")
     if fix is not None:
@@ -108,7 +110,7 @@ def _sizes(data: Mapping, config: Config | None) -> list[Size]:
     return [(frames, 1, 1)] if known else []
 
 
-def _check_model(findings: Findings, inspected: Inspection) -> None:
+def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
     """What needs torch; not before all else is well, so that a broken manifest is said at once."""
     if findings.counts["error"]:
         findings.skipped.append("sizes, token lengths and prepared data: mend the errors first")
@@ -120,7 +122,7 @@ def _check_model(findings: Findings, inspected: Inspection) -> None:
     with chatter_to(Path(os.devnull)):  # libraries greet when they are imported
         from pgdpo.checking.model import model_problems
 
-        findings.problems += model_problems(inspected, splits)
+        findings.problems += model_problems(inspected, splits, full=full)
 
 
 def _fix(findings: Findings, out: str, config: Config | None, data: Mapping) -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
+
+from pgdpo.errors import Interrupted
+
+
+class Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:
+        """Ctrl-C leaves as an exception of ours: what typer makes of it says nothing, and changed over its versions."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Align video diffusion models with human preferences: Diffusion-DPO, PG-DPO and their family.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -15,6 +30,20 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[
     str, typer.Argument(help="YAML file, or the name of one that ships (quickstart.yaml).")
+]
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, or the configuration file that it was trained with (and name=..., if that was typed).",
+    ),
+]
+StepOption = Annotated[
+    int | None, typer.Option(min=1, help="The checkpoint of this step, in place of the newest one.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for what is written, in place of the run's own, which may be read-only."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import ConfigArgument, Overrides, app, load
+from pgdpo.cli.app import ConfigArgument, Overrides, RunArgument, app, load
 
 
 @app.command("import")
@@ -62,6 +62,13 @@ def check(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything that was found to this file.")] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Hold prepared data against every clip's bytes, also where name, size and time are as they were.",
+        ),
+    ] = False,
 ) -> None:
     """Say everything that is wrong with a configuration and its data at once; exit code 2 if there are errors.
 
@@ -72,7 +79,7 @@ def check(
     """
     from pgdpo.checking import run_check
 
-    findings = run_check(config, overrides, fix=fix, json_file=json)
+    findings = run_check(config, overrides, fix=fix, json_file=json, full=full)
     if findings.exit_code:
         raise typer.Exit(findings.exit_code)
 
@@ -100,7 +107,7 @@ def make(
 
 @app.command()
 def curate(
-    config: ConfigArgument,
+    config: RunArgument,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Write what was found there as JSON.")] = None,
     implicit_rewards: Annotated[
@@ -115,6 +122,10 @@ def curate(
 
     Example: pgdpo curate quickstart.yaml 'data.select=[{by: margin, score: total, low: 0.5}]'
     """
+    from pgdpo.runs import open_run
+
+    run = open_run(config, overrides or []) if implicit_rewards else None
+    loaded = run.config if run else load(config, overrides)
     from pgdpo.pipeline import run_curate
 
-    run_curate(load(config, overrides), out, implicit_rewards=implicit_rewards)
+    run_curate(loaded, out, run=run)

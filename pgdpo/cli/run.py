@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import ConfigArgument, Overrides, app, load
+from pgdpo.cli.app import ConfigArgument, OutOption, Overrides, RunArgument, StepOption, app, load
+from pgdpo.errors import InputError
 
 
 @app.command()
@@ -65,32 +66,57 @@ def plan(
 
 
 @app.command()
-def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
+def prepare(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Read every clip for changes, also those of the same name, size and time as before.",
+        ),
+    ] = False,
+) -> None:
     """Decode the clips, encode them and their prompts, once, into hashed shards; goes on where it stopped.
+
+    Prepared again, it makes only what changed: rows, clips, encoders, sizes.
 
     Example: pgdpo prepare configs/wan21_1.3b.yaml
     """
     from pgdpo.pipeline import run_prepare
 
-    run_prepare(load(config, overrides))
+    run_prepare(load(config, overrides), full=full)
 
 
 @app.command()
-def reference(config: ConfigArgument, overrides: Overrides = None) -> None:
+def reference(run: RunArgument, overrides: Overrides = None) -> None:
     """Compute the reference's errors once, for train.reference: cached; goes on where it stopped.
 
     Example: torchrun --nproc-per-node 8 -m pgdpo reference configs/wan21_1.3b.yaml train.cached_draws=8
     """
+    from pgdpo.runs import run_config
+
+    config = run_config(run, overrides or [])
     from pgdpo.pipeline import run_reference
 
-    run_reference(load(config, overrides))
+    run_reference(config)
 
 
 @app.command()
 def train(
-    config: ConfigArgument,
+    run: RunArgument,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the newest valid checkpoint, as the run was trained; begin if there is none.",
+        ),
+    ] = False,
+    step: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --resume: go on from this step; what came after it is set aside."),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Remove this run's checkpoints first.")] = False,
     fallback: Annotated[
         bool,
@@ -105,42 +131,86 @@ def train(
 
     Example: torchrun --nproc-per-node 8 -m pgdpo train configs/wan21_1.3b.yaml train.zero_stage=2
     """
+    from pgdpo.runs import resumed_config
+
+    if not resume:
+        _only_with_resume(
+            {"--step": step, "--allow-change": allow_change, "the run's folder": Path(run).is_dir()}, run
+        )
+    config = resumed_config(run, overrides or [], allow_change or []) if resume else load(run, overrides)
     from pgdpo.pipeline import run_train
 
     run_train(
-        load(config, overrides),
+        config,
         resume=resume,
         restart=restart,
+        step=step,
         fallback=fallback,
         allow_change=allow_change or [],
     )
 
 
+def _only_with_resume(given: dict[str, object], run: str) -> None:
+    for name, value in given.items():
+        if value:
+            raise InputError(
+                f"{name} is given without --resume: `pgdpo train {run} --resume` goes on with a run"
+            )
+
+
 @app.command()
-def evaluate(config: ConfigArgument, overrides: Overrides = None) -> None:
+def evaluate(
+    run: RunArgument,
+    overrides: Overrides = None,
+    step: StepOption = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Several: `all` that are kept, or such as 100,200; the report draws them."),
+    ] = None,
+    out: OutOption = None,
+) -> None:
     """Sample reference and aligned model at equal seeds, score both, write results.json and report.html.
 
-    Example: pgdpo evaluate quickstart.yaml evaluate.num_prompts=8
+    Example: pgdpo evaluate runs/quickstart/pg_dpo --steps all evaluate.num_prompts=8
     """
+    from pgdpo.runs import open_run, open_steps
+
+    if step is not None and steps is not None:
+        raise InputError("--step and --steps are both given: give one of them")
+    if steps is None:
+        runs = [open_run(run, overrides or [], step=step, out=out)]
+    else:
+        runs = open_steps(run, overrides or [], steps, out=out)
     from pgdpo.pipeline import run_evaluate
 
-    run_evaluate(load(config, overrides))
+    run_evaluate(*runs)
 
 
 @app.command()
-def report(config: ConfigArgument, overrides: Overrides = None) -> None:
+def report(
+    run: RunArgument,
+    overrides: Overrides = None,
+    step: StepOption = None,
+    out: OutOption = None,
+) -> None:
     """Show the training pairs as the model receives them, and what there is of the run: one HTML file. At any time.
 
     Example: pgdpo report quickstart.yaml evaluate.report_pairs=40
     """
+    from pgdpo.runs import open_run, run_config
+
+    if step is None:
+        config = run_config(run, overrides or [], must=True)
+    else:
+        config = open_run(run, overrides or [], step=step, out=out).config
     from pgdpo.pipeline import run_report
 
-    run_report(load(config, overrides))
+    run_report(config, step=step, out=out)
 
 
 @app.command()
 def export(
-    config: ConfigArgument,
+    run: RunArgument,
     overrides: Overrides = None,
     formats: Annotated[
         list[str],
@@ -148,14 +218,35 @@ def export(
             "--format", help="diffusers, comfyui (LoRA names that ComfyUI reads), merged; may be repeated."
         ),
     ] = ["diffusers"],  # noqa: B006 (typer reads it once)
+    step: StepOption = None,
+    out: OutOption = None,
 ) -> None:
     """Write the trained weights as safetensors, with a model card.
 
     Example: pgdpo export quickstart.yaml --format diffusers --format comfyui
     """
+    from pgdpo.runs import open_run
+
+    opened = open_run(run, overrides or [], step=step, out=out)
     from pgdpo.pipeline import run_export
 
-    run_export(load(config, overrides), tuple(formats))
+    run_export(opened, tuple(formats))
+
+
+@app.command()
+def runs(
+    where: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="A folder of runs, or above such folders; or a configuration."),
+    ] = ".",
+) -> None:
+    """List runs: steps, objective, state, and the newest figures of training and evaluation.
+
+    Example: pgdpo runs runs/quickstart
+    """
+    from pgdpo.listing import show_runs
+
+    show_runs(where)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,22 +47,29 @@ def probe_pair(row: PairRow) -> VideoInfo:
     return chosen
 
 
-def clip_identity(row: PairRow, *, with_image: bool) -> dict:
+def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] | None = None) -> dict:
     """What a pair's tensors follow from: SHA-256 of `chosen`, `rejected`, the row's `mask` and, if asked, its `image`,
-    and what the row says of the clips. Raises InputError where it says another hash."""
-    hashes = {side: sha256_of(getattr(row, side)) for side in SIDES}
-    for side, found in hashes.items():
+    and what the row says of the clips. Raises InputError where it says another hash.
+
+    `hashes`: the files' SHA-256 by key, where they are known; by default the files are read.
+    """
+    keys = files_of(row, with_image=with_image)
+    hashes = {key: sha256_of(getattr(row, key)) if hashes is None else hashes[key] for key in keys}
+    for side in SIDES:
+        found = hashes[side]
         said = row.extra.get(f"sha256_{side}")
         if said is not None and found != said:
             raise InputError(
                 f"pair `{row.id}`, {side}: the SHA-256 of {getattr(row, side)} is {found[:12]}..., its row says "
                 f"{said[:12]}...: the clip was cut or changed; fetch it again or correct the row"
             )
-    if row.mask is not None:
-        hashes["mask"] = sha256_of(row.mask)
-    if with_image and row.image is not None:
-        hashes["image"] = sha256_of(row.image)
     return hashes | {what: row.extra.get(what) for what in SAID}
+
+
+def files_of(row: PairRow, *, with_image: bool) -> list[str]:
+    """Keys of the files that a pair's tensors follow from."""
+    keys = (*SIDES, "mask", *(["image"] if with_image else []))
+    return [key for key in keys if getattr(row, key) is not None]
 
 
 def read_pair(row: PairRow, size: Size) -> Iterator[tuple[str, np.ndarray]]:

@@ -46,6 +46,13 @@ def write_json(path: Path, value) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json_lines(path: Path) -> list:
+    """The values of a log of JSON lines, none where there is no file; a last line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def fsync(path: Path) -> None:
     """Flush a file or a directory entry to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ class PairRow:
     mask: Path | None = None  # where the clips differ, and
     image: Path | None = None  # what generation starts from, where the row says it
     extra: dict = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)  # the files, as the row names them
 
     @property
     def is_tie(self) -> bool:
@@ -68,37 +69,48 @@ def read_manifest(
     """
     rows, problems = scan_manifest(path, media_root)
     raise_errors(problems)
-    if ties == "drop":
-        decided = [row for row in rows if row.values.get("preference") != TIE]
-        if len(decided) < len(rows):
-            say(f"{path}: {len(rows) - len(decided)} of {len(rows)} rows are ties and left out (data.ties)")
-        if not decided:
-            message = f"all {len(rows)} rows are ties: none is left to train on"
-            raise_errors(
-                [
-                    Problem(
-                        str(path),
-                        message,
-                        "preference",
-                        TIE,
-                        "0 to 1, not all 0.5",
-                        "set data.ties to `keep`, with an objective that reads `probability`",
-                    )
-                ]
-            )
-        rows = decided
+    decided = decided_rows(rows, ties)
+    if len(decided) < len(rows):
+        say(f"{path}: {len(rows) - len(decided)} of {len(rows)} rows are ties and left out (data.ties)")
+    if not decided:
+        message = f"all {len(rows)} rows are ties: none is left to train on"
+        raise_errors(
+            [
+                Problem(
+                    str(path),
+                    message,
+                    "preference",
+                    TIE,
+                    "0 to 1, not all 0.5",
+                    "set data.ties to `keep`, with an objective that reads `probability`",
+                )
+            ]
+        )
+    rows = decided
     local = _local([row.clips[key] for row in rows for key in FILES if key in row.clips])
-    derived = [schema.columns(row.values) for row in rows]
-    certain = {"probability": 1.0} if any("probability" in columns for columns in derived) else {}
     return [
         PairRow(
             row.values["id"],
             row.values["prompt"],
             *(local.get(row.clips.get(key)) for key in FILES),
-            _extra(row.values, {**certain, **columns}),
+            extra,
+            {key: row.values[key] for key in row.clips},
         )
-        for row, columns in zip(rows, derived, strict=True)
+        for row, extra in zip(rows, carried(rows), strict=True)
     ]
+
+
+def decided_rows(rows: list[CheckedRow], ties: Literal["drop", "keep"]) -> list[CheckedRow]:
+    """The rows that `data.ties` leaves."""
+    return rows if ties == "keep" else [row for row in rows if row.values.get("preference") != TIE]
+
+
+def carried(rows: Sequence[CheckedRow]) -> list[dict]:
+    """What stands in the index of each row beside id, prompt and clips: its other keys, and the columns that follow
+    from them."""
+    derived = [schema.columns(row.values) for row in rows]
+    certain = {"probability": 1.0} if any("probability" in columns for columns in derived) else {}
+    return [_extra(row.values, {**certain, **columns}) for row, columns in zip(rows, derived, strict=True)]
 
 
 def _extra(values: dict, derived: dict) -> dict:
@@ -118,8 +130,12 @@ def _local(clips: list[str]) -> dict[str, Path]:
     return {clip: fetched.get(clip) or Path(clip) for clip in clips}
 
 
-def scan_manifest(path: str | Path, media_root: Path | None = None) -> tuple[list[CheckedRow], list[Problem]]:
+def scan_manifest(
+    path: str | Path, media_root: Path | None = None, *, clips_there: bool = True
+) -> tuple[list[CheckedRow], list[Problem]]:
     """(the rows without errors, everything that is wrong with the others, the file and its names).
+
+    `clips_there`: a clip that is not there is an error.
 
     Found: a file that is missing, unreadable or empty; lines that are no JSON object; keys that are missing,
     double, of the wrong kind or out of range; ids used twice; clips that are not there or lie outside; records and
@@ -142,7 +158,7 @@ def scan_manifest(path: str | Path, media_root: Path | None = None) -> tuple[lis
             continue
         found = [_of_row(item, flaw) for flaw in schema.flaws(item.values)]
         found += _repeated(item, seen)
-        clips, missing = _clips(item, media_root)
+        clips, missing = _clips(item, media_root, clips_there)
         found += missing
         problems += found
         if any(problem.severity == "error" for problem in found):
@@ -219,7 +235,7 @@ def _repeated(record: Record, seen: dict[str, str]) -> list[Problem]:
     ]
 
 
-def _clips(record: Record, media_root: Path | None) -> tuple[dict[str, str], list[Problem]]:
+def _clips(record: Record, media_root: Path | None, there: bool) -> tuple[dict[str, str], list[Problem]]:
     folder = folder_of(record.file)
     clips, problems = {}, []
     for key in FILES:
@@ -239,7 +255,7 @@ def _clips(record: Record, media_root: Path | None) -> tuple[dict[str, str], lis
             problems.append(record.problem(f"{what}: {error}", allowed=allowed, suggestion=mend, **parts))
             continue
         clips[key] = location
-        if not is_file(location):
+        if there and not is_file(location):
             allowed = "paths are relative to the manifest"
             mend = "mend the path, fetch the clip, or leave the row out"
             problems.append(

@@ -4,16 +4,25 @@ A prepared folder holds, for every size (bucket), `shard-<F>x<H>x<W>-00000.safet
 `<i>.rejected` of shape [C, F, H, W], `<i>.mask` [1, F, H, W] where the row has a mask, and `<i>.<name>` for a
 conditioning image); `text-00000.safetensors`, ... with
 `<prompt key>.<name>` for every distinct prompt; beside each a `.json` that says what it was made from; and, written
-last, `index.json` with the SHA-256 of every file, every pair and every prompt.
+last, `index.json` with the SHA-256 of every file, every pair and every prompt, the rows, and what all of it was made of
+(`made_of.py`).
+
+Which pairs stand in a file, and its bytes, follow from the manifest alone. Prepared again, a file made from the same is
+kept; into another one goes, from the earlier files, what did not change (`earlier.py`). A file that would stand in the
+place of an earlier one gets part of its key into its name, `shard-4x16x16-00000-1a2b3c4d.safetensors`: the earlier
+files go when the new index stands.
 
 Ranks share the files: each encodes its own, and the main rank writes the index when all are done.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,18 +30,50 @@ from pgdpo.console import progress_bar, say
 from pgdpo.data.bad import check_bad
 from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.data.clips import clip_identity, first_picture, probe_pair, read_pair
+from pgdpo.data.earlier import Earlier
 from pgdpo.data.files import write_json
+from pgdpo.data.made_of import FileEntry, Hashes, record
 from pgdpo.data.manifest import PairRow, read_manifest
 from pgdpo.data.masks import read_mask
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.room import check_room
 from pgdpo.data.schema import SIDES
-from pgdpo.data.shards import FORMAT, content_key, note_of, tensors_sha256, write_once
+from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
 from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders, Family
 from pgdpo.settings import DataConfig
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written
+
+
+class Prepared(NamedTuple):
+    """A folder's index, and how many of its pairs were encoded or taken over; `removed`: those that it had before."""
+
+    index: dict
+    encoded: int
+    kept: int
+    removed: int
+    embedded: int  # prompts
+
+    def __str__(self) -> str:
+        parts = {"encoded": self.encoded, "kept": self.kept, "removed": self.removed}
+        told = [f"{count} {what}" for what, count in parts.items() if count or what == "encoded"]
+        return f"{len(self.index['pairs'])} pairs ({', '.join(told)}; {self.embedded} prompts embedded)"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every file of a folder is made with."""
+
+    folder: Path
+    config: DataConfig
+    encoders: Encoders
+    ranks: Ranks
+    earlier: Earlier
+    hashes: Hashes
+
+    def files(self, row: PairRow) -> dict[str, FileEntry]:
+        return self.hashes.files(row, with_image=self.encoders.needs_image)
 
 
 def prepare(
@@ -42,11 +83,15 @@ def prepare(
     family: Family,
     encoders: Encoders,
     ranks: Ranks | None = None,
-) -> dict:
-    """Encode every pair of `manifest` into `folder`; files that are there and still valid are kept.
+    *,
+    split: str = "train",
+    full: bool = False,
+) -> Prepared:
+    """Encode every pair of `manifest`, that of `split`, into `folder`; what is there and still valid is kept.
 
-    All `ranks` call it together. Returns the index. Raises InputError for a bad row or clip (more than 1% of them,
-    where `data.on_bad_data` is `skip`) and for a disk that is too small, before the index is written.
+    All `ranks` call it together. `full`: read all clips for their hashes, also those of unchanged name, size and time.
+    Raises InputError for a bad row or clip (more than 1% of them, where `data.on_bad_data` is `skip`) and for a disk
+    that is too small, before the index is written.
     """
     ranks = ranks or Ranks()
     for size in config.sizes:
@@ -54,33 +99,52 @@ def prepare(
     rows = ranks.main_first(
         lambda: read_manifest(manifest, media_root=config.media_root, ties=config.ties, say=say)
     )
+    earlier = Earlier(folder, encoders, config.latent_dtype)
+    work = _Work(folder, config, encoders, ranks, earlier, Hashes(() if full else earlier.pairs.values()))
     buckets, bad = _into_buckets(rows, config, ranks)
     check_bad(bad, len(rows), config.on_bad_data, str(manifest))
     prompts = sorted({row.prompt for row in rows} | {""})
-    check_room(
-        folder,
-        family,
-        {size: len(members) for size, members in zip(config.sizes, buckets, strict=True) if members},
-        masks={
-            size: sum(row.mask is not None for row in members)
-            for size, members in zip(config.sizes, buckets, strict=True)
-        },
-        prompts=len(prompts),
-        dtype=getattr(torch, config.latent_dtype),
-        needs_image=encoders.needs_image,
-    )
-    text = _prepare_text(prompts, folder, encoders, ranks)
-    shards = _prepare_shards(rows, buckets, folder, config, encoders, ranks)
-    bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard["bad"]}
+    _check_room(work, family, buckets, prompts=len(prompts))
+    text, embedded = _prepare_text(prompts, work)
+    shards = _prepare_shards(rows, buckets, work)
+    bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
     check_bad(bad, len(rows), config.on_bad_data, str(manifest))
-    index = _index(rows, text, shards, bad, config, encoders)
+    files = [shard.entry for shard in shards]
+    made_of = {name: made for shard in shards for name, made in shard.made_of.items()}
+    pairs = {row.id: made_of[row.id] if row.id in made_of else work.files(row) for row in rows}
+    index = _index(rows, text, files, bad, config, encoders)
+    index["made_of"] = record(config, split, encoders.parts, pairs)
     if ranks.rank == 0:
         write_json(folder / "index.json", index)
-        _remove_stale(folder, [*text["files"], *shards])
+        _remove_stale(folder, [*text["files"], *files])
         for reason in bad.values():
             say(f" {reason}", first="skipped")
     ranks.gather(None)  # nobody reads the folder before its index is there
-    return index
+    encoded = sum(shard.encoded for shard in shards)
+    removed = len(set(earlier.ids) - {row["id"] for row in index["pairs"]})
+    return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
+
+
+def _check_room(work: _Work, family: Family, buckets: Sequence[Sequence[PairRow]], *, prompts: int) -> None:
+    sizes, step = work.config.sizes, work.config.pairs_per_shard
+    groups = [
+        [row.id for row in members[first : first + step]]
+        for members in buckets
+        for first in range(0, len(members), step)
+    ]
+    check_room(
+        work.folder,
+        family,
+        {size: len(members) for size, members in zip(sizes, buckets, strict=True) if members},
+        masks={
+            size: sum(row.mask is not None for row in members)
+            for size, members in zip(sizes, buckets, strict=True)
+        },
+        prompts=prompts,
+        dtype=getattr(torch, work.config.latent_dtype),
+        needs_image=work.encoders.needs_image,
+        superseded=work.earlier.superseded(groups),
+    )
 
 
 def _into_buckets(
@@ -120,20 +184,24 @@ def _bucket_of(row: PairRow, sizes: Sequence[Size]) -> int:
     return bucket
 
 
-def _prepare_text(prompts: Sequence[str], folder: Path, encoders: Encoders, ranks: Ranks) -> dict:
-    """Embeddings of every distinct prompt, and of the empty one (caption dropout, guidance)."""
+def _prepare_text(prompts: Sequence[str], work: _Work) -> tuple[dict, int]:
+    """(the index's part, how many were embedded) of every distinct prompt, and of the empty one (caption dropout,
+    guidance)."""
+    ranks = work.ranks
     parts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
     mine = range(ranks.rank, len(parts), ranks.count)
-    done = {}
+    done: dict[int, tuple[dict, int]] = {}
     with progress_bar(f"encode prompts{_of_ranks(ranks)}", total=sum(len(parts[n]) for n in mine)) as bar:
         for number in mine:
-            part = parts[number]
-            path = folder / f"text-{number:05d}.safetensors"
-            key = content_key(encoders.fingerprint, part)
-            done[number] = write_once(path, key, lambda part=part: _embed(part, encoders))
+            part, embedded = parts[number], []
+            key = content_key(work.encoders.fingerprint, part)
+            path = work.earlier.place(f"text-{number:05d}", key)
+            make = functools.partial(_embed, part, work, embedded)
+            done[number] = write_once(path, key, make), len(embedded)
             bar.advance(len(part))
-    files = _in_order(ranks.gather(done))
-    return {
+    found = _in_order(ranks.gather(done))
+    files = [entry for entry, _ in found]
+    text = {
         "names": files[0]["names"],
         "bytes": sum(entry["bytes"] for entry in files),
         "files": [{key: value for key, value in entry.items() if key != "prompts"} for entry in files],
@@ -143,27 +211,36 @@ def _prepare_text(prompts: Sequence[str], folder: Path, encoders: Encoders, rank
             for key, digest in entry["prompts"].items()
         },
     }
+    return text, sum(count for _, count in found)
 
 
-def _embed(prompts: Sequence[str], encoders: Encoders) -> tuple[dict[str, torch.Tensor], dict]:
+def _embed(prompts: Sequence[str], work: _Work, embedded: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    """`embedded`: gets the prompts that no earlier file has."""
+    found = {prompt: work.earlier.prompt(prompt_key(prompt)) for prompt in prompts}
+    embedded += [prompt for prompt in prompts if found[prompt] is None]
+    for start in range(0, len(embedded), 32):
+        batch = embedded[start : start + 32]
+        found |= zip(batch, work.encoders.encode_prompts(batch), strict=True)
     tensors, digests, names = {}, {}, set()
-    for start in range(0, len(prompts), 32):
-        batch = prompts[start : start + 32]
-        for prompt, embedding in zip(batch, encoders.encode_prompts(batch), strict=True):
-            digests[prompt_key(prompt)] = tensors_sha256(embedding)
-            names |= set(embedding)
-            tensors |= {f"{prompt_key(prompt)}.{name}": t.contiguous() for name, t in embedding.items()}
+    for prompt, embedding in found.items():
+        digests[prompt_key(prompt)] = tensors_sha256(embedding)
+        names |= set(embedding)
+        tensors |= {f"{prompt_key(prompt)}.{name}": t.contiguous() for name, t in embedding.items()}
     return tensors, {"names": sorted(names), "prompts": digests}
 
 
+class _Shard(NamedTuple):
+    """A shard's entry, what its rows' files are (bad ones' too), and how many of its pairs were encoded."""
+
+    entry: dict
+    made_of: dict[str, dict[str, Any]]
+    encoded: int
+
+
 def _prepare_shards(
-    rows: Sequence[PairRow],
-    buckets: Sequence[Sequence[PairRow]],
-    folder: Path,
-    config: DataConfig,
-    encoders: Encoders,
-    ranks: Ranks,
-) -> list[dict]:
+    rows: Sequence[PairRow], buckets: Sequence[Sequence[PairRow]], work: _Work
+) -> list[_Shard]:
+    config, ranks = work.config, work.ranks
     jobs = [
         (size, number, members[first : first + config.pairs_per_shard])
         for size, members in zip(config.sizes, buckets, strict=True)
@@ -174,32 +251,36 @@ def _prepare_shards(
     with progress_bar(f"encode clips{_of_ranks(ranks)}", total=sum(len(jobs[n][2]) for n in mine)) as bar:
         for job in mine:
             size, number, group = jobs[job]
-            path = folder / f"shard-{size_name(size)}-{number:05d}.safetensors"
-            done[job] = _prepare_shard(path, group, size, config, encoders, bar)
-            bad |= {entry["id"]: entry["reason"] for entry in done[job]["bad"]}
-            check_bad(bad, len(rows), config.on_bad_data, str(folder))
+            done[job] = _prepare_shard(f"shard-{size_name(size)}-{number:05d}", group, size, work, bar)
+            bad |= {entry["id"]: entry["reason"] for entry in done[job].entry["bad"]}
+            check_bad(bad, len(rows), config.on_bad_data, str(work.folder))
     return _in_order(ranks.gather(done))
 
 
-def _prepare_shard(
-    path: Path, rows: Sequence[PairRow], size: Size, config: DataConfig, encoders: Encoders, bar
-) -> dict:
-    """One shard's entry: `pairs` (id, key of the tensors, hash of their bytes) and `bad` (id, reason)."""
+def _prepare_shard(stem: str, rows: Sequence[PairRow], size: Size, work: _Work, bar) -> _Shard:
+    """The entry has `pairs` (id, key of the tensors, hash of their bytes) and `bad` (id, reason)."""
+    config, encoders = work.config, work.encoders
+    made_of: dict[str, dict[str, Any]] = {}
     clips, bad = {}, []
     for row in rows:
+        made_of[row.id] = work.files(row)
+        hashes = {key: entry[3] for key, entry in made_of[row.id].items()}
         try:
-            clips[row.id] = clip_identity(row, with_image=encoders.needs_image)
+            clips[row.id] = clip_identity(row, with_image=encoders.needs_image, hashes=hashes)
         except InputError as error:
             _refuse(row, error, bad, config)
     key = content_key(encoders.fingerprint, size, config.latent_dtype, list(clips.items()), bad)
-    done = 0
+    done = encoded = 0
 
     def encode() -> tuple[dict[str, torch.Tensor], dict]:
-        nonlocal done
+        nonlocal done, encoded
         tensors, pairs = {}, []
         for position, row in enumerate(row for row in rows if row.id in clips):
             try:
-                pair = _encode_pair(row, size, config, encoders)
+                pair = work.earlier.pair(row, made_of[row.id], size)
+                if pair is None:
+                    encoded += 1
+                    pair = _encode_pair(row, size, work)
             except InputError as error:
                 _refuse(row, error, bad, config)
                 continue
@@ -216,9 +297,13 @@ def _prepare_shard(
         about = {"names": sorted(names), "size": list(size), "latent_shape": shape}
         return tensors, {**about, "pairs": pairs, "bad": bad}
 
-    entry = write_once(path, key, encode)
+    entry = write_once(work.earlier.place(stem, key), key, encode)
     bar.advance(len(rows) - done)
-    return entry
+    good = {pair["id"] for pair in entry["pairs"]}
+    for row in (row for row in rows if row.id in good):
+        rate = work.earlier.rate(made_of[row.id])
+        made_of[row.id]["fps"] = probe_pair(row).fps if rate is None else rate
+    return _Shard(entry, made_of, encoded)
 
 
 def _refuse(row: PairRow, error: InputError, bad: list[dict], config: DataConfig) -> None:
@@ -227,11 +312,11 @@ def _refuse(row: PairRow, error: InputError, bad: list[dict], config: DataConfig
     bad.append({"id": row.id, "reason": str(error)})
 
 
-def _encode_pair(row: PairRow, size: Size, config: DataConfig, encoders: Encoders) -> dict[str, torch.Tensor]:
+def _encode_pair(row: PairRow, size: Size, work: _Work) -> dict[str, torch.Tensor]:
     """`chosen`, `rejected`, `mask` where the row has one and, where the model wants it, the conditioning by the picture
     that both start from."""
-    info = probe_pair(row)
-    dtype = getattr(torch, config.latent_dtype)
+    info, encoders = probe_pair(row), work.encoders
+    dtype = getattr(torch, work.config.latent_dtype)
     tensors = {}
     for side, frames in read_pair(row, size):
         tensors[side] = encoders.encode_video(frames).to(dtype).contiguous()
@@ -258,7 +343,7 @@ def _index(
     }
     files = [{key: value for key, value in shard.items() if key not in ("pairs", "bad")} for shard in shards]
     return {
-        "format": FORMAT,
+        "format": INDEX,
         "encoders": encoders.fingerprint,
         "sizes": [list(size) for size in config.sizes],
         "text_length": encoders.text_length,
@@ -279,7 +364,7 @@ def _remove_stale(folder: Path, entries: Sequence[dict]) -> None:
         path.unlink()
 
 
-def _in_order(parts: Sequence[dict[int, dict]]) -> list[dict]:
+def _in_order(parts: Sequence[dict[int, Any]]) -> list:
     """What the ranks did, by number."""
     return [entry for _, entry in sorted(item for part in parts for item in part.items())]
 

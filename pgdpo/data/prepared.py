@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from pgdpo.data.files import sha256_of
 from pgdpo.data.prepare import prompt_key
-from pgdpo.data.shards import FORMAT, tensors_sha256
+from pgdpo.data.shards import INDEX, tensors_sha256
 from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
 
@@ -45,7 +45,8 @@ class PreparedPairs(Dataset):
     ) -> None:
         """`part`: (k, n): files k, k + n, ... are hashed now; all are checked for their size."""
         self.folder = folder
-        self.index = _read_index(folder)
+        self.index = read_index(folder)
+        self.index.pop("made_of", None)  # it is looked at once and would travel to loader processes
         self.require(**(expect or {}))
         self.rows = self.index["pairs"]
         self.seed = seed
@@ -231,7 +232,8 @@ def _wrong_size(path: Path, entry: dict) -> str | None:
     return None
 
 
-def _read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> dict:
+    """A prepared folder's index. Raises InputError if it is not there, or of another version."""
     path = folder / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -239,9 +241,15 @@ def _read_index(folder: Path) -> dict:
         raise InputError(f"{path}: not there: run `pgdpo prepare` with this configuration first") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error}): run `pgdpo prepare` again") from error
-    if index.get("format") != FORMAT:
+    version = index.get("format") if isinstance(index, dict) else None
+    if version != INDEX:
+        known = isinstance(version, int) and version < INDEX
+        made = (
+            "an earlier version, which did not write down what it was made of" if known else "another version"
+        )
         raise InputError(
-            f"{path}: format {index.get('format')!r}, this version reads {FORMAT}: prepare it again"
+            f"{path}: made by {made} (format {version!r}, this one reads {INDEX}): run `pgdpo prepare` again: it keeps "
+            "what is encoded"
         )
     return index
 

@@ -39,10 +39,12 @@ def check_room(
     prompts: int,
     dtype: torch.dtype,
     needs_image: bool,
+    superseded: int = 0,
 ) -> None:
     """Say what `folder` will take and what is free. Raises InputError if it does not fit.
 
     `pairs`: how many of each size; `masks`: how many of them have one; `prompts`: how many different ones.
+    `superseded`: bytes of what is there, that stays beside what takes its place.
     """
     latents = sum(count * pair_bytes(family, size, dtype) for size, count in pairs.items())
     text = images = 0
@@ -55,7 +57,7 @@ def check_room(
     regions = sum(count * mask_bytes(family, size) for size, count in masks.items())
     need = latents + text + images + regions
     names = ["text-*.safetensors", *(f"shard-{size_name(size)}-*.safetensors" for size in pairs)]
-    there = sum(file.stat().st_size for name in names for file in folder.glob(name))
+    there = sum(file.stat().st_size for name in names for file in folder.glob(name)) - superseded
     free = shutil.disk_usage(_existing(folder)).free
     parts = f"latents {_gb(latents)}, prompts at most {_gb(text)}" + (
         f", images {_gb(images)}" if images else ""

@@ -150,6 +150,12 @@ KEYS: dict[str, Key] = {
     ),
 }
 
+# Keys that reach a loss beside prompt and files: objectives' columns, what they follow from, what pairs are chosen by,
+# and what a row says of its clips.
+LABELS = tuple(
+    sorted({*COLUMNS, *KEYS} - {*REQUIRED, "mask", "image", "licence", "source_fields"})
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Flaw:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from pgdpo.data.files import atomic_path, sha256_of, write_json
 
-FORMAT = 3  # of prepared folders
+ENCODING = 3  # of what stands in the files: raised only where the same clip or prompt would give other bytes
+INDEX = 4  # layout of a prepared folder's index.json
 
 
 def write_once(path: Path, key: str, make: Callable[[], tuple[dict[str, torch.Tensor], dict]]) -> dict:
@@ -44,9 +45,17 @@ def note_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def written_files(folder: Path) -> dict[str, Path]:
+    """The key of every finished file of a folder -> the file."""
+    notes = {
+        note: _read_note(note) for pattern in ("shard-*.json", "text-*.json") for note in folder.glob(pattern)
+    }
+    return {entry["key"]: note.with_suffix(".safetensors") for note, entry in sorted(notes.items()) if entry}
+
+
 def content_key(*parts: object) -> str:
     """What a file is made from, as a hash."""
-    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([ENCODING, *parts]).encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -136,8 +136,10 @@ def _finite(metrics: list[dict]) -> Alarm:
         row["step"]
         for row in metrics
         if any(isinstance(v, float) and not _is_finite(v) for v in row.values())
+        # JSON has no word for them: the step's loss, which every objective has, is then null
+        or row.get("loss", 0.0) is None
     ]
-    skipped = metrics[-1].get("skipped", 0) if metrics else 0
+    skipped = metrics[-1].get("skipped_steps", 0) if metrics else 0
     found = f"first at step {bad[0]}, in {len(bad)} of {len(metrics)} steps" if bad else "none"
     if skipped:
         found += f"; {skipped} steps were not taken"

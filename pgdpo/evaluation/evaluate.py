@@ -24,75 +24,101 @@ from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.evaluation.statistics import share
+from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
+from pgdpo.models.lora_file import open_lora
+from pgdpo.objectives import build_objective
+from pgdpo.runs import Run
 from pgdpo.settings import Config
-from pgdpo.training.checkpoint import read_state
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
-from pgdpo.training.policy import build_policy, open_pairs, require_images
-from pgdpo.training.published import latest_checkpoint
+from pgdpo.training.policy import build_policy, check_init, open_pairs, require_images
 from pgdpo.training.validation import sample_latents
 from pgdpo_kernels import noise_pair, pair_errors
 
 REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors
 
 
-def evaluate(config: Config) -> dict:
-    """Compare the newest checkpoint with the reference; writes `clips/` and `results.json` in the run's folder.
+def evaluate(run: Run, *, samples: dict | None = None) -> dict:
+    """Compare a run's checkpoint with the reference; writes its `results.json` and clips to `run.evaluation`.
 
-    Returns the results. Raises InputError if there is no checkpoint or no held-out split.
+    The results stand in `run.out / "results.json"` too: those of the step that was evaluated last. `samples`: a dict
+    that keeps the reference's clips from one step of a run to the next. Returns the results. Raises InputError if there
+    is no held-out split.
     """
+    config = run.config
     if config.data.held_out is None:
         raise InputError("data.held_out is empty: name a manifest of pairs that are not trained on")
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = open_pairs(config, "held_out")
-    family, aligned = load_trained(config, device)
+    data = open_pairs(config, "held_out", compare=not samples)  # once for all steps
+    family, aligned = load_trained(run, device)
     require_images(data, family)
-    pair = ModelPair(config, family, aligned, device)
-    checkpoint = latest_checkpoint(config.run_dir)
+    pair = ModelPair(run, family, aligned, device)
     results = {
         "objective": config.objective["name"],
-        "run": config.run_dir.name,
-        "beta": config.objective_options.get("beta"),
-        "checkpoint": str(checkpoint.relative_to(config.run_dir)),
-        "steps": read_state(checkpoint)["step"],
+        "run": run.folder.name,
+        "beta": build_objective(config.objective["name"], **config.objective_options).options.get("beta"),
+        "checkpoint": str(run.checkpoint.relative_to(run.folder)),
+        "steps": run.state["step"],
+        "settings": settings_of(config, data),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
         **compare_errors(config, data, pair),
-        **compare_samples(config, data, pair),
+        **compare_samples(run, data, pair, {} if samples is None else samples),
     }
     results["seconds"] = round(time.perf_counter() - started, 1)
     results["objectives"] = objective_table(config.output_dir, results)
-    write_json(config.run_dir / "results.json", results)
+    write_json(run.evaluation / "results.json", results)
+    write_json(run.out / "results.json", results)
     return results
+
+
+def settings_of(config: Config, data: PreparedPairs) -> dict:
+    """What results must share to be compared: how clips were sampled and scored, and the held-out pairs."""
+    shown = {"report_pairs", "report_clips", "every", "every_prompts", "fps", "batch"}
+    return {**config.evaluate.model_dump(mode="json", exclude=shown), "held_out": data.fingerprint}
 
 
 class ModelPair:
     """The aligned model and its reference, behind one context manager."""
 
-    def __init__(
-        self, config: Config, family: Family, aligned: torch.nn.Module, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, family: Family, aligned: torch.nn.Module, device: torch.device) -> None:
+        """Raises InputError if the LoRA that the run started from, as its reference, is not at `model.adapter.init`."""
+        config, adapter = run.config, run.config.model.adapter
         self.family = family
         self.device = device
         self.aligned = aligned
-        self.base = None if config.model.adapter else build_policy(config, device)[1].eval()
+        self.base = None if adapter else build_policy(config, device)[1].eval()
         self._half = config.train.precision == "bf16"
+        self._at_init = adapter is not None and adapter.reference_starts_at_init
+        if self._at_init:
+            check_init(config, run.state["identity"])
+            add_reference_adapter(aligned, identity=True)
+            start_from(aligned, open_lora(family, adapter), adapter, REFERENCE)
 
     @contextlib.contextmanager
     def model(self, which: str) -> Iterator[torch.nn.Module]:
         """`which`: "reference" or "aligned"."""
-        off = which == "reference" and self.base is None
-        if off:
-            self.aligned.disable_adapters()
+        switched = which == "reference" and self.base is None
+        if switched:
+            self._switch(reference=True)
         try:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
                 yield self.base if which == "reference" and self.base is not None else self.aligned
         finally:
-            if off:
-                self.aligned.enable_adapters()
+            if switched:
+                self._switch(reference=False)
+
+    def _switch(self, *, reference: bool) -> None:
+        """The aligned model's adapter: its own, or the reference's (none, or the one that the run started from)."""
+        if self._at_init:
+            self.aligned.set_adapter(REFERENCE if reference else NAME)
+        elif reference:
+            self.aligned.disable_adapters()
+        else:
+            self.aligned.enable_adapters()
 
 
 def compare_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
@@ -101,26 +127,27 @@ def compare_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict
     return {"displacement": _displacement(excess, by="pair"), "buckets": _by_bucket(excess)}
 
 
-def implicit_rewards(config: Config) -> dict:
-    """Implicit reward margin of every training pair under the newest checkpoint; writes `implicit_rewards.json`.
+def implicit_rewards(run: Run) -> dict:
+    """Implicit reward margin of every training pair under a run's checkpoint; writes `implicit_rewards.json`.
 
     Returns `{"checkpoint", "data", "margin": {pair id: mean over draws_per_pair noise levels}}`: what
-    `data.order: {by: implicit_reward}` reads. Raises InputError if there is no checkpoint.
+    `data.order: {by: implicit_reward}` reads.
     """
+    config = run.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = open_pairs(config, "train")
-    family, aligned = load_trained(config, device)
+    data = open_pairs(config, "train", compare=False)  # `curate` did
+    family, aligned = load_trained(run, device)
     require_images(data, family)
-    excess = excess_errors(config, data, ModelPair(config, family, aligned, device))
+    excess = excess_errors(config, data, ModelPair(run, family, aligned, device))
     margins: dict[str, list[float]] = defaultdict(list)
     for name, chosen, rejected in zip(excess["pair"], excess["chosen"], excess["rejected"], strict=True):
         margins[name].append(rejected - chosen)
     found = {
-        "checkpoint": latest_checkpoint(config.run_dir).name,
+        "checkpoint": run.checkpoint.name,
         "data": data.fingerprint,
         "margin": {name: sum(values) / len(values) for name, values in margins.items()},
     }
-    write_json(config.run_dir / "implicit_rewards.json", found)
+    write_json(run.out / "implicit_rewards.json", found)
     return found
 
 
@@ -193,9 +220,12 @@ def _by_bucket(excess: dict[str, list]) -> dict:
     return buckets
 
 
-def compare_samples(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
-    """Clips of both models from the same noise on held-out prompts, scored by the configured reward."""
-    settings = config.evaluate
+def compare_samples(run: Run, data: PreparedPairs, pair: ModelPair, kept: dict) -> dict:
+    """Clips of both models from the same noise on held-out prompts, scored by the configured reward.
+
+    `kept`: the reference's latents by (prompt, seed), filled in here.
+    """
+    config, settings = run.config, run.config.evaluate
     jobs = [
         (i, k)
         for i in range(min(settings.num_prompts, len(data)))
@@ -203,27 +233,27 @@ def compare_samples(config: Config, data: PreparedPairs, pair: ModelPair) -> dic
     ]
     decoder = pair.family.load_encoders(pair.device)
     reward = open_reward(settings.reward)
-    clips = config.run_dir / "clips"
-    shutil.rmtree(clips, ignore_errors=True)
-    clips.mkdir(parents=True)
+    shutil.rmtree(run.evaluation / "clips", ignore_errors=True)
+    (run.evaluation / "clips").mkdir(parents=True)
     samples = []
-    with progress_bar("sample both models", total=2 * len(jobs)) as bar:
+    with progress_bar(f"sample both models, step {run.step}", total=2 * len(jobs)) as bar:
         for part in data.batches(jobs, settings.batch):
-            latents = {}
-            for which in ("reference", "aligned"):
-                latents[which] = _sample(config, data, part, which, pair)
-                bar.advance(len(part))
-            for position, (index, seed) in enumerate(part):
+            if not kept.keys() >= set(part):
+                kept.update(zip(part, _sample(config, data, part, "reference", pair).cpu(), strict=True))
+            bar.advance(len(part))
+            aligned = _sample(config, data, part, "aligned", pair).cpu()
+            bar.advance(len(part))
+            for (index, seed), latents in zip(part, aligned, strict=True):
                 sample = {"prompt": data.rows[index]["prompt"], "seed": seed}
-                for which in ("reference", "aligned"):
-                    frames = decoder.decode_video(latents[which][position].cpu())
-                    shown = seed == 0 and index < settings.report_clips
-                    name = f"clips/{index:03d}-{which}.mp4" if shown else None
-                    if name:
+                shown = seed == 0 and index < settings.report_clips
+                for which, clip in (("reference", kept[index, seed]), ("aligned", latents)):
+                    frames = decoder.decode_video(clip)
+                    file = run.evaluation / "clips" / f"{index:03d}-{which}.mp4" if shown else None
+                    if file:
                         scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
-                        write_video(config.run_dir / name, frames, settings.fps, scale=scale)
+                        write_video(file, frames, settings.fps, scale=scale)
                     sample[which] = {
-                        "clip": name,
+                        "clip": str(file.relative_to(run.out)) if file else None,
                         "reward": reward(frames, sample["prompt"]) if reward else None,
                     }
                 samples.append(sample)

@@ -92,20 +92,29 @@ PANELS = (
 )
 
 
-def curves(metrics: list[dict]) -> list[tuple[Panel, list[Line], str, str]]:
+def curves(
+    metrics: list[dict], panels: Sequence[Panel] = PANELS, *, name: str = "curve", marked: bool = False
+) -> list[tuple[Panel, list[Line], str, str]]:
     """(panel, its lines that have data, description in words, SVG) of every panel that has something to draw.
 
     Args:
         metrics: rows of `metrics.jsonl`; a missing or non-finite value leaves a gap.
+        name: before the ids in the drawings, which are one page's.
+        marked: a dot at each row: few were measured, and what lies between them was not.
     """
     drawn = []
     steps = np.array([row["step"] for row in metrics])
-    for number, panel in enumerate(PANELS):
+    for number, panel in enumerate(panels):
         series = {line: _column(metrics, line.name) for line in panel.lines}
         series = {line: values for line, values in series.items() if np.isfinite(values).any()}
         if series:
             drawn.append(
-                (panel, list(series), _in_words(series), _draw(panel, steps, series, f"curve{number}"))
+                (
+                    panel,
+                    list(series),
+                    _in_words(series),
+                    _draw(panel, steps, series, f"{name}{number}", marked or len(steps) == 1),
+                )
             )
     return drawn
 
@@ -137,7 +146,7 @@ def _in_words(series: dict[Line, np.ndarray]) -> str:
     return "; ".join(parts)
 
 
-def _draw(panel: Panel, steps: np.ndarray, series: dict[Line, np.ndarray], prefix: str) -> str:
+def _draw(panel: Panel, steps: np.ndarray, series: dict[Line, np.ndarray], prefix: str, marked: bool) -> str:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,12 +160,12 @@ def _draw(panel: Panel, steps: np.ndarray, series: dict[Line, np.ndarray], prefi
         window = 2 * int(SMOOTHING * len(steps) / 2) + 1
         for line, values in series.items():
             values = np.where(np.isfinite(values), values, np.nan)
-            flat = panel.unit == "rate" or window < 3
+            flat = panel.unit == "rate" or window < 3 or marked
             if not flat:
                 axes.plot(steps, values, color=COLOURS[line.colour], linewidth=0.8, alpha=0.35)
             shown = values if flat else smooth(values, window)
             axes.plot(steps, shown, color=COLOURS[line.colour], linewidth=2.0, solid_capstyle="round")
-            if len(steps) == 1:
+            if marked:
                 axes.plot(steps, values, "o", color=COLOURS[line.colour])
         axes.margins(x=0.01)
         text = io.StringIO()

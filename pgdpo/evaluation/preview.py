@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from pgdpo.console import progress_bar
+from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
 from pgdpo.data.video import write_video
+from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.settings import Config
 from pgdpo.training.policy import open_pairs
@@ -22,13 +24,22 @@ SMALL, LARGE = (
 SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", "caption_rejected")
 
 
-def write_preview(config: Config) -> None:
-    """`run_dir/pairs.json` and `run_dir/pairs/`: the first `evaluate.report_pairs` pairs that training visits.
+def write_preview(config: Config, out: Path, *, trained_on: str | None = None) -> None:
+    """`pairs.json` and `pairs/` in the folder `out`: the first `evaluate.report_pairs` pairs that training visits.
 
-    What is there of the same data is kept. They are what is left after `data.select`, buckets, crops and the VAE.
+    They are what is left after `data.select`, buckets, crops and the VAE. `trained_on`: the hash of the data of a run
+    that was trained: others, or none, are said and not shown.
     """
-    data = open_pairs(config, "train")
-    folder, index = config.run_dir / "pairs", config.run_dir / "pairs.json"
+    try:
+        data = open_pairs(config, "train", compare=trained_on is None)
+        if trained_on not in (None, data.fingerprint):
+            raise InputError(f"{data.folder}: was prepared anew since, from other data")
+    except InputError as error:
+        if trained_on is None:
+            raise
+        say(f": {error}", first="the pairs that this run was trained on are not shown")
+        return
+    folder, index = out / "pairs", out / "pairs.json"
     count = min(config.evaluate.report_pairs, len(data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = open_family(config.model).load_encoders(device)
@@ -44,7 +55,7 @@ def write_preview(config: Config) -> None:
                 frames = decoder.decode_video(item[side])
                 pair["size"] = list(frames.shape[:3])
                 pair[side] = f"pairs/{number:03d}-{side}.mp4"
-                _write(config.run_dir / pair[side], frames, config.evaluate.fps)
+                _write(out / pair[side], frames, config.evaluate.fps)
                 pair["about"][f"scores of {side}"] = (row.get("scores") or {}).get(side)
             pair["about"] = {key: value for key, value in pair["about"].items() if value is not None}
             pairs.append(pair)

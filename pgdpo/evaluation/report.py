@@ -16,6 +16,7 @@ from pgdpo.data.files import atomic_path
 from pgdpo.data.video import probe_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.alarms import alarms, bucket_label
+from pgdpo.evaluation.ending import ending
 from pgdpo.evaluation.figures import curves
 from pgdpo.evaluation.formats import (
     duration,
@@ -27,6 +28,8 @@ from pgdpo.evaluation.formats import (
     power_of_ten,
     signed,
 )
+from pgdpo.evaluation.steps import evaluated_steps, step_curves
+from pgdpo.runs import evaluation_of
 from pgdpo.settings import Config
 
 TEMPLATE = "report.html.jinja"
@@ -34,32 +37,34 @@ PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, 
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 
-def write_report(run_dir: Path, resolved: Config | None = None) -> Path:
-    """Write `run_dir/report.html` from what the run has: its `config.yaml`, and where they are there `pairs.json`,
-    `metrics.jsonl`, `events.jsonl`, `results.json` and their clips.
+def write_report(
+    run_dir: Path, resolved: Config | None = None, *, out: Path | None = None, step: int | None = None
+) -> Path:
+    """Write `report.html` into `out` (by default `run_dir`) from what the run has, `config.yaml`, `metrics.jsonl` and
+    `events.jsonl`, and from what stands in `out`: `pairs.json`, `results.json`, `evaluations/` and their clips.
 
-    Returns the report's path. Clips are embedded; a sample of which none was kept is not shown. `resolved` stands in
-    for a `config.yaml` that training has not written yet.
+    `step`: what there was up to it, with its own results. Returns the report's path. Clips are embedded; a sample of
+    which none was kept is not shown. `resolved` stands in for a `config.yaml` that training has not written yet.
 
     Raises:
         InputError: `config.yaml` is missing, or a file is unreadable.
     """
     run_dir = Path(run_dir)
+    out = run_dir if out is None else out
     if resolved is not None and not (run_dir / "config.yaml").is_file():
         config = resolved.model_dump(mode="json")
         config_text = yaml.safe_dump(config, sort_keys=False)
     else:
         config_text = _read(run_dir / "config.yaml", str)
         config = _read(run_dir / "config.yaml", yaml.safe_load)
-    metrics = _read(run_dir / "metrics.jsonl", _json_lines, default=[])
-    results = _read(run_dir / "results.json", json.loads, default=None) or _not_evaluated(
-        run_dir, config, metrics
-    )
-    preview = _read(run_dir / "pairs.json", json.loads, default={"of": 0, "pairs": []})
+    metrics = _up_to(_read(run_dir / "metrics.jsonl", _json_lines, default=[]), step)
+    events = _up_to(_read(run_dir / "events.jsonl", _json_lines, default=[]), step)
+    measured = out / "results.json" if step is None else evaluation_of(out, step) / "results.json"
+    results = _read(measured, json.loads, default=None) or _not_evaluated(run_dir, config, metrics)
+    preview = _read(out / "pairs.json", json.loads, default={"of": 0, "pairs": []})
+    steps, other_steps = evaluated_steps(out, results)
     # Far more samples are scored than kept as clips.
-    samples = [
-        _sample(run_dir, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
-    ]
+    samples = [_sample(out, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
     page = _template().render(
@@ -72,9 +77,13 @@ def write_report(run_dir: Path, resolved: Config | None = None) -> Path:
         warnings=sum(alarm.state == "warning" for alarm in found),
         samples=samples,
         tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
-        pairs=[_pair(run_dir, pair) for pair in preview["pairs"]],
+        steps=steps if len(steps) > 1 else [],
+        other_steps=other_steps,
+        step_curves=step_curves(steps),
+        pairs=[_pair(out, pair) for pair in preview["pairs"]],
         pairs_of=preview["of"],
-        events=_read(run_dir / "events.jsonl", _json_lines, default=[]),
+        events=events,
+        ending=ending(events),
         curves=curves(metrics),
         reward_parts=_parts(results.get("reward") or {}),
         scales=_scales(results, samples),
@@ -85,10 +94,14 @@ def write_report(run_dir: Path, resolved: Config | None = None) -> Path:
         costs=_costs(metrics, results),
         config_text=config_text,
     )
-    report = run_dir / "report.html"
+    report = out / "report.html"
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return report
+
+
+def _up_to(rows: list[dict], step: int | None) -> list[dict]:
+    return rows if step is None else [row for row in rows if row["step"] <= step]
 
 
 def verdict(results: dict) -> dict:

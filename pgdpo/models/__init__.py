@@ -21,7 +21,9 @@ FAMILIES = {
 def open_family(model: ModelConfig) -> Family:
     """The configured model family at `model.path`; no weights are loaded.
 
-    Raises InputError if a local folder is no pipeline of that family.
+    Raises InputError if a local folder is no pipeline of that family, or `model.transformer` no such transformer.
     """
     module, name = FAMILIES[model.family].split(":")
-    return getattr(importlib.import_module(module), name)(model)
+    family = getattr(importlib.import_module(module), name)(model)
+    family.check_start()
+    return family

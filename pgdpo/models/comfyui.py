@@ -31,6 +31,8 @@ _WAN = [
     (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
     (r"condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
     (r"condition_embedder\.time_proj", "time_projection.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
     (r"proj_out", "head.head"),
 ]
 _DOUBLE, _SINGLE = r"transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
@@ -87,12 +89,25 @@ def comfyui_state(
     return converted
 
 
+def original_layers(family: str, transformer: torch.nn.Module) -> dict[str, list[str]]:
+    """Name of a linear layer in the original repository -> the diffusers modules that it holds, in its order.
+
+    Of a transformer without an adapter; empty for a family that `NAMES` does not have.
+    """
+    rows = NAMES.get(family, [])
+    modules = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    known = [name for name in modules if any(re.fullmatch(row[0], name) for row in rows)]
+    return dict(_original(family, name) for name in known)
+
+
 def _original(family: str, module: str) -> tuple[str, list[str]]:
     """(the original layer's name, the diffusers modules that it holds, in its order)."""
     for pattern, name, *fused in NAMES[family]:
         if match := re.fullmatch(pattern, module):
+            if not fused:
+                return match.expand(name), [module]
             block = module[: match.end(1) + 1]  # up to the block's number
-            return match.expand(name), [block + part for part in fused[0]] if fused else [module]
+            return match.expand(name), [block + part for part in fused[0]]
     raise InputError(f"the adapter's layer `{module}` has no name in ComfyUI: leave it out of target_modules")
 
 

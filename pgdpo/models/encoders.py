@@ -60,6 +60,15 @@ class PipelineEncoders:
         self._parts = OneAtATime()
         digest = family.fingerprint("vae", *self.text_parts)
         self.fingerprint = f"{family.model.family}:{digest}:text{self.text_length}"
+        shared, digests = {"model.family": family.model.family}, family.fingerprint
+        self.parts = {
+            "clips": {**shared, "vae": digests("vae")},
+            "text": {
+                **shared,
+                "text_length": str(self.text_length),
+                **{part: digests(part) for part in self.text_parts},
+            },
+        }
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:

@@ -33,6 +33,7 @@ class Encoders(Protocol):
 
     text_length: int  # tokens that `prompt` is zero-padded to
     fingerprint: str  # changes when the same clip or prompt would be encoded differently
+    parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
     needs_image: bool  # the model is conditioned on an image beside the prompt
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
@@ -194,15 +195,68 @@ class Family:
         return transformer
 
     def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
-        """A transformer of the pipeline, from its subfolder."""
+        """A transformer of the pipeline, from its subfolder or from `model.transformer`."""
+        own = self.start_folder if folder == self.transformer_folder else None
+        source, where = (self.source, {"subfolder": folder}) if own is None else (str(own), {})
         try:
-            return self.transformer_class.from_pretrained(self.source, subfolder=folder, torch_dtype=dtype)
+            return self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
+            if own is not None:
+                raise self._no_start(
+                    f"the weights in {own} do not load ({reason}): copy the folder whole"
+                ) from error
             raise InputError(
                 f"model.path is {self.model.path!r}: the weights in {folder}/ do not load ({reason}): copy the folder "
                 "whole, or set model.random_init to train its architecture from random weights"
             ) from error
+
+    @property
+    def start_folder(self) -> Path | None:
+        """The transformer's folder that `model.transformer` names, or holds; None where the path's own is taken."""
+        given = self.model.transformer
+        if given is None:
+            return None
+        return given / self.transformer_folder if (given / self.transformer_folder).is_dir() else given
+
+    def part_folder(self, part: str) -> Path | None:
+        """Where a part of the pipeline lies, the transformer where `model.transformer` says; None for a hub id's."""
+        if part == self.transformer_folder and self.start_folder is not None:
+            return self.start_folder
+        return Path(self.source) / part if Path(self.source).is_dir() else None
+
+    def check_start(self) -> None:
+        """Raises InputError unless `model.transformer`, where it is set, holds a transformer like the path's own."""
+        folder = self.start_folder
+        if folder is None:
+            return
+        if not (folder / "config.json").is_file():
+            raise self._no_start(
+                f"neither {self.transformer_folder}/config.json nor config.json is there: name a folder of weights as "
+                "diffusers saves them, such as what `pgdpo export --format merged` writes"
+            )
+        found = dict(self.transformer_class.load_config(str(folder)))
+        if found.get("_class_name") != self.transformer_class.__name__:
+            raise self._no_start(
+                f"it is a {found.get('_class_name')}, model.family `{self.model.family}` needs a "
+                f"{self.transformer_class.__name__}"
+            )
+        theirs, ours = (
+            _with_defaults(self.transformer_class, config) for config in (found, self._architecture)
+        )
+        other = [
+            f"{key} is {theirs.get(key)}, there {ours.get(key)}"
+            for key in ours
+            if theirs.get(key) != ours[key]
+        ]
+        if other:
+            raise self._no_start(
+                f"it is another architecture than model.path's ({', '.join(other[:3])}): take the model that it was "
+                "trained from as model.path"
+            )
+
+    def _no_start(self, what: str) -> InputError:
+        return InputError(f"model.transformer is {str(self.model.transformer)!r}: {what}")
 
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
         """The transformer that the pipeline asks at `sigma`, given the one that this family trains."""
@@ -272,18 +326,38 @@ class Family:
 
         A hub id stands for itself.
         """
-        folder = Path(self.source)
-        if not folder.is_dir():
+        folders = {part: self.part_folder(part) for part in parts}
+        if None in folders.values():
             return self.source
+        files = {
+            Path(part) / file.relative_to(folder): file
+            for part, folder in folders.items()
+            for file in folder.rglob("*")
+            if file.is_file()
+        }
         digest = hashlib.sha256()
-        for file in sorted(file for part in parts for file in (folder / part).rglob("*") if file.is_file()):
+        for name, file in sorted(files.items()):
             size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)}:{size}".encode())
+            digest.update(f"{name}:{size}".encode())
             with file.open("rb") as stream:
                 digest.update(stream.read(1 << 20))
                 stream.seek(max(0, size - (1 << 20)))
                 digest.update(stream.read())
         return digest.hexdigest()[:16]
+
+
+def _with_defaults(kind: type, config: dict) -> dict:
+    """A model's configuration as JSON types, with the defaults of what its file leaves out, as an older one does."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if name != "self" and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    found = {name: config.get(name, default) for name, default in defaults.items()}
+    return {
+        name: None if value is inspect.Parameter.empty else json.loads(json.dumps(value))
+        for name, value in found.items()
+    }
 
 
 def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,11 @@ class ToyEncoders:
     text_length = TEXT_LENGTH
     needs_image = False
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
+
+    parts: ClassVar[dict[str, dict[str, str]]] = {
+        "clips": {"patch codec": f"{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}"},
+        "text": {"hashed words": f"{TEXT_DIM}x{TEXT_LENGTH}"},
+    }
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         step = PATCH

@@ -25,6 +25,7 @@ class WanEncoders(PipelineEncoders):
         if self.needs_image:
             digest = family.fingerprint("image_encoder", "image_processor") if family.uses_clip else "vae"
             self.fingerprint += f":image:{digest}"
+            self.parts["clips"]["image"] = digest
 
     def embed(self, pipeline: WanPipeline, prompts: list[str]) -> list[Conditioning]:
         embeddings, _ = pipeline.encode_prompt(

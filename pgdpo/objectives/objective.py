@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pgdpo.errors import InputError
@@ -127,6 +127,18 @@ class Objective:
             stats={key: value.detach() for key, value in stats.items()},
         )
 
+    def untrained(self, errors: PairErrors, pairs: PairInfo | None = None) -> Tensor:
+        """The losses `[B]` of a policy that is the reference, on the same pairs; the state stays as it is.
+
+        `errors` must hold the reference's.
+        """
+        import torch
+
+        if pairs is not None and pairs.masked is not None:
+            pairs = replace(pairs, masked=_of_reference(pairs.masked))
+        with torch.no_grad():
+            return self(_of_reference(errors), pairs).per_pair
+
     def state_dict(self) -> dict[str, float]:
         """What must outlive the run's end, as plain numbers."""
         return {key: float(value) for key, value in self.state.items()}
@@ -134,6 +146,15 @@ class Objective:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.state.clear()
         self.state.update(state)
+
+
+def _of_reference(errors: PairErrors) -> PairErrors:
+    """The errors as they are where the policy is the reference. (`cross` scales gradients alone, and stays.)"""
+    import torch
+
+    nothing = ("excess_chosen", "excess_rejected", "drift_chosen", "drift_rejected")
+    same = {name: torch.zeros_like(value) for name in nothing if (value := getattr(errors, name)) is not None}
+    return replace(errors, policy_chosen=errors.ref_chosen, policy_rejected=errors.ref_rejected, **same)
 
 
 def _check_present(name: str, needs: Needs, errors: PairErrors, pairs: PairInfo) -> None:

@@ -12,7 +12,7 @@ import torch
 from pgdpo.data.tables import read_records
 from pgdpo.planning.memory import FP32, MOMENTS, trained
 from pgdpo.planning.model import Size
-from pgdpo.settings import Config
+from pgdpo.settings import Config, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,17 @@ def plan_disk(
         latents,
         text,
         checkpoint,
-        (config.train.keep_checkpoints + 1) * checkpoint,
+        (kept_checkpoints(config.train) + 1) * checkpoint,
         checkpoint / bandwidth,
         _free(config.output_dir),
     )
+
+
+def kept_checkpoints(train: TrainConfig) -> int:
+    """Checkpoints that a finished run keeps: the newest, and every multiple of `keep_every` among the others."""
+    every = train.keep_every
+    newest = train.steps - train.checkpoint_every * (train.keep_checkpoints - 1)
+    return train.keep_checkpoints + (0 if every is None else max(0, (newest - 1) // every))
 
 
 def checkpoint_bytes(sizes: list[Size], moving: int = 0) -> int:
@@ -78,9 +85,7 @@ def _prepared(config: Config) -> tuple[int, int] | None:
     latents = text = 0
     for split in ("train", *(["held_out"] if config.data.held_out else [])):
         try:
-            index = json.loads(
-                (config.output_dir / "prepared" / split / "index.json").read_text(encoding="utf-8")
-            )
+            index = json.loads((config.prepared_dir / split / "index.json").read_text(encoding="utf-8"))
         except OSError:
             return None
         if index.get("sizes") != [list(size) for size in config.data.sizes]:

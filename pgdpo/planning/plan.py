@@ -173,10 +173,12 @@ class Planner:
 
     def _reference(self, config: Config) -> list[Size]:
         """Parameters that the reference holds beside the policy's."""
-        if not self.needs_reference or config.reference_mode in ("adapter", "cached"):
+        adapter, mode = config.model.adapter, config.reference_mode
+        at_init = adapter is not None and adapter.reference_starts_at_init
+        if not self.needs_reference or mode == "cached" or (mode == "adapter" and not at_init):
             return []
-        if config.reference_mode == "frozen" or config.model.adapter is None:
-            copy = meta_policy(self.family, config, adapter=False).requires_grad_(False)
+        if mode == "frozen" or adapter is None:
+            copy = meta_policy(self.family, config, adapter=at_init).requires_grad_(False)
             return sizes(copy)
         return [size._replace(trained=False) for size in self.sizes if size.trained]  # a second adapter
 

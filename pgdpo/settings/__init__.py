@@ -53,6 +53,10 @@ class Config(Section):
         return self.output_dir / (self.name or self.objective["name"])
 
     @property
+    def prepared_dir(self) -> Path:
+        return self.data.prepared or self.output_dir / "prepared"
+
+    @property
     def objective_options(self) -> dict[str, Any]:
         return {key: value for key, value in self.objective.items() if key != "name"}
 
@@ -81,6 +85,12 @@ class Config(Section):
                     f"train.deterministic needs every gradient whole on every rank: train.{key} is {found!r}, must be "
                     f"{needed!r}"
                 )
+        every, kept = self.train.checkpoint_every, self.train.keep_every
+        if kept is not None and kept % every:
+            raise ValueError(
+                f"train.keep_every is {kept}, no multiple of train.checkpoint_every ({every}): these steps have no "
+                f"checkpoint; set it to {kept // every * every or every} or {(kept // every + 1) * every}"
+            )
         if self.train.reference == "adapter" and self.model.adapter is None:
             raise ValueError(
                 "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
@@ -97,6 +107,11 @@ class Config(Section):
         if self.model.other_adapter is not None and self.model.expert is None:
             raise ValueError(
                 "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.model.transformer is not None and self.model.random_init:
+            raise ValueError(
+                f"model.transformer is {str(self.model.transformer)!r} and model.random_init is true: weights are read "
+                "or drawn; leave one of them out"
             )
         if self.model.encoders == "toy" and self.model.family != "wan":
             raise ValueError(

@@ -107,6 +107,11 @@ class DataConfig(Section):
         None,
         description="Folder that clips may lie in besides the manifest's own; paths stay relative to the manifest.",
     )
+    prepared: Path | None = Field(
+        None,
+        description="Folder of the prepared data; by default `prepared` in output_dir. A cached reference's errors lie "
+        "beside it.",
+    )
     ties: Literal["drop", "keep"] = Field(
         "drop",
         description="Pairs whose `preference` is 0.5: `drop` leaves them out, as Diffusion-DPO does; `keep` is for "

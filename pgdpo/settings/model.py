@@ -17,6 +17,19 @@ class AdapterConfig(Section):
         ["to_q", "to_k", "to_v", "to_out.0"],
         description="Names (suffixes) of the linear layers that get an adapter.",
     )
+    init: Path | None = Field(
+        None,
+        description="A LoRA to start from: a safetensors file or a folder that holds one (an export), under diffusers' "
+        "or the original repository's names (ComfyUI's); of `rank` or less, and for target_modules alone.",
+        json_schema_extra={"meant_by": ["path", "weights", "lora"]},
+    )
+    reference: Literal["init", "base"] = Field(
+        "init", description="With `init`, the reference is: that LoRA, frozen, or the model without it."
+    )
+
+    @property
+    def reference_starts_at_init(self) -> bool:
+        return self.init is not None and self.reference == "init"
 
 
 class ModelConfig(Section):
@@ -29,6 +42,12 @@ class ModelConfig(Section):
         description="`pipeline`: the folder's own VAE, tokenizer and text encoder; `toy`: patch codec, hashed words.",
     )
     random_init: bool = Field(False, description="Take the architecture only and start from random weights.")
+    transformer: Path | None = Field(
+        None,
+        description="Folder of transformer weights to start from in place of the path's own, such as a merged export; "
+        "the rest of the pipeline is path's.",
+        json_schema_extra={"meant_by": ["merged", "weights"]},
+    )
     adapter: AdapterConfig | None = Field(None, description="LoRA; leave it out to train all weights.")
     task: Literal["text_to_video", "image_to_video"] | None = Field(
         None,

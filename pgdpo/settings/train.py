@@ -78,12 +78,19 @@ class TrainConfig(Section):
     spike_factor: float | None = Field(
         30.0,
         gt=1,
-        description="A spike is a loss above so many times the running median of 100 steps; null: none is.",
+        description="A spike is a loss above so many times the largest of the running median of 100 steps, the "
+        "objective's untrained loss and the spread of the first ten; null: none is.",
     )
     checkpoint_every: int = Field(
         100, ge=1, description="Steps between checkpoints; the last step always has one."
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="Checkpoints of multiples of so many steps are kept too, to choose a step later (--step); a "
+        "multiple of checkpoint_every.",
+    )
     watchdog_seconds: float = Field(
         1800,
         gt=0,

@@ -20,21 +20,22 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.console import is_main_rank, say
-from pgdpo.data import bounded
 from pgdpo.errors import InputError
 from pgdpo.training import agreement, optimizer_state
 from pgdpo.training.events import log_event
 from pgdpo.training.published import (
+    STATE,
+    at_step,
     checkpoints_of,
     find_damage,
     prune,
     publish,
+    read_state,
     report_damage,
     temporary_folder,
 )
 from pgdpo.training.shards import HashedFiles, ShardReader, ShardWriter
 
-STATE = "state.json"
 HEADROOM = 1.2  # of a save's estimated bytes must be free before it begins
 
 Named = Iterable[tuple[str, torch.Tensor]]
@@ -53,8 +54,8 @@ class Checkpoints:
     on every rank, in the same order on all; they may be gathered as they are asked for. `load` hands them back.
     """
 
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
-        self.run_dir, self.keep = run_dir, keep
+    def __init__(self, run_dir: Path, *, keep: int, every: int | None = None) -> None:
+        self.run_dir, self.keep, self.every = run_dir, keep, every
         self._valid: list[Path] = []  # read back and found whole
         self._last: Path | None = None
         self._last_bytes = 0
@@ -115,13 +116,15 @@ class Checkpoints:
         except Exception as error:
             say(f"[yellow]the last checkpoint is not published[/]: {error}")
 
-    def newest(self, *, fallback: bool = True) -> Path | None:
+    def newest(self, *, fallback: bool = True, step: int | None = None) -> Path | None:
         """The newest checkpoint that is whole, on all ranks, which share the hashing; damaged ones are named.
 
-        Raises InputError instead of passing a damaged one over where `fallback` is off.
+        `step`: that of this step alone. Raises InputError if it isn't there, and instead of passing a damaged one over
+        where `fallback` is off.
         """
         self.finish()
-        for path in reversed(agreement.from_main(checkpoints_of(self.run_dir))):
+        found = checkpoints_of(self.run_dir) if step is None else [at_step(self.run_dir, step)]
+        for path in reversed(agreement.from_main(found)):
             found = agreement.gather(find_damage(path, part=dist.get_rank(), parts=dist.get_world_size()))
             damage = next((text for text in found if text is not None), None)
             if damage is None:
@@ -205,22 +208,9 @@ class Checkpoints:
 
     def _prune(self) -> None:
         try:
-            self._valid = prune(self.run_dir, self.keep, known_valid=tuple(self._valid))
+            self._valid = prune(self.run_dir, self.keep, every=self.every, known_valid=tuple(self._valid))
         except OSError as error:  # removal can wait for the next save
             say("", first=f"older checkpoints could not be removed: {error}")
-
-
-def read_state(path: Path) -> dict:
-    """A checkpoint's `state.json`. Raises InputError if it is no JSON object."""
-    try:
-        state = bounded.parse_json(bounded.read_text(path / STATE, bounded.LARGEST_JSON))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path / STATE}: cannot be read as JSON ({error}): fall back to an earlier one"
-        ) from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path / STATE}: holds {type(state).__name__}, expected a JSON object")
-    return state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

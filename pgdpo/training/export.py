@@ -1,53 +1,100 @@
-"""The newest checkpoint's weights as safetensors, for diffusers and for ComfyUI, with a model card."""
+"""A checkpoint's weights as safetensors, for diffusers and for ComfyUI, with a model card."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import save_file
 
-from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
+from pgdpo.models import open_family
 from pgdpo.models.adapter import adapter_metadata, adapter_state, load_adapter_state
 from pgdpo.models.comfyui import NAMES, comfyui_state
+from pgdpo.models.family import Family
+from pgdpo.runs import Run
 from pgdpo.settings import Config
 from pgdpo.training.checkpoint import check_shapes, read_weights
-from pgdpo.training.model_card import write_model_card
-from pgdpo.training.policy import build_policy
-from pgdpo.training.published import latest_checkpoint
+from pgdpo.training.model_card import CARD, MARK, write_model_card
+from pgdpo.training.policy import base_identity, build_policy
+from pgdpo.training.published import checkpoints_of, step_of
 
 FORMATS = ("diffusers", "comfyui", "merged")
 
 
-def export(config: Config, formats: tuple[str, ...] = ("diffusers",)) -> Path:
-    """Write `run_dir/export`, a model card among it, and return the folder.
+def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
+    """Write a run's checkpoint to `export/` in `run.out`, a model card among it, and return the folder.
 
     `diffusers`: a LoRA for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights were
     trained; `comfyui`: the LoRA under ComfyUI's names; `merged`: a `transformer/` with the LoRA in its weights.
-    Raises InputError if the run has no valid checkpoint or one of another model, and for a format that does not exist
-    or does not fit, before anything is written.
+    What an earlier export left there in other formats is removed: the folder holds one step. Raises InputError for a
+    checkpoint of another model, and for a format that does not exist or does not fit, before anything is written.
     """
-    _check_formats(config, formats)
-    family, transformer = load_trained(config)
-    folder, adapter = config.run_dir / "export", config.model.adapter
+    _check_formats(run.config, formats)
+    folder = export_folder(run)
+    _check_target(run, folder)
+    family, transformer = load_trained(run)
+    new = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    _write(run, family, transformer, formats, new)
+    write_model_card(run, new)
+    _replace(folder, new)
+    return folder
+
+
+def _write(
+    run: Run, family: Family, transformer: torch.nn.Module, formats: tuple[str, ...], folder: Path
+) -> None:
+    adapter = run.config.model.adapter
     if adapter is None:
         transformer.save_pretrained(folder / family.transformer_folder)
-    else:
-        state = adapter_state(transformer)
-        if "comfyui" in formats:
-            named = comfyui_state(config.model.family, transformer, state, adapter.alpha / adapter.rank)
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / f"{config.run_dir.name}-comfyui.safetensors") as temporary:
-                save_file(named, temporary, metadata={"format": "pt"})
-        if "diffusers" in formats:
-            family.save_adapter(folder, state, adapter_metadata(transformer))
-        if "merged" in formats:
-            transformer.fuse_lora(safe_fusing=True)
-            transformer.unload_lora()
-            transformer.save_pretrained(folder / family.transformer_folder)
-    write_model_card(config, folder)
-    return folder
+        return
+    state = adapter_state(transformer)
+    if "comfyui" in formats:
+        named = comfyui_state(run.config.model.family, transformer, state, adapter.alpha / adapter.rank)
+        save_file(named, folder / f"{run.folder.name}-comfyui.safetensors", metadata={"format": "pt"})
+    if "diffusers" in formats:
+        family.save_adapter(folder, state, adapter_metadata(transformer))
+    if "merged" in formats:
+        transformer.fuse_lora(safe_fusing=True)
+        transformer.unload_lora()
+        transformer.save_pretrained(folder / family.transformer_folder)
+
+
+def export_folder(run: Run) -> Path:
+    """`run.out` if it is named, else `export/` in the run's folder; of an earlier step than the newest its own."""
+    if run.out != run.folder:
+        return run.out
+    newest = checkpoints_of(run.folder)[-1]
+    own = run.folder / "export"
+    return own if run.step == step_of(newest) else own.with_name(f"export-step-{run.step:08d}")
+
+
+def _check_target(run: Run, folder: Path) -> None:
+    """Raises InputError for a named folder with files of others: an export replaces `transformer/`."""
+    card = folder / CARD
+    ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    strange = [path.name for path in folder.glob("*") if path.suffix != ".log"] if not ours else []
+    if run.out != run.folder and strange:
+        raise InputError(
+            f"--out is {folder}: it holds {min(strange)} and no earlier export: name an empty folder"
+        )
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put what is whole in place of an earlier export's: of another step or format, it would stand beside this card."""
+    folder.mkdir(exist_ok=True)
+    for file in (*folder.glob("*-comfyui.safetensors"), folder / LORA_WEIGHT_NAME_SAFE):
+        file.unlink(missing_ok=True)
+    for name in ("transformer", "transformer_2"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in new.iterdir():
+        os.replace(path, folder / path.name)
+    new.rmdir()
 
 
 def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
@@ -66,14 +113,20 @@ def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
         )
 
 
-def load_trained(config: Config, device: torch.device | None = None):
-    """(model family, transformer with the newest checkpoint's weights, in eval mode)."""
-    path = latest_checkpoint(config.run_dir)
-    if path is None:
+def load_trained(run: Run, device: torch.device | None = None):
+    """(model family, transformer with the checkpoint's weights, in eval mode).
+
+    Raises InputError if the model is not the one that the run began with.
+    """
+    config, path = run.config, run.checkpoint
+    trained_on, found = run.state["identity"]["model_hash"], base_identity(config, open_family(config.model))
+    if found != trained_on:
+        key = "path" if config.model.transformer is None else "transformer"
         raise InputError(
-            f"{config.run_dir}: holds no valid checkpoint: run `pgdpo train` with this configuration first"
+            f"model.{key} is {str(getattr(config.model, key))!r}: its weights are others than {run.folder} was trained "
+            f"on (model_hash {found}, the run's is {trained_on}): name those with model.{key}=FOLDER"
         )
-    family, transformer = build_policy(config, device or torch.device("cpu"))
+    family, transformer = build_policy(config, device or torch.device("cpu"), init=False)
     weights = read_weights(path)
     wanted = transformer.state_dict() if config.model.adapter is None else adapter_state(transformer)
     check_shapes(path, _shapes(wanted), _shapes(weights))

@@ -1,7 +1,7 @@
 """Numerical faults and damaged pairs: seen by all ranks together, before the optimizer changes anything.
 
 What a micro-batch shows is kept on the device. The optimizer asks once a step, when the gradients are complete and
-before it changes a weight: one all-reduce of four numbers settles, the same on every rank, whether it may. Where it
+before it changes a weight: one all-reduce of five numbers settles, the same on every rank, whether it may. Where it
 may not, weights, moments and the count of updates stay as they are, DeepSpeed drops the gradients as after any step,
 and the learning rate of the next step is that of this one.
 """
@@ -9,8 +9,7 @@ and the learning rate of the next step is that of this one.
 from __future__ import annotations
 
 import math
-import statistics
-from collections import deque
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import deepspeed
@@ -26,13 +25,11 @@ from pgdpo.objectives import Objective, ObjectiveOutput, PairInfo
 from pgdpo.settings import Config
 from pgdpo.training import agreement
 from pgdpo.training.events import log_event
+from pgdpo.training.spikes import LossScale
 from pgdpo_kernels import PairErrors
 
-WINDOW = 100  # steps whose losses a spike is held against
-FIRST = 10  # steps before the first can be seen
-LOWEST = (
-    0.1  # of the first losses' median: a loss that fell further is no scale, one hard pair would be a spike
-)
+MOST = 0.95  # of a spike's loss: the pairs that make up so much of it are named, the largest first
+NAMED = 8  # and no more than so many
 MEND = "Look at these clips' latents, or lower train.learning_rate or objective.beta; the last checkpoint is intact"
 
 
@@ -42,13 +39,32 @@ class Fault:
 
     reason: str
     pairs: list[str] = field(default_factory=list)  # ids
+    shares: list[float] = field(default_factory=list)  # a spike's: of the global batch's |loss|, as `pairs`
 
     def __str__(self) -> str:
+        if self.shares:
+            return f"{self.reason}; pairs: {with_shares(self.pairs, self.shares)}"
         return self.reason + (f" for the pairs {', '.join(self.pairs)}" if self.pairs else "")
 
 
+def with_shares(pairs: list[str], shares: list[float]) -> str:
+    """`0007 (93%), 0002 (4%)`; without shares the ids alone."""
+    if not shares:
+        return ", ".join(pairs)
+    return ", ".join(f"{name} ({share:.0%})" for name, share in zip(pairs, shares, strict=True))
+
+
+class BadStep(InputError):
+    """A step that was not taken ends the run; `details`: what its event says beside the message."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.details = {"pairs": fault.pairs, "shares": fault.shares}
+
+
 class Guard:
-    """One run's guard. Call `see` for every micro-batch and `settle` after every step, on all ranks."""
+    """One run's guard. On all ranks, call `see_untrained` and `see` for every micro-batch, `settle` after every step,
+    and `raise_end` once what it returned is logged."""
 
     def __init__(
         self,
@@ -61,13 +77,21 @@ class Guard:
         self._data, self._objective, self._engine = data, objective, engine
         self.skipped = 0  # steps that were not taken
         self._in_a_row = 0
-        self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._floor: float | None = None
+        self._scale = LossScale()
+        self._end: BadStep | None = None
         self._damaged: dict[str, str] = {}  # pair id -> what is wrong with it
         self._begin_step()
         optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
         step = optimizer.step
         optimizer.step = lambda *args, **options: step(*args, **options) if self._may_step() else None
+
+    def see_untrained(self, errors: PairErrors, pairs: PairInfo) -> None:
+        """What the objective gives for a micro-batch where the policy is the reference; asked for in the first steps.
+
+        Without a reference there is no such thing: the first steps' own losses stand for it.
+        """
+        if not self._scale.known and errors.ref_chosen is not None:
+            self._untrained.append(self._objective.untrained(errors, pairs))
 
     def see(self, output: ObjectiveOutput, errors: PairErrors, batch: dict) -> None:
         """A micro-batch's losses, errors and damaged pairs; nothing waits for the device."""
@@ -84,7 +108,8 @@ class Guard:
     def settle(self, step: int) -> Fault | None:
         """What kept the step (from 0) from being taken, logged; None if it was.
 
-        Raises InputError on all ranks where the policy says so: for the fault, for too many in a row, for damaged data.
+        Raises InputError on all ranks for too much damaged data. Where the fault itself ends the run, `raise_end` does,
+        so that the step's metrics can be written before.
         """
         if not self._asked:  # DeepSpeed met gradients that are not finite, and left the optimizer out
             self._judge(gradients_finite=False)
@@ -102,31 +127,41 @@ class Guard:
             return None
         self._in_a_row += 1
         self.skipped += 1
+        log_event(
+            self._run_dir, step + 1, "step not taken", str(fault), pairs=fault.pairs, shares=fault.shares
+        )
         if self._train.on_bad_step == "raise":
-            raise InputError(f"step {step + 1}: {fault}: nothing was updated. {MEND}")
-        log_event(self._run_dir, step + 1, "step not taken", str(fault), pairs=fault.pairs)
-        if self._in_a_row >= self._train.max_bad_steps:
-            raise InputError(
-                f"step {step + 1}: {fault}: {self._in_a_row} steps in a row were not taken "
-                f"(train.max_bad_steps). {MEND}"
-            )
-        say(f": {fault}", first=f"step {step + 1} is not taken")
+            self._end = BadStep(f"step {step + 1}: {fault}: nothing was updated. {MEND}", fault)
+        elif self._in_a_row >= self._train.max_bad_steps:
+            many = f"{self._in_a_row} steps in a row were not taken (train.max_bad_steps)"
+            self._end = BadStep(f"step {step + 1}: {fault}: {many}. {MEND}", fault)
+        else:
+            say(f": {fault}", first=f"step {step + 1} is not taken")
         return fault
+
+    @property
+    def ends(self) -> bool:
+        """Whether the last step's fault ends the run."""
+        return self._end is not None
+
+    def raise_end(self) -> None:
+        """Raises BadStep on all ranks where the policy says so: for the fault, or for too many in a row."""
+        if self._end is not None:
+            raise self._end
 
     def state_dict(self) -> dict:
         """What a resumed run needs to decide as this one would."""
         return {
             "skipped": self.skipped,
             "in_a_row": self._in_a_row,
-            "losses": list(self._losses),
-            "floor": self._floor,
+            **self._scale.state_dict(),
             "damaged": self._damaged,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
-        self._losses = deque(state["losses"], maxlen=WINDOW)
-        self._floor, self._damaged = state["floor"], dict(state["damaged"])
+        self._scale.load_state_dict(state)
+        self._damaged = dict(state["damaged"])
 
     def went_back(self, step: int, state: dict) -> None:
         """The weights are those of an earlier checkpoint with this guard's `state`: its updates are what was done."""
@@ -138,6 +173,7 @@ class Guard:
         self._ids: list[str] = []
         self._finite: list[torch.Tensor] = []
         self._per_pair: list[torch.Tensor] = []
+        self._untrained: list[torch.Tensor] = []
         self._found: dict[str, str] = {}
         self._newly_damaged: dict[str, str] = {}
         self._objective_state = dict(self._objective.state)
@@ -152,11 +188,13 @@ class Guard:
     def _judge(self, *, gradients_finite: bool) -> None:
         self._asked = True
         finite, per_pair = torch.cat(self._finite), torch.cat(self._per_pair)
+        untrained = torch.cat(self._untrained) if self._untrained else per_pair
         loss = torch.where(finite, per_pair, 0).double().sum()
+        begun = torch.where(finite & untrained.isfinite(), untrained, 0).double().sum()
         counts = torch.tensor([len(finite), len(self._found)], dtype=torch.float64, device=loss.device)
-        sums = torch.cat([counts, torch.stack([loss, (~finite).sum().double()])])
+        sums = torch.cat([counts, torch.stack([loss, begun, (~finite).sum().double()])])
         dist.all_reduce(sums)
-        pairs, damaged, total, bad = sums.tolist()
+        pairs, damaged, total, begun_total, bad = sums.tolist()
         if damaged:
             self._add_damaged()
         if bad:
@@ -164,7 +202,7 @@ class Guard:
         elif not gradients_finite:
             self._fault = Fault("the gradient's norm is not finite")
         else:
-            self._fault = self._spike(total / pairs)
+            self._fault = self._spike(total / pairs, begun_total / pairs, per_pair)
         if self._fault is not None:
             self._objective.state = self._objective_state
 
@@ -177,20 +215,29 @@ class Guard:
             self._newly_damaged |= {n: reason for n, reason in found.items() if n not in self._damaged}
         self._damaged |= self._newly_damaged
 
-    def _spike(self, loss: float) -> Fault | None:
-        """A loss far above the running median; any other joins those that the next are held against."""
+    def _spike(self, loss: float, untrained: float, per_pair: torch.Tensor) -> Fault | None:
+        """A loss far above its scale; any other joins those that the next are held against."""
         factor = self._train.spike_factor
-        if factor is not None and self._floor is not None:
-            level = max(statistics.median(self._losses), self._floor)
-            if 0 < level < abs(loss) / factor:  # a median of 0 says nothing: saturated losses underflow
-                return Fault(
-                    f"the loss {loss:.4g} is {abs(loss) / level:.0f} times that of the steps before "
-                    f"({level:.4g}; train.spike_factor {factor:g})"
-                )
-        self._losses.append(abs(loss))
-        if self._floor is None and len(self._losses) == FIRST:
-            self._floor = LOWEST * statistics.median(self._losses)
-        return None
+        reason = None if factor is None else self._scale.spike(loss, factor)
+        if reason is None:
+            self._scale.add(loss, untrained)
+            return None
+        return Fault(reason, *self._shares(per_pair))
+
+    def _shares(self, per_pair: torch.Tensor) -> tuple[list[str], list[float]]:
+        """The pairs that make up most of the global batch's |loss|, and their shares of it; the same on every rank."""
+        mine = list(zip(self._ids, per_pair.double().abs().tolist(), strict=True))
+        sizes: dict[str, float] = defaultdict(float)  # a pair may stand in a batch twice
+        for pairs in agreement.gather(mine):
+            for name, size in pairs:
+                sizes[name] += size
+        whole, covered, named = sum(sizes.values()), 0.0, {}
+        for name, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMED]:
+            if covered >= MOST * whole:
+                break
+            covered += size
+            named[name] = round(size / whole, 4)
+        return list(named), list(named.values())
 
 
 def agree_on_files(data: PreparedPairs, config: Config) -> None:

@@ -27,9 +27,9 @@ from pgdpo.settings import Config
 from pgdpo.training import engine as engines
 from pgdpo.training import pair_batching, references
 from pgdpo.training.beta import BetaWatch, say_beta
-from pgdpo.training.checkpoint import Checkpoints, read_state
+from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
-from pgdpo.training.events import log_event
+from pgdpo.training.events import failure_logged, log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
 from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
 from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_memory, watch_gradients
@@ -37,7 +37,7 @@ from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
 from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity
-from pgdpo.training.published import checkpoints_of, step_of
+from pgdpo.training.published import checkpoints_of, read_state, set_aside, step_of
 from pgdpo.training.resume import check_resume, described, explain_run, remove_run
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.trackers import Trackers, check_trackers
@@ -89,36 +89,36 @@ class Trainer:
         self.beta_watch = BetaWatch(self.objective, config.run_dir, self.ranks.data_group)
         self.validation = Validation(config, self.family, self.device)
         self.identity = run_identity(config, self.data)
-        self.checkpoints = Checkpoints(config.run_dir, keep=config.train.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            config.run_dir, keep=config.train.keep_checkpoints, every=config.train.keep_every
+        )
 
     def train(
         self,
         *,
         resume: bool = False,
         restart: bool = False,
+        step: int | None = None,
         fallback: bool = True,
         allow_change: Sequence[str] = (),
     ) -> Path:
         """Train to the configured number of steps. Returns the last checkpoint.
 
-        `resume`: go on from the newest valid checkpoint; `restart`: remove an earlier run of this name first;
-        `fallback`: pass damaged checkpoints over; `allow_change`: keys that a resumed run may have changed although
-        it is no longer one run then.
+        `resume`: go on from the newest valid checkpoint, or from that of `step`, and set aside what came after it;
+        `restart`: remove an earlier run of this name first; `fallback`: pass damaged checkpoints over; `allow_change`:
+        keys that a resumed run may have changed although it is no longer one run then.
         """
         train = self.config.train
         with (
             Watchdog(self.config.run_dir, train.watchdog_seconds) as self.watchdog,
-            StopSignals() as self.signals,
+            StopSignals(self._log_end_at_once) as self.signals,
         ):
-            last = self._train_on(self._begin(resume, restart, fallback, allow_change))
-        if last is None:
-            raise InputError(
-                f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
-            )
-        return last
+            done = self._begin(resume, restart, step, fallback, allow_change)
+            with failure_logged(self.config.run_dir, lambda: self.watchdog.step):
+                return self._train_on(done)
 
-    def _train_on(self, done: int) -> Path | None:
-        """Train from `done` steps to the last one. Returns the last checkpoint, None if the last step's was skipped."""
+    def _train_on(self, done: int) -> Path:
+        """Train from `done` steps to the last one. Returns the last checkpoint."""
         train = self.config.train
         self.batches = self._batches(range(done, train.steps))
         loaded = iter(self._loader())
@@ -131,6 +131,7 @@ class Trainer:
                     done += 1
                     if log:
                         log.log(done, values)
+                    self.guard.raise_end()
                     bar.advance(note=_note(values))
                     self.beta_watch.report(done)
                     self.validation.show(done, self.engine.module, log)
@@ -143,12 +144,22 @@ class Trainer:
                 self._save(done)
                 last = self._published(done)
             log_event(self.config.run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
-            raise Stopped(f"{stop} after step {done}; go on with --resume") from stop
+            unsaved = "" if done == (step_of(last) if last else 0) else ", which found no room to be saved"
+            raise Stopped(f"{stop} after step {done}{unsaved}; go on with --resume", stop.code) from stop
         finally:
             self.checkpoints.close()
             if log:
                 log.close()
+        if last is None:
+            raise InputError(
+                f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
+            )
+        log_event(self.config.run_dir, done, "finished", f"last checkpoint: {last}")
         return last
+
+    def _log_end_at_once(self) -> None:
+        text = "Ctrl-C twice: ended at once; what came after the newest checkpoint is lost"
+        log_event(self.config.run_dir, self.watchdog.step, "stopped", text)
 
     def _step(self, step: int, loaded: Iterator[dict]) -> dict:
         """One optimizer step over its micro-batches. Returns what is logged."""
@@ -173,8 +184,8 @@ class Trainer:
         if fault is None:
             self.reference.follow(step + 1)
         else:
-            values |= {"fault": fault.reason, "fault_pairs": fault.pairs}
-            if self.config.train.on_bad_step == "rollback":
+            values |= {"fault": fault.reason, "fault_pairs": fault.pairs, "fault_shares": fault.shares}
+            if self.config.train.on_bad_step == "rollback" and not self.guard.ends:
                 self._go_back(step + 1)
         self.objective_state = self.objective.state_dict()
         if self.config.train.deterministic:
@@ -209,6 +220,7 @@ class Trainer:
         if "masked" in self.objective.needs.pairs:
             pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region))
         pairs = without_stand_ins(pairs, batch, self.device)
+        self.guard.see_untrained(errors, pairs)
         return self.objective(errors, pairs), errors, sample.sigma
 
     def _inverted(self, sample: Sample) -> Sample:
@@ -241,13 +253,20 @@ class Trainer:
             return None
         return references.open_cached(self.config, self.family, self.data, self.device)
 
-    def _begin(self, resume: bool, restart: bool, fallback: bool, allow_change: Sequence[str]) -> int:
+    def _begin(
+        self,
+        resume: bool,
+        restart: bool,
+        step: int | None,
+        fallback: bool,
+        allow_change: Sequence[str],
+    ) -> int:
         """Load the newest valid checkpoint if asked to; never trains over another run. Returns the steps done."""
         run_dir = self.config.run_dir
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
         dist.barrier()
-        last = self.checkpoints.newest(fallback=fallback)
+        last = self.checkpoints.newest(fallback=fallback, step=step)
         if last is not None and not resume:
             raise InputError(
                 f"{run_dir}: holds checkpoints of an earlier run: go on from the last one with --resume, remove it "
@@ -265,8 +284,19 @@ class Trainer:
             self.objective_state = state["objective_state"]
             self.guard.load_state_dict(state["guard"])
             done = state["step"]
+            self._leave_behind(done, step)
         explain_run(self.config, self.identity, done=done)
         return done
+
+    def _leave_behind(self, done: int, step: int | None) -> None:
+        """What came after an earlier step that a run goes on from is put out of the way, and not lost."""
+        if step is not None and dist.get_rank() == 0:
+            aside = set_aside(self.config.run_dir, done)
+            if aside is not None:
+                say(f" -> {aside}", first=f"what the run has of the steps after {done}")
+                told = f"to step {done}; what came after it: {aside.name}"
+                log_event(self.config.run_dir, done, "went back", told)
+        dist.barrier()
 
     def _load(self, path: Path) -> dict:
         """Put a checkpoint into engine, objective and reference. Returns its state."""

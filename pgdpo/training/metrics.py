@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pgdpo.data.files import read_json_lines
 from pgdpo.objectives import ObjectiveOutput
 from pgdpo.objectives.advice import SATURATED
 from pgdpo_kernels import PairErrors
@@ -139,12 +139,8 @@ class StepMetrics:
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
-    """Rows of a run's `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """Rows of a run's `metrics.jsonl`."""
+    return read_json_lines(run_dir / "metrics.jsonl")
 
 
 def finite_only(values: dict) -> dict:

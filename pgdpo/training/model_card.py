@@ -11,14 +11,14 @@ from jinja2 import Template
 from pgdpo import __version__
 from pgdpo.data.files import atomic_path
 from pgdpo.evaluation.formats import objective_name, percent
+from pgdpo.runs import Run, evaluation_of
 from pgdpo.settings import Config
-from pgdpo.training.checkpoint import read_state
-from pgdpo.training.published import latest_checkpoint
 
 EXPERTS = {
     "high_noise": "high noise: `pipeline.load_lora_weights(folder)`",
     "low_noise": "low noise: `pipeline.load_lora_weights(folder, load_into_transformer_2=True)`",
 }
+CARD, MARK = "README.md", "trained with pgdpo"
 _CARD = Template(
     """---
 {{ metadata }}
@@ -47,13 +47,13 @@ Measured after step {{ measured.steps }}, reference against aligned model at equ
 )
 
 
-def write_model_card(config: Config, folder: Path) -> None:
+def write_model_card(run: Run, folder: Path) -> None:
     """`folder/README.md`: base model, objective, data and its hash, settings, and the figures of `results.json`.
 
-    The figures are left out where there is no `results.json` of the exported step.
+    The figures are left out where the exported step was not evaluated.
     """
-    state = read_state(latest_checkpoint(config.run_dir))
-    measured = _results(config.run_dir / "results.json", state["step"])
+    config, state = run.config, run.state
+    measured = _results(run)
     path, adapter, train = config.model.path, config.model.adapter, config.train
     metadata = ModelCardData(
         base_model=path if path.count("/") == 1 and not Path(path).exists() else None,
@@ -63,6 +63,7 @@ def write_model_card(config: Config, folder: Path) -> None:
     rows = {
         "base model": f"{config.model.family}, `{path}` ({state['identity']['model_hash']})",
         **({"expert": EXPERTS[config.model.expert]} if config.model.expert else {}),
+        **_started_from(config),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "steps": f"{state['step']} of {train.global_batch_pairs} pairs",
@@ -72,22 +73,36 @@ def write_model_card(config: Config, folder: Path) -> None:
     }
     text = _CARD.render(
         metadata=metadata.to_yaml(),
-        title=config.run_dir.name,
+        title=run.folder.name,
         objective=objective_name(config.objective["name"]),
         version=__version__,
         rows=rows,
         measured=measured,
         figures=_figures(measured) if measured else {},
     )
-    with atomic_path(folder / "README.md") as temporary:
+    with atomic_path(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _results(path: Path, step: int) -> dict | None:
-    if not path.is_file():
-        return None
-    results = json.loads(path.read_text(encoding="utf-8"))
-    return results if results["steps"] == step else None
+def _started_from(config: Config) -> dict[str, str]:
+    """The weights that a run began with, where they are not the base model's own."""
+    rows = {}
+    if config.model.transformer is not None:
+        rows["transformer"] = f"`{config.model.transformer}`"
+    if config.model.adapter is not None and config.model.adapter.init is not None:
+        what = {"init": "frozen, it is the reference", "base": "the reference is the base model"}
+        rows["started from"] = (
+            f"the LoRA `{config.model.adapter.init}`; {what[config.model.adapter.reference]}"
+        )
+    return rows
+
+
+def _results(run: Run) -> dict | None:
+    for path in (evaluation_of(run.folder, run.step) / "results.json", run.folder / "results.json"):
+        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if results and results["steps"] == run.step:
+            return results
+    return None
 
 
 def _figures(results: dict) -> dict[str, str]:

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pgdpo.console import say
+from pgdpo.data import stale
 from pgdpo.data.curation.apply import curate
-from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.prepared import PreparedPairs, read_index
+from pgdpo.data.schema import LABELS
 from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
-from pgdpo.models.adapter import add_adapter
+from pgdpo.models.adapter import add_adapter, start_from
 from pgdpo.models.family import Family
+from pgdpo.models.lora_file import init_digest, open_lora
 from pgdpo.settings import Config
+from pgdpo.training.agreement import from_main
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.memory import save_memory
 from pgdpo.training.parallel import Ranks
@@ -28,16 +33,24 @@ from pgdpo_kernels import apply_to
 
 
 def build_policy(
-    config: Config, device: torch.device, *, adapter: bool = True, ranks: Ranks | None = None
+    config: Config,
+    device: torch.device,
+    *,
+    adapter: bool = True,
+    init: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[Family, torch.nn.Module]:
-    """(model family, transformer on `device` with its adapter).
+    """(model family, transformer on `device` with its adapter, which starts from `model.adapter.init`).
 
-    `adapter` off: the weights alone, as a reference that runs beside the policy wants them.
+    `adapter` off: the weights alone, as a reference that runs beside the policy wants them. `init` off: the adapter is
+    the identity, for weights that come from elsewhere.
     `ranks`: those that train together; under ZeRO-3 each holds its shard alone, with sequence parallelism they share
     a clip's tokens. None: this process holds and computes all.
     """
     family = open_family(config.model)
     check_attention(config, family, device)
+    lora = config.model.adapter if adapter else None
+    updates = open_lora(family, lora) if lora is not None and lora.init is not None and init else {}
     options = {
         "dtype": base_dtype(config),
         "random_init_seed": config.train.seed if config.model.random_init else None,
@@ -47,8 +60,10 @@ def build_policy(
         transformer = load_sharded(family, device=device, deepspeed_config=shared, **options)
     else:
         transformer = family.load_transformer(**options).to(device)
-    if adapter and config.model.adapter is not None:
-        add_adapter(transformer, config.model.adapter, config.train.seed)
+    if lora is not None:
+        add_adapter(transformer, lora, config.train.seed)
+        if updates:
+            start_from(transformer, updates, lora)
     transformer.set_attention_backend(config.model.attention)
     fuse(transformer, config.model.kernels, device)
     if family.repeated_blocks:
@@ -156,13 +171,18 @@ def _processors(transformer: torch.nn.Module) -> list:
     return [processor for processor in found if hasattr(processor, "_attention_backend")]
 
 
-def open_pairs(config: Config, split: str, **options: Any) -> PreparedPairs:
+def open_pairs(config: Config, split: str, *, compare: bool = True, **options: Any) -> PreparedPairs:
     """The prepared pairs of `train` (those that `data.select` keeps) or `held_out`; `options` of PreparedPairs.
 
-    Raises InputError if they were prepared with other settings, or lack what a rule reads. The model is not looked
-    at: `require_images` asks for what it is conditioned on.
+    `compare`: hold what they were made of against what the configuration names (`data/stale.py`); with
+    torch.distributed the main rank does it for all.
+
+    Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads.
+    Whether the model is conditioned on images is not looked at: `require_images` does.
     """
     data = config.data
+    if compare:
+        _refuse_stale(config, split)
     pairs = PreparedPairs(
         prepared_folder(config, split),
         expect={"sizes": [list(size) for size in data.sizes]},
@@ -175,13 +195,44 @@ def open_pairs(config: Config, split: str, **options: Any) -> PreparedPairs:
     return pairs
 
 
+def _refuse_stale(config: Config, split: str) -> None:
+    """Raises InputError, on all ranks, where the prepared data are of something else than the configuration names."""
+    refused = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            compared = compare_prepared(config, split)
+            for note in compared.notes:
+                say(note)
+            refused = str(compared) if compared.found else None
+        except InputError as error:
+            refused = str(error)
+    if dist.is_initialized():
+        refused = from_main(refused)
+    if refused is not None:
+        raise InputError(refused)
+
+
+def compare_prepared(config: Config, split: str, *, full: bool = False) -> stale.Comparison:
+    """What is another than it was when `split` was prepared; `full` as `data.stale.compare` takes it.
+
+    Raises InputError if it was not prepared, or by another version.
+    """
+    folder = prepared_folder(config, split)
+    index = read_index(folder)
+    try:
+        encoders = open_family(config.model).load_encoders(torch.device("cpu"))  # none of their weights
+    except InputError:  # said by what needs the model
+        encoders = None
+    return stale.compare(folder, index, config, split, encoders, full=full)
+
+
 def require_images(pairs: PreparedPairs, family: Family) -> None:
     """Raises InputError unless the pairs were prepared with the images that the model is conditioned on."""
     pairs.require(image=sorted(family.image_names))
 
 
 def prepared_folder(config: Config, split: str) -> Path:
-    return config.output_dir / "prepared" / split
+    return config.prepared_dir / split
 
 
 def base_identity(config: Config, family: Family) -> str:
@@ -194,8 +245,28 @@ def base_identity(config: Config, family: Family) -> str:
 
 
 def run_identity(config: Config, data: PreparedPairs) -> dict:
-    """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now."""
-    return {"model_hash": base_identity(config, open_family(config.model)), "data_hash": data.fingerprint}
+    """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now.
+
+    `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on.
+    """
+    rows = [[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows]
+    init = init_digest(config.model.adapter)
+    return {
+        "model_hash": base_identity(config, open_family(config.model)),
+        "data_hash": data.fingerprint,
+        "rows_hash": _digest(rows),
+        **({"init_hash": init} if init else {}),
+    }
+
+
+def check_init(config: Config, identity: dict) -> None:
+    """Raises InputError unless `model.adapter.init` is the LoRA that a run of this `run_identity` started from."""
+    found, wanted = init_digest(config.model.adapter), identity.get("init_hash")
+    if found != wanted:
+        raise InputError(
+            f"model.adapter.init is {str(config.model.adapter.init)!r}: it is another LoRA than the run started from "
+            f"(init_hash {found}, the run's is {wanted}): name that one with model.adapter.init=FILE"
+        )
 
 
 def _digest(value) -> str:

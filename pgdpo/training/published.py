@@ -17,6 +17,7 @@ from pgdpo.data.files import fsync, sha256_of
 from pgdpo.errors import InputError
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 _NAME = re.compile(
     r"step-(\d+)(?:\.(\d+))?"
 )  # step-00000100, and step-00000100.1 where that step was saved again
@@ -48,6 +49,68 @@ def latest_checkpoint(run_dir: Path, *, fallback: bool = True) -> Path | None:
             return path
         report_damage(path, damage, fallback)
     return None
+
+
+def find_checkpoint(run_dir: Path, step: int | None) -> Path | None:
+    """The newest valid checkpoint, or that of `step`. Raises InputError if that one is not there or damaged."""
+    if step is None:
+        return latest_checkpoint(run_dir)
+    found = at_step(run_dir, step)
+    damage = find_damage(found)
+    if damage is not None:
+        raise InputError(f"{found}: {damage}: take another step; there are {_steps(run_dir)}")
+    return found
+
+
+def at_step(run_dir: Path, step: int) -> Path:
+    """The checkpoint of a step, valid or not; the newest where it was saved more than once. Raises InputError."""
+    found = [path for path in checkpoints_of(run_dir) if step_of(path) == step]
+    if not found:
+        raise InputError(
+            f"{run_dir}: no checkpoint of step {step}: there are {_steps(run_dir) or 'none'}; train.keep_checkpoints "
+            "and train.keep_every say which are kept"
+        )
+    return found[-1]
+
+
+def _steps(run_dir: Path) -> str:
+    return ", ".join(str(step) for step in sorted({step_of(path) for path in checkpoints_of(run_dir)}))
+
+
+def set_aside(run_dir: Path, step: int) -> Path | None:
+    """Move what a run has of later steps than `step` out of the way of a run that goes on from there: checkpoints,
+    results, validation clips and a copy of the metrics. Returns the folder, None where there was nothing."""
+    later = [path for path in checkpoints_of(run_dir) if step_of(path) > step]
+    for kind in ("evaluations", "validation"):
+        later += [
+            path for path in (run_dir / kind).glob("step-*") if int(path.name.removeprefix("step-")) > step
+        ]
+    if not later:
+        return None
+    number = len(list(run_dir.glob("set-aside-*"))) + 1
+    folder = run_dir / f"set-aside-{number}"
+    for path in later:
+        target = folder / path.relative_to(run_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, target)
+    if (run_dir / "results.json").is_file():
+        os.rename(run_dir / "results.json", folder / "results.json")
+    if (run_dir / "metrics.jsonl").is_file():
+        shutil.copy2(run_dir / "metrics.jsonl", folder)
+    return folder
+
+
+def read_state(path: Path) -> dict:
+    """A checkpoint's `state.json`. Raises InputError if it is no JSON object."""
+    try:
+        state = bounded.parse_json(bounded.read_text(path / STATE, bounded.LARGEST_JSON))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path / STATE}: cannot be read as JSON ({error}): fall back to an earlier one"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path / STATE}: holds {type(state).__name__}, expected a JSON object")
+    return state
 
 
 def report_damage(path: Path, damage: str, fallback: bool) -> None:
@@ -125,18 +188,26 @@ def publish(temporary: Path, files: dict[str, dict]) -> Path:
     return final
 
 
-def prune(run_dir: Path, keep: int, *, known_valid: Container[Path] = ()) -> list[Path]:
-    """Remove what is older than the `keep` newest valid steps, and older copies of a valid step.
+def prune(
+    run_dir: Path, keep: int, *, every: int | None = None, known_valid: Container[Path] = ()
+) -> list[Path]:
+    """Remove what is older than the `keep` newest valid steps, and older copies of a valid step; steps that are
+    multiples of `every` stay.
 
     What counts is read and hashed first, unless it is in `known_valid`: a damaged newest checkpoint never costs the
     last good one. Returns the valid ones, newest first.
     """
     valid: list[Path] = []
+    seen: set[int] = set()  # valid, or kept unread
     for path in reversed(checkpoints_of(run_dir)):
-        if len(valid) >= keep or step_of(path) in map(step_of, valid):
+        stays = every is not None and step_of(path) % every == 0
+        if step_of(path) in seen or (len(valid) >= keep and not stays):
             _remove(path)
+        elif len(valid) >= keep:
+            seen.add(step_of(path))
         elif path in known_valid or find_damage(path) is None:
             valid.append(path)
+            seen.add(step_of(path))
     return valid
 
 

@@ -9,6 +9,8 @@ import torch
 from pgdpo.data.prepared import PreparedPairs, pair_hash
 from pgdpo.models.adapter import add_reference_adapter
 from pgdpo.models.family import Family
+from pgdpo.models.lora_file import init_digest
+from pgdpo.objectives import needs_of
 from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
 from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import open_rows
@@ -22,18 +24,23 @@ MOVING = ("ema", "synced")
 
 
 def make_room(transformer: torch.nn.Module, config: Config) -> None:
-    """Add to the policy, before DeepSpeed takes it, what a moving reference keeps in it."""
-    if config.reference_mode in MOVING and config.model.adapter is not None:
-        add_reference_adapter(transformer)
+    """Add to the policy, before DeepSpeed takes it, the second adapter of a reference that moves or is a LoRA."""
+    adapter, mode = config.model.adapter, config.reference_mode
+    if adapter is None or not needs_of(config.objective["name"], **config.objective_options).reference:
+        return
+    if mode in MOVING or (mode == "adapter" and adapter.reference_starts_at_init):
+        add_reference_adapter(transformer, identity=not adapter.reference_starts_at_init)
 
 
 def build_reference(
     config: Config, family: Family, policy: Joint, ranks: Ranks, device: torch.device
 ) -> Reference:
-    """A reference that is run: adapter off, frozen or moving."""
+    """A reference that is run: adapter off (or the one that the policy's started from), frozen or moving."""
     mode, transformer = config.reference_mode, policy.engine.module
     if mode == "adapter":
-        return Live(_attending(adapter_off(transformer, policy), transformer, config))
+        at_init = config.model.adapter.reference_starts_at_init
+        forward = reference_adapter(transformer, policy)[0] if at_init else adapter_off(transformer, policy)
+        return Live(_attending(forward, transformer, config))
     if mode == "frozen":
         return Live(frozen_copy(config, family, ranks, device)[0])
     if config.model.adapter is not None:
@@ -54,9 +61,12 @@ def frozen_copy(
 ) -> tuple[Forward, torch.nn.Module]:
     """(forward of the weights that the policy starts from, their model); partitioned like the policy's under ZeRO-3.
 
-    It takes the policy's path: the same dtypes, attention backend and fused ops, and no adapter.
+    It takes the policy's path: the same dtypes, attention backend and fused ops; an adapter only where the reference
+    is the LoRA that the policy's starts from.
     """
-    _, transformer = build_policy(config, device, adapter=False, ranks=ranks)
+    adapter = config.model.adapter
+    at_init = adapter is not None and adapter.reference_starts_at_init
+    _, transformer = build_policy(config, device, adapter=at_init, ranks=ranks)
     frozen = engines.build_frozen(transformer, config)
     forward = batched(family, frozen, config.train.pair_batching)
     return _attending(forward, transformer, config), transformer
@@ -76,18 +86,25 @@ def open_cached(config: Config, family: Family, data: PreparedPairs, device: tor
 
 
 def reference_folder(config: Config) -> Path:
-    """Where `pgdpo reference` writes, a folder per key."""
-    return config.output_dir / "reference"
+    """Where `pgdpo reference` writes, a folder per key: beside the prepared data, whose errors they are."""
+    return config.prepared_dir.parent / "reference"
 
 
 def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     """All that the reference's errors depend on, under the names of the configuration's keys."""
     # of the policy alone, or not what is computed
-    apart = {"adapter", "other_adapter", "path", "gradient_checkpointing", "activation_offload"}
+    apart = {"adapter", "other_adapter", "path", "transformer"}
+    apart |= {"gradient_checkpointing", "activation_offload"}
+    adapter, lora = config.model.adapter, {}
+    if adapter is not None and adapter.reference_starts_at_init:
+        # How it is held decides how its update is rounded.
+        held = adapter.model_dump(mode="json", exclude={"init", "reference"})
+        lora = {"reference LoRA": {"file": init_digest(adapter), **held}}
     model = config.model.model_dump(mode="json", exclude=apart)
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {
         "reference weights": base_identity(config, family),
+        **lora,
         "reference dtype": str(base_dtype(config)),
         "prepared data": data.files_fingerprint,
         "data.caption_dropout": config.data.caption_dropout,

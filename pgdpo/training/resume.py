@@ -19,27 +19,9 @@ from pgdpo import __version__
 from pgdpo.console import is_main_rank, say
 from pgdpo.data.files import atomic_path, write_json
 from pgdpo.errors import InputError
+from pgdpo.record import covered, dumped, flat, is_free
 from pgdpo.settings import Config
 from pgdpo.training.events import log_event
-
-# Keys (or whole sections) that do not touch what is learned, or whose content is compared by its hash instead.
-SAFE = {
-    "name",
-    "output_dir",
-    *(f"data.{key}" for key in ("train", "held_out", "media_root", "toy", "workers", "pairs_per_shard")),
-    *(f"model.{key}" for key in ("path", "encoders", "attention", "kernels", "gradient_checkpointing")),
-    *(f"model.{key}" for key in ("activation_offload", "compile")),
-    *(
-        f"train.{key}"
-        for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
-    ),
-    *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
-    *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "watchdog_seconds")),
-    "data.on_bad_data",
-    *(f"train.{key}" for key in ("on_bad_step", "max_bad_steps", "spike_factor")),
-    "evaluate",
-    "make",
-}
 
 
 def described(config: Config, identity: dict) -> dict:
@@ -57,7 +39,7 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
     differences = _differences(state, config, identity)
     refused = []
     for key, (before, now) in differences.items():
-        verdict = "safe" if _safe(key, config) else "allowed" if _covered(key, allowed) else "refused"
+        verdict = "safe" if is_free(key, config) else "allowed" if covered(key, allowed) else "refused"
         if verdict == "refused":
             refused.append(key)
         say(f"changed since {path.name}: {key}: {before!r} -> {now!r} ({verdict})")
@@ -75,44 +57,26 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
 
 
 def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple]:
-    before = _flat(state["config"]) | _flat(state["identity"])
-    now = _flat(config.model_dump(mode="json")) | _flat(identity)
-    given = _flat(config.model_dump(mode="json", exclude_defaults=True))
+    none = {
+        "init_hash": None
+    }  # says that there was no LoRA to start from; other hashes may be newer than the record
+    before = none | flat(state["config"]) | flat(state["identity"])
+    now = none | dumped(config) | flat(identity)
+    given = flat(config.model_dump(mode="json", exclude_defaults=True))
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         # a key that the older version did not have is a difference where it is not at its default
-        if before.get(key) != now.get(key) and not (key not in before and key not in given | _flat(identity))
+        if before.get(key) != now.get(key) and not (key not in before and key not in given)
     }
 
 
-def _flat(value: dict, prefix: str = "") -> dict:
-    """Nested mappings -> dotted keys."""
-    flat = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def _safe(key: str, config: Config) -> bool:
-    if key == "train.steps" and config.train.schedule != "constant":
-        return False  # the schedule's end moves, and every learning rate with it
-    return _covered(key, SAFE)
-
-
-def _covered(key: str, keys: Collection[str]) -> bool:
-    return any(key == known or key.startswith(f"{known}.") for known in keys)
-
-
 def remove_run(run_dir: Path) -> None:
-    """Remove what an earlier run of this name left: checkpoints and logs."""
-    for folder in ("checkpoints", "tensorboard"):
+    """Remove what an earlier run of this name left: checkpoints, logs, results. Its exports stay."""
+    for folder in ("checkpoints", "tensorboard", "evaluations", "validation", *run_dir.glob("set-aside-*")):
         shutil.rmtree(run_dir / folder, ignore_errors=True)
-    for log in ("metrics.jsonl", "events.jsonl"):
-        (run_dir / log).unlink(missing_ok=True)
+    for file in ("metrics.jsonl", "events.jsonl", "results.json", "report.html"):
+        (run_dir / file).unlink(missing_ok=True)
 
 
 def explain_run(config: Config, identity: dict, *, done: int) -> None:

@@ -164,10 +164,10 @@ def check_trackers(config: Config) -> None:
 
 
 def scalars(values: dict) -> Iterator[tuple[str, float]]:
-    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`."""
+    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`. None is no number."""
     for name, value in values.items():
         if name == "buckets":
             for bucket, row in value.items():
-                yield from ((f"{bucket}/{key}", number) for key, number in row.items())
+                yield from ((f"{bucket}/{key}", number) for key, number in scalars(row))
         elif isinstance(value, (int, float)):
             yield name, value

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -27,7 +26,7 @@ from pgdpo.console import console, say
 from pgdpo.errors import InputError, Stopped
 from pgdpo.training import agreement
 from pgdpo.training.events import log_event
-from pgdpo.training.signals import STOPPING
+from pgdpo.training.signals import leave_signals_to_parent
 
 BEAT = 0.5  # seconds between two reports
 SILENT = 6 * BEAT  # without a report for so long, the whole process stands still
@@ -207,7 +206,7 @@ class Watchdog:
         where = f"rank {self._own.rank}, {self._own.phase}"
         console.print(f"[red]error[/]: {where}: {escape(text)}{escape(written)}")
         say("the last checkpoint is intact: start the same command again with --resume")
-        log_event(self.run_dir, self.step, "rank lost", text)
+        log_event(self.run_dir, self.step, "failed", text)
         os._exit(1)
 
 
@@ -217,8 +216,7 @@ def start_loader_process(worker: int) -> None:
     The signals that stop a run reach all processes of a job; and a connection that a loader still held would hide
     its rank's death.
     """
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     for line in list(_open):
         line.close()
 

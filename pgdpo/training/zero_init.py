@@ -103,12 +103,13 @@ def _reader(
 
 def weights_folder(family: Family) -> Path:
     """The folder with the transformer's safetensors; that of a hub id is downloaded first."""
-    local = Path(family.source)
-    if not local.is_dir():
-        from huggingface_hub import snapshot_download
+    local = family.part_folder(family.transformer_folder)
+    if local is not None:
+        return local
+    from huggingface_hub import snapshot_download
 
-        local = Path(snapshot_download(family.source, allow_patterns=[f"{family.transformer_folder}/*"]))
-    return local / family.transformer_folder
+    folder = snapshot_download(family.source, allow_patterns=[f"{family.transformer_folder}/*"])
+    return Path(folder) / family.transformer_folder
 
 
 class _Safetensors:

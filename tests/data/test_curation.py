@@ -218,6 +218,9 @@ def test_the_command_and_the_run_that_follows(config_file, tmp_path):
     events = (output / "half" / "events.jsonl").read_text()
     assert "margin: 6 of 12 pairs stay" in events
     with pytest.raises(
-        InputError, match="its data.select is .* data_hash"
-    ):  # a checkpoint of another selection
-        run_pgdpo("train", config_file, "name=half", "--resume", "train.steps=5")
+        InputError, match=r"its data.select is \[{.*says \[\]"
+    ):  # another selection is another run
+        run_pgdpo("train", config_file, "name=half", "--resume", "train.steps=5", "data.select=[]")
+    run_pgdpo("train", config_file, "name=half", "--resume", "train.steps=5")
+    resumed = [json.loads(line) for line in (output / "half" / "events.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in resumed if row["event"] == "selection"] == [0, 0, 4, 4]

@@ -105,7 +105,7 @@ def test_buckets_from_clips_to_evaluation(tmp_path, configured):
     run_pgdpo("train", config, "name=again", "train.steps=2")
     run_pgdpo("train", config, "name=again", "--resume")
     assert losses(tmp_path / "out", "again") == whole
-    run_pgdpo("reference", config, "train.cached_draws=3")
+    run_pgdpo("reference", config, "name=cached", "train.cached_draws=3")
     run_pgdpo("train", config, "name=cached", "train.reference=cached", "train.cached_draws=3")
     assert losses(tmp_path / "out", "cached") == pytest.approx(whole, rel=1e-6)
     run_pgdpo("evaluate", config, "evaluate.num_prompts=3", "evaluate.reward=null")
@@ -161,7 +161,12 @@ def test_an_interrupted_run_goes_on_and_an_edited_clip_is_encoded_again(tmp_path
     clip(tmp_path / "data/clips/000-rejected.mp4", 4, 16, 16, seed=99)
     run_pgdpo("prepare", config)
     last = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    assert [name for name in last if last[name] != after[name]] == ["shard-4x16x16-00000.safetensors"]
+    (new,) = [name for name in last if name not in after]
+    assert re.fullmatch(
+        r"shard-4x16x16-00000-[0-9a-f]{8}\.safetensors", new
+    )  # the earlier one stood until the end
+    assert after.keys() - last.keys() == {"shard-4x16x16-00000.safetensors"}
+    assert all(last[name] == after[name] for name in last if name != new)
 
 
 def test_room_is_known_before_the_first_clip(tmp_path, configured, monkeypatch, capfd):

@@ -61,6 +61,7 @@ def test_segments_are_drawn(config_file):
         (copied / file.name).symlink_to(file)
     (copied / "index.json").unlink()
     (copied / "index.json").write_text(json.dumps(prepared))
+    (config_file.parent / "out" / "toy").unlink()  # its manifest has no such labels
     run_pgdpo("report", config_file, "evaluate.report_pairs=1")
     page = (config_file.parent / "out" / "dpo" / "report.html").read_text()
     assert 'aria-label="Preference by segment: 1, -1"' in page

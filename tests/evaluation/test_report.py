@@ -378,8 +378,15 @@ def test_each_alarm_goes_off_at_its_own_defect_alone():
 
 
 def test_skipped_steps_raise_the_alarm():
-    rows = [row | {"skipped": 2} for row in metric_rows()]
+    rows = [row | {"skipped_steps": 2} for row in metric_rows()]
     assert states(rows, made_results())["Non-finite numbers"] == "warning"
+
+
+def test_a_loss_that_json_has_no_word_for_raises_the_alarm():
+    rows = metric_rows()
+    rows[4]["loss"] = None
+    [alarm] = [alarm for alarm in alarms(rows, made_results(), 500) if alarm.title == "Non-finite numbers"]
+    assert alarm.state == "warning" and "first at step 5, in 1 of 40" in alarm.value
 
 
 def test_smoothing_is_a_centred_mean_over_finite_values():

@@ -77,6 +77,20 @@ def slow_steps(rank: int, *, seconds: float) -> None:
     Trainer.pair_loss = slowly
 
 
+def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
+    """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
+    from pgdpo.training.loop import Trainer
+
+    take = Trainer._step
+
+    def stepping(self, number, loaded):
+        if rank == victim and number == step:
+            time.sleep(seconds)
+        return take(self, number, loaded)
+
+    Trainer._step = stepping
+
+
 def slow_saves(rank: int, *, seconds: float) -> None:
     """The main rank waits while it writes, and again before it publishes."""
     from pgdpo.training import checkpoint

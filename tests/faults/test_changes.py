@@ -43,7 +43,7 @@ def test_unsafe_changes_are_refused_unless_allowed(trained, tmp_path, tally):
     for key, (value, old, new) in UNSAFE.items():
         with pytest.raises(InputError) as caught:
             run_pgdpo("train", trained, "--resume", f"{key}={value}")
-        pattern = rf"step-00000002: its {key} is {old}, this configuration's is {new}: .*--allow-change {key}"
+        pattern = rf"dpo: its {key} is {old}, the command line says {new}: .*--allow-change {key}"
         refused += re.search(pattern, str(caught.value)) is not None
     assert (run_dir / "config.yaml").read_text() == before  # a refused start writes nothing
     copy = shutil.copytree(run_dir, run_dir.with_name("allowed"))

@@ -19,8 +19,8 @@ from pgdpo.config import load_config
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import fetch
 from pgdpo.errors import InputError
-from pgdpo.training.checkpoint import read_state, read_weights
-from pgdpo.training.published import MANIFEST, _manifest_text, find_damage
+from pgdpo.training.checkpoint import read_weights
+from pgdpo.training.published import MANIFEST, _manifest_text, find_damage, read_state
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
 
 ROOT = Path(__file__).parents[2]

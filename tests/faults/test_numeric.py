@@ -51,7 +51,24 @@ def test_a_pair_that_is_not_finite_stops_the_run_before_the_optimizer(config_fil
     step = int(str(e.value).split(":")[0].removeprefix("step "))
     steps_done = len(list((spoilt / "dpo" / "checkpoints").glob("step-*")))
     assert steps_done == min(step - 1, 2)  # two are kept
+    assert ended_by(spoilt, step, "the loss is not finite") == ["train-00002"]
     tally(10, 1, 1)
+
+
+def ended_by(output, step, words) -> list[str]:
+    """A run that a fault ended says so everywhere. Returns the pairs that it names."""
+    row = metrics(output, "dpo")[-1]
+    taken, failed = read_events(output / "dpo")[-2:]
+    assert row["step"] == taken["step"] == failed["step"] == step
+    assert (taken["event"], failed["event"]) == ("step not taken", "failed")
+    assert all(words in text for text in (row["fault"], taken["message"], failed["message"]))
+    for event in (taken, failed):
+        assert (event["pairs"], event["shares"]) == (row["fault_pairs"], row["fault_shares"])
+    run_pgdpo("report", output.parent / "config.yaml", f"output_dir={output}", "evaluate.report_pairs=1")
+    page = (output / "dpo" / "report.html").read_text()
+    assert page.index(f"This run failed in step {step}.") < page.index("<h1>")
+    assert all(name in page for name in row["fault_pairs"])
+    return row["fault_pairs"]
 
 
 SLOW = pytest.mark.slow
@@ -94,6 +111,9 @@ def test_too_many_in_a_row_stop_the_run(config_file, world, tmp_path, tally):
     with pytest.raises(InputError, match=r"step 3: .*: 3 steps in a row were not taken"):
         start(config_file, output, "train.steps=6", "train.on_bad_step=skip", "train.max_bad_steps=3")
     assert not list((output / "dpo/checkpoints").glob("step-00000003*"))
+    events = [(event["event"], event["step"]) for event in read_events(output / "dpo")]
+    assert events == [("started", 0), *(("step not taken", step) for step in (1, 2, 3)), ("failed", 3)]
+    assert [bool(row["fault"]) for row in metrics(output, "dpo")] == [True] * 3
     tally(10, 1, 1)
 
 
@@ -113,8 +133,10 @@ def inject(monkeypatch, steps, change):
 
 
 def scaled(output):
-    output.loss = output.loss * 1000
-    output.per_pair = output.per_pair * 1000
+    """The first pair of each micro-batch of two has two thirds of it."""
+    factor = torch.tensor([1000.0, 500.0])
+    output.loss = (output.per_pair * factor).mean()
+    output.per_pair = output.per_pair * factor
 
 
 def steep(output):
@@ -160,15 +182,22 @@ def test_a_spike_of_the_loss_is_seen_in_its_step(config_file, monkeypatch, stage
         arguments += ["train.checkpoint_every=4"]
     if policy == "raise":
         with pytest.raises(
-            InputError, match=r"step 14: the loss .* times that of the steps before .*: nothing was"
+            InputError, match=r"step 14: the loss .* times its scale .*; pairs: train.*%\).*: nothing was"
         ):
             start(config_file, output, *arguments)
+        assert len(ended_by(output, 14, "times its scale")) == 4
         assert not list((output / "dpo/checkpoints").glob("step-00000014*"))
         tally(11, 1, 1)
         return
     start(config_file, output, *arguments)
     rows = metrics(output, "dpo")
-    assert [row["step"] for row in rows if row.get("fault")] == [14]
+    [row] = [row for row in rows if row.get("fault")]
+    assert row["step"] == 14
+    named = dict(zip(row["fault_pairs"], row["fault_shares"], strict=True))
+    assert list(named.values()) == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 6], abs=0.05)
+    [event] = [event for event in read_events(output / "dpo") if event["event"] == "step not taken"]
+    assert dict(zip(event["pairs"], event["shares"], strict=True)) == named
+    assert all(f"{name} ({share:.0%})" in event["message"] for name, share in named.items())
     if policy == "skip":
         assert same(weights(output, 14), weights(output, 13))
         assert not same(weights(output, 15), weights(output, 14))
@@ -193,7 +222,44 @@ def test_a_resumed_run_decides_as_one_that_never_stopped(config_file, spoilt, ta
     tally(10, 1, 1)
 
 
-def test_the_guard_costs_one_collective_of_32_bytes_a_step(config_file, monkeypatch):
+def test_a_spike_is_named_alike_by_two_ranks(config_file, ranks):
+    """One rank's pairs are at fault; both ranks end with the same words."""
+    command = [
+        "train",
+        config_file,
+        "train.steps=16",
+        "train.micro_batch_pairs=1",
+        "train.checkpoint_every=20",
+    ]
+    job = ranks.start([command], hook="scale_loss", victim=1, step=14, factors=[1000.0], seen=True)
+    assert job.wait(60) == [2, 2]
+    [event] = [e for e in read_events(config_file.parent / "out/dpo") if e["event"] == "step not taken"]
+    assert event["pairs"] and event["shares"] == sorted(event["shares"], reverse=True)
+    assert all(event["message"] in " ".join(job.text(rank).split()) for rank in range(2))
+
+
+def test_a_crash_is_logged_as_a_failure_and_an_end_as_such(config_file, monkeypatch):
+    from pgdpo.training.loop import Trainer
+
+    output = config_file.parent / "out"
+    start(config_file, output, "train.steps=2")
+    assert [event["event"] for event in read_events(output / "dpo")] == ["started", "finished"]
+    with pytest.raises(InputError, match="--resume"):  # a command that is refused is no failure of the run
+        start(config_file, output, "train.steps=4")
+    take = Trainer._step
+
+    def breaks(self, step, loaded):
+        return take(self, step, loaded) if step < 3 else [][step]
+
+    monkeypatch.setattr(Trainer, "_step", breaks)
+    with pytest.raises(IndexError):
+        run_pgdpo("train", config_file, f"output_dir={output}", "train.steps=6", "--resume")
+    events = read_events(output / "dpo")
+    assert [event["event"] for event in events if event["event"] != "changed"][2:] == ["resumed", "failed"]
+    assert events[-1]["step"] == 3 and events[-1]["message"] == "IndexError: list index out of range"
+
+
+def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypatch):
     """Whatever the number of micro-batches; every other all-reduce of a run with a guard is DeepSpeed's."""
     sizes, real = [], dist.all_reduce
 
@@ -219,4 +285,4 @@ def test_the_guard_costs_one_collective_of_32_bytes_a_step(config_file, monkeypa
     monkeypatch.setattr(Trainer, "_save", lambda self, step: None)
     monkeypatch.setattr(Trainer, "_published", lambda self, step: config_file)
     Trainer(config).train()
-    assert sizes == [32] * trainer_steps
+    assert sizes == [40] * trainer_steps

@@ -17,8 +17,7 @@ from pgdpo.data.tables import read_records
 from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem
-from pgdpo.training.checkpoint import read_state
-from pgdpo.training.published import find_damage
+from pgdpo.training.published import find_damage, read_state
 from tests.faults.peaks import peaks
 from tests.faults.test_clips import picture
 from tests.worlds import run_pgdpo

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.golden.record import STACK, differences, read, write
 from tests.golden.runs import RUNS, run_all
+from tests.ranks import Ranks, Zygote
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not reason:
         parser.error("--reason is empty: say what moved the losses, and why that is right")
     with tempfile.TemporaryDirectory() as folder:
-        found, again = (run_all(Path(folder) / name) for name in ("first", "second"))
+        zygote = Zygote()
+        try:
+            ranks = Ranks({False: zygote}, Path(folder))
+            found, again = (run_all(Path(folder) / name, ranks) for name in ("first", "second"))
+        finally:
+            zygote.close()
     unsteady = differences({run: found.tables[run] for run in RUNS}, again.tables, exact=True)
     if unsteady:
         parser.exit(1, "nothing recorded: two runs in a row differ\n" + "\n".join(map(str, unsteady)) + "\n")

@@ -1,44 +1,21 @@
 """The five golden runs: short trainings whose losses are written down, to show that a change moved nothing.
 
-    python -m tests.golden.runs FOLDER
-
-`run_all` starts that in a process of its own, because what decides the last bits (vector instructions, threads) is read
-when torch is first imported. The process imports the libraries once and forks itself for every rank: three imports
-would take longer than all the training.
+A server of ranks makes them (`tests/zygote.py`) that was started in the environment `PINNED`, because what decides the
+last bits (vector instructions, threads) is read when torch is first imported.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import multiprocessing
 import os
 import platform
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.golden.inputs import CONFIG, MANIFEST, MODEL
+from tests.ranks import PINNED, Ranks
 from tests.worlds import metrics, run_pgdpo
 
-# What decides bits on a CPU, held at what most of them have. COMPATIBLE is the one mode of MKL that is the same on
-# every maker's processors. No GPU is seen, and without Triton's interpreter the eager twins of the kernels run.
-PINNED = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "MKL_CBWR": "COMPATIBLE",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "DS_ACCELERATOR": "cpu",
-    "TRITON_INTERPRET": "0",
-}
-IMPORTED = ("torch.utils.tensorboard", "diffusers.models", "transformers", "peft", "deepspeed")
 PACKAGES = ("torch", "numpy", "diffusers", "peft", "deepspeed")  # whose code is in a loss
 CPU_KEYS = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  # of Linux on x86 and on Arm
 
@@ -88,27 +65,15 @@ class Found:
     stack: dict
 
 
-def run_all(folder: Path, environment: Mapping[str, str] = PINNED) -> Found:
-    """All runs, and the one with the defect, in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, "-m", "tests.golden.runs", str(folder)]
-    with subprocess.Popen(
-        program,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=280)
-        except BaseException:  # its ranks too, which would go on without it
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise AssertionError(f"a golden run ended with an error:\n{said}")
+def run_all(folder: Path, ranks: Ranks) -> Found:
+    """All runs, and the one with the defect, in `folder`; `ranks` are those of a server under `PINNED`."""
+    # The two groups share nothing, and go on beside each other.
+    jobs = [ranks.start(function=run_group, arguments=(str(folder), size), ranks=size) for size in (1, 2)]
+    stacks = [stack for job in jobs for stack in job.values(timeout=280)]
+    if any(stack != stacks[0] for stack in stacks):
+        raise AssertionError(f"ranks of one server computed on different stacks: {stacks}")
     tables = {name: _table(_group(folder, run.ranks), name) for name, run in (RUNS | DEFECT).items()}
-    return Found(tables, json.loads((folder / "stack.json").read_text(encoding="utf-8")))
+    return Found(tables, stacks[0])
 
 
 def stack() -> dict:
@@ -141,7 +106,7 @@ def _cpu() -> str:
 
 
 def _group(folder: Path, ranks: int) -> Path:
-    """Where the runs on `ranks` are; the two groups share nothing, and go on beside each other."""
+    """Where the runs on `ranks` are."""
     return folder / f"ranks-{ranks}"
 
 
@@ -150,33 +115,14 @@ def _table(group: Path, run: str) -> Table:
     return [{"step": row["step"], **{name: row[name] for name in COLUMNS if name in row}} for row in rows]
 
 
-def _run_everything(folder: Path) -> None:
-    for module in IMPORTED:
-        importlib.import_module(module)
-    (folder / "stack.json").write_text(json.dumps(stack()), encoding="utf-8")
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_run_rank, args=(folder, *part)) for part in ((0, 1), (0, 2), (1, 2))]
-    for process in ranks:
-        process.start()
-    running = {process.sentinel: process for process in ranks}
-    while running:
-        for sentinel in wait(list(running)):
-            ended = running.pop(sentinel)
-            ended.join()
-            if ended.exitcode:
-                for process in running.values():  # the other rank would wait for it
-                    process.kill()
-                sys.exit(1)
-
-
-def _run_rank(folder: Path, rank: int, ranks: int) -> None:
-    """One rank's part of the runs on `ranks`."""
+def run_group(folder: str, ranks: int) -> dict:
+    """One rank's part of the runs on `ranks`; returns `stack()`."""
     import torch.distributed as dist
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    group = _group(folder, ranks)
+    group = _group(Path(folder), ranks)
     group.mkdir(parents=True, exist_ok=True)
     # One process group for all commands, which meets through a file: a port could be taken.
+    rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=f"file://{group}/store", rank=rank, world_size=ranks)
     where = [f"output_dir={group}", f"data.train={MANIFEST}", f"model.path={MODEL}"]
     run_pgdpo("prepare", CONFIG, *where)
@@ -186,7 +132,4 @@ def _run_rank(folder: Path, rank: int, ranks: int) -> None:
     for name, run in runs.items():
         run_pgdpo("train", CONFIG, *where, f"name={name}", *run.overrides)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _run_everything(Path(sys.argv[1]))
+    return stack()

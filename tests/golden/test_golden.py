@@ -10,15 +10,16 @@ import torch
 from tests.golden import record, renew
 from tests.golden.inputs import pixels_sha256
 from tests.golden.record import differences, explain, read
-from tests.golden.runs import PINNED, RUNS, run_all
+from tests.golden.runs import RUNS, run_all
+from tests.ranks import PINNED
 
 LN2 = float(torch.tensor(math.log(2), dtype=torch.float32))
 
 
-def test_the_runs_are_the_recorded_ones_and_a_defect_is_found(tmp_path):
+def test_the_runs_are_the_recorded_ones_and_a_defect_is_found(ranks, tmp_path):
     """One test, since the runs are made once for each worker that asks for them."""
     recorded = read()
-    found = run_all(tmp_path)
+    found = run_all(tmp_path, ranks)
     exact = found.stack == recorded.stack
     for run in RUNS:
         assert found.tables[run][0]["margin"] == 0.0, run

@@ -28,15 +28,13 @@ IDS = torch.tensor([11, 12])
 
 
 @pytest.fixture(scope="module", params=["2b", "5b"])
-def folder(request, tmp_path_factory):
-    return save_tiny_cogvideox(
-        tmp_path_factory.mktemp(f"cogvideox_{request.param}"), rotary=request.param == "5b"
-    )
+def folder(request, saved):
+    return saved(save_tiny_cogvideox, rotary=request.param == "5b")
 
 
 @pytest.fixture(scope="module")
-def tiny_2b(tmp_path_factory):
-    return save_tiny_cogvideox(tmp_path_factory.mktemp("cogvideox"), rotary=False)
+def tiny_2b(saved):
+    return saved(save_tiny_cogvideox, rotary=False)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ IDS = torch.tensor([11, 12])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_hunyuan_video(tmp_path_factory.mktemp("hunyuan_video"))
+def folder(saved):
+    return saved(save_tiny_hunyuan_video)
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ IDS = torch.tensor([11, 12])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_ltx(tmp_path_factory.mktemp("ltx"))
+def folder(saved):
+    return saved(save_tiny_ltx)
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,10 @@ def test_the_transformer_is_called_as_the_pipeline_calls_it(folder, pipeline, fr
 
 
 @pytest.mark.parametrize("timestep_conditioning", [False, True])
-def test_latents_are_what_the_pipeline_decodes(tmp_path, timestep_conditioning):
+def test_latents_are_what_the_pipeline_decodes(saved, timestep_conditioning):
     from diffusers import LTXPipeline
 
-    folder = save_tiny_ltx(tmp_path / "ltx", timestep_conditioning=timestep_conditioning)
+    folder = saved(save_tiny_ltx, timestep_conditioning=timestep_conditioning)
     pipeline = LTXPipeline.from_pretrained(folder)
     family = open_tiny("ltx", folder)
     encoders = family.load_encoders(torch.device("cpu"))

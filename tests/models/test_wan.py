@@ -22,9 +22,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """kind -> folder, each saved once."""
-    return functools.cache(lambda kind: save_tiny(kind, tmp_path_factory.mktemp("wan")))
+def tiny(saved):
+    """kind -> folder."""
+    return functools.partial(saved, save_tiny)
 
 
 @pytest.fixture(scope="module", params=CASES)

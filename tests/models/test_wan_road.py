@@ -41,8 +41,10 @@ def call_options(kind: str, image: bool) -> dict:
 
 @pytest.mark.usefixtures("eager_kernels")
 @pytest.mark.parametrize(("kind", "overrides", "image"), ROADS)
-def test_a_whole_pipeline_trains_and_its_pipeline_takes_the_adapter(kind, overrides, image, world, tmp_path):
-    folder = save_tiny(kind, tmp_path / "model")
+def test_a_whole_pipeline_trains_and_its_pipeline_takes_the_adapter(
+    kind, overrides, image, world, tmp_path, saved
+):
+    folder = saved(save_tiny, kind)
     run = Road("wan", folder, world, tmp_path, SIZES[kind]).walk(*overrides)
     index = json.loads((tmp_path / "out/prepared/train/index.json").read_text())
     assert ("image_latents" in index["image"]) == image
@@ -83,8 +85,8 @@ def check_other_adapter(folder, export, pipeline, latents, kind):
 
 
 @pytest.fixture(scope="module")
-def image_to_video(tmp_path_factory):
-    return save_tiny("2.1 i2v", tmp_path_factory.mktemp("wan"))
+def image_to_video(saved):
+    return saved(save_tiny, "2.1 i2v")
 
 
 @pytest.fixture
@@ -125,6 +127,13 @@ def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pict
         for name, tensor in encoders.encode_image(image, frames).items():
             torch.testing.assert_close(found[name], tensor)
     assert not torch.equal(found["image_embeds"], data[0, 0]["conditioning"]["image_embeds"])
+    Image.fromarray(255 - pictures[0]).save(tmp_path / "first.png")
+    with pytest.raises(InputError, match=r"train.jsonl:1: pair `\S+`: `image`, 'first.png', has other bytes"):
+        open_pairs(with_pictures, "train")
+    run_prepare(with_pictures)
+    changed = open_pairs(with_pictures, "train")
+    assert changed.rows[1]["sha256"] == data.rows[1]["sha256"]
+    assert changed.rows[0]["sha256"] != data.rows[0]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -149,11 +158,13 @@ def test_a_bad_picture_is_named(with_pictures, tmp_path, spoil, words):
 
 
 def test_pairs_prepared_without_the_image_are_refused(world, image_to_video, tmp_path):
-    """Prepared by a text-to-video model, asked for by an image-to-video one."""
+    """Prepared by other encoders, asked for by an image-to-video model."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/prepared").symlink_to(world / "out/prepared")
     config = Road("wan", image_to_video, world, tmp_path, (4, 16, 16)).config()
-    with pytest.raises(InputError, match=r"`image` is \[\].*needs \['image_embeds', 'image_latents'\]"):
+    with pytest.raises(
+        InputError, match=r"other encoders than those that prepared: .*vae \(None, .*image \(None, "
+    ):
         run_pgdpo("train", config)
 
 
@@ -214,8 +225,8 @@ def test_missing_weights_are_said(image_to_video, tmp_path):
         open_tiny("wan", copy).load_transformer(dtype=torch.float32)
 
 
-def test_an_adapter_for_the_other_expert_must_be_there(tmp_path):
-    folder = save_tiny("2.2 t2v a14b", tmp_path / "model")
+def test_an_adapter_for_the_other_expert_must_be_there(tmp_path, saved):
+    folder = saved(save_tiny, "2.2 t2v a14b")
     with pytest.raises(
         InputError, match=r"other_adapter is .*nowhere.*no pytorch_lora_weights.safetensors in it"
     ):
@@ -231,9 +242,9 @@ def test_an_adapter_for_the_other_expert_must_be_there(tmp_path):
         ("2.2 ti2v 5b", (5, 32, 48), ["width is 48", "multiples of 32", "32 or 64"]),
     ],
 )
-def test_sizes_that_do_not_fit_name_the_nearest(kind, size, words, tmp_path):
+def test_sizes_that_do_not_fit_name_the_nearest(kind, size, words, saved):
     with pytest.raises(InputError) as refused:
-        open_tiny("wan", save_tiny(kind, tmp_path)).check_size(*size)
+        open_tiny("wan", saved(save_tiny, kind)).check_size(*size)
     assert all(word in str(refused.value) for word in words)
 
 
@@ -248,8 +259,8 @@ def test_sizes_that_do_not_fit_name_the_nearest(kind, size, words, tmp_path):
         ("wan22_ti2v_5b", "2.2 ti2v 5b"),
     ],
 )
-def test_the_shipped_configurations_fit_the_model(name, kind, tmp_path):
+def test_the_shipped_configurations_fit_the_model(name, kind, saved):
     config = load_config(f"{name}.yaml")
     keys = {"task": config.model.task, "expert": config.model.expert}
-    family = open_tiny("wan", save_tiny(kind, tmp_path), **keys)
+    family = open_tiny("wan", saved(save_tiny, kind), **keys)
     family.check_size(config.data.num_frames, config.data.height, config.data.width)

@@ -10,16 +10,17 @@ from tests.planning.test_planned_memory import really_saved
 from tests.worlds import write_config
 
 FAMILIES = {
-    "hunyuan_video": (tiny_pipelines.save_tiny_hunyuan_video, (5, 32, 32)),
-    "cogvideox": (lambda folder: tiny_pipelines.save_tiny_cogvideox(folder, rotary=True), (9, 32, 32)),
-    "ltx": (tiny_pipelines.save_tiny_ltx, (9, 64, 64)),
+    "hunyuan_video": (tiny_pipelines.save_tiny_hunyuan_video, {}, (5, 32, 32)),
+    "cogvideox": (tiny_pipelines.save_tiny_cogvideox, {"rotary": True}, (9, 32, 32)),
+    "ltx": (tiny_pipelines.save_tiny_ltx, {}, (9, 64, 64)),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_activations_of_a_family(family, tmp_path):
-    save, (frames, height, width) = FAMILIES[family]
-    model = {"family": family, "path": str(save(tmp_path / "model")), "encoders": "pipeline", "adapter": None}
+def test_weights_and_activations_of_a_family(family, saved, tmp_path):
+    save, options, (frames, height, width) = FAMILIES[family]
+    folder = saved(save, **options)
+    model = {"family": family, "path": str(folder), "encoders": "pipeline", "adapter": None}
     data = {"num_frames": frames, "height": height, "width": width}
     file = write_config(tmp_path / "c.yaml", tmp_path / "out", tmp_path, model=model, data=data)
     config = load_config(file)

@@ -16,7 +16,7 @@ from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
 from tests.worlds import run_pgdpo
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "traced_once")
 
 HELD = ["model.gradient_checkpointing=full", "train.micro_batch_pairs=1"]  # little is left to change
 TOLD = ["--gpus", "2", "--gpu", "H100", "--json"]

@@ -41,6 +41,7 @@ def predict_with_diffusers_alone(tmp_path, base, adapter, inputs):
 
 def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path):
     from pgdpo.config import load_config
+    from pgdpo.runs import open_run
     from pgdpo.training.export import load_trained
 
     run_pgdpo("train", config_file)
@@ -51,7 +52,7 @@ def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path
         "timestep": torch.tensor([250.0, 900.0]),
         "encoder_hidden_states": torch.randn(2, 8, 64),
     }
-    family, trained = load_trained(config)
+    family, trained = load_trained(open_run(config))
     with torch.no_grad():
         ours = family.predict(
             trained,
@@ -137,5 +138,5 @@ def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
 def test_export_without_a_checkpoint_says_what_to_run(config_file):
     from pgdpo.errors import InputError
 
-    with pytest.raises(InputError, match="no valid checkpoint: run `pgdpo train`"):
+    with pytest.raises(InputError, match="out/dpo: no run: `pgdpo train`"):
         run_pgdpo("export", config_file)

@@ -306,9 +306,9 @@ class TestBeta:
     def test_two_ranks_warn_and_log_as_one(self, config_file, ranks):
         """Names and means over micro-batches and ranks with every diagnostic on; the advised beta over all pairs."""
         objective = "objective={name: dpo, beta: 1.0e-4, safeguard: {mu: 0.5}}"
-        one = train(config_file, "one", objective, "data.segments=2", *self.LONG)
-        ranks.train(config_file, {"two": [objective, "data.segments=2", *self.LONG]})
-        two = metrics(config_file.parent / "out", "two")
+        for name, count in (("one", 1), ("two", 2)):
+            ranks.train(config_file, {name: [objective, "data.segments=2", *self.LONG]}, ranks=count)
+        one, two = (metrics(config_file.parent / "out", name) for name in ("one", "two"))
         names = {"safeguard/lambda", "safeguard/cosine", "saturation", "segment_reward_entropy", "displacement",
                  "gradient_share/rejected"}  # fmt: skip
         for alone, shared in zip(one, two, strict=True):

@@ -2,7 +2,8 @@
 
 Real diffusers blocks at full width on fake tensors, which hold no data: every operation's inputs and outputs are
 counted as they pass the dispatcher, but for matrix products, attention and the activations of the feed-forward.
-Parameters are frozen, as under LoRA. `python tests/kernels/ops/block_bytes.py` prints the table.
+Parameters are frozen, as under LoRA. `python tests/kernels/ops/block_bytes.py` prints the table; who calls `count` sets
+TRITON_INTERPRET=1, with which fused ops take CPU tensors. None of their kernels runs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # fused ops then take CPU tensors; none of their kernels runs
 
 import torch
 import torch.nn.functional as F
@@ -176,4 +175,5 @@ def table(counts: dict[str, tuple[Bytes, Bytes]]) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"
     print(table({name: count(name) for name in BLOCKS}))

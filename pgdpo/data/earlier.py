@@ -1,0 +1,128 @@
+"""What an earlier `prepare` left in a folder, of which the next one takes what it need not make anew."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pgdpo.data.buckets import Size
+from pgdpo.data.clips import SAID, probe_pair
+from pgdpo.data.made_of import FileEntry, entries
+from pgdpo.data.manifest import PairRow
+from pgdpo.data.shards import ENCODING, INDEX, note_of, tensors_sha256, written_files
+from pgdpo.models.family import Encoders
+
+OPEN_FILES = 16  # at most; pairs that stood together mostly still do
+
+
+class Earlier:
+    """The earlier index of a folder and its files. All of it may be missing, damaged, or of other encoders.
+
+    What is taken from a file is held against the hash that the index has of it.
+    """
+
+    def __init__(self, folder: Path, encoders: Encoders, latent_dtype: str) -> None:
+        self.folder = folder
+        self._finished = written_files(folder)
+        self._handles: dict[Path, object] = {}
+        try:
+            self._take_over(_read(folder / "index.json"), encoders, latent_dtype)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # not what a `prepare` writes
+            self._take_over({}, encoders, latent_dtype)
+
+    def _take_over(self, index: dict, encoders: Encoders, latent_dtype: str) -> None:
+        self.ids = [row["id"] for row in index.get("pairs", [])]
+        self._shards = index.get("shards", [])
+        self._image = index.get("image", [])
+        self._text = index.get("text", {})
+        self._rows = {row["id"]: row for row in index.get("pairs", [])}
+        made = index["made_of"] if index.get("format") == INDEX else {}
+        self.pairs: dict[str, dict] = made.get("pairs", {})
+        same = made.get("encoding") == ENCODING
+        parts = made.get("parts", {})
+        self._same_clips = (
+            same and parts.get("clips") == encoders.parts["clips"] and made["latent_dtype"] == latent_dtype
+        )
+        self._same_text = same and parts.get("text") == encoders.parts["text"]
+        self._by_identity = {
+            _identity(entries(files), self._shards[self._rows[name]["shard"]]["size"]): name
+            for name, files in self.pairs.items()
+            if name in self._rows
+        }
+        self._rates = {files["chosen"][3]: files["fps"] for files in self.pairs.values() if "fps" in files}
+
+    def place(self, stem: str, key: str) -> Path:
+        """Where a file made from `key` stands or is to be written: never over one that was made from another."""
+        if key in self._finished:
+            return self._finished[key]
+        path = self.folder / f"{stem}.safetensors"
+        return path.with_stem(f"{stem}-{key[:8]}") if note_of(path).is_file() else path
+
+    def rate(self, files: Mapping[str, FileEntry]) -> float | None:
+        """Frames a second of a pair's clips, if they were looked at before."""
+        return self._rates.get(files["chosen"][3])
+
+    def pair(
+        self, row: PairRow, files: Mapping[str, FileEntry], size: Size
+    ) -> dict[str, torch.Tensor] | None:
+        """The tensors of a pair of these files at this size. Raises InputError where its row says what isn't so."""
+        name = self._by_identity.get(_identity(files, size)) if self._same_clips else None
+        if name is None:
+            return None
+        was = self._rows[name]
+        if any(row.extra.get(what) != was.get(what) for what in SAID):
+            probe_pair(row)
+        names = ["chosen", "rejected", *self._image, *(["mask"] if "mask" in files else [])]
+        return self._taken(self._shards[was["shard"]], was["key"], names, was["sha256"])
+
+    def prompt(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The embedding under a prompt's key."""
+        if not self._same_text or key not in self._text["prompts"]:
+            return None
+        number, digest = self._text["prompts"][key]
+        return self._taken(self._text["files"][number], key, self._text["names"], digest)
+
+    def superseded(self, groups: Sequence[Sequence[str]]) -> int:
+        """Bytes of the shards that hold none of these groups of ids, and stay beside the new ones to the end."""
+        there = {tuple(group) for group in groups}
+        held: dict[int, list[str]] = {}
+        for name, row in self._rows.items():
+            held.setdefault(row["shard"], []).append(name)
+        return sum(
+            self._shards[number]["bytes"] for number, names in held.items() if tuple(names) not in there
+        )
+
+    def _taken(
+        self, entry: Mapping, key: str, names: Sequence[str], digest: str
+    ) -> dict[str, torch.Tensor] | None:
+        path = self.folder / entry["file"]
+        with contextlib.suppress(OSError, SafetensorError):
+            if path.stat().st_size != entry["bytes"]:
+                return None  # a mapped file that was cut short would kill the process
+            if path not in self._handles:
+                if len(self._handles) == OPEN_FILES:
+                    self._handles.clear()
+                self._handles[path] = safe_open(path, framework="pt")
+            # Copies: what is taken twice shares no memory, and nothing is read from the file later.
+            tensors = {name: self._handles[path].get_tensor(f"{key}.{name}").clone() for name in names}
+            if tensors_sha256(tensors) == digest:
+                return tensors
+        return None
+
+
+def _identity(files: Mapping[str, FileEntry], size: Sequence[int]) -> tuple:
+    """What a pair's tensors follow from, beside the encoders."""
+    return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size))
+
+
+def _read(path: Path) -> dict:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}

@@ -1,0 +1,93 @@
+"""What prepared data were made of: the part `made_of` of a prepared folder's index, by which later commands see what
+is another by now (`stale.py`), and `prepare` what it need not make anew (`earlier.py`).
+
+    "made_of": {
+        "source": "data/train.jsonl",   # as the configuration names it, and of the toy its settings
+        "toy": null,
+        "ties": "drop",
+        "latent_dtype": "bfloat16",
+        "encoding": 3,                  # shards.ENCODING
+        "parts": {"clips": {"vae": "..."}, "text": {"tokenizer": "...", "text_encoder": "..."}},
+        "pairs": {                      # every row of the manifest, in its order; those that were left out as bad too
+            "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...], "fps": 16.0}
+        }
+    }
+
+A file is known by the name that its row gives it, its size and its time; only where one of them is another, it is
+read. One that is replaced at equal size and time is seen by `check --full` and `prepare --full` alone. The rows'
+prompts and labels stand in the index's `pairs` themselves, sizes and the encoders' fingerprint beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pgdpo.data import toy
+from pgdpo.data.clips import files_of
+from pgdpo.data.files import sha256_of
+from pgdpo.data.manifest import FILES, PairRow
+from pgdpo.data.shards import ENCODING
+from pgdpo.settings import Config, DataConfig
+
+FileEntry = list  # name in the row, bytes, mtime in ns, SHA-256
+
+
+def named_source(data: DataConfig, split: str) -> dict[str, Any]:
+    """Which rows a configuration names for `train` or `held_out`, in words of its own."""
+    source = getattr(data, split)
+    settings = None
+    if source == "toy":
+        pairs = getattr(data.toy, f"{split}_pairs")
+        settings = {"format": toy.FORMAT, "seed": data.toy.seed, "pairs": pairs}
+    return {"source": source, "toy": settings, "ties": data.ties}
+
+
+def manifest_of(config: Config, split: str) -> str | Path:
+    """Where the manifest of a split lies; the toy's is there when it was rendered."""
+    source = getattr(config.data, split)
+    return config.output_dir / "toy" / f"{split}.jsonl" if source == "toy" else source
+
+
+def record(
+    data: DataConfig, split: str, parts: Mapping, pairs: dict[str, dict[str, FileEntry | float]]
+) -> dict[str, Any]:
+    """The whole part; `parts`: of the encoders."""
+    return {
+        **named_source(data, split),
+        "latent_dtype": data.latent_dtype,
+        "encoding": ENCODING,
+        "parts": parts,
+        "pairs": pairs,
+    }
+
+
+def entries(pair: Mapping) -> dict[str, FileEntry]:
+    """The files of one of the record's `pairs`, by key."""
+    return {key: pair[key] for key in FILES if key in pair}
+
+
+class Hashes:
+    """SHA-256 of files, which are read only where no earlier record has one of that name, size and time."""
+
+    def __init__(self, pairs: Iterable[Mapping] = ()) -> None:
+        """`pairs`: of an earlier record."""
+        known = [entry for pair in pairs for entry in entries(pair).values()]
+        self._known = {(name, size, time): digest for name, size, time, digest in known}
+
+    def entry(self, name: str, path: Path) -> FileEntry:
+        """Raises OSError."""
+        found = path.stat()  # before it is read: what is written meanwhile has another time
+        key = (name, found.st_size, found.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = sha256_of(path)
+        return [*key, self._known[key]]
+
+    def knows(self, name: str, size: int, time: int) -> bool:
+        return (name, size, time) in self._known
+
+    def files(self, row: PairRow, *, with_image: bool) -> dict[str, FileEntry]:
+        """What a record holds of a row's files."""
+        keys = files_of(row, with_image=with_image)
+        return {key: self.entry(row.named[key], getattr(row, key)) for key in keys}

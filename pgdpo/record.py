@@ -1,0 +1,106 @@
+"""A run's record: the configuration that it was trained in, and which keys a later command may give.
+
+Every checkpoint holds the configuration that wrote it (`state.json`, hashed with the rest); before the first one there
+is `config.yaml`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pgdpo.config import validated
+from pgdpo.errors import InputError
+from pgdpo.problems import raise_errors
+from pgdpo.settings import Config
+from pgdpo.training.published import checkpoints_of, read_state
+
+MARK = "run.json"  # beside `config.yaml`, which may be anybody's
+# Where things lie. What lies there is compared by its hash, so that a run may move.
+PLACES = {
+    "name",
+    "output_dir",
+    *(f"data.{key}" for key in ("train", "media_root", "toy", "prepared", "pairs_per_shard")),
+    *(f"model.{key}" for key in ("path", "encoders", "transformer", "adapter.init")),
+}
+# What belongs to a command: it touches neither a loss nor a weight (`train.steps`: how far a constant schedule goes).
+COMMANDS = {
+    *(f"data.{key}" for key in ("held_out", "workers", "on_bad_data")),
+    *(f"model.{key}" for key in ("attention", "kernels", "gradient_checkpointing", "other_adapter")),
+    *(f"model.{key}" for key in ("activation_offload", "compile")),
+    *(
+        f"train.{key}"
+        for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
+    ),
+    *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
+    *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "watchdog_seconds")),
+    *(f"train.{key}" for key in ("check_memory", "on_bad_step", "max_bad_steps", "spike_factor")),
+    "evaluate",
+    "make",
+}
+
+
+def is_free(key: str, config: Config) -> bool:
+    """Whether a later command may give a key of a trained run: it says where something lies, or how to go about it."""
+    if key == "train.steps" and config.train.schedule != "constant":
+        return False  # the schedule's end moves, and every learning rate with it
+    return covered(key, PLACES | COMMANDS)
+
+
+def covered(key: str, keys: Collection[str]) -> bool:
+    """Whether `key` or a section that it is in is one of `keys`."""
+    return any(key == known or key.startswith(f"{known}.") for known in keys)
+
+
+def flat(value: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted keys."""
+    found = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            found |= flat(item, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = item
+    return found
+
+
+def dumped(config: Config) -> dict[str, Any]:
+    """A configuration as dotted keys and JSON's values."""
+    return flat(config.model_dump(mode="json"))
+
+
+def read_record(folder: Path, checkpoint: Path | None = None) -> Config | None:
+    """What a run's folder says of its configuration: `checkpoint`'s, else the newest one's that can be read, else
+    `config.yaml`; None where there is no run.
+
+    Raises InputError if this version of pgdpo doesn't know a key of it.
+    """
+    if checkpoint is not None:
+        return _validated(checkpoint, read_state(checkpoint))
+    for path in reversed(checkpoints_of(folder)):
+        try:
+            state = read_state(path)
+        except InputError:  # a damaged one: said where checkpoints are read
+            continue
+        return _validated(path, state)
+    file = folder / "config.yaml"
+    if not (folder / MARK).is_file() or not file.is_file():
+        return None
+    try:
+        return _validated(file, {"config": yaml.safe_load(file.read_text(encoding="utf-8"))})
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read ({error}): bring it back, or begin anew") from error
+
+
+def _validated(where: Path, state: Mapping) -> Config:
+    config = state.get("config")
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: says nothing of the configuration it was trained in: begin anew")
+    versions = state.get("versions")
+    made_by = versions.get("pgdpo") if isinstance(versions, dict) else None
+    by = f", made by pgdpo {made_by}" if made_by else ""
+    loaded, problems = validated(Config, f"{where} (a run's record{by})", {}, config)
+    raise_errors(problems)
+    return loaded

@@ -1,0 +1,133 @@
+"""Prepared again: only what changed is made anew, the same as from nothing, and the earlier data stay until then."""
+
+import json
+
+import pytest
+
+from pgdpo.checking import run_check
+from pgdpo.data.prepared import PreparedPairs
+from tests.changed_data import (
+    SPLITS,
+    edit,
+    edited,
+    flip_weights,
+    insert,
+    refused,
+    replace,
+    stale_differences,
+    swap,
+)
+from tests.worlds import run_pgdpo
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
+LABELS_ALONE = {
+    "labels": edited(0, weight=3, preference=0.9),
+    "removed": lambda: edit(lambda rows, _: rows[1:]),
+    "order": lambda: edit(lambda rows, _: rows[::-1]),
+}
+
+
+@pytest.mark.parametrize("change", LABELS_ALONE)
+def test_labels_need_no_encoding(changed_world, counted, change):
+    LABELS_ALONE[change]()
+    assert "encodes nothing" in refused("train", "config.yaml", "name=other")
+    run_pgdpo("prepare", "config.yaml")
+    assert counted == {"clips": 0, "prompts": 0}
+    data = PreparedPairs(changed_world / "out/prepared/train")
+    assert all(data[index, 0]["damage"] is None for index in range(len(data)))
+    with open("data/train.jsonl") as file:
+        rows = [row for row in map(json.loads, file) if row.get("preference") != 0.5]
+    assert [(row["id"], row["weight"]) for row in data.rows] == [(row["id"], row["weight"]) for row in rows]
+    assert run_check("config.yaml").exit_code == 0
+    run_pgdpo("train", "config.yaml", "name=other")
+
+
+ANEW = {  # change: clips and prompts of both splits that are encoded, and what `prepare` says
+    "row in front": (lambda: insert(0), (4, 0), "prepared 5 pairs (1 encoded, 4 kept; 0 prompts embedded)"),
+    "swapped": (swap, (4, 0), "4 pairs (1 encoded, 3 kept;"),
+    "clip": (replace("3-chosen.mp4"), (4, 0), "4 pairs (1 encoded, 3 kept;"),
+    "mask": (replace("0-mask.png"), (4, 0), "4 pairs (1 encoded, 3 kept;"),
+    "prompt": (edited(2, prompt="a star"), (0, 2), "4 pairs (0 encoded, 4 kept; 1 prompts embedded)"),
+    "id": (edited(1, id="new"), (0, 0), "4 pairs (0 encoded, 4 kept, 1 removed;"),
+    "text encoder": (flip_weights("text_encoder"), (0, 8), "4 pairs (0 encoded, 4 kept; 4 prompts embedded)"),
+    "vae": (flip_weights("vae"), (16, 0), "4 pairs (4 encoded; 0 prompts embedded)"),
+    "nothing": (lambda: None, (0, 0), "4 pairs (0 encoded, 4 kept; 0 prompts embedded)"),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(one, marks=pytest.mark.slow) if one in ("clip", "mask", "id", "vae") else one
+        for one in ANEW
+    ],
+)
+def test_prepare_makes_only_what_changed_and_the_same_as_from_nothing(changed_world, counted, change, capfd):
+    do, encoded, said = ANEW[change]
+    do()
+    run_pgdpo("prepare", "config.yaml")
+    assert (counted["clips"], counted["prompts"]) == encoded
+    assert said in capfd.readouterr().out
+    run_pgdpo("prepare", "config.yaml", "output_dir=fresh")
+    kept, fresh = (PreparedPairs(changed_world / out / "prepared/train") for out in ("out", "fresh"))
+    assert kept.fingerprint == fresh.fingerprint
+    assert kept.rows == fresh.rows
+    named = {entry["file"] for entry in (*kept.index["shards"], *kept.index["text"]["files"])}
+    assert {path.name for path in kept.folder.glob("*.safetensors")} == named  # nothing else is left
+    assert stale_differences("config.yaml") == []
+
+
+def test_earlier_files_stay_until_the_new_index_stands(changed_world, counted, monkeypatch):
+    """Killed before the index: what was prepared is whole, and what was made since is not made again."""
+    import pgdpo.data.prepare as module
+    from pgdpo.data.made_of import record
+
+    before = PreparedPairs(changed_world / "out/prepared/train").fingerprint
+    insert(0)
+    monkeypatch.setattr(module, "record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(BaseException):  # noqa: B017 the command line has its own words for it
+        run_pgdpo("prepare", "config.yaml")
+    assert PreparedPairs(changed_world / "out/prepared/train").fingerprint == before
+    assert counted["clips"] == 2
+    monkeypatch.setattr(module, "record", record)
+    run_pgdpo("prepare", "config.yaml")
+    assert counted["clips"] == 4  # the held-out pair
+    assert len(PreparedPairs(changed_world / "out/prepared/train")) == 5
+
+
+def test_damaged_earlier_files_are_not_taken_over(changed_world, counted):
+    shard = sorted((changed_world / "out/prepared/train").glob("shard-*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    insert(0)
+    run_pgdpo("prepare", "config.yaml")
+    assert counted["clips"] == 4 + 2  # the new pairs, and the damaged one
+    run_pgdpo("prepare", "config.yaml", "output_dir=fresh")
+    kept, fresh = (
+        PreparedPairs(changed_world / out / "prepared/train").fingerprint for out in ("out", "fresh")
+    )
+    assert kept == fresh
+
+
+def test_a_folder_of_the_version_before_is_named_and_kept(changed_world, counted):
+    before = PreparedPairs(changed_world / "out/prepared/train").fingerprint
+    for split in SPLITS:
+        path = changed_world / "out/prepared" / split / "index.json"
+        index = json.loads(path.read_text())
+        del index["made_of"]
+        path.write_text(json.dumps(index | {"format": 3}, indent=2))
+    for command in ("train", "evaluate", "reference"):
+        text = refused(command, "config.yaml", *(["name=other"] if command != "evaluate" else []))
+        assert "made by an earlier version" in text and "it keeps what is encoded" in text
+    found = run_check("config.yaml")
+    assert found.exit_code == 2 and "made by an earlier version" in found.problems[0].what
+    files = {
+        path: path.stat().st_mtime_ns for path in (changed_world / "out/prepared").glob("*/*.safetensors")
+    }
+    run_pgdpo("prepare", "config.yaml")
+    assert counted == {"clips": 0, "prompts": 0}
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert PreparedPairs(changed_world / "out/prepared/train").fingerprint == before
+    run_pgdpo("train", "config.yaml", "name=other")

@@ -1,0 +1,47 @@
+"""Equal passes of equal models are traced once a process: a trace takes a second, and plans do little else.
+
+What a trace depends on is its key: the whole `model` section (the folder's path in it), the sizes of the inputs,
+precision and device. Of a folder whose files a test changes, nothing is kept: such tests take a folder of their own.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from pgdpo.planning import plan
+
+
+def once(function: Callable, key: Callable) -> Callable:
+    """`function`, called once for each `key(*arguments)`."""
+    kept = {}
+
+    @functools.wraps(function)
+    def looked_up(*arguments):
+        found = key(*arguments)
+        if found not in kept:
+            kept[found] = function(*arguments)
+        return kept[found]
+
+    return looked_up
+
+
+def _shapes(run: plan.Pass) -> tuple:
+    with torch.device("meta"):
+        noisy, sigma, conditioning = run.inputs()
+    return tuple((name, value.shape) for name, value in [("", noisy), *conditioning.items()])
+
+
+traced = once(
+    plan.Planner.traced,
+    lambda _, config, run: (
+        config.model.model_dump_json(),
+        config.train.precision,
+        _shapes(run),
+        run.bf16,
+        run.cuda,
+    ),
+)
+forward_flops = once(
+    plan.forward_flops_by_op, lambda family, shape: (family.model.model_dump_json(), tuple(shape))
+)
