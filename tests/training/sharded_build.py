@@ -28,6 +28,7 @@ def peaks(source: str) -> dict[str, int]:
     held = sharded.now
     with LiveBytes() as frozen:  # what DeepSpeed adds when it takes the sharded reference
         build_frozen(transformer, config)
+    torch.distributed.barrier()  # the rank that leaves first would break the connections that the other still makes
     return {
         "whole": size,
         "ordinary": ordinary.peak,
