@@ -42,7 +42,7 @@ def test_a_checkpoint_goes_from_any_stage_and_ranks_to_any_other(start, fault_co
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
-    [("deterministic=true", 0.0), pytest.param("zero_stage=2", 1e-6, marks=pytest.mark.slow)],
+    [("deterministic=true", 0.0), pytest.param("zero_stage=2", 2e-6, marks=pytest.mark.slow)],
     ids=["deterministic", "ZeRO-2"],
 )
 def test_ranks_2_1_2(start, fault_config, tally, mode, tolerance):
