@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pgdpo.errors import InputError
 from pgdpo.evaluation.alarms import tail_mean
 from pgdpo.evaluation.formats import duration, percent
 from pgdpo.record import read_record
-from pgdpo.runs import runs_in
+from pgdpo.runs import read_results, runs_in
 from pgdpo.training.events import STANDING, read_events
 from pgdpo.training.published import checkpoints_of, step_of
 
@@ -29,7 +28,7 @@ QUIET = 600.0  # seconds without a step after which a run that says no end is ta
 
 def show_runs(where: str) -> None:
     """Print the runs below `where`: a folder, or a configuration's output_dir. Raises InputError if there are none."""
-    folder = Path(where) if Path(where).is_dir() else None
+    folder = Path(where).resolve() if Path(where).is_dir() else None
     if folder is None and Path(where).suffix in (".yaml", ".yml"):
         folder = load_config(where).output_dir
     found = find_runs(folder) if folder is not None and folder.is_dir() else []
@@ -41,7 +40,7 @@ def show_runs(where: str) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        title=str(folder.resolve()),
+        title=str(folder),
         caption="loss, accuracy, displacement: of the last steps' training pairs; win rate over the reference (at "
         "which step); kept: steps for --step",
     )
@@ -102,9 +101,11 @@ def state_of(run: Path, done: int, steps: int) -> tuple[str, str]:
 def _row(run: Path, shown: str) -> tuple[list[str], str]:
     try:
         record = read_record(run)
-    except InputError as error:  # of another version: the others are still listed
+        if record is None:
+            raise InputError("it holds no record of a run")
+    except InputError as error:  # damaged, or of another version: the others are still listed
         return [shown, "–", "–", "unreadable", *["–"] * 5], str(error)
-    metrics, results = read_json_lines(run / "metrics.jsonl"), _results(run)
+    metrics, results = read_json_lines(run / "metrics.jsonl"), read_results(run / "results.json") or {}
     done = metrics[-1]["step"] if metrics else 0
     state, why = state_of(run, done, record.train.steps)
     figures = [tail_mean(metrics, name) for name in ("loss", "implicit_accuracy", "displacement")]
@@ -126,8 +127,3 @@ def _steps(kept: list[int]) -> str:
     """The first and the last of them; an ellipsis for more than six."""
     words = [str(step) for step in kept]
     return ", ".join(words if len(words) <= 6 else [*words[:2], "…", *words[-3:]]) or "none"
-
-
-def _results(run: Path) -> dict:
-    path = run / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -15,8 +15,10 @@ from pgdpo.data.files import write_json
 from pgdpo.data.toy import render_dataset
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.runs import Run, data_hash_of, open_run
+from pgdpo.record import identity_of, read_record
+from pgdpo.runs import Run, open_run
 from pgdpo.settings import Config
+from pgdpo.training.published import at_step
 
 
 def run_prepare(config: Config, *, full: bool = False) -> None:
@@ -152,8 +154,8 @@ def run_evaluate(run: Run, *others: Run) -> dict:
         samples: dict = {}
         for each in (run, *others):
             results = evaluate(each, samples=samples)
-        write_preview(run.config, run.out, trained_on=run.state["identity"]["data_hash"])
-        report = write_report(run.folder, out=run.out)
+        write_preview(run.config, run.out, trained_on=run.state["identity"])
+        report = write_report(run.folder, run.record, out=run.out)
         say(f"results -> {run.out / 'results.json'}")
         say(f"report  -> {report}")
         return results
@@ -161,13 +163,14 @@ def run_evaluate(run: Run, *others: Run) -> dict:
 
 def run_report(config: Config, *, step: int | None = None, out: Path | None = None) -> Path:
     """`report.html` in the run's folder or `out`: the prepared pairs, and what there is of the run, up to `step`."""
-    out = out or config.run_dir
+    folder, out = config.run_dir, out or config.run_dir
+    checkpoint = None if step is None else at_step(folder, step)
     with _logged(config, out):
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
-        write_preview(config, out, trained_on=data_hash_of(config.run_dir))
-        report = write_report(config.run_dir, config, out=out, step=step)
+        write_preview(config, out, trained_on=identity_of(folder, checkpoint))
+        report = write_report(folder, read_record(folder, checkpoint) or config, out=out, step=step)
         say(f"report  -> {report}")
         return report
 

@@ -16,7 +16,7 @@ from pgdpo.config import validated
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
 from pgdpo.settings import Config
-from pgdpo.training.published import checkpoints_of, read_state
+from pgdpo.training.published import checkpoints_of, damaged_step, has_whole_state, read_state
 
 MARK = "run.json"  # beside `config.yaml`, which may be anybody's
 # Where things lie. What lies there is compared by its hash, so that a run may move.
@@ -75,16 +75,15 @@ def read_record(folder: Path, checkpoint: Path | None = None) -> Config | None:
     """What a run's folder says of its configuration: `checkpoint`'s, else the newest one's that can be read, else
     `config.yaml`; None where there is no run.
 
-    Raises InputError if this version of pgdpo doesn't know a key of it.
+    Raises InputError if `checkpoint` is damaged, or this version of pgdpo doesn't know a key of it.
     """
     if checkpoint is not None:
+        if not has_whole_state(checkpoint):
+            raise damaged_step(checkpoint, "its state.json is damaged")
         return _validated(checkpoint, read_state(checkpoint))
     for path in reversed(checkpoints_of(folder)):
-        try:
-            state = read_state(path)
-        except InputError:  # a damaged one: said where checkpoints are read
-            continue
-        return _validated(path, state)
+        if has_whole_state(path):  # of a damaged one is said where checkpoints are read
+            return _validated(path, read_state(path))
     file = folder / "config.yaml"
     if not (folder / MARK).is_file() or not file.is_file():
         return None
@@ -92,6 +91,12 @@ def read_record(folder: Path, checkpoint: Path | None = None) -> Config | None:
         return _validated(file, {"config": yaml.safe_load(file.read_text(encoding="utf-8"))})
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot be read ({error}): bring it back, or begin anew") from error
+
+
+def identity_of(folder: Path, checkpoint: Path | None = None) -> dict | None:
+    """The hashes of model, data and rows that a run was trained on, as a checkpoint has them; None without any."""
+    paths = [checkpoint] if checkpoint is not None else [*reversed(checkpoints_of(folder))]
+    return next((read_state(path).get("identity") for path in paths if has_whole_state(path)), None)
 
 
 def _validated(where: Path, state: Mapping) -> Config:

@@ -14,19 +14,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pgdpo.config import Inspection, inspect_config, inspect_mapping
 from pgdpo.console import say
+from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
 from pgdpo.record import COMMANDS, MARK, PLACES, covered, dumped, is_free, read_record
 from pgdpo.settings import Config
-from pgdpo.training.published import checkpoints_of, find_checkpoint, read_state, step_of
+from pgdpo.training.events import read_events
+from pgdpo.training.published import MANIFEST, at_step, checkpoints_of, find_checkpoint, read_state, step_of
 
 MISSING = "not there"
+INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
 MEND = "leave that out, or train it under another `name`"
 
 
@@ -46,6 +49,17 @@ class Run:
     def state(self) -> dict:
         """What the checkpoint says beside its tensors: step, configuration, identity, versions."""
         return read_state(self.checkpoint)
+
+    @cached_property
+    def record(self) -> Config:
+        """The configuration that the checkpoint was trained in, whatever the command was given."""
+        return read_record(self.folder, self.checkpoint)
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What results say of where they come from: the checkpoint by its manifest's hash, the run by when it began."""
+        began = next((row["time"] for row in read_events(self.folder) if row["event"] == "started"), None)
+        return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
 
     @property
     def step(self) -> int:
@@ -76,7 +90,7 @@ def open_run(
     contradicts the run's record, and for a folder that cannot be written.
     """
     given = _given(named, overrides)
-    folder = given.loaded.run_dir
+    folder, out = given.loaded.run_dir, out and out.resolve()
     if read_record(folder) is None:
         raise _no_run(folder)
     checkpoint = find_checkpoint(folder, step)
@@ -101,7 +115,19 @@ def open_steps(
             raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200") from None
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
-    return [open_run(named, overrides, step=step, out=out) for step in steps]
+    runs = [open_run(named, overrides, step=step, out=out) for step in steps]
+    return [replace(run, config=_commanded_as(runs[-1].config, run.config)) for run in runs]
+
+
+def _commanded_as(newest: Config, config: Config) -> Config:
+    """`config` with what belongs to the command as the newest step has it: all steps are judged alike."""
+    wanted = {key for key in dumped(newest).keys() | dumped(config).keys() if covered(key, COMMANDS)}
+    merged = _with(config.model_dump(mode="json"), newest.model_dump(mode="json"), wanted)
+    inspected = inspect_mapping(
+        Config, f"{config.run_dir} (its record, as its newest step is judged)", merged, []
+    )
+    raise_errors(inspected.problems)
+    return inspected.loaded
 
 
 def run_config(named: str | Path, overrides: Sequence[str] = (), *, must: bool = False) -> Config:
@@ -118,31 +144,44 @@ def run_config(named: str | Path, overrides: Sequence[str] = (), *, must: bool =
     return given.loaded
 
 
-def resumed_config(named: str | Path, overrides: Sequence[str], allowed: Collection[str] = ()) -> Config:
+def resumed_config(
+    named: str | Path, overrides: Sequence[str], allowed: Collection[str] = (), *, step: int | None = None
+) -> Config:
     """The configuration to train on with: the record's but for `allowed` keys; what was given, if nothing is saved yet.
+
+    `step`: the checkpoint that is gone on from.
 
     Raises InputError as `open_run` does.
     """
     given = _given(named, overrides)
     folder = given.loaded.run_dir
-    record = read_record(folder) if checkpoints_of(folder) or Path(named).is_dir() else None
+    checkpoint = None if step is None else at_step(folder, step)
+    record = read_record(folder, checkpoint) if checkpoints_of(folder) or Path(named).is_dir() else None
     if record is None:
         return given.loaded
     mend = "leave that out, allow it with {0}, or start anew with --restart or another `name`"
     return _as_trained(given, record, allowed, mend=mend)
 
 
-def data_hash_of(folder: Path) -> str | None:
-    """The hash of the data that a run was trained on, as its folder says it; None where there is no run."""
-    file = folder / MARK
-    return json.loads(file.read_text(encoding="utf-8")).get("data_hash") if file.is_file() else None
+def read_results(path: Path) -> dict | None:
+    """A `results.json`; None where there is none, or, which is said, one that is broken."""
+    if not path.is_file():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return results if isinstance(results, dict) and "steps" in results else None
+    except (OSError, ValueError) as error:
+        say(f" ({error}): evaluate that run again", first=f"{path} cannot be read")
+        return None
 
 
 def runs_in(output_dir: Path) -> list[Path]:
     """Folders of the runs of an `output_dir`, by name."""
-    found = {path.parent for path in output_dir.glob(f"*/{MARK}")}
-    found |= {path.parents[1] for path in output_dir.glob("*/checkpoints/step-*")}
-    return sorted(found)
+    return sorted(
+        path
+        for path in output_dir.glob("*")
+        if (path / MARK).is_file() or (path.is_dir() and checkpoints_of(path))
+    )
 
 
 def _given(named: str | Path | Config, overrides: Sequence[str]) -> Inspection:
@@ -150,6 +189,8 @@ def _given(named: str | Path | Config, overrides: Sequence[str]) -> Inspection:
     if isinstance(named, Config):
         every = frozenset(Config.model_fields)
         return Inspection("this configuration", named, [], typed=every)
+    if Path(named).name == "config.yaml" and Path(named).with_name(MARK).is_file():
+        named = Path(named).parent  # the record itself
     inspected = _of_folder(Path(named), overrides) if Path(named).is_dir() else None
     inspected = inspected or inspect_config(named, list(overrides))
     raise_errors(inspected.problems)
@@ -162,7 +203,7 @@ def _of_folder(folder: Path, overrides: Sequence[str]) -> Inspection:
         inside = [path.name for path in runs_in(folder)]
         mend = f"it holds {', '.join(inside)}: name one" if inside else "name a run's, or a configuration"
         raise InputError(f"{folder}: no run: {mend}")
-    here = folder if folder.name else folder.resolve()
+    here = folder.resolve()  # of a link: prepared data lie beside what it names
     raw = record.model_dump(mode="json") | {"output_dir": str(here.parent), "name": here.name}
     moving = [text for text in overrides if text.partition("=")[0] in ("name", "output_dir")]
     if moving:
@@ -193,6 +234,8 @@ def _as_trained(
     }
     both = record, given.loaded
     free = {key for key in differing if all(is_free(key, config) for config in both) or covered(key, allowed)}
+    if {None, MISSING} & {*differing.get(INIT, ())} and not covered(INIT, allowed):
+        free.discard(INIT)
     typed = {key for key in differing if covered(key, given.typed)}
     if typed - free:
         raise _contradiction(given, {key: differing[key] for key in sorted(typed - free)}, mend)
@@ -201,7 +244,7 @@ def _as_trained(
     _say_which(given, differing, own - typed, stated - own - typed - PLACES)
     merged = _with(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
     merged["output_dir"] = str(given.loaded.output_dir)
-    merged["name"] = None if folder.name == record.objective["name"] else folder.name
+    merged["name"] = None if folder.name == merged["objective"]["name"] else folder.name
     inspected = inspect_mapping(Config, f"{folder} (its record, with what was given)", merged, [])
     raise_errors(inspected.problems)
     return _with_prepared(inspected.loaded, record)
@@ -256,6 +299,8 @@ def _with_prepared(config: Config, record: Config) -> Config:
 
 def _check_writable(folder: Path) -> None:
     """Raises InputError before hours are spent for a folder that takes no results."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out is {folder}: a file: name a folder for the results")
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(above, os.W_OK):
         raise InputError(f"{folder}: cannot be written: name a folder for the results with --out")

@@ -23,11 +23,12 @@ from pgdpo.evaluation.formats import duration
 from pgdpo.evaluation.study import draw, study_table, summarise
 from pgdpo.objectives import build_objective
 from pgdpo.pipeline import run_evaluate, run_prepare, run_train
+from pgdpo.record import identity_of
 from pgdpo.runs import open_run
 from pgdpo.settings import Config, StudyConfig
 from pgdpo.training.metrics import read_metrics
 from pgdpo.training.pairs import check_data, frame_segments
-from pgdpo.training.policy import open_pairs
+from pgdpo.training.policy import open_pairs, rows_hash
 
 
 def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
@@ -43,6 +44,8 @@ def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
     for _, config in jobs:
         _refuse_other_settings(config)
     run_prepare(jobs[0][1])  # the same pairs for all
+    for _, config in jobs:
+        _refuse_other_data(config)
     _check_objectives([configs[0] for configs in runs.values()])
     rows, spent = [], []
     for number, (label, config) in enumerate(jobs, start=1):
@@ -135,6 +138,19 @@ def _refuse_other_settings(config: Config) -> None:
     if not same:
         raise InputError(
             f"{saved}: this run was made with other settings than the study has now: give the study another "
+            "output_dir, or remove this folder"
+        )
+
+
+def _refuse_other_data(config: Config) -> None:
+    identity = identity_of(config.run_dir)
+    if identity is None:
+        return
+    data = open_pairs(config, "train", compare=False)
+    found = {"data_hash": data.fingerprint, "rows_hash": rows_hash(data)}
+    if any(identity.get(key, value) != value for key, value in found.items()):
+        raise InputError(
+            f"{config.run_dir}: this run was trained on other pairs than the study has now: give the study another "
             "output_dir, or remove this folder"
         )
 

@@ -122,10 +122,11 @@ def curate(
 
     Example: pgdpo curate quickstart.yaml 'data.select=[{by: margin, score: total, low: 0.5}]'
     """
-    from pgdpo.runs import open_run
+    from pgdpo.runs import open_run, run_config
 
     run = open_run(config, overrides or []) if implicit_rewards else None
-    loaded = run.config if run else load(config, overrides)
+    of_run = Path(config).is_dir()
+    loaded = run.config if run else run_config(config, overrides or []) if of_run else load(config, overrides)
     from pgdpo.pipeline import run_curate
 
     run_curate(loaded, out, run=run)

@@ -137,7 +137,10 @@ def train(
         _only_with_resume(
             {"--step": step, "--allow-change": allow_change, "the run's folder": Path(run).is_dir()}, run
         )
-    config = resumed_config(run, overrides or [], allow_change or []) if resume else load(run, overrides)
+    elif restart:
+        raise InputError("--resume and --restart are both given: the one goes on, the other begins anew")
+    allowed = allow_change or []
+    config = resumed_config(run, overrides or [], allowed, step=step) if resume else load(run, overrides)
     from pgdpo.pipeline import run_train
 
     run_train(
@@ -146,7 +149,7 @@ def train(
         restart=restart,
         step=step,
         fallback=fallback,
-        allow_change=allow_change or [],
+        allow_change=allowed,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -28,7 +27,7 @@ from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_f
 from pgdpo.models.family import Family
 from pgdpo.models.lora_file import open_lora
 from pgdpo.objectives import build_objective
-from pgdpo.runs import Run
+from pgdpo.runs import Run, read_results
 from pgdpo.settings import Config
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
@@ -49,6 +48,7 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
     config = run.config
     if config.data.held_out is None:
         raise InputError("data.held_out is empty: name a manifest of pairs that are not trained on")
+    _check_results(run)
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_pairs(config, "held_out", compare=not samples)  # once for all steps
@@ -60,6 +60,7 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
         "run": run.folder.name,
         "beta": build_objective(config.objective["name"], **config.objective_options).options.get("beta"),
         "checkpoint": str(run.checkpoint.relative_to(run.folder)),
+        **run.identity,
         "steps": run.state["step"],
         "settings": settings_of(config, data),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -70,9 +71,29 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
     }
     results["seconds"] = round(time.perf_counter() - started, 1)
     results["objectives"] = objective_table(config.output_dir, results)
+    _publish_clips(run)
     write_json(run.evaluation / "results.json", results)
     write_json(run.out / "results.json", results)
     return results
+
+
+def _check_results(run: Run) -> None:
+    """Raises InputError where a folder that was named holds another run's results."""
+    found = read_results(run.out / "results.json")
+    if found is not None and run.out != run.folder and found.get("began") != run.identity["began"]:
+        raise InputError(
+            f"--out is {run.out}: it holds results of the run {found.get('run')}: name another folder"
+        )
+
+
+def _publish_clips(run: Run) -> None:
+    """Put what was sampled in place of an earlier evaluation's clips, which its results need until then."""
+    shutil.rmtree(run.evaluation / "clips", ignore_errors=True)
+    os.rename(_sampled(run), run.evaluation / "clips")
+
+
+def _sampled(run: Run) -> Path:
+    return run.evaluation / ".clips"
 
 
 def settings_of(config: Config, data: PreparedPairs) -> dict:
@@ -233,8 +254,8 @@ def compare_samples(run: Run, data: PreparedPairs, pair: ModelPair, kept: dict) 
     ]
     decoder = pair.family.load_encoders(pair.device)
     reward = open_reward(settings.reward)
-    shutil.rmtree(run.evaluation / "clips", ignore_errors=True)
-    (run.evaluation / "clips").mkdir(parents=True)
+    shutil.rmtree(_sampled(run), ignore_errors=True)
+    _sampled(run).mkdir(parents=True)
     samples = []
     with progress_bar(f"sample both models, step {run.step}", total=2 * len(jobs)) as bar:
         for part in data.batches(jobs, settings.batch):
@@ -248,12 +269,12 @@ def compare_samples(run: Run, data: PreparedPairs, pair: ModelPair, kept: dict) 
                 shown = seed == 0 and index < settings.report_clips
                 for which, clip in (("reference", kept[index, seed]), ("aligned", latents)):
                     frames = decoder.decode_video(clip)
-                    file = run.evaluation / "clips" / f"{index:03d}-{which}.mp4" if shown else None
-                    if file:
+                    name = f"{index:03d}-{which}.mp4" if shown else None
+                    if name:
                         scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
-                        write_video(file, frames, settings.fps, scale=scale)
+                        write_video(_sampled(run) / name, frames, settings.fps, scale=scale)
                     sample[which] = {
-                        "clip": str(file.relative_to(run.out)) if file else None,
+                        "clip": str((run.evaluation / "clips" / name).relative_to(run.out)) if name else None,
                         "reward": reward(frames, sample["prompt"]) if reward else None,
                     }
                 samples.append(sample)
@@ -286,7 +307,9 @@ def objective_table(output_dir: Path, current: dict) -> list[dict]:
     shown = ("run", "objective", "beta", "steps", "win_rate", "displacement", "reward")
     found = {current["run"]: current}
     for path in sorted(output_dir.glob("*/results.json")):
-        found.setdefault(path.parent.name, json.loads(path.read_text(encoding="utf-8")))
+        other = read_results(path)
+        if other is not None:
+            found.setdefault(path.parent.name, other)
     return [{name: results.get(name) for name in shown} for _, results in sorted(found.items())]
 
 

@@ -10,11 +10,12 @@ import torch
 
 from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.video import write_video
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.settings import Config
-from pgdpo.training.policy import open_pairs
+from pgdpo.training.policy import open_pairs, rows_hash
 
 SIDES = ("chosen", "rejected")
 SMALL, LARGE = (
@@ -24,20 +25,22 @@ SMALL, LARGE = (
 SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", "caption_rejected")
 
 
-def write_preview(config: Config, out: Path, *, trained_on: str | None = None) -> None:
+def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) -> None:
     """`pairs.json` and `pairs/` in the folder `out`: the first `evaluate.report_pairs` pairs that training visits.
 
-    They are what is left after `data.select`, buckets, crops and the VAE. `trained_on`: the hash of the data of a run
-    that was trained: others, or none, are said and not shown.
+    They are what is left after `data.select`, buckets, crops and the VAE. `trained_on`: the identity of a run
+    that was trained: pairs of other files or rows, or none, are said and not shown.
     """
     try:
         data = open_pairs(config, "train", compare=trained_on is None)
-        if trained_on not in (None, data.fingerprint):
+        if trained_on is not None and not _is_of(data, trained_on):
             raise InputError(f"{data.folder}: was prepared anew since, from other data")
     except InputError as error:
         if trained_on is None:
             raise
         say(f": {error}", first="the pairs that this run was trained on are not shown")
+        shutil.rmtree(out / "pairs", ignore_errors=True)
+        (out / "pairs.json").unlink(missing_ok=True)
         return
     folder, index = out / "pairs", out / "pairs.json"
     count = min(config.evaluate.report_pairs, len(data))
@@ -61,6 +64,12 @@ def write_preview(config: Config, out: Path, *, trained_on: str | None = None) -
             pairs.append(pair)
             bar.advance()
     write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})
+
+
+def _is_of(data: PreparedPairs, identity: dict) -> bool:
+    """Whether prepared pairs are those of a run; one of an earlier version knows the files alone."""
+    rows = identity.get("rows_hash")
+    return identity["data_hash"] == data.fingerprint and rows in (None, rows_hash(data))
 
 
 def _write(path, frames: np.ndarray, fps: float) -> None:

@@ -44,14 +44,14 @@ def write_report(
     `events.jsonl`, and from what stands in `out`: `pairs.json`, `results.json`, `evaluations/` and their clips.
 
     `step`: what there was up to it, with its own results. Returns the report's path. Clips are embedded; a sample of
-    which none was kept is not shown. `resolved` stands in for a `config.yaml` that training has not written yet.
+    which none was kept is not shown. `resolved`: the run's record, in place of its `config.yaml`.
 
     Raises:
         InputError: `config.yaml` is missing, or a file is unreadable.
     """
     run_dir = Path(run_dir)
     out = run_dir if out is None else out
-    if resolved is not None and not (run_dir / "config.yaml").is_file():
+    if resolved is not None:
         config = resolved.model_dump(mode="json")
         config_text = yaml.safe_dump(config, sort_keys=False)
     else:
@@ -59,12 +59,16 @@ def write_report(
         config = _read(run_dir / "config.yaml", yaml.safe_load)
     metrics = _up_to(_read(run_dir / "metrics.jsonl", _json_lines, default=[]), step)
     events = _up_to(_read(run_dir / "events.jsonl", _json_lines, default=[]), step)
-    measured = out / "results.json" if step is None else evaluation_of(out, step) / "results.json"
-    results = _read(measured, json.loads, default=None) or _not_evaluated(run_dir, config, metrics)
+    # A report beside a run that cannot be written shows the results that stand in it.
+    judged = next((folder for folder in (out, run_dir) if _results(folder, step).is_file()), out)
+    results = _read(_results(judged, step), json.loads, default=None)
+    results = results or _not_evaluated(run_dir, config, metrics)
     preview = _read(out / "pairs.json", json.loads, default={"of": 0, "pairs": []})
-    steps, other_steps = evaluated_steps(out, results)
+    steps, other_steps = evaluated_steps(judged, results)
     # Far more samples are scored than kept as clips.
-    samples = [_sample(out, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]]
+    samples = [
+        _sample(judged, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
+    ]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
     page = _template().render(
@@ -98,6 +102,10 @@ def write_report(
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return report
+
+
+def _results(folder: Path, step: int | None) -> Path:
+    return (folder if step is None else evaluation_of(folder, step)) / "results.json"
 
 
 def _up_to(rows: list[dict], step: int | None) -> list[dict]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pgdpo.evaluation.figures import Line, Panel, curves
+from pgdpo.runs import read_results
 
 PANELS = (
     Panel(
@@ -35,11 +35,10 @@ def evaluated_steps(out: Path, results: dict) -> tuple[list[dict], int]:
 
     A row: `step`, `results` as they stand in its `results.json`, and the numbers that are drawn.
     """
-    found = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(out.glob("evaluations/step-*/results.json"))
-    ]
-    alike = [each for each in found if each.get("settings") == results.get("settings")]
+    paths = sorted(out.glob("evaluations/step-*/results.json"))
+    found = [each for each in map(read_results, paths) if each is not None]
+    shared = ("settings", "began")
+    alike = [each for each in found if all(each.get(key) == results.get(key) for key in shared)]
     return [_row(each) for each in alike], len(found) - len(alike)
 
 

@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+RESERVED = ("prepared", "toy", "reference")  # beside the runs, in output_dir
+
+
 class Config(Section):
     name: str | None = Field(
         None, description="Folder of this run inside output_dir; the objective's name by default."
@@ -47,6 +50,15 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     make: MakeConfig = Field(default_factory=MakeConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and (
+            not name or "/" in name or "\\" in name or name in RESERVED or name[0] == "."
+        ):
+            raise ValueError(f"a folder's name is expected, without `/`, not one of {', '.join(RESERVED)}")
+        return name
 
     @property
     def run_dir(self) -> Path:

@@ -27,6 +27,7 @@ from pgdpo.training.published import (
     STATE,
     at_step,
     checkpoints_of,
+    damaged_step,
     find_damage,
     prune,
     publish,
@@ -119,8 +120,8 @@ class Checkpoints:
     def newest(self, *, fallback: bool = True, step: int | None = None) -> Path | None:
         """The newest checkpoint that is whole, on all ranks, which share the hashing; damaged ones are named.
 
-        `step`: that of this step alone. Raises InputError if it isn't there, and instead of passing a damaged one over
-        where `fallback` is off.
+        `step`: that of this step alone. Raises InputError if it isn't there or damaged, and instead of passing a
+        damaged one over where `fallback` is off.
         """
         self.finish()
         found = checkpoints_of(self.run_dir) if step is None else [at_step(self.run_dir, step)]
@@ -131,6 +132,8 @@ class Checkpoints:
                 self._valid.append(path)
                 self._last = path
                 return path
+            if step is not None:
+                raise damaged_step(path, damage)
             report_damage(path, damage, fallback)
             log_event(self.run_dir, 0, "damaged checkpoint", f"{path}: {damage}")
         return None
@@ -143,7 +146,7 @@ class Checkpoints:
         """
         weights, moments = ShardReader(path, "weights"), ShardReader(path, "optimizer")
         wanted = {name: _shape(p) for name, p in optimizer_state.trained_parameters(engine).items()}
-        check_shapes(path, wanted, {name: tuple(weights[name].shape) for name in weights if name in wanted})
+        check_shapes(path, wanted, {name: tuple(weights[name].shape) for name in weights})
         optimizer_state.restore(engine, weights, moments)
         return read_state(path), ShardReader(path, "extra")
 

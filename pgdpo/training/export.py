@@ -77,11 +77,12 @@ def export_folder(run: Run) -> Path:
 def _check_target(run: Run, folder: Path) -> None:
     """Raises InputError for a named folder with files of others: an export replaces `transformer/`."""
     card = folder / CARD
-    ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    ours = MARK in text and f"\n# {run.folder.name}\n" in text
     strange = [path.name for path in folder.glob("*") if path.suffix != ".log"] if not ours else []
     if run.out != run.folder and strange:
         raise InputError(
-            f"--out is {folder}: it holds {min(strange)} and no earlier export: name an empty folder"
+            f"--out is {folder}: it holds {min(strange)} and no earlier export of this run: name an empty folder"
         )
 
 

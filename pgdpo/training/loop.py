@@ -37,8 +37,8 @@ from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
 from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity
-from pgdpo.training.published import checkpoints_of, read_state, set_aside, step_of
-from pgdpo.training.resume import check_resume, described, explain_run, remove_run
+from pgdpo.training.published import checkpoints_of, read_state, step_of
+from pgdpo.training.resume import check_resume, described, explain_run, remove_run, set_aside
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.trackers import Trackers, check_trackers
 from pgdpo.training.validation import Validation
@@ -290,8 +290,9 @@ class Trainer:
 
     def _leave_behind(self, done: int, step: int | None) -> None:
         """What came after an earlier step that a run goes on from is put out of the way, and not lost."""
-        if step is not None and dist.get_rank() == 0:
-            aside = set_aside(self.config.run_dir, done)
+        if dist.get_rank() == 0:
+            # Damaged ones that were passed over are removed behind the next valid ones.
+            aside = set_aside(self.config.run_dir, done, checkpoints=step is not None)
             if aside is not None:
                 say(f" -> {aside}", first=f"what the run has of the steps after {done}")
                 told = f"to step {done}; what came after it: {aside.name}"

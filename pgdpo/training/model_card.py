@@ -11,7 +11,7 @@ from jinja2 import Template
 from pgdpo import __version__
 from pgdpo.data.files import atomic_path
 from pgdpo.evaluation.formats import objective_name, percent
-from pgdpo.runs import Run, evaluation_of
+from pgdpo.runs import Run, evaluation_of, read_results
 from pgdpo.settings import Config
 
 EXPERTS = {
@@ -52,7 +52,7 @@ def write_model_card(run: Run, folder: Path) -> None:
 
     The figures are left out where the exported step was not evaluated.
     """
-    config, state = run.config, run.state
+    config, state = run.record, run.state  # whatever the command was told
     measured = _results(run)
     path, adapter, train = config.model.path, config.model.adapter, config.train
     metadata = ModelCardData(
@@ -98,9 +98,11 @@ def _started_from(config: Config) -> dict[str, str]:
 
 
 def _results(run: Run) -> dict | None:
+    """Of this very checkpoint, in the run's folder."""
     for path in (evaluation_of(run.folder, run.step) / "results.json", run.folder / "results.json"):
-        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if results and results["steps"] == run.step:
+        results = read_results(path)
+        mine = run.identity["checkpoint_hash"]
+        if results and results["steps"] == run.step and results.get("checkpoint_hash", mine) == mine:
             return results
     return None
 

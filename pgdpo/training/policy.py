@@ -249,14 +249,18 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
 
     `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on.
     """
-    rows = [[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows]
     init = init_digest(config.model.adapter)
     return {
         "model_hash": base_identity(config, open_family(config.model)),
         "data_hash": data.fingerprint,
-        "rows_hash": _digest(rows),
+        "rows_hash": rows_hash(data),
         **({"init_hash": init} if init else {}),
     }
+
+
+def rows_hash(data: PreparedPairs) -> str:
+    """Digest of the rows that are held: id, prompt and labels."""
+    return _digest([[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows])
 
 
 def check_init(config: Config, identity: dict) -> None:

@@ -58,8 +58,13 @@ def find_checkpoint(run_dir: Path, step: int | None) -> Path | None:
     found = at_step(run_dir, step)
     damage = find_damage(found)
     if damage is not None:
-        raise InputError(f"{found}: {damage}: take another step; there are {_steps(run_dir)}")
+        raise damaged_step(found, damage)
     return found
+
+
+def damaged_step(path: Path, damage: str) -> InputError:
+    """Of the one checkpoint that was asked for."""
+    return InputError(f"{path}: {damage}: take another step; there are {_steps(path.parents[1])}")
 
 
 def at_step(run_dir: Path, step: int) -> Path:
@@ -77,27 +82,13 @@ def _steps(run_dir: Path) -> str:
     return ", ".join(str(step) for step in sorted({step_of(path) for path in checkpoints_of(run_dir)}))
 
 
-def set_aside(run_dir: Path, step: int) -> Path | None:
-    """Move what a run has of later steps than `step` out of the way of a run that goes on from there: checkpoints,
-    results, validation clips and a copy of the metrics. Returns the folder, None where there was nothing."""
-    later = [path for path in checkpoints_of(run_dir) if step_of(path) > step]
-    for kind in ("evaluations", "validation"):
-        later += [
-            path for path in (run_dir / kind).glob("step-*") if int(path.name.removeprefix("step-")) > step
-        ]
-    if not later:
-        return None
-    number = len(list(run_dir.glob("set-aside-*"))) + 1
-    folder = run_dir / f"set-aside-{number}"
-    for path in later:
-        target = folder / path.relative_to(run_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(path, target)
-    if (run_dir / "results.json").is_file():
-        os.rename(run_dir / "results.json", folder / "results.json")
-    if (run_dir / "metrics.jsonl").is_file():
-        shutil.copy2(run_dir / "metrics.jsonl", folder)
-    return folder
+def has_whole_state(path: Path) -> bool:
+    """Whether a checkpoint's `state.json` is the one that was written; its tensors are not looked at."""
+    try:
+        manifest = bounded.parse_json(bounded.read_text(path / MANIFEST, bounded.LARGEST_JSON))
+        return manifest["files"][STATE]["sha256"] == sha256_of(path / STATE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_state(path: Path) -> dict:

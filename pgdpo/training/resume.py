@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +25,10 @@ from pgdpo.errors import InputError
 from pgdpo.record import covered, dumped, flat, is_free
 from pgdpo.settings import Config
 from pgdpo.training.events import log_event
+from pgdpo.training.published import checkpoints_of, step_of
+
+# Speak of one step, the last that they were written for.
+OF_A_STEP = ("results.json", "implicit_rewards.json", "report.html")
 
 
 def described(config: Config, identity: dict) -> dict:
@@ -73,10 +80,46 @@ def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple
 
 def remove_run(run_dir: Path) -> None:
     """Remove what an earlier run of this name left: checkpoints, logs, results. Its exports stay."""
-    for folder in ("checkpoints", "tensorboard", "evaluations", "validation", *run_dir.glob("set-aside-*")):
-        shutil.rmtree(run_dir / folder, ignore_errors=True)
-    for file in ("metrics.jsonl", "events.jsonl", "results.json", "report.html"):
+    names = ("checkpoints", "tensorboard", "evaluations", "validation", "clips", "pairs")
+    for folder in (*(run_dir / name for name in names), *run_dir.glob("set-aside-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in ("metrics.jsonl", "events.jsonl", "pairs.json", *OF_A_STEP):
         (run_dir / file).unlink(missing_ok=True)
+
+
+def set_aside(run_dir: Path, step: int, *, checkpoints: bool) -> Path | None:
+    """Move what a run has of later steps than `step` out of the way of a run that goes on from there: results, exports,
+    validation clips, a copy of the metrics and, where asked for, checkpoints. Returns the folder, None for nothing."""
+    later = [path for kind in ("evaluations", "export-") for path in _later(run_dir, kind, step)]
+    if checkpoints:
+        later += [path for path in checkpoints_of(run_dir) if step_of(path) > step]
+    card = run_dir / "export" / "README.md"
+    exported = (
+        re.search(r"\| steps \| (\d+) of", card.read_text(encoding="utf-8")) if card.is_file() else None
+    )
+    if exported and int(exported[1]) > step:
+        later.append(card.parent)
+    if not later:
+        return None
+    later += [*_later(run_dir, "validation", step), *(run_dir / name for name in OF_A_STEP)]
+    taken = {path.name for path in run_dir.glob("set-aside-*")}
+    folder = run_dir / next(
+        name for number in itertools.count(1) if (name := f"set-aside-{number}") not in taken
+    )
+    for path in filter(Path.exists, later):
+        target = folder / path.relative_to(run_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, target)
+    if (run_dir / "metrics.jsonl").is_file():
+        shutil.copy2(run_dir / "metrics.jsonl", folder)
+    return folder
+
+
+def _later(run_dir: Path, kind: str, step: int) -> list[Path]:
+    """`<kind>step-<n>` or `<kind>/step-<n>` with n above `step`."""
+    found = run_dir.glob(f"{kind}step-*") if kind.endswith("-") else (run_dir / kind).glob("step-*")
+    named = {path: re.fullmatch(r".*step-(\d+)", path.name) for path in found}
+    return [path for path, match in named.items() if match and int(match[1]) > step]
 
 
 def explain_run(config: Config, identity: dict, *, done: int) -> None:

@@ -27,8 +27,8 @@ def run(start, fault_config, straight):
         folder = output / "faulty"
 
         def __call__(self, *overrides, **hook):
-            common = ["train", fault_config, "--resume", "name=faulty", "train.steps=10"]
-            return start(*common, *overrides, **hook)
+            begin = [] if "--restart" in overrides else ["--resume"]
+            return start("train", fault_config, *begin, "name=faulty", "train.steps=10", *overrides, **hook)
 
         def finish(self) -> bool:
             self().succeed()

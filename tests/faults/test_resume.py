@@ -103,7 +103,7 @@ def kill_at_random(start, config, trials: int) -> int:
     """Trials in which a run that was killed somewhere in a step went on as if nothing had happened."""
     output, chance, survived, steps = config.parent / "out", random.Random(0), 0, 14
     common = [
-        "train", config, "--resume", f"train.steps={steps}", "train.checkpoint_every=3", "train.warmup_steps=8",
+        "train", config, f"train.steps={steps}", "train.checkpoint_every=3", "train.warmup_steps=8",
         "model.adapter=null", "train.reference=ema", "train.learning_rate=1e-4", "data.workers=1",
     ]  # fmt: skip
     files = {name: config.parent / f"{name}.jsonl" for name in ("straight", "killed")}
@@ -114,7 +114,7 @@ def kill_at_random(start, config, trials: int) -> int:
         hook = {"hook": "write_samples", "file": str(files["killed"])}
         codes = start(*common, "--restart", "name=killed", **hook, kill_after=after).wait()
         assert -9 in codes
-        start(*common, "name=killed", **hook).succeed()
+        start(*common, "--resume", "name=killed", **hook).succeed()
         curves = [
             [(row["loss"], row["learning_rate"]) for row in metrics(output, name)]
             for name in ("straight", "killed")
