@@ -121,6 +121,23 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(study_file, said):
     assert any("failed guarded-seed3: step" in line for line in said)
 
 
+def test_a_finished_run_of_other_pairs_is_not_compared(study_file, tmp_path):
+    toy, manifest = study_file.parent / "out" / "toy", tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()[:4]]
+    for row in rows:
+        row |= {side: str(toy / row[side]) for side in ("chosen", "rejected")}
+    options = [
+        "objectives={dpo: {beta: 500}}",
+        f"changes=[train.steps=1, data.train={manifest}, data.media_root={toy}, data.prepared={tmp_path / 'prepared'}]",
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_pgdpo("study", study_file, *options)
+    rows[0]["chosen"], rows[0]["rejected"] = rows[0]["rejected"], rows[0]["chosen"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="dpo-seed3: this run was trained on other pairs"):
+        run_pgdpo("study", study_file, *options)
+
+
 def test_the_study_that_ships_is_valid_and_large_enough():
     study, runs = load_study("study.yaml")
     assert len(runs) >= 10 and len(study.seeds) >= 3

@@ -167,6 +167,8 @@ def test_evaluation_compares_with_the_reference_and_export_needs_no_file(config_
     with pytest.raises(InputError, match="another LoRA than the run started from .*model.adapter.init=FILE"):
         evaluated(f"model.adapter.init={sft / 'sft-comfyui.safetensors'}")
     assert evaluated(f"model.adapter.init={sft}")["displacement"]["margin"] == 0.0
+    with pytest.raises(InputError, match="its model.adapter.init is .*says None"):
+        evaluated("model.adapter.init=null")
 
 
 def test_a_merged_model_is_trained_on_where_it_lies(config_file, sft):
