@@ -20,12 +20,12 @@ base, adapter, inputs, out = sys.argv[1:]
 transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer")
 scheduler = UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler")
 pipeline = WanPipeline(None, None, None, scheduler, transformer)
-if adapter != "none":
-    pipeline.load_lora_weights(adapter)
 x = torch.load(inputs, weights_only=True)
 with torch.no_grad():
-    prediction = transformer.eval()(**x, return_dict=False)[0]
-torch.save(prediction, out)
+    before = transformer.eval()(**x, return_dict=False)[0]
+    pipeline.load_lora_weights(adapter)
+    after = transformer.eval()(**x, return_dict=False)[0]
+torch.save([before, after], out)
 assert not any(name.split(".")[0].startswith("pgdpo") for name in sys.modules)
 """
 
@@ -60,8 +60,8 @@ def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path
             inputs["timestep"] / 1000,
             {"prompt": inputs["encoder_hidden_states"]},
         )
-    theirs = predict_with_diffusers_alone(tmp_path, config.model.path, config.run_dir / "export", inputs)
-    base = predict_with_diffusers_alone(tmp_path, config.model.path, "none", inputs)
+    export = config.run_dir / "export"
+    base, theirs = predict_with_diffusers_alone(tmp_path, config.model.path, export, inputs)
     assert (ours - theirs).abs().max() == 0
     assert (base - theirs).abs().max() > 0  # the adapter does something
 

@@ -382,7 +382,7 @@ def test_inversion_puts_the_targets_on_the_models_own_path(config_file):
     drawn = train(config_file, "drawn", *once)[0]
     for objective in ("inpo", "inversion_dpo", "inversion_dpo, inverted_by: reference"):
         override = f"objective={{name: {objective}}}"
-        name = objective.split()[-1]
+        name = f"by-{objective.split()[-1]}"
         row = train(config_file, name, override, "diffusion.inversion_steps=4", *once)[0]
         assert row["error/chosen"] < 0.1 * drawn["error/chosen"]
         assert row["loss"] == float(torch.tensor(math.log(2), dtype=torch.float32))
