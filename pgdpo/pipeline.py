@@ -141,18 +141,19 @@ def run_export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
         return folder
 
 
-def run_evaluate(run: Run, *others: Run) -> dict:
-    """A run's checkpoint, and the same run's at other steps -> `results.json`, clips and `report.html`.
+def run_evaluate(*steps: Run) -> dict:
+    """A run at one or more steps -> `results.json` and clips of each, and `report.html`, which is of the last.
 
     Returns the last one's results.
     """
+    run = steps[-1]
     with _logged(run.config, run.out):
         from pgdpo.evaluation.evaluate import evaluate
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
         samples: dict = {}
-        for each in (run, *others):
+        for each in steps:
             results = evaluate(each, samples=samples)
         write_preview(run.config, run.out, trained_on=run.state["identity"])
         report = write_report(run.folder, run.record, out=run.out)

@@ -23,7 +23,7 @@ from pgdpo.console import say
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
-from pgdpo.record import COMMANDS, MARK, PLACES, covered, dumped, is_free, read_record
+from pgdpo.record import COMMANDS, MARK, covered, dumped, is_free, read_record
 from pgdpo.settings import Config
 from pgdpo.training.events import read_events
 from pgdpo.training.published import MANIFEST, at_step, checkpoints_of, find_checkpoint, read_state, step_of
@@ -241,7 +241,7 @@ def _as_trained(
         raise _contradiction(given, {key: differing[key] for key in sorted(typed - free)}, mend)
     stated = differing.keys() & {".".join(map(str, path)) for path in given.lines}
     own = {key for key in stated & free if covered(key, COMMANDS) or covered(key, allowed)}
-    _say_which(given, differing, own - typed, stated - own - typed - PLACES)
+    _say_which(given, differing, own - typed, stated - own - typed - {"name", "output_dir"})
     merged = _with(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
     merged["output_dir"] = str(given.loaded.output_dir)
     merged["name"] = None if folder.name == merged["objective"]["name"] else folder.name

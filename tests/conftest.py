@@ -20,7 +20,7 @@ import pytest
 
 from tests.interpreter import speed_up_interpreter
 from tests.ranks import Ranks, Zygote
-from tests.worlds import save_tiny_wan, toy_world, write_config
+from tests.worlds import save_tiny_wan, share_pairs, toy_world, write_config
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     speed_up_interpreter()
@@ -94,11 +94,7 @@ def world(tmp_path_factory, tiny_wan) -> Path:
 @pytest.fixture
 def config_file(world, tmp_path) -> Path:
     """A configuration of its own for one test; it shares the prepared pairs of `world` by a link."""
-    output = tmp_path / "out"
-    output.mkdir()
-    for shared in ("prepared", "toy"):
-        (output / shared).symlink_to(world / "out" / shared)
-    return write_config(tmp_path / "config.yaml", output, world / "tiny_wan")
+    return write_config(tmp_path / "config.yaml", share_pairs(tmp_path, world), world / "tiny_wan")
 
 
 @pytest.fixture(scope="session")

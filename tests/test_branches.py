@@ -10,7 +10,7 @@ import yaml
 from pgdpo.errors import InputError
 from pgdpo.runs import open_run, open_steps, resumed_config
 from pgdpo.training.published import checkpoints_of
-from tests.worlds import losses, run_pgdpo, write_config
+from tests.worlds import losses, run_pgdpo, share_pairs, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -23,12 +23,9 @@ def trained(world, tmp_path_factory):
     """A run `a` of four steps, of which the last two had another learning rate by permission, and other samples."""
     os.environ["PGDPO_KERNELS_BACKEND"] = "eager"
     folder = tmp_path_factory.mktemp("branches")
-    (folder / "out").mkdir()
-    for shared in ("prepared", "toy"):
-        (folder / "out" / shared).symlink_to(world / "out" / shared)
     config = write_config(
         folder / "toy.yaml",
-        folder / "out",
+        share_pairs(folder, world),
         world / "tiny_wan",
         train={"checkpoint_every": 1, "keep_checkpoints": 9},
     )
@@ -57,6 +54,7 @@ def test_all_steps_are_judged_alike(run):
     assert runs[0].config.evaluate.seed == 7 and runs[0].config.train.learning_rate == 1e-3
     run_pgdpo("evaluate", run, "--steps", "1,4", ONE)
     among = results_of(run, 4)
+    assert "learning_rate: 0.0001" in (run / "report.html").read_text()  # the newest step's record
     run_pgdpo("evaluate", run, "--step", 4, ONE)
     assert results_of(run, 4)["samples"] == among["samples"]
     assert results_of(run, 1)["settings"] == among["settings"]

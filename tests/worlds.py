@@ -102,6 +102,15 @@ def toy_world(folder: Path, tiny_wan: Path) -> Path:
     return folder
 
 
+def share_pairs(folder: Path, world: Path) -> Path:
+    """`folder/out` with links to the toy and prepared pairs of `world`."""
+    output = folder / "out"
+    output.mkdir()
+    for shared in ("prepared", "toy"):
+        (output / shared).symlink_to(world / "out" / shared)
+    return output
+
+
 def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict) -> Path:
     """A small valid configuration; `sections` are merged into its sections (a dict) or replace them."""
     import yaml  # here: the kernels' tests run where it is not installed

@@ -16,13 +16,11 @@ pytestmark = pytest.mark.usefixtures("eager_kernels")
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A configuration and its finished run of 2 steps."""
-    from tests.worlds import write_config
+    from tests.worlds import share_pairs, write_config
 
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "out").mkdir()
-    for shared in ("prepared", "toy"):
-        (folder / "out" / shared).symlink_to(world / "out" / shared)
-    config = write_config(folder / "config.yaml", folder / "out", world / "tiny_wan", train={"steps": 2})
+    output = share_pairs(folder, world)
+    config = write_config(folder / "config.yaml", output, world / "tiny_wan", train={"steps": 2})
     run_pgdpo("train", config)
     return config
 
