@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgdpo.data.buckets import Size, choose_bucket, size_name
-from pgdpo.data.clips import check_mask
+from pgdpo.data.clips import (
+    Sampling,
+    bucket_of,
+    check_clip,
+    check_mask,
+    planned,
+    shown_as,
+    unlike,
+    unsaid,
+)
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import fetch, is_url
-from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.manifest import CheckedRow, spread
 from pgdpo.data.schema import SIDES
 from pgdpo.data.video import VideoInfo, verify_video
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem, shown
-
-FPS_TOLERANCE = 0.002  # relative: 24 is said of 24000/1001
 
 
 @dataclass(frozen=True)
@@ -59,33 +67,38 @@ def _inspect(location: str) -> Clip:
 
 
 def clip_problems(
-    rows: Sequence[CheckedRow], clips: Mapping[str, Clip], sizes: Sequence[Size]
+    rows: Sequence[CheckedRow], clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
 ) -> Iterator[Problem]:
     """What is wrong with each row's clips. `sizes`: what the configuration asks for; none where it is unknown."""
     for row in rows:
         pair = {side: clips[row.clips[side]] for side in SIDES}
-        broken = False
         for side, clip in pair.items():
             if clip.error:
-                broken = True
                 mend = "fetch it again or leave it out"
                 yield _about(row, side, clip.error, "a clip that decodes to its end", mend)
-                continue
-            yield from _against_row(row, side, clip)
-            yield from _against_sizes(row, side, clip.info, sizes)
-        if not broken:
-            yield from _alike(row, pair["chosen"], pair["rejected"])
-            yield from _mask(row, pair["chosen"].info)
+        if any(clip.error for clip in pair.values()):
+            continue
+        chosen, rejected = (clip.info for clip in pair.values())
+        for odd in (*unlike(chosen, rejected), *unsaid(row.values, chosen, rejected)):
+            what = f"pair `{row.values['id']}`: {odd.what}"
+            yield row.problem(what, key=odd.key, value=odd.value, allowed=odd.allowed, suggestion=odd.mend)
+        yield from _hashes(row, pair)
+        yield from _against_sizes(row, pair, sizes, sampling)
+        yield from _mask(row, chosen)
 
 
-def misfit(info: VideoInfo, sizes: Sequence[Size]) -> str | None:
+def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | None:
     """Why a clip can be cut to none of `sizes`; None if it can, or there are none."""
-    if not sizes or choose_bucket(sizes, info) is not None:
+    if not sizes:
         return None
-    least = min(size[0] for size in sizes)
-    if info.num_frames < least:
-        return f"{info.num_frames} frames, and at least {least} are asked for"
-    return f"{size_name((info.num_frames, info.height, info.width))} fits no bucket: too long, or half would be cut off"
+    try:
+        check_clip(info, (min(size[0] for size in sizes), 0, 0), sampling)
+    except InputError as error:
+        return str(error).removeprefix(f"{info.path}: ")
+    if choose_bucket(sizes, shown_as((info, info), sampling.fps)) is None:
+        size = size_name((info.frames_at(sampling.fps), info.height, info.width))
+        return f"{size} fits no bucket: too long, or half would be cut off"
+    return None
 
 
 def _about(
@@ -96,57 +109,71 @@ def _about(
     return row.problem(what, key=side, value=value, allowed=allowed, suggestion=mend, severity=severity)
 
 
-def _against_row(row: CheckedRow, side: str, clip: Clip) -> Iterator[Problem]:
-    digest = row.values.get(f"sha256_{side}")
-    if digest is not None and digest != clip.sha256:
-        yield row.problem(
-            f"`{side}` of pair `{row.values['id']}`: its SHA-256 is {clip.sha256[:12]}..., not {digest[:12]}...",
-            key=f"sha256_{side}",
-            value=digest,
-            allowed=clip.sha256,
-            suggestion="the clip was changed or damaged: fetch it again",
-        )
-    for key in ("width", "height", "num_frames", "fps"):
-        said, is_ = row.values.get(key), getattr(clip.info, key)
-        if said is not None and abs(said - is_) > FPS_TOLERANCE * is_:
+def _hashes(row: CheckedRow, pair: Mapping[str, Clip]) -> Iterator[Problem]:
+    for side, clip in pair.items():
+        digest = row.values.get(f"sha256_{side}")
+        if digest is not None and digest != clip.sha256:
             yield row.problem(
-                f"`{key}` is {said!r}, and `{side}` of pair `{row.values['id']}` has {is_:g}",
-                key=key,
-                value=said,
-                allowed=f"{is_:g}",
-                suggestion="the clip was cut or changed: fetch it again, or correct the key (--fix does)",
+                f"`{side}` of pair `{row.values['id']}`: its SHA-256 is {clip.sha256[:12]}..., not {digest[:12]}...",
+                key=f"sha256_{side}",
+                value=digest,
+                allowed=clip.sha256,
+                suggestion="the clip was changed or damaged: fetch it again",
             )
-
-
-def _against_sizes(row: CheckedRow, side: str, info: VideoInfo, sizes: Sequence[Size]) -> Iterator[Problem]:
-    why = misfit(info, sizes)
-    if why is not None:
-        allowed = f"{' or '.join(map(size_name, sizes))} (frames x height x width), from the clip's start and middle"
-        mend = "ask for fewer frames (data.num_frames), add a bucket, or leave the row out (clips are never padded)"
-        yield _about(row, side, why, allowed, mend)
-    elif sizes:
-        _, height, width = sizes[choose_bucket(sizes, info)]
-        if info.height < height or info.width < width:
-            what = f"{info.width}x{info.height} pixels, and {width}x{height} are trained on: it is enlarged"
-            mend = "take smaller sizes (data.width and data.height, or data.buckets), or larger clips"
-            yield _about(row, side, what, f"{width}x{height} pixels or more", mend, "warning")
-
-
-def _alike(row: CheckedRow, chosen: Clip, rejected: Clip) -> Iterator[Problem]:
-    """Chosen and rejected must differ in what was judged, not in size, rate or length."""
-    for key in ("width", "height", "num_frames", "fps"):
-        first, second = getattr(chosen.info, key), getattr(rejected.info, key)
-        if abs(first - second) > (FPS_TOLERANCE * first if key == "fps" else 0):
-            yield row.problem(
-                f"pair `{row.values['id']}`: {key} is {first:g} in chosen and {second:g} in rejected",
-                key=key,
-                value=[first, second],
-                allowed="one value in both clips of a pair",
-                suggestion="re-encode the pair (--fix does), or leave it out",
-            )
-    if chosen.sha256 == rejected.sha256 and row.clips["chosen"] != row.clips["rejected"]:
+    if pair["chosen"].sha256 == pair["rejected"].sha256 and row.clips["chosen"] != row.clips["rejected"]:
         what = "the same bytes as `chosen`: the pair teaches nothing"
         yield _about(row, "rejected", what, "another clip than `chosen`", "leave the row out", "warning")
+
+
+def _against_sizes(
+    row: CheckedRow, pair: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
+) -> Iterator[Problem]:
+    infos = tuple(clip.info for clip in pair.values())
+    fits = True
+    for side, info in zip(SIDES, infos, strict=True):
+        why = misfit(info, sizes, sampling)
+        if why is not None:
+            fits = False
+            allowed = f"{' or '.join(map(size_name, sizes))} (frames x height x width)"
+            mend = "ask for fewer frames (data.num_frames), another rate (data.fps), or leave the row out"
+            yield _about(row, side, why, allowed, mend)
+        if info.variable:
+            how = "one by one (data.fps)" if sampling.fps is None else "by their times"
+            what = f"frames are missing or of unequal length, most for 1/{info.fps:g} s: they are taken {how}"
+            yield _about(row, side, what, "frames of one length", "look at the clip", "warning")
+    if not sizes or not fits:
+        return
+    try:
+        size = sizes[bucket_of(row.values["id"], infos, sizes, sampling)]
+        for span in spread([row], sampling.spans):
+            planned(span.values["id"], infos, size, sampling)
+    except InputError as error:
+        yield row.problem(
+            str(error), key="data.clip", value=sampling.clip, allowed="clips that are long enough"
+        )
+        return
+    lengths = [info.frames_at(sampling.fps) for info in infos]
+    if lengths[0] != lengths[1] and not any(unlike(*infos)):
+        what = f"its clips give {lengths[0]} and {lengths[1]} frames: {min(lengths)} from the start are common to both"
+        yield _about(row, "rejected", what, "clips of one length", "look whether one was cut", "warning")
+    info, (_, height, width) = infos[0], size
+    if info.height < height or info.width < width:
+        what = f"{info.width}x{info.height} pixels, and {width}x{height} are trained on: it is enlarged"
+        mend = "take smaller sizes (data.width and data.height, or data.buckets), or larger clips"
+        yield _about(row, "chosen", what, f"{width}x{height} pixels or more", mend, "warning")
+
+
+def views_of(
+    rows: Sequence[CheckedRow], clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
+) -> Iterator[tuple[float, str]]:
+    """(frames a second, what is done to them) of each pair that can be prepared."""
+    sound = [row for row in rows if not any(clips[row.clips[side]].error for side in SIDES)]
+    for row in spread(sound, sampling.spans):
+        infos = tuple(clips[row.clips[side]].info for side in SIDES)
+        with contextlib.suppress(InputError):
+            name = row.values["id"]
+            plan = planned(name, infos, sizes[bucket_of(name, infos, sizes, sampling)], sampling)
+            yield plan.chosen.fps, plan.view
 
 
 def _mask(row: CheckedRow, info: VideoInfo) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     rows: dict[str, list[CheckedRow]] = field(default_factory=dict)  # split -> the rows without errors
     clips: dict[str, Clip] = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)  # what is done to clips, by their kinds
     skipped: list[str] = field(default_factory=list)
     mended: Mended | None = None
 
@@ -52,6 +53,7 @@ class Findings:
             "warnings": self.counts["warning"],
             "pairs": {split: len(rows) for split, rows in self.rows.items()},
             "clips": len(self.clips),
+            "views": self.views,
             "skipped": self.skipped,
             "problems": [problem.as_json() for problem in self.problems],
             "fix": self.mended.as_json() if self.mended else None,
@@ -74,6 +76,8 @@ def show(findings: Findings) -> None:
     left = len(ordered) - sum(1 + more for _, more in shown[:SHOWN])
     if left:
         say(f"and {left} more: --json FILE has all")
+    for line in findings.views:
+        say(f"  {line}")
     for skipped in findings.skipped:
         say(f"not checked: {skipped}")
     if findings.mended is not None:

@@ -6,10 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
-from pgdpo.checking.clips import FPS_TOLERANCE, Clip, misfit
+from pgdpo.checking.clips import Clip, misfit
 from pgdpo.data.buckets import Size
+from pgdpo.data.clips import Sampling, unlike, unsaid
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import folder_of, is_url, plain
 from pgdpo.data.manifest import CheckedRow
@@ -19,7 +21,7 @@ from pgdpo.data.video import VideoInfo, read_video, write_video
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem
 
-FACTS = ("width", "height", "num_frames", "fps")
+FACTS = ("width", "height", "num_frames", "fps", "light")
 
 
 @dataclass
@@ -50,6 +52,7 @@ def mend(
     clips: Mapping[str, Clip],
     problems: Sequence[Problem],
     sizes: Sequence[Size],
+    sampling: Sampling,
     advance: Callable[[], None],
 ) -> Mended:
     """Write `out` (JSONL or Parquet) from the sound `rows` of the manifest `source`.
@@ -75,7 +78,7 @@ def mend(
             result.dropped.setdefault(f"{name} ({problem.where})" if twice else name, problem.what)
     with writer(out) as write:
         for row in rows:
-            values = _mended(row, clips, sizes, result)
+            values = _mended(row, clips, sizes, sampling, result)
             if values is not None:
                 write(values)
                 result.kept += 1
@@ -85,13 +88,16 @@ def mend(
     return result
 
 
-def _mended(row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], result: Mended) -> dict | None:
+def _mended(
+    row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling, result: Mended
+) -> dict | None:
     """The row as it stands in the new manifest; None if it is dropped."""
     name, pair = row.values["id"], {side: clips[row.clips[side]] for side in SIDES}
-    why = _unmendable(row, pair, sizes)
-    if why is None and not _alike(pair):
+    why = _unmendable(row, pair, sizes, sampling)
+    infos = [clip.info for clip in pair.values()]
+    if why is None and any(unlike(*infos)):
         try:
-            pair = _reencode(pair, Path(result.manifest), sizes)
+            pair = _reencode(pair, Path(result.manifest), sizes, sampling)
             result.reencoded[name] = "{0.width}x{0.height}, {0.num_frames} frames, {0.fps:g} fps".format(
                 pair["chosen"].info
             )
@@ -100,8 +106,9 @@ def _mended(row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], r
     if why is not None:
         result.dropped[name] = why
         return None
-    facts = {key: getattr(pair["chosen"].info, key) for key in FACTS if row.values.get(key) is not None}
-    wrong = [key for key, fact in facts.items() if abs(row.values[key] - fact) > FPS_TOLERANCE * fact]
+    infos = [clip.info for clip in pair.values()]
+    facts = {odd.key: getattr(infos[0], odd.key) for odd in unsaid(row.values, *infos)}
+    wrong = list(facts)
     if wrong and name not in result.reencoded:
         result.corrected[name] = ", ".join(f"{key} {row.values[key]:g} -> {facts[key]:g}" for key in wrong)
     named = {key: _relative(row, key, pair, result) for key in row.clips}
@@ -111,25 +118,23 @@ def _mended(row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], r
     return {**row.values, **{key: facts[key] for key in wrong}, **named, **hashes}
 
 
-def _unmendable(row: CheckedRow, pair: Mapping[str, Clip], sizes: Sequence[Size]) -> str | None:
+def _unmendable(
+    row: CheckedRow, pair: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
+) -> str | None:
     for side, clip in pair.items():
         digest = row.values.get(f"sha256_{side}")
         if clip.error:
             return f"{side}: {clip.error}"
         if digest is not None and digest != clip.sha256:
             return f"{side}: its SHA-256 is {clip.sha256[:12]}..., the row says {digest[:12]}..."
-        if why := misfit(clip.info, sizes):
+        if why := misfit(clip.info, sizes, sampling):
             return f"{side}: {why}"
     return None
 
 
-def _alike(pair: Mapping[str, Clip]) -> bool:
-    first, second = (clip.info for clip in pair.values())
-    same = (first.width, first.height, first.num_frames) == (second.width, second.height, second.num_frames)
-    return same and abs(first.fps - second.fps) <= FPS_TOLERANCE * first.fps
-
-
-def _reencode(pair: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size]) -> dict[str, Clip]:
+def _reencode(
+    pair: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size], sampling: Sampling
+) -> dict[str, Clip]:
     """Both clips at the smaller size, rate and length, beside the new manifest, named by what they are made of."""
     size = tuple(
         min(getattr(clip.info, key) for clip in pair.values()) // 2 * 2 for key in ("height", "width")
@@ -137,11 +142,11 @@ def _reencode(pair: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size]) -
     fps = min(clip.info.fps for clip in pair.values())
     frames = {}
     for side, clip in pair.items():
-        at_rate = None if abs(clip.info.fps - fps) <= FPS_TOLERANCE * fps else fps
-        frames[side] = read_video(clip.path, fps=at_rate, size=size)
+        frames[side] = read_video(clip.path, fps=fps, size=size)
     length = min(map(len, frames.values()))
-    info = VideoInfo(size[1], size[0], fps, length, "h264")
-    if why := misfit(info, sizes):
+    times = tuple(Fraction(number) / Fraction(fps).limit_denominator(1001) for number in range(length))
+    info = VideoInfo(size[1], size[0], fps, length, "h264", stored=size[::-1], times=times)
+    if why := misfit(info, sizes, sampling):
         raise InputError(f"as a pair at {fps:g} frames a second: {why}")
     made = {}
     for side, clip in pair.items():

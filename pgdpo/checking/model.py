@@ -48,6 +48,10 @@ def model_problems(
         yield _of_message(inspected, str(error), "model.path", config.model.path)
         return
     try:
+        family.check_fps(config.data)
+    except InputError as error:
+        yield _of_message(inspected, str(error), "data.fps", config.data.fps)
+    try:
         for size in config.data.sizes:
             try:
                 encoders.check_size(*size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pgdpo.checking.clips import clip_problems, clips_of, inspect_clips
+from pgdpo.checking.clips import clip_problems, clips_of, inspect_clips, views_of
 from pgdpo.checking.findings import Findings, show
 from pgdpo.checking.mend import mend
 from pgdpo.checking.rows import (
@@ -20,6 +20,7 @@ from pgdpo.checking.rows import (
 from pgdpo.config import Inspection, inspect_config
 from pgdpo.console import chatter_to, progress_bar, say
 from pgdpo.data.buckets import Size
+from pgdpo.data.clips import Sampling, views_said
 from pgdpo.data.files import write_json
 from pgdpo.data.locations import plain
 from pgdpo.data.manifest import CheckedRow, scan_manifest
@@ -96,7 +97,15 @@ def _check_clips(findings: Findings, config: Config | None, data: Mapping) -> No
     with progress_bar("decode clips", total=len(clips_of(rows))) as bar:
         findings.clips = inspect_clips(rows, bar.advance)
         bar.finish()
-    findings.problems += clip_problems(rows, findings.clips, _sizes(data, config))
+    sizes, sampling = _sizes(data, config), _sampling(config)
+    findings.problems += clip_problems(rows, findings.clips, sizes, sampling)
+    if config is not None:
+        findings.views = list(views_said(views_of(rows, findings.clips, sizes, sampling)))
+
+
+def _sampling(config: Config | None) -> Sampling:
+    """How frames are taken; where the configuration has errors, one by one."""
+    return Sampling() if config is None else Sampling.of(config.data, config.fps)
 
 
 def _sizes(data: Mapping, config: Config | None) -> list[Size]:
@@ -133,6 +142,13 @@ def _fix(findings: Findings, out: str, config: Config | None, data: Mapping) -> 
     source = str(plain(data["train"]))
     with progress_bar("mend", total=len(rows)) as bar:
         findings.mended = mend(
-            out, source, rows, findings.clips, findings.problems, _sizes(data, config), bar.advance
+            out,
+            source,
+            rows,
+            findings.clips,
+            findings.problems,
+            _sizes(data, config),
+            _sampling(config),
+            bar.advance,
         )
         bar.finish()

@@ -1,50 +1,225 @@
-"""A pair's two clips, held against each other and against what their row says of them."""
+"""A pair's two clips, held against each other and against what their row says, and which part of both is taken."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pgdpo.data.buckets import Size
+from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.data.files import sha256_of
-from pgdpo.data.image import open_picture, read_image
-from pgdpo.data.manifest import PairRow
+from pgdpo.data.manifest import SPAN_MARK, PairRow
 from pgdpo.data.schema import SIDES
-from pgdpo.data.video import VideoInfo, probe_video, read_video
+from pgdpo.data.video import VideoInfo, probe_video, read_frames
+from pgdpo.data.video.info import SAME_RATE
+from pgdpo.data.video.picture import is_picture, read_image, read_picture
+from pgdpo.data.video.read import too_short
 from pgdpo.errors import InputError
+from pgdpo.settings import DataConfig
 
+KINDS_SAID = 8
 SAID = ("width", "height", "num_frames", "fps")  # what a row may say of both clips
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # endings of masks
-SAME_RATE = 0.002  # relative: rows say 24 of 24000/1001 all the time
+ALIKE = ("width", "height", "fps", "light")  # in which the clips of a pair must not differ; lengths are cut
+MEND_UNLIKE = (
+    "both clips of a pair must be of one size, rate and light; re-encode one of them (`pgdpo check --fix` does) or "
+    "leave the row out"
+)
+MEND_UNSAID = "the clip was cut or changed; fetch it again or correct the row (`pgdpo check --fix` does)"
 
 
-def probe_pair(row: PairRow) -> VideoInfo:
-    """Size, length and rate of both clips, which must be the row's and each other's.
+@dataclass(frozen=True)
+class Sampling:
+    """How frames are taken of clips: `fps` frames a second (None: every frame), where in a longer clip, and whether
+    slower clips are let through."""
 
-    Chosen and rejected must differ in what was judged, not in these. Raises InputError naming pair and clip.
+    fps: float | None = None
+    clip: str = "first"
+    upsample: bool = False
+
+    @property
+    def spans(self) -> int:
+        """Pairs that a row gives."""
+        return int(self.clip.partition(":")[2] or 1)
+
+    @classmethod
+    def of(cls, data: DataConfig, fps: float | None) -> Sampling:
+        return cls(fps, data.clip, data.upsample)
+
+    def first(self, name: str, there: int, wanted: int) -> int:
+        """Where the span of `wanted` frames of pair `name` begins, of `there`. `segments:N` counts in the pair's name.
+
+        Raises InputError where N spans would not be N different ones.
+        """
+        free = there - wanted
+        if self.clip == "middle":
+            return free // 2
+        if self.clip == "random":
+            digest = hashlib.sha256(f"span of {name}".encode()).digest()
+            return int.from_bytes(digest[:8], "little") % (free + 1)
+        if self.clip.startswith("segments:"):
+            count = self.spans
+            if free < count - 1:
+                raise InputError(
+                    f"data.clip is `{self.clip}` and the clips have {there} frames, which is {free + 1} places for "
+                    f"{wanted}: take fewer segments, fewer frames (data.num_frames), or leave the row out"
+                )
+            number = int(name.rpartition(SPAN_MARK)[2]) - 1 if count > 1 else 0
+            return number * free // max(count - 1, 1)
+        return 0
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Which frames of a pair's clips are taken: `size[0]` at the sampling's rate from `first` on, the same of both."""
+
+    chosen: VideoInfo
+    rejected: VideoInfo
+    sampling: Sampling
+    size: Size
+    first: int
+
+    @property
+    def rate(self) -> float:
+        """Frames a second of what is taken."""
+        return float(self.chosen.rate_at(self.sampling.fps) or self.chosen.fps)
+
+    @property
+    def span(self) -> list[float]:
+        """Seconds of the clips from which to which it is taken."""
+        rate = self.rate or 1.0
+        return [round(self.first / rate, 4), round((self.first + self.size[0]) / rate, 4)]
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is all of both clips, but for a frame."""
+        most = max(info.frames_at(self.sampling.fps) for info in (self.chosen, self.rejected))
+        return most - self.size[0] <= 1
+
+    def numbers(self, info: VideoInfo) -> list[int]:
+        """The frames of one of the clips, or of a mask like them."""
+        return info.numbers_at(self.sampling.fps, self.first, self.size[0])
+
+    @property
+    def view(self) -> str:
+        """What is done to the clips besides scaling and cropping; empty where their first frames are taken one by one,
+        as they are. With the clips' bytes and the size, the pair's tensors follow from it."""
+        infos = (self.chosen, self.rejected)
+        plain = all(self.numbers(info) == list(range(self.size[0])) for info in infos)
+        parts = [] if plain else [f"{self.rate:g} a second from {self.span[0]:g} s"]
+        return ", ".join(parts + sorted({info.treatment for info in infos} - {""}))
+
+
+def plan_pair(row: PairRow, size: Size, sampling: Sampling) -> PairPlan:
+    """Looks at both clips. Raises InputError, naming pair and clip, where they are not alike, not as the row says, too
+    slow or too short."""
+    return planned(row.id, probe_pair(row), size, sampling)
+
+
+def planned(name: str, clips: tuple[VideoInfo, VideoInfo], size: Size, sampling: Sampling) -> PairPlan:
+    """As `plan_pair`, of clips that were looked at."""
+    for side, info in zip(SIDES, clips, strict=True):
+        with _named(name, side):
+            check_clip(info, size, sampling)
+    there = min(info.frames_at(sampling.fps) for info in clips)
+    with _named(name):
+        first = sampling.first(name, there, size[0])
+    return PairPlan(*clips, sampling, size, first)
+
+
+def bucket_of(
+    name: str, clips: tuple[VideoInfo, VideoInfo], sizes: Sequence[Size], sampling: Sampling
+) -> int:
+    """The size that a pair is cut to. Raises InputError where it fits none."""
+    clip = shown_as(clips, sampling.fps)
+    bucket = choose_bucket(sizes, clip)
+    if bucket is None and len(sizes) == 1:
+        raise InputError(f"pair `{name}`: {too_short(clip, sampling.fps, sizes[0][0])}")
+    if bucket is None:
+        raise InputError(
+            f"pair `{name}`: its clips ({clip.path}) have {clip.num_frames} frames of {clip.height}x{clip.width} "
+            f"(height x width) and fit none of data.buckets ({', '.join(map(size_name, sizes))}): those are longer, or "
+            "would leave less than half of the picture; add a bucket, or leave the row out"
+        )
+    return bucket
+
+
+def views_said(seen: Iterable[tuple[float, str]]) -> Iterator[str]:
+    """A line for each kind of (frames a second, PairPlan.view): what is done to how many pairs."""
+    kinds = Counter((fps, re.sub(" from .*? s", "", view)) for fps, view in seen)
+    for (fps, view), count in kinds.most_common(KINDS_SAID):
+        what = f"of {fps:g} frames a second" if fps else "of pictures"
+        yield f"{count} pairs {what}: {f'taken at {view}' if view[:1].isdigit() else view or 'as they are'}"
+    if len(kinds) > KINDS_SAID:
+        yield f"and {len(kinds) - KINDS_SAID} kinds of clips more"
+
+
+def check_clip(info: VideoInfo, size: Size, sampling: Sampling) -> None:
+    """Raises InputError for a clip that is too slow or too short."""
+    if size[0] > 1:
+        info.check_rate(sampling.fps, upsample=sampling.upsample)
+    if info.frames_at(sampling.fps) < size[0]:
+        raise too_short(info, sampling.fps, size[0])
+
+
+def shown_as(clips: tuple[VideoInfo, VideoInfo], fps: float | None) -> VideoInfo:
+    """A pair's clips as one at that rate, as long as the shorter: what a bucket is chosen for."""
+    rate = clips[0].rate_at(fps)
+    length = min(info.frames_at(fps) for info in clips)
+    return replace(clips[0], num_frames=length, fps=float(rate or clips[0].fps))
+
+
+def probe_pair(row: PairRow) -> tuple[VideoInfo, VideoInfo]:
+    """What both clips are: of the row's sizes and rate, and of each other's.
+
+    Chosen and rejected must differ in what was judged, not in these; of two lengths the common span is taken. Raises
+    InputError naming pair and clip.
     """
     infos = []
     for side in SIDES:
-        with _named(row, side):
+        with _named(row.id, side):
             infos.append(probe_video(getattr(row, side)))
-    chosen, rejected = infos
-    for what in SAID:
-        first, second = getattr(chosen, what), getattr(rejected, what)
-        if not _same(what, first, second):
-            raise InputError(
-                f"pair `{row.id}`: {what} is {first:g} in {row.chosen} and {second:g} in {row.rejected}: both clips of "
-                "a pair must be of one size, length and rate; re-encode one of them or leave the row out"
-            )
-        said = row.extra.get(what)
-        if said is not None and not _same(what, first, said):
-            raise InputError(
-                f"pair `{row.id}`: its row says {what} {said:g} and {row.chosen} has {first:g}: the clip was cut or "
-                "changed; fetch it again or correct the row"
-            )
-    return chosen
+    for odd in (*unlike(*infos), *unsaid(row.extra, *infos)):
+        raise InputError(f"pair `{row.id}`: {odd.what}: {odd.mend}")
+    return tuple(infos)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """One thing in which clips are not like each other, or not as their row says."""
+
+    key: str
+    what: str
+    value: object
+    allowed: str
+    mend: str
+
+
+def unlike(chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
+    """Chosen and rejected must differ in what was judged, not in these."""
+    for key in ALIKE:
+        first, second = getattr(chosen, key), getattr(rejected, key)
+        if key == "fps" and 0 in (first, second):
+            continue  # a picture has none
+        if not _same(key, first, second):
+            what = f"{key} is {_text(first)} in {chosen.path} and {_text(second)} in {rejected.path}"
+            yield Odd(key, what, [first, second], "one value in both clips of a pair", MEND_UNLIKE)
+
+
+def unsaid(row: Mapping, chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
+    """What a row says of its clips, and they are not."""
+    for key in SAID:
+        said, found = row.get(key), [getattr(info, key) for info in (chosen, rejected)]
+        if key in ("width", "height"):  # some count pixels as they are stored: not turned, not made square
+            found.append(chosen.stored[key == "height"])
+        if said is not None and not any(_same(key, each, said) for each in found):
+            what = f"its row says {key} {said:g} and {chosen.path} has {found[0]:g}"
+            yield Odd(key, what, said, f"{found[0]:g}", MEND_UNSAID)
 
 
 def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] | None = None) -> dict:
@@ -72,11 +247,12 @@ def files_of(row: PairRow, *, with_image: bool) -> list[str]:
     return [key for key in keys if getattr(row, key) is not None]
 
 
-def read_pair(row: PairRow, size: Size) -> Iterator[tuple[str, np.ndarray]]:
-    """(side, uint8 frames [F, H, W, 3] at `size`) of both clips, one after the other. Raises InputError."""
+def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
+    """(side, uint8 frames [F, H, W, 3] at the plan's size) of both clips, one after the other. Raises InputError."""
     for side in SIDES:
-        with _named(row, side):
-            frames = read_video(getattr(row, side), num_frames=size[0], size=size[1:])
+        info = getattr(plan, side)
+        with _named(row.id, side):
+            frames = read_frames(info, plan.numbers(info), plan.size[1:])
         yield side, frames
 
 
@@ -91,16 +267,13 @@ def first_picture(row: PairRow, chosen: np.ndarray, size: Size) -> np.ndarray:
         raise InputError(f"pair `{row.id}`, image: {error}, {mend}") from error
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a mask is a picture that holds for all frames, and no clip: by its ending."""
-    return path.suffix.lower() in PICTURES
-
-
-def check_mask(path: Path, clip: VideoInfo) -> None:
-    """Raises InputError unless a mask can be read and is as large as the pair's clips (of which `clip` is one), and one
-    that is a clip as long and of their rate."""
-    if is_picture(path):
-        found = dict(zip(("width", "height"), open_picture(path).size, strict=True))
+def check_mask(path: Path, clip: VideoInfo) -> VideoInfo | None:
+    """What a mask is, None of a picture that holds for all frames. Raises InputError unless it can be read and is as
+    large as the pair's clips (of which `clip` is one), and one that is a clip as long and of their rate."""
+    info = None
+    if path.is_file() and is_picture(path):
+        height, width = read_picture(path).shape[:2]
+        found = {"width": width, "height": height}
     else:
         info = probe_video(path)
         found = {what: getattr(info, what) for what in SAID}
@@ -111,16 +284,23 @@ def check_mask(path: Path, clip: VideoInfo) -> None:
                 f"{path}: {what} is {value:g} and the pair's clips have {wanted:g}: a mask has the size of its clips, "
                 "and one that is a clip also their length and rate; make it anew or leave the row out"
             )
+    return info
 
 
-def _same(what: str, first: float, second: float) -> bool:
-    return abs(first - second) <= (SAME_RATE * first if what == "fps" else 0)
+def _same(what: str, first: float | str, second: float | str) -> bool:
+    if isinstance(first, str):
+        return first == second
+    return abs(first - second) <= (SAME_RATE * max(first, second) if what == "fps" else 0)
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 @contextlib.contextmanager
-def _named(row: PairRow, side: str) -> Iterator[None]:
+def _named(name: str, side: str = "") -> Iterator[None]:
     """Puts pair and side before the message of what is refused inside."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"pair `{row.id}`, {side}: {error}") from error
+        raise InputError(f"pair `{name}`{f', {side}' if side else ''}: {error}") from error

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pgdpo.data.buckets import Size
-from pgdpo.data.clips import SAID, probe_pair
+from pgdpo.data.clips import SAID, Sampling, probe_pair
 from pgdpo.data.made_of import FileEntry, entries
-from pgdpo.data.manifest import PairRow
+from pgdpo.data.manifest import FILES, PairRow
 from pgdpo.data.shards import ENCODING, INDEX, note_of, tensors_sha256, written_files
 from pgdpo.models.family import Encoders
 
+READABLE = (
+    INDEX - 1,
+    INDEX,
+)  # the format before says of no pair how it was seen: its first frames, one by one
 OPEN_FILES = 16  # at most; pairs that stood together mostly still do
 
 
@@ -41,8 +46,9 @@ class Earlier:
         self._image = index.get("image", [])
         self._text = index.get("text", {})
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
-        made = index["made_of"] if index.get("format") == INDEX else {}
+        made = index["made_of"] if index.get("format") in READABLE else {}
         self.pairs: dict[str, dict] = made.get("pairs", {})
+        self._sampling = made.get("sampling")
         same = made.get("encoding") == ENCODING
         parts = made.get("parts", {})
         self._same_clips = (
@@ -50,11 +56,10 @@ class Earlier:
         )
         self._same_text = same and parts.get("text") == encoders.parts["text"]
         self._by_identity = {
-            _identity(entries(files), self._shards[self._rows[name]["shard"]]["size"]): name
+            _identity(entries(files), self._size(name), files.get("view", "")): name
             for name, files in self.pairs.items()
             if name in self._rows
         }
-        self._rates = {files["chosen"][3]: files["fps"] for files in self.pairs.values() if "fps" in files}
 
     def place(self, stem: str, key: str) -> Path:
         """Where a file made from `key` stands or is to be written: never over one that was made from another."""
@@ -63,15 +68,27 @@ class Earlier:
         path = self.folder / f"{stem}.safetensors"
         return path.with_stem(f"{stem}-{key[:8]}") if note_of(path).is_file() else path
 
-    def rate(self, files: Mapping[str, FileEntry]) -> float | None:
-        """Frames a second of a pair's clips, if they were looked at before."""
-        return self._rates.get(files["chosen"][3])
+    def _size(self, name: str) -> Sequence[int]:
+        return self._shards[self._rows[name]["shard"]]["size"]
+
+    def looked_at(
+        self, name: str, files: Mapping[str, FileEntry], size: Size, sampling: Sampling
+    ) -> dict | None:
+        """What the record says of a pair beside its files, if these were looked at before to be sampled so."""
+        made = self.pairs.get(name)
+        same = made and name in self._rows and self._sampling == asdict(sampling)
+        if not same or tuple(self._size(name)) != tuple(size):
+            return None
+        if any(made.get(key, [None] * 4)[3] != entry[3] for key, entry in files.items()):
+            return None
+        return {key: value for key, value in made.items() if key not in FILES}
 
     def pair(
-        self, row: PairRow, files: Mapping[str, FileEntry], size: Size
+        self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str
     ) -> dict[str, torch.Tensor] | None:
-        """The tensors of a pair of these files at this size. Raises InputError where its row says what isn't so."""
-        name = self._by_identity.get(_identity(files, size)) if self._same_clips else None
+        """The tensors of a pair of these files at this size and view. Raises InputError where its row says what isn't
+        so."""
+        name = self._by_identity.get(_identity(files, size, view)) if self._same_clips else None
         if name is None:
             return None
         was = self._rows[name]
@@ -115,9 +132,9 @@ class Earlier:
         return None
 
 
-def _identity(files: Mapping[str, FileEntry], size: Sequence[int]) -> tuple:
+def _identity(files: Mapping[str, FileEntry], size: Sequence[int], view: str) -> tuple:
     """What a pair's tensors follow from, beside the encoders."""
-    return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size))
+    return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view)
 
 
 def _read(path: Path) -> dict:

@@ -7,9 +7,11 @@ is another by now (`stale.py`), and `prepare` what it need not make anew (`earli
         "ties": "drop",
         "latent_dtype": "bfloat16",
         "encoding": 3,                  # shards.ENCODING
+        "sampling": {"fps": 16.0, "clip": "first", "upsample": false},
         "parts": {"clips": {"vae": "..."}, "text": {"tokenizer": "...", "text_encoder": "..."}},
         "pairs": {                      # every row of the manifest, in its order; those that were left out as bad too
-            "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...], "fps": 16.0}
+            "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...],
+                     "fps": 30.0, "view": "16 a second from 0 s"}  # the clips' own rate; what clips.PairPlan.view says
         }
     }
 
@@ -21,11 +23,12 @@ prompts and labels stand in the index's `pairs` themselves, sizes and the encode
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pgdpo.data import toy
-from pgdpo.data.clips import files_of
+from pgdpo.data.clips import Sampling, files_of
 from pgdpo.data.files import sha256_of
 from pgdpo.data.manifest import FILES, PairRow
 from pgdpo.data.shards import ENCODING
@@ -51,7 +54,11 @@ def manifest_of(config: Config, split: str) -> str | Path:
 
 
 def record(
-    data: DataConfig, split: str, parts: Mapping, pairs: dict[str, dict[str, FileEntry | float]]
+    data: DataConfig,
+    split: str,
+    parts: Mapping,
+    sampling: Sampling,
+    pairs: dict[str, dict[str, FileEntry | float | str]],
 ) -> dict[str, Any]:
     """The whole part; `parts`: of the encoders."""
     return {
@@ -59,6 +66,7 @@ def record(
         "latent_dtype": data.latent_dtype,
         "encoding": ENCODING,
         "parts": parts,
+        "sampling": asdict(sampling),
         "pairs": pairs,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from pgdpo.data.tables import Record, read_records
 from pgdpo.problems import Problem, raise_errors, shown
 
 FILES = (*SIDES, "mask", "image")  # keys that name a file
+SPAN_MARK = "~"  # between a row's id and the number of its span
 FETCHES = 16  # clips that are downloaded at a time
 MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, about 1 kB each
 
@@ -58,12 +59,13 @@ def read_manifest(
     *,
     media_root: Path | None = None,
     ties: Literal["drop", "keep"] = "keep",
+    spans: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[PairRow]:
     """Rows of a manifest; clip paths are relative to it, remote clips are fetched to a local cache.
 
     `media_root`: clips may lie below this folder too. `ties`: `drop` leaves out rows whose `preference` is 0.5,
-    and tells `say` how many.
+    and tells `say` how many. `spans`: pairs that each row gives.
 
     Raises InputError, one line for each, for all that is wrong with the file and its rows: see `scan_manifest`.
     """
@@ -86,7 +88,7 @@ def read_manifest(
                 )
             ]
         )
-    rows = decided
+    rows = spread(decided, spans)
     local = _local([row.clips[key] for row in rows for key in FILES if key in row.clips])
     return [
         PairRow(
@@ -103,6 +105,38 @@ def read_manifest(
 def decided_rows(rows: list[CheckedRow], ties: Literal["drop", "keep"]) -> list[CheckedRow]:
     """The rows that `data.ties` leaves."""
     return rows if ties == "keep" else [row for row in rows if row.values.get("preference") != TIE]
+
+
+def spread(rows: list[CheckedRow], spans: int) -> list[CheckedRow]:
+    """Each row `spans` times, one for each span of its clips that is taken: `id~1`, `id~2`, ... (`data.clip`).
+
+    Raises InputError where another row has such an id.
+    """
+    if spans == 1:
+        return rows
+    several = [
+        replace(
+            row,
+            record=replace(row.record, values={**row.values, "id": f"{row.values['id']}{SPAN_MARK}{number}"}),
+        )
+        for row in rows
+        for number in range(1, spans + 1)
+    ]
+    there = {row.values["id"] for row in rows}
+    raise_errors(
+        [
+            row.problem(
+                f"id `{row.values['id']}` stands in the manifest, and data.clip makes it of another row",
+                key="id",
+                value=row.values["id"],
+                allowed=f"ids that do not end in {SPAN_MARK} and a number",
+                suggestion="give the row another id",
+            )
+            for row in several
+            if row.values["id"] in there
+        ]
+    )
+    return several
 
 
 def carried(rows: Sequence[CheckedRow]) -> list[dict]:

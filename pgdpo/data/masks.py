@@ -7,29 +7,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgdpo.data.buckets import Size
-from pgdpo.data.clips import check_mask, is_picture
-from pgdpo.data.image import open_picture
+from pgdpo.data.clips import PairPlan, check_mask
 from pgdpo.data.manifest import PairRow
-from pgdpo.data.video import VideoInfo, fit_picture, read_video
+from pgdpo.data.video import fit_picture, read_frames
+from pgdpo.data.video.picture import read_picture
 from pgdpo.errors import InputError
 
 INSIDE = 128  # of 255: a codec makes neither white nor black out of what was the other
 
 
-def read_mask(row: PairRow, clip: VideoInfo, size: Size, grid: tuple[int, int, int]) -> torch.Tensor:
+def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch.Tensor:
     """A pair's mask on the latent grid, float16 `[1, *grid]`: the share of each element's pixels that lie inside.
 
-    The mask is a picture that holds for all frames, or a clip as long as the pair's; either has the size of `clip`,
-    is scaled, cropped and cut to `size` as the clips are, and then counts as inside from half of white up. An element
+    The mask is a picture that holds for all frames, or a clip as long as the pair's; either has the size of the clips,
+    is sampled, scaled, cropped and cut as they are, and then counts as inside from half of white up. An element
     of the latents stands for the pixels of its patch, in the frames that the VAE joins in it: the first frame alone,
     the others in groups of equal length.
 
     Raises InputError, naming pair and file, if it cannot be read, is not like the clips, or holds nothing inside.
     """
+    size = plan.size
     try:
-        check_mask(row.mask, clip)
-        frames = _frames(row.mask, size)
+        frames = _frames(row.mask, plan)
         inside = torch.from_numpy(frames.sum(-1, dtype=np.uint16) >= 3 * INSIDE)  # (1 | F, H, W)
         share = pooled(inside.expand(size[0], -1, -1), grid)
         if not share.any():
@@ -51,8 +50,9 @@ def pooled(inside: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
     return torch.cat([first, rest.unflatten(0, (grid[0] - 1, -1)).mean(1)])
 
 
-def _frames(path: Path, size: Size) -> np.ndarray:
-    """uint8 `[F, H, W, 3]` at `size`, one frame of a picture."""
-    if is_picture(path):
-        return fit_picture(np.asarray(open_picture(path)), size[1:])[None]
-    return read_video(path, num_frames=size[0], size=size[1:])
+def _frames(path: Path, plan: PairPlan) -> np.ndarray:
+    """uint8 `[F, H, W, 3]` at the plan's size, one frame of a picture."""
+    info = check_mask(path, plan.chosen)
+    if info is None:
+        return fit_picture(read_picture(path), plan.size[1:])[None]
+    return read_frames(info, plan.numbers(info), plan.size[1:])

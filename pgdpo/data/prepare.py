@@ -20,28 +20,27 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from pgdpo.console import progress_bar, say
 from pgdpo.data.bad import check_bad
-from pgdpo.data.buckets import Size, choose_bucket, size_name
-from pgdpo.data.clips import clip_identity, first_picture, probe_pair, read_pair
+from pgdpo.data.buckets import size_name
+from pgdpo.data.clips import Sampling, bucket_of, probe_pair, views_said
 from pgdpo.data.earlier import Earlier
+from pgdpo.data.encode import Work, in_order, prepare_shards
 from pgdpo.data.files import write_json
-from pgdpo.data.made_of import FileEntry, Hashes, record
+from pgdpo.data.made_of import Hashes, record
 from pgdpo.data.manifest import PairRow, read_manifest
-from pgdpo.data.masks import read_mask
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.room import check_room
-from pgdpo.data.schema import SIDES
+from pgdpo.data.schema import cut_labels
 from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
 from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders, Family
-from pgdpo.settings import DataConfig
+from pgdpo.settings import DataConfig, fps_of
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written
 
@@ -59,21 +58,6 @@ class Prepared(NamedTuple):
         parts = {"encoded": self.encoded, "kept": self.kept, "removed": self.removed}
         told = [f"{count} {what}" for what, count in parts.items() if count or what == "encoded"]
         return f"{len(self.index['pairs'])} pairs ({', '.join(told)}; {self.embedded} prompts embedded)"
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every file of a folder is made with."""
-
-    folder: Path
-    config: DataConfig
-    encoders: Encoders
-    ranks: Ranks
-    earlier: Earlier
-    hashes: Hashes
-
-    def files(self, row: PairRow) -> dict[str, FileEntry]:
-        return self.hashes.files(row, with_image=self.encoders.needs_image)
 
 
 def prepare(
@@ -94,27 +78,39 @@ def prepare(
     that is too small, before the index is written.
     """
     ranks = ranks or Ranks()
+    family.check_fps(config)
+    sampling = Sampling.of(config, fps_of(config, family.model))
     for size in config.sizes:
         encoders.check_size(*size)
     rows = ranks.main_first(
-        lambda: read_manifest(manifest, media_root=config.media_root, ties=config.ties, say=say)
+        lambda: read_manifest(
+            manifest, media_root=config.media_root, ties=config.ties, spans=config.pairs_per_row, say=say
+        )
     )
     earlier = Earlier(folder, encoders, config.latent_dtype)
-    work = _Work(folder, config, encoders, ranks, earlier, Hashes(() if full else earlier.pairs.values()))
-    buckets, bad = _into_buckets(rows, config, ranks)
+    hashes = Hashes(() if full else earlier.pairs.values())
+    work = Work(folder, config, sampling, encoders, ranks, earlier, hashes)
+    buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, str(manifest))
     prompts = sorted({row.prompt for row in rows} | {""})
     _check_room(work, family, buckets, prompts=len(prompts))
     text, embedded = _prepare_text(prompts, work)
-    shards = _prepare_shards(rows, buckets, work)
+    shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
     check_bad(bad, len(rows), config.on_bad_data, str(manifest))
     files = [shard.entry for shard in shards]
     made_of = {name: made for shard in shards for name, made in shard.made_of.items()}
     pairs = {row.id: made_of[row.id] if row.id in made_of else work.files(row) for row in rows}
-    index = _index(rows, text, files, bad, config, encoders)
-    index["made_of"] = record(config, split, encoders.parts, pairs)
+    index = _index(rows, text, files, bad, pairs, config, encoders)
+    index["made_of"] = record(config, split, encoders.parts, sampling, pairs)
     if ranks.rank == 0:
+        for line in views_said((pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair):
+            say(f"  {line}")
+        unequal = sum(shard.unequal for shard in shards)
+        if unequal:
+            say(
+                f"  {unequal} pairs have clips of two lengths: what is common to both, from the start, is taken of"
+            )
         write_json(folder / "index.json", index)
         _remove_stale(folder, [*text["files"], *files])
         for reason in bad.values():
@@ -125,7 +121,7 @@ def prepare(
     return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
 
 
-def _check_room(work: _Work, family: Family, buckets: Sequence[Sequence[PairRow]], *, prompts: int) -> None:
+def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]], *, prompts: int) -> None:
     sizes, step = work.config.sizes, work.config.pairs_per_shard
     groups = [
         [row.id for row in members[first : first + step]]
@@ -147,20 +143,19 @@ def _check_room(work: _Work, family: Family, buckets: Sequence[Sequence[PairRow]
     )
 
 
-def _into_buckets(
-    rows: Sequence[PairRow], config: DataConfig, ranks: Ranks
-) -> tuple[list[list[PairRow]], dict[str, str]]:
+def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRow]], dict[str, str]]:
     """(rows of each size in the manifest's order, pair id -> why it fits none).
 
     With one size nothing has to be chosen: what is wrong with a clip shows when it is encoded.
     """
+    config, ranks = work.config, work.ranks
     if len(config.sizes) == 1:
         return [list(rows)], {}
     mine: dict[str, int | str] = {}
     with progress_bar("sort clips into buckets", total=len(rows[ranks.rank :: ranks.count])) as bar:
         for row in rows[ranks.rank :: ranks.count]:
             try:
-                mine[row.id] = _bucket_of(row, config.sizes)
+                mine[row.id] = bucket_of(row.id, probe_pair(row), config.sizes, work.sampling)
             except InputError as error:
                 mine[row.id] = str(error)
             bar.advance()
@@ -172,26 +167,14 @@ def _into_buckets(
     return buckets, bad
 
 
-def _bucket_of(row: PairRow, sizes: Sequence[Size]) -> int:
-    clip = probe_pair(row)
-    bucket = choose_bucket(sizes, clip)
-    if bucket is None:
-        raise InputError(
-            f"pair `{row.id}`: its clips ({row.chosen}) have {clip.num_frames} frames of {clip.height}x{clip.width} "
-            f"(height x width) and fit none of data.buckets ({', '.join(map(size_name, sizes))}): those are longer, or "
-            "would leave less than half of the picture; add a bucket, or leave the row out"
-        )
-    return bucket
-
-
-def _prepare_text(prompts: Sequence[str], work: _Work) -> tuple[dict, int]:
+def _prepare_text(prompts: Sequence[str], work: Work) -> tuple[dict, int]:
     """(the index's part, how many were embedded) of every distinct prompt, and of the empty one (caption dropout,
     guidance)."""
     ranks = work.ranks
     parts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
     mine = range(ranks.rank, len(parts), ranks.count)
     done: dict[int, tuple[dict, int]] = {}
-    with progress_bar(f"encode prompts{_of_ranks(ranks)}", total=sum(len(parts[n]) for n in mine)) as bar:
+    with progress_bar(f"encode prompts{work.share()}", total=sum(len(parts[n]) for n in mine)) as bar:
         for number in mine:
             part, embedded = parts[number], []
             key = content_key(work.encoders.fingerprint, part)
@@ -199,7 +182,7 @@ def _prepare_text(prompts: Sequence[str], work: _Work) -> tuple[dict, int]:
             make = functools.partial(_embed, part, work, embedded)
             done[number] = write_once(path, key, make), len(embedded)
             bar.advance(len(part))
-    found = _in_order(ranks.gather(done))
+    found = in_order(ranks.gather(done))
     files = [entry for entry, _ in found]
     text = {
         "names": files[0]["names"],
@@ -214,7 +197,7 @@ def _prepare_text(prompts: Sequence[str], work: _Work) -> tuple[dict, int]:
     return text, sum(count for _, count in found)
 
 
-def _embed(prompts: Sequence[str], work: _Work, embedded: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
+def _embed(prompts: Sequence[str], work: Work, embedded: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
     """`embedded`: gets the prompts that no earlier file has."""
     found = {prompt: work.earlier.prompt(prompt_key(prompt)) for prompt in prompts}
     embedded += [prompt for prompt in prompts if found[prompt] is None]
@@ -229,110 +212,12 @@ def _embed(prompts: Sequence[str], work: _Work, embedded: list[str]) -> tuple[di
     return tensors, {"names": sorted(names), "prompts": digests}
 
 
-class _Shard(NamedTuple):
-    """A shard's entry, what its rows' files are (bad ones' too), and how many of its pairs were encoded."""
-
-    entry: dict
-    made_of: dict[str, dict[str, Any]]
-    encoded: int
-
-
-def _prepare_shards(
-    rows: Sequence[PairRow], buckets: Sequence[Sequence[PairRow]], work: _Work
-) -> list[_Shard]:
-    config, ranks = work.config, work.ranks
-    jobs = [
-        (size, number, members[first : first + config.pairs_per_shard])
-        for size, members in zip(config.sizes, buckets, strict=True)
-        for number, first in enumerate(range(0, len(members), config.pairs_per_shard))
-    ]
-    mine = range(ranks.rank, len(jobs), ranks.count)
-    done, bad = {}, {}
-    with progress_bar(f"encode clips{_of_ranks(ranks)}", total=sum(len(jobs[n][2]) for n in mine)) as bar:
-        for job in mine:
-            size, number, group = jobs[job]
-            done[job] = _prepare_shard(f"shard-{size_name(size)}-{number:05d}", group, size, work, bar)
-            bad |= {entry["id"]: entry["reason"] for entry in done[job].entry["bad"]}
-            check_bad(bad, len(rows), config.on_bad_data, str(work.folder))
-    return _in_order(ranks.gather(done))
-
-
-def _prepare_shard(stem: str, rows: Sequence[PairRow], size: Size, work: _Work, bar) -> _Shard:
-    """The entry has `pairs` (id, key of the tensors, hash of their bytes) and `bad` (id, reason)."""
-    config, encoders = work.config, work.encoders
-    made_of: dict[str, dict[str, Any]] = {}
-    clips, bad = {}, []
-    for row in rows:
-        made_of[row.id] = work.files(row)
-        hashes = {key: entry[3] for key, entry in made_of[row.id].items()}
-        try:
-            clips[row.id] = clip_identity(row, with_image=encoders.needs_image, hashes=hashes)
-        except InputError as error:
-            _refuse(row, error, bad, config)
-    key = content_key(encoders.fingerprint, size, config.latent_dtype, list(clips.items()), bad)
-    done = encoded = 0
-
-    def encode() -> tuple[dict[str, torch.Tensor], dict]:
-        nonlocal done, encoded
-        tensors, pairs = {}, []
-        for position, row in enumerate(row for row in rows if row.id in clips):
-            try:
-                pair = work.earlier.pair(row, made_of[row.id], size)
-                if pair is None:
-                    encoded += 1
-                    pair = _encode_pair(row, size, work)
-            except InputError as error:
-                _refuse(row, error, bad, config)
-                continue
-            finally:
-                done += 1
-                bar.advance()
-            tensors |= {f"{position}.{name}": tensor for name, tensor in pair.items()}
-            beside = {f"sha256_{side}": clips[row.id][side] for side in SIDES}
-            if "mask" in pair:
-                beside["mask_share"] = pair["mask"].float().mean().item()
-            pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **beside})
-        names = {name.split(".", 1)[1] for name in tensors} - {*SIDES, "mask"}
-        shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
-        about = {"names": sorted(names), "size": list(size), "latent_shape": shape}
-        return tensors, {**about, "pairs": pairs, "bad": bad}
-
-    entry = write_once(work.earlier.place(stem, key), key, encode)
-    bar.advance(len(rows) - done)
-    good = {pair["id"] for pair in entry["pairs"]}
-    for row in (row for row in rows if row.id in good):
-        rate = work.earlier.rate(made_of[row.id])
-        made_of[row.id]["fps"] = probe_pair(row).fps if rate is None else rate
-    return _Shard(entry, made_of, encoded)
-
-
-def _refuse(row: PairRow, error: InputError, bad: list[dict], config: DataConfig) -> None:
-    if config.on_bad_data == "fail":
-        raise error
-    bad.append({"id": row.id, "reason": str(error)})
-
-
-def _encode_pair(row: PairRow, size: Size, work: _Work) -> dict[str, torch.Tensor]:
-    """`chosen`, `rejected`, `mask` where the row has one and, where the model wants it, the conditioning by the picture
-    that both start from."""
-    info, encoders = probe_pair(row), work.encoders
-    dtype = getattr(torch, work.config.latent_dtype)
-    tensors = {}
-    for side, frames in read_pair(row, size):
-        tensors[side] = encoders.encode_video(frames).to(dtype).contiguous()
-        if encoders.needs_image and side == "chosen":
-            for name, tensor in encoders.encode_image(first_picture(row, frames, size), size[0]).items():
-                tensors[name] = tensor.to(dtype).contiguous()
-    if row.mask is not None:
-        tensors["mask"] = read_mask(row, info, size, tensors["chosen"].shape[1:])
-    return tensors
-
-
 def _index(
     rows: Sequence[PairRow],
     text: dict,
     shards: Sequence[dict],
     bad: dict[str, str],
+    made_of: dict[str, dict],
     config: DataConfig,
     encoders: Encoders,
 ) -> dict:
@@ -353,7 +238,12 @@ def _index(
         ),  # conditioning that stands in the shards, beside the latents
         "shards": files,
         "bad": [{"id": name, "reason": reason} for name, reason in bad.items()],
-        "pairs": [{**row.extra, "prompt": row.prompt, **done[row.id]} for row in rows if row.id in done],
+        "pairs": [
+            {**cut_labels(row.extra, span), "prompt": row.prompt, "span": span, **done[row.id]}
+            for row in rows
+            if row.id in done
+            for span in [made_of[row.id]["span"]]
+        ],
     }
 
 
@@ -362,15 +252,6 @@ def _remove_stale(folder: Path, entries: Sequence[dict]) -> None:
     kept = paths | {note_of(path) for path in paths}
     for path in {*folder.glob("shard-*"), *folder.glob("text*")} - kept:
         path.unlink()
-
-
-def _in_order(parts: Sequence[dict[int, Any]]) -> list:
-    """What the ranks did, by number."""
-    return [entry for _, entry in sorted(item for part in parts for item in part.items())]
-
-
-def _of_ranks(ranks: Ranks) -> str:
-    return f" (rank 0's share of {ranks.count})" if ranks.count > 1 else ""
 
 
 def prompt_key(prompt: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,3 +266,17 @@ def columns(row: dict[str, Any]) -> dict[str, Any]:
         signs = [piece["preference"] - TIE for piece in row["segments"]]
         derived["segment_labels"] = [(sign > 0) - (sign < 0) for sign in signs]
     return derived
+
+
+def cut_labels(row: dict[str, Any], span: Sequence[float] | None) -> dict[str, Any]:
+    """A row with the `segment_labels` that follow from its `segments`, of those alone that lie in the `span` (seconds
+    from and to) of the clips that is taken: by their middle, or the nearest one."""
+    if span is None or not row.get("segments"):
+        return row
+    if row.get("segment_labels") != columns({"segments": row["segments"]})["segment_labels"]:
+        return row  # the row's own
+    middles = [(piece["start"] + piece["end"]) / 2 for piece in row["segments"]]
+    inside = [place for place, middle in enumerate(middles) if span[0] <= middle < span[1]]
+    centre = sum(span) / 2
+    inside = inside or [min(range(len(middles)), key=lambda place: abs(middles[place] - centre))]
+    return {**row, **columns({"segments": [row["segments"][place] for place in inside]})}

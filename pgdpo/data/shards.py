@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pgdpo.data.files import atomic_path, sha256_of, write_json
 
 ENCODING = 3  # of what stands in the files: raised only where the same clip or prompt would give other bytes
-INDEX = 4  # layout of a prepared folder's index.json
+INDEX = 5  # layout of a prepared folder's index.json
 
 
 def write_once(path: Path, key: str, make: Callable[[], tuple[dict[str, torch.Tensor], dict]]) -> dict:

@@ -7,16 +7,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pgdpo.console import progress_bar
+from pgdpo.data.clips import Sampling
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import is_file, is_url, plain
 from pgdpo.data.made_of import entries, manifest_of, named_source
-from pgdpo.data.manifest import CheckedRow, carried, decided_rows, scan_manifest
-from pgdpo.data.schema import LABELS, SIDES
+from pgdpo.data.manifest import CheckedRow, carried, decided_rows, scan_manifest, spread
+from pgdpo.data.schema import LABELS, SIDES, cut_labels
 from pgdpo.data.shards import ENCODING
 from pgdpo.models.family import Encoders
 from pgdpo.problems import Problem, shown
@@ -85,7 +86,8 @@ def compare(
         return result
     rows = _read_rows(result, made, config, split)
     if rows is not None:
-        _Rows(result, index, config, decided_rows(rows, config.data.ties), full).compare()
+        decided = spread(decided_rows(rows, config.data.ties), config.data.pairs_per_row)
+        _Rows(result, index, config, decided, full).compare()
         if result.found and now["source"] != made["source"]:
             result.found.insert(0, _of(Problem(str(folder), renamed, f"data.{split}"), "data named"))
     return result
@@ -112,11 +114,13 @@ def _settings(
     folder: Path, index: Mapping, config: Config, encoders: Encoders | None
 ) -> Iterator[Difference]:
     made, data = index["made_of"], config.data
+    sampling = Sampling.of(data, config.fps)
     sizes = [list(size) for size in data.sizes]
     for key, was, now in (
         ("sizes", index["sizes"], sizes),
         ("latent_dtype", made["latent_dtype"], data.latent_dtype),
         ("encoding", made["encoding"], ENCODING),
+        *((key, made["sampling"][key], value) for key, value in asdict(sampling).items()),
     ):
         if was != now:
             what = f"`{key}` is {was!r}, this configuration needs {now!r}"
@@ -177,6 +181,7 @@ class _Rows:
         was = self.recorded.get(row.values["id"])
         if was is None:
             return  # left out as bad
+        extra = cut_labels(extra, was["span"])
         about = f"pair `{was['id']}`"
         if row.values["prompt"] != was["prompt"]:
             what = f"{about}: `prompt` is {shown(row.values['prompt'])}, prepared was {shown(was['prompt'])}"

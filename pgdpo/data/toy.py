@@ -12,7 +12,7 @@ from pgdpo.data.video import read_video, write_video
 
 __all__ = ["ToyReward", "example", "render", "render_dataset", "true_reward"]
 
-SIDE, NUM_FRAMES, FPS = 64, 12, 8
+SIDE, NUM_FRAMES, FPS = 64, 12, 8  # settings.model.TOY_FPS
 FORMAT = 1  # part of the parameters: clips of another version of the toy world are rendered anew
 
 

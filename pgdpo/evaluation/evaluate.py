@@ -272,7 +272,7 @@ def compare_samples(run: Run, data: PreparedPairs, pair: ModelPair, kept: dict) 
                     name = f"{index:03d}-{which}.mp4" if shown else None
                     if name:
                         scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
-                        write_video(_sampled(run) / name, frames, settings.fps, scale=scale)
+                        write_video(_sampled(run) / name, frames, config.written_fps, scale=scale)
                     sample[which] = {
                         "clip": str((run.evaluation / "clips" / name).relative_to(run.out)) if name else None,
                         "reward": reward(frames, sample["prompt"]) if reward else None,

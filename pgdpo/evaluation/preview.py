@@ -58,12 +58,18 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
                 frames = decoder.decode_video(item[side])
                 pair["size"] = list(frames.shape[:3])
                 pair[side] = f"pairs/{number:03d}-{side}.mp4"
-                _write(out / pair[side], frames, config.evaluate.fps)
+                _write(out / pair[side], frames, config.evaluate.fps or _rate(row, len(frames)))
                 pair["about"][f"scores of {side}"] = (row.get("scores") or {}).get(side)
             pair["about"] = {key: value for key, value in pair["about"].items() if value is not None}
             pairs.append(pair)
             bar.advance()
     write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})
+
+
+def _rate(row: dict, frames: int) -> float:
+    """Frames a second at which a pair's clips were taken."""
+    start, end = row["span"]
+    return frames / (end - start)
 
 
 def _is_of(data: PreparedPairs, identity: dict) -> bool:

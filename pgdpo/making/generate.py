@@ -35,6 +35,7 @@ class Generator:
                 f"model.family is {config.model.family}: it predicts {self.family.prediction}; clips are made by "
                 "models of flow matching: wan, hunyuan_video, ltx"
             )
+        self.family.check_fps(config.data)
         self.encoders: Encoders = self.family.load_encoders(device)
         if self.encoders.needs_image:
             raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")

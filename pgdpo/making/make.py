@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from pgdpo.console import progress_bar, say
+from pgdpo.data.clips import PairPlan, Sampling, check_clip
 from pgdpo.data.files import atomic_path, sha256_of
 from pgdpo.data.locations import clip_location, folder_of
+from pgdpo.data.manifest import SPAN_MARK
 from pgdpo.data.tables import Record, read_records
-from pgdpo.data.video import read_video, write_video
+from pgdpo.data.video import probe_video, read_frames, write_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import Reward, open_reward
 from pgdpo.making.corrupt import CORRUPTIONS
@@ -48,6 +50,7 @@ class Made:
 
     chosen: np.ndarray
     rejected: np.ndarray
+    fps: float
     extra: dict
 
 
@@ -64,6 +67,11 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
         raise InputError(f"KIND is {kind!r}: allowed are {', '.join(KINDS)}")
     sources = list(read_sources(source, needs_video=kind != "prompts"))
     reward = open_reward(config.evaluate.reward)
+    if kind == "real" and config.fps is None:
+        raise InputError(
+            "data.fps is `own`, and the model's clips have one rate, which the real ones must have too: leave it out, "
+            f"for {config.model.fps:g}, or set it"
+        )
     if kind == "guided" and reward is None:
         raise InputError(
             "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
@@ -160,23 +168,23 @@ def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | No
 
 
 def _corrupted(config: Config, row: Source, number: int) -> Made:
-    rng, frames = _rng(config, row, number), _frames(config, row)
+    rng, (frames, fps) = _rng(config, row, number), _frames(config, row, number)
     name = str(rng.choice(config.make.corruptions))
-    return Made(frames, CORRUPTIONS[name](frames, rng), {"chosen_is_real": True, "corruption": name})
+    return Made(frames, CORRUPTIONS[name](frames, rng), fps, {"chosen_is_real": True, "corruption": name})
 
 
 def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> Made:
-    frames, sigma = _frames(config, row), _sigma(config, row, number)
+    (frames, fps), sigma = _frames(config, row, number), _sigma(config, row, number)
     clips = [model.from_clip(row.id, frames, row.prompt, sigma, 2 * number + side) for side in range(2)]
     first, second = (reward(clip, row.prompt)["total"] for clip in clips)
     if second > first:
         clips.reverse()
-    return Made(*clips, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
+    return Made(*clips, fps, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
 
 
 def _masked(config: Config, model, row: Source, number: int) -> Made:
-    rng, frames, sigma = _rng(config, row, number), _frames(config, row), _sigma(config, row, number)
-    data = config.data
+    rng, sigma, data = _rng(config, row, number), _sigma(config, row, number), config.data
+    frames, fps = _frames(config, row, number)
     _, _, rows, columns = model.family.latent_shape(data.num_frames, data.height, data.width)
     box = tuple(_side(rng, length) for length in (rows, columns))
     made = model.inside(row.id, frames, row.prompt, sigma, number, box)
@@ -185,13 +193,13 @@ def _masked(config: Config, model, row: Source, number: int) -> Made:
     mask[tuple(slice(s.start * k, s.stop * k) for s, k in zip(box, scales, strict=True))] = 255
     # The untouched clip takes the same way through the VAE, or its loss of detail would give the other away.
     untouched = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(untouched, made, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
+    return Made(untouched, made, fps, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
 
 
 def _real(config: Config, model, row: Source, number: int) -> Made:
-    frames = _frames(config, row)
+    frames, fps = _frames(config, row, number)
     through_vae = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(through_vae, model.from_noise(row.id, row.prompt, number), {"chosen_is_real": True})
+    return Made(through_vae, model.from_noise(row.id, row.prompt, number), fps, {"chosen_is_real": True})
 
 
 def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
@@ -199,7 +207,7 @@ def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
     if other is None:
         return None
     clips = [model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)]
-    return Made(*clips, {"caption_rejected": other})
+    return Made(*clips, config.fps or config.model.fps, {"caption_rejected": other})
 
 
 def _write(
@@ -210,7 +218,7 @@ def _write(
     for side in ("chosen", "rejected"):
         path = out / "clips" / f"{name}-{side}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, getattr(made, side), config.evaluate.fps)
+        write_video(path, getattr(made, side), made.fps)
         written |= {side: path.relative_to(out).as_posix(), f"sha256_{side}": sha256_of(path)}
     extra = dict(made.extra)
     if (mask := extra.pop("mask", None)) is not None:
@@ -220,12 +228,18 @@ def _write(
         extra["mask"] = f"clips/{name}-mask.png"
     if reward is not None:
         extra["scores"] = {side: reward(getattr(made, side), row.prompt) for side in ("chosen", "rejected")}
-    return {**written, "fps": config.evaluate.fps, "source": f"pgdpo make {kind}", **extra}
+    return {**written, "fps": made.fps, "source": f"pgdpo make {kind}", **extra}
 
 
-def _frames(config: Config, row: Source) -> np.ndarray:
+def _frames(config: Config, row: Source, number: int) -> tuple[np.ndarray, float]:
+    """(its frames as `data` asks for them, frames a second)."""
     data = config.data
-    return read_video(row.video, num_frames=data.num_frames, size=(data.height, data.width))
+    sampling, size = Sampling.of(data, config.fps), (data.num_frames, data.height, data.width)
+    info = probe_video(row.video)
+    check_clip(info, size, sampling)
+    name = f"{row.id}{SPAN_MARK}{number % data.pairs_per_row + 1}"
+    plan = PairPlan(info, info, sampling, size, sampling.first(name, info.frames_at(config.fps), size[0]))
+    return read_frames(info, plan.numbers(info), size[1:]), plan.rate
 
 
 def _rng(config: Config, row: Source, number: int) -> np.random.Generator:
@@ -252,7 +266,8 @@ def _digest(kind: str, config: Config, sources: list[Source]) -> str:
     parts = [
         kind,
         config.make.model_dump(),
-        config.data.model_dump(include={"num_frames", "height", "width"}),
+        config.data.model_dump(include={"num_frames", "height", "width", "clip", "upsample"}),
+        config.fps,
     ]
     parts += [config.model.model_dump(mode="json"), config.evaluate.model_dump(mode="json")]
     parts += [[row.id, row.prompt, row.video and sha256_of(Path(row.video))] for row in sources]

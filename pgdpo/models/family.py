@@ -23,7 +23,7 @@ import torch
 
 from pgdpo.errors import InputError
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
-from pgdpo.settings import ModelConfig
+from pgdpo.settings import DataConfig, ModelConfig
 
 Conditioning = dict[str, torch.Tensor]
 
@@ -99,6 +99,19 @@ class Family:
             self.text_length = ToyEncoders.text_length
         elif Path(self.source).is_dir():
             self._check_parts(Path(self.source))
+
+    @property
+    def own_fps(self) -> float:
+        """Frames a second that this very model was trained for."""
+        return self.model.fps
+
+    def check_fps(self, data: DataConfig) -> None:
+        """Raises InputError where the clips' rate would not be the one that the model knows and nobody set it."""
+        if data.fps is None and self.own_fps != self.model.fps:
+            raise InputError(
+                f"data.fps is not set: the model in model.path, {self.model.path!r}, was trained at {self.own_fps:g} "
+                f"frames a second, most of its family at {self.model.fps:g}: set data.fps, to {self.own_fps:g} say"
+            )
 
     def _resolve(self) -> str:
         """Local folder or hub id; raises InputError for a folder that is not there."""

@@ -11,11 +11,10 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
+from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
-from pgdpo.settings import ModelConfig
-
-FRAME_RATE = 25.0  # LTXPipeline.__call__'s frame_rate
+from pgdpo.settings import DataConfig, ModelConfig
 
 
 class LTXEncoders(PipelineEncoders):
@@ -55,8 +54,15 @@ class LTX(VaeFamily):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
-        self.frame_rate = FRAME_RATE if model.frame_rate is None else model.frame_rate
+        self.frame_rate = model.fps
         self.told = (self.frame_rate,)
+
+    def check_fps(self, data: DataConfig) -> None:
+        if data.fps not in (None, "own", self.frame_rate):
+            raise InputError(
+                f"data.fps is {data.fps:g} and the model is told {self.frame_rate:g} frames a second "
+                f"(model.frame_rate): set model.frame_rate to {data.fps:g} and leave data.fps out"
+            )
 
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
         return {

@@ -34,6 +34,7 @@ from pgdpo.settings import ModelConfig
 TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
+TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 
 
@@ -52,6 +53,10 @@ class Wan(VaeFamily):
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
+
+    @property
+    def own_fps(self) -> float:
+        return TI2V_FPS if self.expand_timesteps and self.model.encoders == "pipeline" else self.model.fps
 
     def _read_index(self) -> dict:
         """model_index.json: the pipeline's class and settings; the toy's folder has none."""

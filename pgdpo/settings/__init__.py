@@ -61,6 +61,16 @@ class Config(Section):
         return name
 
     @property
+    def fps(self) -> float | None:
+        """Frames a second that clips are shown to the model at; None: every frame of a clip."""
+        return fps_of(self.data, self.model)
+
+    @property
+    def written_fps(self) -> float:
+        """Frames a second of clips that are sampled or decoded again."""
+        return self.evaluate.fps or self.fps or self.model.fps
+
+    @property
     def run_dir(self) -> Path:
         return self.output_dir / (self.name or self.objective["name"])
 
@@ -179,6 +189,13 @@ def _check_memory(model: ModelConfig, train: TrainConfig) -> None:
             "model.activation_offload moves what checkpointed blocks keep, and model.gradient_checkpointing is `none`: "
             "set it to `full` or `selective`"
         )
+
+
+def fps_of(data: DataConfig, model: ModelConfig) -> float | None:
+    """`Config.fps` of its two sections."""
+    if data.fps is None:
+        return model.fps
+    return None if data.fps == "own" else data.fps
 
 
 class StudyConfig(Section):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -121,7 +122,22 @@ class DataConfig(Section):
         default_factory=ToyConfig, description="Size of the toy world, where `toy` is asked for."
     )
     num_frames: int = Field(
-        81, ge=1, description="Frames taken from the start of each clip; a shorter one is refused."
+        81, ge=1, description="Frames taken of each clip, at data.fps; a shorter one is refused."
+    )
+    fps: float | Literal["own"] | None = Field(
+        None,
+        description="Frames a second that clips are shown to the model at: of a faster clip those nearest in time are "
+        "taken. By default what the model was trained for: wan 16, hunyuan_video 24, cogvideox 8, ltx 25 (or "
+        "model.frame_rate), the toy's 8. `own`: every frame of a clip, whatever its rate.",
+        json_schema_extra={"meant_by": ["frame_rate", "rate"]},
+    )
+    upsample: bool = Field(
+        False, description="Repeat frames of clips that are slower than data.fps; else they are refused."
+    )
+    clip: str = Field(
+        "first",
+        description="Which num_frames of a longer clip, the same span of both: `first`, `middle`, `random` (one place "
+        "per pair, by its id), or `segments:N`: N pairs of each, spread from start to end.",
     )
     height: int = Field(480, ge=8, description="Pixels; clips are resized to cover and centre-cropped.")
     width: int = Field(832, ge=8, description="Pixels.")
@@ -156,6 +172,26 @@ class DataConfig(Section):
         description="Equal parts in time that errors are kept for, for objectives and metrics per segment; by default "
         "as many as the rows' `segment_labels` (or `tail`), where the objective needs them.",
     )
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _is_a_rate(cls, fps: Any) -> Any:
+        number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
+        if fps is None or fps == "own" or (number and 0 < fps < 1001):
+            return fps
+        raise ValueError("a number of frames a second, above 0, or `own` is expected")
+
+    @field_validator("clip")
+    @classmethod
+    def _is_a_way(cls, clip: str) -> str:
+        if not re.fullmatch(r"first|middle|random|segments:[1-9][0-9]{0,2}", clip):
+            raise ValueError("`first`, `middle`, `random` or `segments:N`, such as segments:3, is expected")
+        return clip
+
+    @property
+    def pairs_per_row(self) -> int:
+        """Pairs that a row of the manifest gives: the N of `segments:N`."""
+        return int(self.clip.partition(":")[2] or 1)
 
     @property
     def sizes(self) -> list[tuple[int, int, int]]:

@@ -21,7 +21,9 @@ class EvaluateConfig(Section):
     guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance; 1 switches it off.")
     draws_per_pair: int = Field(8, ge=1, description="Noise levels at which held-out pairs are compared.")
     batch: int = Field(1, ge=1, description="Clips or pairs per forward.")
-    fps: float = Field(16, gt=0, description="Frames a second of the clips written.")
+    fps: float | None = Field(
+        None, gt=0, description="Frames a second of the clips written; by default those of data.fps."
+    )
     every: int | None = Field(
         None, ge=1, description="Steps between validation clips during training; none where it is left out."
     )

@@ -9,6 +9,10 @@ from pydantic import Field
 
 from pgdpo.settings.section import Section
 
+TOY_FPS = 8.0  # of the toy world's clips
+# `export_to_video(fps=)` beside each model's pipeline in diffusers' documentation; LTX's is a default of its pipeline.
+FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx": 25.0}
+
 
 class AdapterConfig(Section):
     rank: int = Field(64, ge=1, description="LoRA rank.")
@@ -96,6 +100,13 @@ class ModelConfig(Section):
         "none",
         description="torch.compile of the repeated blocks, by backend; aot_eager traces and generates no code.",
     )
+
+    @property
+    def fps(self) -> float:
+        """Frames a second that the model was trained for, as its family's pipelines have it."""
+        if self.encoders == "toy":
+            return TOY_FPS
+        return self.frame_rate or FPS[self.family]
 
 
 class DiffusionConfig(Section):

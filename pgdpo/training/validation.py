@@ -85,7 +85,7 @@ class Validation:
 
     def _write(self, step: int, latents: list[torch.Tensor], log: Trackers) -> None:
         decoder = self._family.load_encoders(self._device)
-        folder, fps = self._config.run_dir / "validation" / f"step-{step:08d}", self._config.evaluate.fps
+        folder, fps = self._config.run_dir / "validation" / f"step-{step:08d}", self._config.written_fps
         folder.mkdir(parents=True, exist_ok=True)
         for (index, _), clip in zip(self._jobs, latents, strict=True):
             frames = decoder.decode_video(clip.cpu())

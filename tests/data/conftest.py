@@ -29,7 +29,11 @@ def prepared_once(tmp_path_factory):
                     clip(folder / "data" / row[side], seed := seed + 1)
                 if "mask" in row:
                     Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(folder / "data" / row["mask"])
-        data = {split: f"data/{split}.jsonl" for split in SPLITS} | {"num_frames": 5, "pairs_per_shard": 2}
+        data = {split: f"data/{split}.jsonl" for split in SPLITS} | {
+            "num_frames": 5,
+            "fps": 8,
+            "pairs_per_shard": 2,
+        }
         write_config(
             folder / "config.yaml",
             "out",

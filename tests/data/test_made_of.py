@@ -223,5 +223,6 @@ def test_a_record_holds_files_and_rate(changed_world):
     pair = index["made_of"]["pairs"]["train-0"]
     path = changed_world / "data/clips/train-0-chosen.mp4"
     assert pair["chosen"][::3] == ["clips/train-0-chosen.mp4", sha256_of(path)] and pair["fps"] == 8
-    assert pair["chosen"][1] == path.stat().st_size and set(pair) == {"chosen", "rejected", "mask", "fps"}
+    assert pair["chosen"][1] == path.stat().st_size and pair["view"] == "" and pair["span"] == [0, 0.625]
+    assert set(pair) == {"chosen", "rejected", "mask", "fps", "view", "span"}
     assert "made_of" not in PreparedPairs(changed_world / "out/prepared/train").index

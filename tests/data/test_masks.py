@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgdpo.data.clips import probe_pair
+from pgdpo.data.clips import Sampling, plan_pair
 from pgdpo.data.manifest import read_manifest
 from pgdpo.data.masks import pooled, read_mask
 from pgdpo.data.video import read_video, write_video
@@ -47,6 +47,10 @@ def row(tmp_path):
     return make
 
 
+def planned(pair, size):
+    return plan_pair(pair, size, Sampling(8))
+
+
 def shares(inside, grid):
     """Mean of `inside` [F, H, W] over each element's pixels: the first frame alone, the others in groups."""
     frames, height, width = grid
@@ -73,7 +77,7 @@ def test_a_mask_lies_where_the_clip_shows_what_it_marks(row, tmp_path, size, nam
     mask = block(8, 8, 16, 16)
     pair = row(mask, name=name) if name == "mask.mp4" else row(mask[0], name=name)
     white = read_video(pair.chosen, num_frames=FRAMES, size=size).mean(-1) >= 128
-    found = read_mask(pair, probe_pair(pair), (FRAMES, *size), (3, size[0] // 8, size[1] // 8))
+    found = read_mask(pair, planned(pair, (FRAMES, *size)), (3, size[0] // 8, size[1] // 8))
     assert found.dtype == torch.float16 and found.shape == (1, 3, size[0] // 8, size[1] // 8)
     np.testing.assert_allclose(found[0].numpy(), shares(white, found.shape[1:]), atol=1e-3)
     assert 0 < found.float().mean() < 0.5
@@ -82,7 +86,7 @@ def test_a_mask_lies_where_the_clip_shows_what_it_marks(row, tmp_path, size, nam
 def test_a_clip_marks_every_frame_by_itself(row):
     mask = block(0, 0, 16, 16)
     mask[5:] = 0
-    found = read_mask(row(mask), probe_pair(row(mask)), (FRAMES, HEIGHT, WIDTH), (3, 6, 8))[0]
+    found = read_mask(row(mask), planned(row(mask), (FRAMES, HEIGHT, WIDTH)), (3, 6, 8))[0]
     assert found[:, 0, 0].tolist() == [1, 1, 0]
 
 
@@ -100,4 +104,4 @@ def test_a_clip_marks_every_frame_by_itself(row):
 def test_a_mask_that_does_not_fit_is_refused(row, mask, more, message):
     pair = row(mask, **more)
     with pytest.raises(InputError, match=rf"pair `p`, mask: .*mask\..*{message}"):
-        read_mask(pair, probe_pair(pair), (FRAMES, HEIGHT, WIDTH), (3, 6, 8))
+        read_mask(pair, planned(pair, (FRAMES, HEIGHT, WIDTH)), (3, 6, 8))

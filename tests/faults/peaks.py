@@ -25,13 +25,12 @@ def peaks(reader: str, paths: Iterable[Path]) -> list[dict]:
 
 def read_pairs(manifest: str) -> str:
     """What `pgdpo prepare` does with a manifest's clips before it encodes them, at 24 frames of 160x256."""
-    from pgdpo.data.clips import clip_identity, probe_pair, read_pair
+    from pgdpo.data.clips import Sampling, clip_identity, plan_pair, read_pair
     from pgdpo.data.manifest import read_manifest
 
     for row in read_manifest(manifest):
         clip_identity(row, with_image=False)
-        probe_pair(row)
-        for _ in read_pair(row, (24, 160, 256)):
+        for _ in read_pair(row, plan_pair(row, (24, 160, 256), Sampling(8))):
             pass
     return "read"
 

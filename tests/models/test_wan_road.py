@@ -102,12 +102,14 @@ def with_pictures(image_to_video, world, tmp_path):
     rows[0]["image"] = "first.png"
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Road("wan", image_to_video, world, tmp_path, SIZES["2.1 i2v"]).config()
-    return load_config(config, [f"data.train={tmp_path / 'train.jsonl'}", "data.held_out=null"])
+    return load_config(
+        config, [f"data.train={tmp_path / 'train.jsonl'}", "data.held_out=null", "data.fps=own"]
+    )
 
 
 def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pictures, tmp_path):
-    from pgdpo.data.image import read_image
     from pgdpo.data.video import read_video
+    from pgdpo.data.video.picture import read_image
     from pgdpo.models import open_family
     from pgdpo.pipeline import run_prepare
     from pgdpo.training.policy import open_pairs

@@ -206,6 +206,7 @@ class Road:
                 "train": str(self._first_rows("train", 4)),
                 "held_out": str(self._first_rows("held_out", 2)),
                 "num_frames": frames,
+                "fps": "own",
                 "height": height,
                 "width": width,
             },
