@@ -3,7 +3,7 @@
 PQ (SMPTE ST 2084) and HLG (ARIB STD-B67, ITU-R BT.2100 table 5) are decoded to the light of a display of 1,000 cd/m2.
 White of an ordinary picture stands at 203 cd/m2 in them (ITU-R BT.2408), which becomes the full scale here. Up to
 about 89 cd/m2 nothing changes; above, the curve of ITU-R BT.2390 (EETF, section 5.4) rolls off, so that 1,000 cd/m2
-become white and an ordinary picture's white 229 of 255. It acts on the largest of R, G and B, so that no hue turns.
+become white and an ordinary picture's white 230 of 255. It acts on the largest of R, G and B, so that no hue turns.
 Primaries are turned after that, and what BT.709 cannot show is clipped. Mastering metadata are not read.
 """
 

@@ -82,6 +82,10 @@ class ContainerSource:
         if needed > path.stat().st_size:
             raise _damaged(path, f"its index reaches to byte {needed} and the file has {path.stat().st_size}")
 
+        # An edit list may hide frames on purpose, which MP4's index then is without.
+        in_index = len(stream.index_entries) if "mp4" in self._container.format.name else 0
+        self._said = min(stream.frames, in_index or stream.frames)
+
     def close(self) -> None:
         self._container.close()
 
@@ -150,9 +154,8 @@ class ContainerSource:
                     yield frame
         except av.FFmpegError as error:
             raise _damaged(self._path, f"frame {decoded + 1} does not decode: {reason_of(error)}") from error
-        # An edit list may hide frames on purpose: packets are what the header's count is held against.
-        if packets < self._stream.frames:
-            raise _damaged(self._path, f"its header says {self._stream.frames} frames and it holds {packets}")
+        if packets < self._said:
+            raise _damaged(self._path, f"its header says {self._said} frames and it holds {packets}")
         if not decoded:
             raise empty(self._path)
 
