@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pgdpo.console import progress_bar
@@ -24,6 +26,7 @@ from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders
 from pgdpo.settings import DataConfig
 
+LOOKS = 4  # clips that are looked at at a time
 SEEN = ("fps", "view", "span")  # what a record says of how a good pair's clips were seen
 
 
@@ -100,8 +103,7 @@ class _Making:
     def shard(self, stem: str) -> Shard:
         """The entry has `pairs` (id, key of the tensors, hash of their bytes, the span) and `bad` (id, reason)."""
         work, done = self.work, 0
-        for row in self.rows:
-            self._look_at(row)
+        self._look()
         key = content_key(
             work.encoders.fingerprint, self.size, work.config.latent_dtype, list(self.known.items()), self.bad
         )
@@ -121,10 +123,20 @@ class _Making:
         unequal = sum(plan.chosen.num_frames != plan.rejected.num_frames for plan in self.plans.values())
         return Shard(entry, made_of, self.encoded, unequal)
 
-    def _look_at(self, row: PairRow) -> None:
-        """Fill `made_of` and, unless the row is bad, `known`; clips that were seen before are not opened."""
+    def _look(self) -> None:
+        """Fill `made_of` and, but for rows that are bad, `known`; clips that were seen before are not opened."""
+        with ThreadPoolExecutor(LOOKS) as pool:
+            for row, found in zip(self.rows, pool.map(self._look_at, self.rows), strict=True):
+                files, identity, seen, error = found
+                self.made_of[row.id] = {**files, **seen}
+                if error is not None:
+                    self._refuse(row, error)
+                    continue
+                self.known[row.id] = identity | ({"view": seen["view"]} if seen["view"] else {})
+
+    def _look_at(self, row: PairRow) -> tuple[dict, dict, dict, InputError | None]:
+        """(its files, identity, how its clips are seen, what is wrong with them)."""
         work, files = self.work, self.work.files(row)
-        self.made_of[row.id] = dict(files)
         hashes = {key: entry[3] for key, entry in files.items()}
         try:
             identity = clip_identity(row, with_image=work.encoders.needs_image, hashes=hashes)
@@ -132,44 +144,63 @@ class _Making:
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
                 seen = {"fps": plan.chosen.fps, "view": plan.view, "span": plan.span}
+            return files, identity, seen, None
         except InputError as error:
-            self._refuse(row, error)
-            return
-        self.made_of[row.id] |= seen
-        self.known[row.id] = identity | ({"view": seen["view"]} if seen["view"] else {})
+            return files, {}, {}, error
 
     def _encode(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """One pair's clips are decoded while the one before is encoded."""
         tensors, pairs = {}, []
-        for position, row in enumerate(row for row in self.rows if row.id in self.known):
-            try:
-                pair = self._pair(row)
-            except InputError as error:
-                self._refuse(row, error)
-                continue
-            finally:
-                self.bar.advance()
-            tensors |= {f"{position}.{name}": tensor for name, tensor in pair.items()}
-            beside = {f"sha256_{side}": self.known[row.id][side] for side in SIDES}
-            if "mask" in pair:
-                beside["mask_share"] = pair["mask"].float().mean().item()
-            pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **beside})
+        good = [row for row in self.rows if row.id in self.known]
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._read, good[0]) if good else None
+            for position, row in enumerate(good):
+                read, more = ahead, good[position + 1 : position + 2]
+                ahead = reader.submit(self._read, more[0]) if more else None
+                try:
+                    pair = self._pair(row, *read.result())
+                except InputError as error:
+                    self._refuse(row, error)
+                    continue
+                finally:
+                    del read  # with its frames
+                    self.bar.advance()
+                tensors |= {f"{position}.{name}": tensor for name, tensor in pair.items()}
+                beside = {f"sha256_{side}": self.known[row.id][side] for side in SIDES}
+                if "mask" in pair:
+                    beside["mask_share"] = pair["mask"].float().mean().item()
+                pairs.append({"id": row.id, "key": str(position), "sha256": tensors_sha256(pair), **beside})
         names = {name.split(".", 1)[1] for name in tensors} - {*SIDES, "mask"}
         shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
         about = {"names": sorted(names), "size": list(self.size), "latent_shape": shape}
         return tensors, {**about, "pairs": pairs, "bad": self.bad}
 
-    def _pair(self, row: PairRow) -> dict[str, torch.Tensor]:
+    def _read(
+        self, row: PairRow
+    ) -> tuple[dict[str, torch.Tensor] | None, PairPlan | None, dict[str, np.ndarray]]:
+        """(the tensors, where they are taken over from before; else the plan, and both clips' frames)."""
+        view = self.made_of[row.id]["view"]
+        found = self.work.earlier.pair(row, self.work.files(row), self.size, view)
+        if found is not None:
+            return found, None, {}
+        plan = self.plans.get(row.id) or plan_pair(row, self.size, self.work.sampling)
+        return None, plan, dict(read_pair(row, plan))
+
+    def _pair(
+        self,
+        row: PairRow,
+        found: dict[str, torch.Tensor] | None,
+        plan: PairPlan | None,
+        clips: dict[str, np.ndarray],
+    ) -> dict[str, torch.Tensor]:
         """`chosen`, `rejected`, `mask` where the row has one and, where the model wants it, the conditioning by the
-        picture that both start from: taken over from before, or encoded."""
-        files, view = self.work.files(row), self.made_of[row.id]["view"]
-        found = self.work.earlier.pair(row, files, self.size, view)
+        picture that both start from."""
         if found is not None:
             return found
         self.encoded += 1
         encoders, dtype = self.work.encoders, getattr(torch, self.work.config.latent_dtype)
-        plan = self.plans.get(row.id) or plan_pair(row, self.size, self.work.sampling)
         tensors = {}
-        for side, frames in read_pair(row, plan):
+        for side, frames in clips.items():
             tensors[side] = encoders.encode_video(frames).to(dtype).contiguous()
             if encoders.needs_image and side == "chosen":
                 picture = first_picture(row, frames, self.size)

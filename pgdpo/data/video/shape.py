@@ -13,7 +13,7 @@ from pgdpo.data.video.light import to_sdr
 
 
 class Shaper:
-    """Frames of one clip -> uint8 RGB `[height, width, 3]`.
+    """Frames of one clip -> uint8 RGB `[height, width, 3]`, perhaps views of the frame's memory.
 
     `size`: (height, width) in pixels; the frame is scaled with its aspect ratio kept until it covers `size` (area
     filter when it shrinks, bicubic when it grows) and cropped about its centre. None: its own size.
@@ -35,7 +35,7 @@ class Shaper:
         if self._size is not None:
             top, left = (rgb.shape[0] - self._size[0]) // 2, (rgb.shape[1] - self._size[1]) // 2
             rgb = rgb[top : top + self._size[0], left : left + self._size[1]]
-        return np.ascontiguousarray(rgb if self._ordinary else to_sdr(rgb, self._info.light, self._info.wide))
+        return rgb if self._ordinary else to_sdr(rgb, self._info.light, self._info.wide)
 
 
 def _covering(
@@ -57,4 +57,4 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture, uint8 RGB [height, width, 3], scaled to cover `size` and cropped to it as frames of a clip are."""
     height, width = picture.shape[:2]
     shape = Shaper(VideoInfo(width, height, 0.0, 1, "picture"), size)
-    return shape(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
+    return np.array(shape(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
