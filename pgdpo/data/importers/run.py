@@ -19,6 +19,7 @@ from pgdpo.console import progress_bar
 from pgdpo.data.files import atomic_path, sha256_of
 from pgdpo.data.importers.formats import Format, Found, Media, Options
 from pgdpo.data.locations import CLIP_SCHEMES, fetch, folder_of, is_file, is_url, plain, write_bytes
+from pgdpo.data.manifest import MOST_BAD_ROWS
 from pgdpo.data.schema import KEYS, TIE, flaws
 from pgdpo.data.tables import writer
 from pgdpo.errors import InputError
@@ -26,7 +27,6 @@ from pgdpo.problems import Problem, raise_errors, shown
 
 MEDIA_KEYS = ("chosen", "rejected", "mask")
 STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"\x1aE\xdf\xa3": ".mkv"}
-MOST_PROBLEMS = 100  # after which reading stops
 
 
 @dataclass
@@ -75,26 +75,30 @@ def import_data(
                     wanted = item.row.get("id") or f"{form.name}-{summary.rows:07d}"
                     item.row = {**item.row, "id": _unused(wanted, ids)}
                 row = item if isinstance(item, Problem) else _native(form, item, store)
+                if len(problems) >= MOST_BAD_ROWS:
+                    what = f"{len(problems):,} errors: the rest isn't read"
+                    problems.append(Problem(source, what, allowed="good rows", suggestion="mend these first"))
+                    break
                 if isinstance(row, Problem):
                     problems.append(row)
-                    if len(problems) == MOST_PROBLEMS:
-                        break
                     continue
                 row |= {"source": name or form.name, **({"licence": licence} if licence else {})}
                 row["source_fields"] = row.pop("source_fields")  # last: it may be long
-                problems += [
+                found = [
                     Problem(
                         source, flaw.what, flaw.key, flaw.value, flaw.allowed, flaw.suggestion, pair=row["id"]
                     )
                     for flaw in flaws(row)
                     if flaw.severity == "error"
                 ]
-                write(row)
+                problems += found
+                if not found:  # what is wrong may be what cannot be written
+                    write(row)
                 summary.rows += 1
                 summary.ties += row.get("preference") == TIE
                 summary.weightless += row.get("weight") == 0
                 bar.advance()
-            raise_errors(problems)
+            raise_errors(problems, beside=out)
             if not summary.rows:
                 raise InputError(f"{source}: no pair in it; {form.name} reads {form.layout}")
             bar.finish()
