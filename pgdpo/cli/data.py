@@ -9,8 +9,6 @@ import typer
 
 from pgdpo.cli.app import ConfigArgument, Overrides, RunArgument, app, load
 
-ColumnOption = Annotated[str | None, typer.Option(help="table: its column of that.", metavar="COLUMN")]
-
 
 @app.command("import")
 def import_(
@@ -29,9 +27,9 @@ def import_(
     pairs: Annotated[
         str, typer.Option(help="best_of_n, rated tables: all, best-worst, or so many pairs per prompt.")
     ] = "best-worst",
-    prompt: ColumnOption = None,
-    chosen: ColumnOption = None,
-    rejected: ColumnOption = None,
+    prompt: Annotated[str | None, typer.Option(help="table: its column of the prompt.")] = None,
+    chosen: Annotated[str | None, typer.Option(help="table: its column of the better clip.")] = None,
+    rejected: Annotated[str | None, typer.Option(help="table: its column of the worse clip.")] = None,
     a: Annotated[str | None, typer.Option("--a", help="table: its column of the first clip.")] = None,
     b: Annotated[str | None, typer.Option("--b", help="table: its column of the second clip.")] = None,
     winner: Annotated[str | None, typer.Option(help="table: its column that says which is better.")] = None,

@@ -2,113 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pgdpo.data.importers.formats import is_missing, media_of, number
-from pgdpo.data.importers.verdicts import SIDES, Verdicts, tokens, understood, word
-from pgdpo.data.locations import is_url
+from pgdpo.data.importers.formats import number
+from pgdpo.data.importers.sample import CLIPS, SIDES, Sample, is_clip, is_there, tokens
+from pgdpo.data.importers.verdicts import Verdicts, understood, word
 from pgdpo.data.schema import TIE
 from pgdpo.data.tables import Record
 from pgdpo.objectives.spec import did_you_mean
 
 PROMPTS = ("prompt", "caption", "text", "description", "instruction", "query", "input")
-FILES = (
-    "video",
-    "clip",
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "mp4",
-    "movie",
-)  # text under these names is a path
-CLIPS = (*FILES, "url", "uri", "link", "media", "src", "name", "output", "sample", "generation", "generated")
-CLIPS += ("completion", "response", "image", "img", "picture")  # these may be clips, if they look so
 WINNERS = {
-    *(
-        "winner",
-        "preference",
-        "preferred",
-        "choice",
-        "chosen",
-        "label",
-        "answer",
-        "verdict",
-        "vote",
-        "result",
-        "best",
-    ),
-    *(
-        "better",
-        "judgment",
-        "judgement",
-        "annotation",
-        "selected",
-        "selection",
-        "wins",
-        "win",
-        "pref",
-        "decision",
-    ),
-    *("overall", "prefer", "prefers", "like"),
-}
+    "winner", "preference", "preferred", "choice", "chosen", "label", "answer", "verdict", "vote", "result", "best",
+    "better", "judgment", "judgement", "annotation", "selected", "selection", "wins", "win", "pref", "decision",
+    "overall", "prefer", "prefers", "like",
+}  # fmt: skip
 ABOUT = {
-    "id",
-    "ids",
-    "negative",
-    "length",
-    "index",
-    "time",
-    "date",
-    "count",
-    "confidence",
-    "comment",
-    "reason",
-    "shown",
-}
+    "id", "ids", "negative", "length", "index", "time", "date", "count", "confidence", "comment", "reason", "shown",
+}  # fmt: skip
 SCORES = {
-    "score",
-    "scores",
-    "reward",
-    "rating",
-    "votes",
-    "vote",
-    "mos",
-    "elo",
-    "stars",
-    "points",
-    "grade",
-    "overall",
-}
-VOTES = {"votes", "vote"}
+    "score", "scores", "reward", "rating", "votes", "vote", "mos", "elo", "stars", "points", "grade", "overall",
+    "results",
+}  # fmt: skip
+VOTES = {"votes", "vote", "results"}  # of which the share is the preference
 DIRECT = (
-    *(
-        ("chosen", "rejected"),
-        ("preferred", "rejected"),
-        ("preferred", "dispreferred"),
-        ("accepted", "rejected"),
-    ),
-    *(("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"), ("better", "worse")),
-    *(("best", "worst"), ("positive", "negative"), ("good", "bad"), ("w", "l")),
-)
-ENDINGS = (
-    ".mp4",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".m4v",
-    ".gif",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".mpg",
-    ".wmv",
-)
+    ("chosen", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred"), ("accepted", "rejected"),
+    ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"), ("better", "worse"),
+    ("best", "worst"), ("positive", "negative"), ("good", "bad"), ("w", "l"),
+)  # fmt: skip
 CHOICES = ("prompt", "chosen", "rejected", "a", "b", "winner", "score_a", "score_b", "clip", "score")
 WINS = {"a_wins": 1.0, "b_wins": 0.0, "tie": TIE}
 
@@ -136,6 +59,7 @@ class Columns:
     score_b: str | None = None
     clip: str | None = None
     score: str | None = None
+    decimal_comma: bool = False
     verdicts: Verdicts = field(default_factory=Verdicts)
     values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
@@ -149,69 +73,12 @@ class Columns:
         return self.score_a is not None and bool(VOTES & set(tokens(self.score_a)))
 
 
-class _Table:
-    """What a table's first records show."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        self.names = list(dict.fromkeys(name for record in records for name in record.values))
-
-    def values(self, name: str) -> list[Any]:
-        return [value for record in self.records if not is_missing(value := record.values.get(name))]
-
-    def all(self, name: str, fits: Callable[[Any], bool]) -> bool:
-        """Whether nearly all values are of a kind: a few may be wrong, and are named when they are read."""
-        values = self.values(name)
-        return bool(values) and sum(map(fits, values)) >= 0.9 * len(values)
-
-    def is_clip(self, name: str, stem: Sequence[str]) -> bool:
-        named = set(stem) <= set(CLIPS) and bool(set(stem) & set(FILES))
-        return self.all(name, lambda value: isinstance(value, str)) if named else self.all(name, _is_clip)
-
-    def pairs(self, sides: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
-        """(two columns whose names differ by a pair of words, the rest of their names); ValueError names three."""
-        by_words = {tokens(name): name for name in reversed(self.names)}
-        for words, name in reversed(by_words.items()):
-            for first, second in sides:
-                for place in [place for place, each in enumerate(words) if each == first]:
-                    others = [
-                        (*words[:place], side, *words[place + 1 :]) for side in (second, _after(second))
-                    ]
-                    if others[0] in by_words:
-                        more = by_words.get(others[1])
-                        stem = (*words[:place], *words[place + 1 :])
-                        if (more or "") and self.is_clip(more, stem) and self.is_clip(name, stem):
-                            raise ValueError(
-                                f"`{name}`, `{by_words[others[0]]}` and `{more}` are more than two clips"
-                            )
-                        yield (name, by_words[others[0]]), stem
-
-
-def _after(side: str) -> str:
-    return {"2": "3", "b": "c", "1": "2"}.get(side, "")
-
-
-def _is_clip(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return isinstance(value.get("bytes"), bytes) or _is_clip(value.get("path"))
-    if isinstance(value, str):
-        return value.lower().split("?")[0].endswith(ENDINGS)
-    return isinstance(value, bytes)
-
-
-def _is_there(record: Record, name: str) -> bool:
-    media = media_of(record, record.values.get(name))
-    if media is None or isinstance(media.content, bytes):
-        return media is not None
-    return is_url(media.content) or os.path.isfile(os.path.join(media.folder, media.content))
-
-
 def find(records: Sequence[Record], given: Mapping[str, Any]) -> Columns:
     """The columns of a table of which these are the first records; `given`: options that the user typed.
 
     Raises Unclear, ValueError for a column that isn't there.
     """
-    table = _Table(records)
+    table = Sample(records)
     known = {key: _existing(table, key, given[key]) for key in CHOICES if given.get(key)}
     _consistent(known)
     guess: dict[str, Any] = {"prompt": known.get("prompt") or _prompt(table, known) or "COLUMN"}
@@ -228,11 +95,12 @@ def find(records: Sequence[Record], given: Mapping[str, Any]) -> Columns:
             "no two columns, and no column with scores, hold clips by their names and values", guess
         )
     if "a" not in guess:
-        return Columns(**guess)
+        commas = "score" in guess and table.has_decimal_commas(guess["score"])
+        return Columns(**guess, decimal_comma=commas)
     return _decided(table, guess, known, given)
 
 
-def _existing(table: _Table, key: str, name: str) -> str:
+def _existing(table: Sample, key: str, name: str) -> str:
     if name in table.names:
         return name
     alike = [each for each in table.names if tokens(each) == tokens(name)]
@@ -264,14 +132,14 @@ def _option(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _prompts(table: _Table, known: Mapping[str, str]) -> list[str]:
+def _prompts(table: Sample, known: Mapping[str, str]) -> list[str]:
     """Columns of text that may be the prompt's: those named `prompt` alone, else all that are named like it."""
     text = [
         name
         for name in table.names
         if name not in known.values() and table.all(name, lambda v: isinstance(v, str))
     ]
-    named = [name for name in text if _is_named(name, set(PROMPTS)) and not table.all(name, _is_clip)]
+    named = [name for name in text if _is_named(name, set(PROMPTS)) and not table.all(name, is_clip)]
     alone = [[name for name in named if tokens(name) == (each,)] for each in PROMPTS[:2]]
     return next(filter(None, alone), named)
 
@@ -281,12 +149,12 @@ def _is_named(name: str, words: set[str]) -> bool:
     return bool(set(tokens(name)) & words) and not set(tokens(name)) & ABOUT
 
 
-def _prompt(table: _Table, known: Mapping[str, str]) -> str | None:
+def _prompt(table: Sample, known: Mapping[str, str]) -> str | None:
     found = _prompts(table, known)
     return found[0] if len(found) == 1 else None
 
 
-def _clips(table: _Table, known: Mapping[str, str]) -> dict[str, str]:
+def _clips(table: Sample, known: Mapping[str, str]) -> dict[str, str]:
     """{chosen, rejected}, {a, b} or {clip, score}: as given, else as found; empty if none is."""
     for first, second in (("chosen", "rejected"), ("a", "b"), ("clip", "score")):
         if first in known and second in known:
@@ -302,9 +170,11 @@ def _clips(table: _Table, known: Mapping[str, str]) -> dict[str, str]:
     return _rated(table, known)
 
 
-def _rated(table: _Table, known: Mapping[str, str]) -> dict[str, str]:
+def _rated(table: Sample, known: Mapping[str, str]) -> dict[str, str]:
     """{clip, score} of a table of ratings, as far as there are such columns; Unclear for several scores."""
-    clips = [name for name in table.names if table.is_clip(name, tokens(name)) and name not in known.values()]
+    clips = [
+        name for name in table.names if table.holds_clips(name, tokens(name)) and name not in known.values()
+    ]
     clips = [known["clip"]] if "clip" in known else sorted(clips, key=_place)
     scores = [known["score"]] if "score" in known else [name for name in _scores(table) if name not in clips]
     if not clips or not scores:
@@ -324,39 +194,35 @@ def _place(name: str) -> int:
 
 
 def _best(
-    table: _Table, sides: Sequence[tuple[str, str]], known: Mapping[str, str]
+    table: Sample, sides: Sequence[tuple[str, str]], known: Mapping[str, str]
 ) -> tuple[str, str] | None:
     """The pair of clips: files that are there before others, and the words for clips by their order."""
     taken = set(known.values())
     found = [
         pair
         for pair, stem in table.pairs(sides)
-        if all(table.is_clip(name, stem) and name not in taken for name in pair)
+        if all(table.holds_clips(name, stem) and name not in taken for name in pair)
     ]
 
     def rank(pair: tuple[str, str]) -> tuple[float, bool, int]:
-        there = sum(_is_there(record, name) for record in table.records[:20] for name in pair)
-        return -there, not all(table.all(name, _is_clip) for name in pair), _place(pair[0])
+        there = sum(is_there(record, name) for record in table.records[:20] for name in pair)
+        return -there, not all(table.all(name, is_clip) for name in pair), _place(pair[0])
 
     return min(found, key=rank, default=None)
 
 
-def _scores(table: _Table) -> list[str]:
+def _scores(table: Sample) -> list[str]:
     """Columns of numbers that are named as scores; one named so alone before others."""
-    named = [
-        name
-        for name in table.names
-        if set(tokens(name)) & SCORES and table.all(name, lambda value: number(value) is not None)
-    ]
+    named = [name for name in table.names if set(tokens(name)) & SCORES and table.holds_numbers(name)]
     return [name for name in named if len(tokens(name)) == 1] or named
 
 
-def _decided(table: _Table, guess: dict, known: Mapping[str, str], given: Mapping[str, Any]) -> Columns:
+def _decided(table: Sample, guess: dict, known: Mapping[str, str], given: Mapping[str, Any]) -> Columns:
     """With what says which of a and b is the better one."""
     meant = {word(value): share for key, share in WINS.items() for value in given.get(key) or ()}
     clips = (guess["a"], guess["b"])
-    if "score_a" in known and "score_b" in known:
-        return Columns(**guess, score_a=known["score_a"], score_b=known["score_b"])
+    if "score_a" in known:
+        return _scored(table, guess, (known["score_a"], known["score_b"]))
     winners, why, others = _winners(table, guess, known, meant)
     if len(winners) == 1:
         [(winner, verdicts)] = winners.items()
@@ -366,16 +232,14 @@ def _decided(table: _Table, guess: dict, known: Mapping[str, str], given: Mappin
         raise Unclear(f"which clip is better may be said by {named}", guess | {"winner": next(iter(winners))})
     if why:
         winner = next(iter(why))
-        held = list(dict.fromkeys(map(str, table.values(winner))))
-        values = {"a_wins": sorted(held)[:1] or ["VALUE"], "b_wins": sorted(held)[1:2] or ["VALUE"]}
+        held = sorted({word(value) for value in table.values(winner)} - set(meant))
+        numbers = len(held) == 2 and all(number(each) is not None for each in held)
+        first, second = held if numbers else ("VALUE", "VALUE")
+        values = {"a_wins": [first], "b_wins": [second]}
         raise Unclear(why[winner], guess | {"winner": winner} | values)
-    scored = [
-        pair
-        for pair, stem in table.pairs(SIDES)
-        if set(stem) & SCORES and pair != clips and all(name in _numbers(table) for name in pair)
-    ]
+    scored = [pair for pair, stem in table.pairs(SIDES) if pair != clips and _are_scores(table, pair, stem)]
     if len(scored) == 1:
-        return Columns(**guess, score_a=scored[0][0], score_b=scored[0][1])
+        return _scored(table, guess, scored[0])
     if scored:
         named = ", ".join(f"`{name}`" for pair in scored for name in pair)
         first = {"score_a": scored[0][0], "score_b": scored[0][1]}
@@ -389,12 +253,22 @@ def _decided(table: _Table, guess: dict, known: Mapping[str, str], given: Mappin
     raise Unclear("no column says which clip is the better one", guess | {"winner": "COLUMN"})
 
 
-def _numbers(table: _Table) -> list[str]:
-    return [name for name in table.names if table.all(name, lambda value: number(value) is not None)]
+def _scored(table: Sample, guess: Mapping[str, str], scores: tuple[str, str]) -> Columns:
+    first, second = scores
+    return Columns(**guess, score_a=first, score_b=second, decimal_comma=table.has_decimal_commas(*scores))
+
+
+def _are_scores(table: Sample, pair: tuple[str, str], stem: Sequence[str]) -> bool:
+    """Numbers that are named as scores, or named for a winner and shares of one."""
+    if not all(map(table.holds_numbers, pair)):
+        return False
+    both = [[number(record.values.get(name)) for name in pair] for record in table.records]
+    shares = all(None not in values and abs(sum(values) - 1) < 1e-6 for values in both)
+    return bool(set(stem) & SCORES) or (shares and bool(set(stem) & WINNERS))
 
 
 def _winners(
-    table: _Table, guess: Mapping[str, str], known: Mapping[str, str], meant: Mapping[str, float]
+    table: Sample, guess: Mapping[str, str], known: Mapping[str, str], meant: Mapping[str, float]
 ) -> tuple[dict[str, Verdicts], dict[str, str], list[str]]:
     """(columns that say which clip is better; those that are named so and aren't clear, and why; those that aren't
     named so, and whose values may say it)."""
@@ -417,12 +291,12 @@ def _winners(
     return {name: found[name] for name in alone or found}, why, others
 
 
-def _is_of_numbers(table: _Table, name: str) -> bool:
+def _is_of_numbers(table: Sample, name: str) -> bool:
     """Numbers, yes and no mean a clip only in a column that is named so."""
     return any(isinstance(value, bool) or number(value) is not None for value in table.values(name))
 
 
-def _with_values(table: _Table, columns: Columns) -> Columns:
+def _with_values(table: Sample, columns: Columns) -> Columns:
     """With the winner's values as they stand in the table, for the command line that says the same."""
     values: dict[str, list[Any]] = {key: [] for key in WINS}
     for each in dict.fromkeys(map(str, table.values(columns.winner))):

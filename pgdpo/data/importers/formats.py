@@ -146,13 +146,15 @@ def is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def number(value: Any) -> float | None:
-    """A finite number, also from a CSV's text, with a decimal comma too; None for anything else, and for 1,234: it may
-    be a thousand."""
+def number(value: Any, comma: bool = False) -> float | None:
+    """A finite number, also from a CSV's text, with a decimal comma too; None for anything else.
+
+    `comma`: commas are decimal ones, as the column's other values show; else 1,234 is None: it may be a thousand.
+    """
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", value):
-        if re.fullmatch(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*", value):
+        if not comma and not is_decimal_comma(value):
             return None
         value = value.replace(",", ".")
     try:
@@ -160,6 +162,12 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return parsed if math.isfinite(parsed) else None
+
+
+def is_decimal_comma(value: Any) -> bool:
+    """Whether a comma in a text can only be a decimal one: 0,75 or 1,5, not 1,234."""
+    found = re.fullmatch(r"\s*[+-]?(\d+),(\d+)\s*", value) if isinstance(value, str) else None
+    return bool(found) and (found[1].startswith("0") or len(found[1]) > 3 or len(found[2]) != 3)
 
 
 def whole(value: Any) -> int | None:

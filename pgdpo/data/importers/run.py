@@ -7,6 +7,7 @@ import datetime
 import decimal
 import hashlib
 import math
+import ntpath
 import os
 import shutil
 import uuid
@@ -18,7 +19,16 @@ from typing import Any
 from pgdpo.console import progress_bar
 from pgdpo.data.files import atomic_path, sha256_of
 from pgdpo.data.importers.formats import Format, Found, Media, Options
-from pgdpo.data.locations import CLIP_SCHEMES, fetch, folder_of, is_file, is_url, plain, write_bytes
+from pgdpo.data.locations import (
+    CLIP_SCHEMES,
+    fetch,
+    folder_of,
+    is_file,
+    is_of_a_home,
+    is_url,
+    plain,
+    write_bytes,
+)
 from pgdpo.data.manifest import MOST_BAD_ROWS
 from pgdpo.data.schema import KEYS, TIE, flaws
 from pgdpo.data.tables import writer
@@ -241,6 +251,8 @@ def _find(media: Media) -> str:
     if any(ord(letter) < 32 for letter in name):
         raise ValueError(media.folder, f"{shown(name)} is no path: it holds a control character")
     name = name.removeprefix("file://")
+    if is_of_a_home(name) and not os.path.exists(os.path.join(media.folder, name)):
+        raise ValueError(media.folder, f"{shown(name)} begins with `~`: a row's path is relative to its file")
     if is_url(name):
         if name.split("://")[0].lower() not in CLIP_SCHEMES or "::" in name:
             raise ValueError(media.folder, f"{shown(name)} is of no scheme that clips are read from")
@@ -249,6 +261,9 @@ def _find(media: Media) -> str:
         beside = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else os.path.normpath(name)
         return f"{media.folder}/{beside}"
     first = os.path.normpath(os.path.join(media.folder, name))
+    if "\\" in name and not os.path.isfile(first):  # of Windows
+        name = ntpath.splitdrive(name)[1].replace("\\", "/")
+        first = os.path.normpath(os.path.join(media.folder, name))
     if not os.path.isfile(first):
         parts = Path(name).parts
         for tail in (parts[-2:], parts[-1:]):

@@ -97,7 +97,7 @@ def _by_scores(record: Record, columns: Columns, clips: Sequence[Any]) -> dict[s
     values = [record.values.get(name) for name in names]
     if all(map(is_missing, values)):
         return {**ordered(*clips, TIE)[0], "weight": 0.0}
-    scores = list(map(number, values))
+    scores = [number(value, columns.decimal_comma) for value in values]
     for name, value, score in zip(names, values, scores, strict=True):
         if score is None or (score < 0 and columns.counts_votes):
             return wrong(record, name, value, "a number, such as 0.75", "mend it, or leave both empty")
@@ -116,7 +116,7 @@ def _candidate(record: Record, columns: Columns) -> tuple[str, str, Candidate] |
     prompt, clip = first_of(record, columns.prompt), media_of(record, record.values.get(columns.clip))
     if prompt is None or clip is None:
         return lacks(record, columns.prompt if prompt is None else columns.clip)
-    score = number(record.values.get(columns.score))
+    score = number(record.values.get(columns.score), columns.decimal_comma)
     if score is None:
         value = record.values.get(columns.score)
         return wrong(
@@ -139,8 +139,8 @@ def _command(source: str, said: dict[str, Any], options: Options) -> str:
 
 def _how_to_say(source: str, sample: Sequence[Record], unclear: Unclear, options: Options) -> str:
     said = {**unclear.guess, **{key: value for key, value in options.columns.items() if value}}
-    open_ = "COLUMN" in said.values() or ["VALUE"] in said.values()
-    names = [name for name in said.values() if isinstance(name, str) and name != "COLUMN"]
+    is_open = "COLUMN" in said.values() or ["VALUE"] in said.values()
+    names = [name for name in said.values() if isinstance(name, str)] if "COLUMN" not in said.values() else []
     rows = [
         "  " + ", ".join(f"{name}={_brief(record.values.get(name))}" for name in names or record.values)
         for record in sample[:ROWS]
@@ -150,7 +150,7 @@ def _how_to_say(source: str, sample: Sequence[Record], unclear: Unclear, options
         [
             f"{source}: {unclear}; its columns: {columns}",
             *rows,
-            f"say it{', with names in place of COLUMN and VALUE' if open_ else ', for example'}: "
+            f"say {'what it is, in place of COLUMN and VALUE' if is_open else 'it, if it is so'}: "
             + _command(source, said, options),
         ]
     )

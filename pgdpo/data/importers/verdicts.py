@@ -9,49 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pgdpo.data.importers.formats import is_missing, number
+from pgdpo.data.importers.sample import CLIP_WORD, SIDES, tokens
 from pgdpo.data.schema import TIE
 from pgdpo.data.tables import Record
 
-SIDES = (
-    ("a", "b"),
-    ("1", "2"),
-    ("0", "1"),
-    ("left", "right"),
-    ("first", "second"),
-    ("one", "two"),
-    ("l", "r"),
-)
 TIES = {
-    *(
-        "tie",
-        "tied",
-        "ties",
-        "same",
-        "thesame",
-        "equal",
-        "equals",
-        "draw",
-        "both",
-        "neither",
-        "similar",
-        "even",
-    ),
-    *(
-        "nopreference",
-        "nodifference",
-        "aboutthesame",
-        "equallygood",
-        "equallybad",
-        "bothgood",
-        "bothbad",
-        "unsure",
-    ),
-    *("tiebothbad", "bothequal", "abouteven", "indifferent"),
-}
-_WORD = "video|clip|option|model|image|sample|response|answer|output|candidate|side|choice|item|path|file"
+    "tie", "tied", "ties", "same", "thesame", "equal", "equals", "draw", "both", "neither", "similar", "even",
+    "tievote", "bothbadvote", "nopreference", "nodifference", "aboutthesame", "equallygood", "equallybad", "bothgood",
+    "bothbad", "unsure", "tiebothbad", "bothequal", "indifferent",
+}  # fmt: skip
 _SIDE = re.compile(
-    rf"(?:the|{_WORD})?(?P<side>a|b|left|right|first|second|l|r|one|two|\d)(?:{_WORD}|st|nd)?"
-    r"(?:is|was)?(?:much|slightly|clearly)?(?:better|preferred|wins?|won|winner|chosen)?"
+    rf"(?:the|{CLIP_WORD})?(?P<side>a|b|left|right|first|second|one|two|\d)(?:{CLIP_WORD}|st|nd)?"
+    r"(?:is|was)?(?:much|slightly|clearly)?(?:better|preferred|wins?|won|winner|chosen|votes?)?"
 )
 _TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.5": TIE}
 
@@ -66,14 +35,6 @@ def word(value: Any) -> str:
     return re.sub(r"[\W_]+", "", str(value).lower())
 
 
-def tokens(name: str) -> tuple[str, ...]:
-    """The words and numbers that a column's name is made of: `Video 1`, `video_1`, `VIDEO1` and `video1` alike."""
-    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+", name)
-    lower = [part.lower() for part in parts]
-    glued = re.fullmatch(rf"({_WORD}|prompt|score)([abwlr])", lower[-1]) if lower else None
-    return tuple([*lower[:-1], *glued.groups()] if glued else lower)
-
-
 @dataclass(frozen=True)
 class Verdicts:
     """`shares`: value, as `word` has it -> the share of the first clip. A value that is not among them may be what
@@ -84,8 +45,10 @@ class Verdicts:
 
     def share_of(self, value: Any, record: Record) -> float | None:
         """1: the first clip is the better one, 0: the second, 0.5: a tie; None: the value means none of these."""
-        if word(value) in self.shares:
-            return self.shares[word(value)]
+        return self.shares[word(value)] if word(value) in self.shares else self.named_by(value, record)
+
+    def named_by(self, value: Any, record: Record) -> float | None:
+        """As `share_of`, by the record's own names alone."""
         sides = [any(_names(value, record.values.get(pair[side])) for pair in self.names) for side in (0, 1)]
         return float(sides[0]) if sides[0] != sides[1] else None
 
@@ -114,7 +77,12 @@ def understood(
     words = {word(record.values[winner]) for record in held} - set(given)
     if not words and not given:
         return f"`{winner}` holds nothing"
+    named = Verdicts(dict(given), (clips, *names))
+    by_name = [named.share_of(record.values[winner], record) for record in held]
+    if None not in by_name and not words & {"0", "1", "2"} and not any(map(_SIDE.fullmatch, words)):
+        return named  # files that are called 17 and 18, say
     shares, numbers = dict(given), set()
+    own = _own_words(clips)
     said = any(share != TIE for share in given.values())
     for each in words:
         found = _SIDE.fullmatch(each)
@@ -123,50 +91,56 @@ def understood(
         elif each in _TRUTH or number(each) is not None or (found and found["side"].isdigit()):
             numbers.add(each)
         elif found:
-            shares[each] = float(found["side"] == next(pair[0] for pair in SIDES if found["side"] in pair))
+            shares[each] = _of_first(found["side"], own)
     if numbers and not said:
-        counted = _truths(numbers, winner, clips) or _counted(numbers, clips)
+        counted = _truths(numbers, winner, own) or _counted(numbers, own)
         if counted is None:
-            values = ", ".join(sorted(numbers))
-            return f"`{winner}` holds {values}, and nothing says which clip {'that' if len(numbers) == 1 else 'each'} is"
+            return f"`{winner}` holds {', '.join(sorted(numbers))}, and nothing says which clip that is"
         shares |= counted
     verdicts = Verdicts(shares, (clips, *names))
     shown = [verdicts.share_of(record.values[winner], record) for record in held]
+    for record, place, name in zip(held, shown, by_name, strict=True):
+        if None not in (place, name) and place != name:
+            value, where = record.values[winner], record.problem("").where
+            return f"`{winner}` is {value!r} in a record ({where}) where the other clip has that name"
     if sum(share is None for share in shown) * 2 > len(held):
         values = ", ".join(repr(record.values[winner]) for record in held[:3])
         return f"`{winner}` holds {values}, which name no clip"
     return verdicts
 
 
-def _counted(numbers: set[str], clips: tuple[str, str]) -> dict[str, float] | None:
-    """Numbers that count the clips: as the columns' names do, else from 1. A 1 alone may also be a yes."""
-    if not all(_SIDE.fullmatch(each) and _SIDE.fullmatch(each)["side"].isdigit() for each in numbers):
-        return None
-    places = {each: _SIDE.fullmatch(each)["side"] for each in numbers}
-    named = next((pair for pair in SIDES[1:3] if _differ_by(clips, pair)), None)
-    first, second = named or ("1", "2")
-    bare = {each for each in numbers if each.isdigit()}
-    if not set(places.values()) <= {first, second} or (named is None and "0" in places.values()):
-        return None
-    if bare == {"1"} and len(places) == 1:
-        return None
-    return {each: float(place == first) for each, place in places.items()}
+def _own_words(clips: tuple[str, str]) -> tuple[str, ...]:
+    """The two words that the clips' columns differ by, `1` and `2` or `left` and `right`; () where more differs."""
+    first, second = map(tokens, clips)
+    differing = [both for both in zip(first, second, strict=False) if both[0] != both[1]]
+    return differing[0] if len(first) == len(second) and len(differing) == 1 else ()
 
 
-def _truths(numbers: set[str], winner: str, clips: tuple[str, str]) -> dict[str, float] | None:
+def _of_first(side: str, own: tuple[str, ...]) -> float:
+    """The first clip's share where this side is the better one; the columns' own words say more than their order."""
+    first = own[0] if side in own else next(pair[0] for pair in SIDES if side in pair)
+    return float(side == first)
+
+
+def _counted(numbers: set[str], own: tuple[str, ...]) -> dict[str, float] | None:
+    """Numbers that count the clips: as the columns' names do, else from 1, if there is a 2: a 1 alone may be a yes, or
+    the second of 0 and 1."""
+    places = {each: found["side"] for each in numbers if (found := _SIDE.fullmatch(each))}
+    counted = bool(own) and all(map(str.isdigit, own))
+    counting = own if counted else ("1", "2")
+    if len(places) < len(numbers) or not set(places.values()) <= set(counting):
+        return None
+    if numbers == {"1"} or (not counted and "2" not in places.values()):
+        return None
+    return {each: float(place == counting[0]) for each, place in places.items()}
+
+
+def _truths(numbers: set[str], winner: str, own: tuple[str, ...]) -> dict[str, float] | None:
     """Yes and no, where the column's name says of which clip: `a_wins`, `left_is_better`."""
     if not numbers <= set(_TRUTH):
         return None
     named = set(tokens(winner))
-    for pair in SIDES:
-        if len(named & set(pair)) == 1 and (_differ_by(clips, pair) or pair[0] in ("left", "first")):
-            of_first = pair[0] in named
-            return {each: _TRUTH[each] if of_first else 1 - _TRUTH[each] for each in numbers}
+    for pair in filter(None, (own, ("left", "right"), ("first", "second"))):
+        if len(named & set(pair)) == 1:
+            return {each: _TRUTH[each] if pair[0] in named else 1 - _TRUTH[each] for each in numbers}
     return None
-
-
-def _differ_by(clips: tuple[str, str], pair: tuple[str, str]) -> bool:
-    """Whether the two columns' names are alike but for this pair of words, in this order."""
-    first, second = map(tokens, clips)
-    differing = [both for both in zip(first, second, strict=False) if both[0] != both[1]]
-    return len(first) == len(second) and differing == [pair]
