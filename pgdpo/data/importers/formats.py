@@ -47,10 +47,12 @@ class Media:
 
 @dataclass
 class Found:
-    """One native row, with Media for its clips, and all fields of the source that it was made from."""
+    """One native row, with Media for its clips, all fields of the source that it was made from, and the record that
+    these stand in, where it is one."""
 
     row: dict[str, Any]
     fields: dict[str, Any]
+    record: Record | None = None
 
 
 @dataclass
@@ -87,7 +89,10 @@ def read_rows(
         for item in records_of(files):
             of_record = [item] if isinstance(item, Problem) else list(found_in(item))
             reading.dropped += not of_record
-            yield from of_record
+            for each in of_record:
+                if isinstance(each, Found):
+                    each.record = item
+                yield each
 
     with readable(source):
         reading = Reading(sum(map(count_records, files)), found())

@@ -11,6 +11,7 @@ import ntpath
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,8 @@ from pgdpo.data.locations import (
     write_bytes,
 )
 from pgdpo.data.manifest import MOST_BAD_ROWS
-from pgdpo.data.schema import KEYS, TIE, flaws
-from pgdpo.data.tables import writer
+from pgdpo.data.schema import KEYS, TIE, Flaw, flaws
+from pgdpo.data.tables import Record, writer
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem, raise_errors, shown
 
@@ -75,7 +76,7 @@ def import_data(
     if not is_url(out) and Path(out).resolve() == Path(source).resolve():
         raise InputError(f"OUT is {out}, the source itself: name another file")
     reading = form.read(source, options or Options())
-    summary, problems, ids = Summary(), [], set()
+    summary, problems, ids = Summary(), [], Counter()
     with contextlib.ExitStack() as undo:
         store = _Store(out, copy, summary)
         undo.callback(store.remove_written)
@@ -94,15 +95,9 @@ def import_data(
                     continue
                 row |= {"source": name or form.name, **({"licence": licence} if licence else {})}
                 row["source_fields"] = row.pop("source_fields")  # last: it may be long
-                found = [
-                    Problem(
-                        source, flaw.what, flaw.key, flaw.value, flaw.allowed, flaw.suggestion, pair=row["id"]
-                    )
-                    for flaw in flaws(row)
-                    if flaw.severity == "error"
-                ]
-                problems += found
-                if not found:  # what is wrong may be what cannot be written
+                errors = [flaw for flaw in flaws(row) if flaw.severity == "error"]
+                problems += [_of_flaw(flaw, item, source, row["id"]) for flaw in errors]
+                if not errors:  # what is wrong may be what cannot be written
                     write(row)
                 summary.rows += 1
                 summary.ties += row.get("preference") == TIE
@@ -118,6 +113,18 @@ def import_data(
     return summary
 
 
+def _of_flaw(flaw: Flaw, found: Found, source: str, name: str) -> Problem:
+    where = found.record or Record(source, {})
+    return where.problem(
+        flaw.what,
+        key=flaw.key,
+        value=flaw.value,
+        allowed=flaw.allowed,
+        suggestion=flaw.suggestion,
+        pair=name,
+    )
+
+
 def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Problem:
     row = {key: value for key, value in found.row.items() if value is not None}
     try:
@@ -128,9 +135,9 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
                     row[f"sha256_{key}"] = digest
         fields = {str(key): store.as_json(value) for key, value in found.fields.items()}
     except ValueError as error:
-        return Problem(
-            str(error.args[0]),
-            str(error.args[1] if len(error.args) > 1 else error),
+        folder, what = error.args
+        return (found.record or Record(folder, {})).problem(
+            what,
             allowed=f"a path or a URL of {', '.join(CLIP_SCHEMES)}",
             suggestion="mend the source",
         )
@@ -142,13 +149,13 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
     return {**row, "source_fields": kept}
 
 
-def _unused(name: str, ids: set[str]) -> str:
-    """`name`, with a number behind it if a row has it already."""
-    unused, copies = name, 1
+def _unused(name: str, ids: Counter[str]) -> str:
+    """`name`, with a number behind it if a row has it already; `ids`: how often each was asked for."""
+    unused = name
     while unused in ids:
-        copies += 1
-        unused = f"{name}#{copies}"
-    ids.add(unused)
+        ids[name] += 1
+        unused = f"{name}#{ids[name]}"
+    ids[unused] += 1
     return unused
 
 
