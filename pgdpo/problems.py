@@ -100,7 +100,9 @@ def raise_errors(problems: Iterable[Problem], beside: str | Path | None = None) 
 
 def _grouped(errors: list[Problem], beside: str | Path | None) -> str:
     kinds = sorted(kinds_of(errors), key=len, reverse=True)
-    lines = [f"{len(errors):,} errors of {len(kinds):,} kinds; {_listed(errors, beside)}"]
+    lines = [
+        f"{len(errors):,} errors of {len(kinds):,} kind{'s' * (len(kinds) > 1)}; {_listed(errors, beside)}"
+    ]
     for kind in kinds[:LINES]:
         first = kind[0]
         mend = "; ".join(filter(None, (first.allowed and f"allowed: {first.allowed}", first.suggestion)))

@@ -155,6 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json(file: str, stream) -> Iterator[Record | Problem]:
+    stream = bounded.rewindable(stream)
     if _is_jsonl(stream):
         yield from _jsonl(file, stream)
         return
@@ -195,6 +196,7 @@ def _rows_of_columns(columns: dict[str, dict]) -> list[dict]:
 
 
 def _delimited(file: str, stream) -> Iterator[Record | Problem]:
+    stream = bounded.rewindable(stream)
     dialect = delimited.dialect_of(stream)
     delimited.say_if_assumed(file, dialect)
     records = delimited.records(stream, dialect)
@@ -216,6 +218,7 @@ def _delimited(file: str, stream) -> Iterator[Record | Problem]:
 
 def _text(file: str, stream) -> Iterator[Record | Problem]:
     """A `.txt`: JSONL, or what a spreadsheet exports under that name."""
+    stream = bounded.rewindable(stream)
     start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
     stream.seek(0)
     yield from (_jsonl if start.startswith(b"{") else _delimited)(file, stream)
@@ -371,7 +374,7 @@ def dialect_of(location: str | Path) -> delimited.Dialect | None:
     if not str(location).lower().endswith(DELIMITED):
         return None
     with open_binary(plain(location)) as stream:
-        return delimited.dialect_of(stream)
+        return delimited.dialect_of(bounded.rewindable(stream))
 
 
 def count_records(location: str | Path) -> int:

@@ -74,6 +74,34 @@ def test_bytes_that_cannot_be_told_are_refused(tmp_path):
             import_data(FORMATS["trl"], str(tmp_path / "t.csv"), str(tmp_path / "rows.jsonl"))
 
 
+def test_a_server_that_sends_a_file_once(tmp_path, monkeypatch):
+    class Once(io.BytesIO):
+        def seek(self, place, whence=0):
+            if place != self.tell():
+                raise ValueError("Cannot seek streaming HTTP file")
+            return place
+
+    contents = {
+        "t.csv": b"prompt;a\nx;1\n",
+        "t.txt": b"prompt\ta\nx\t1\n",
+        "t.json": b'[{"prompt": "x", "a": "1"}]',
+    }
+    for name, content in contents.items():
+        monkeypatch.setattr("pgdpo.data.tables.open_binary", lambda location, content=content: Once(content))
+        [record] = read_records(f"https://example.com/{name}")
+        assert record.values == {"prompt": "x", "a": "1"}
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(InputError, match="t.xlsx: is no .parquet, .*; save it as CSV"):
+        import_data(FORMATS["table"], str(tmp_path / "t.xlsx"), str(tmp_path / "rows.jsonl"))
+    for content in (b"", b"prompt,video_1,video_2,winner\n", b"\xff\xfe"):
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(InputError, match="t.csv: holds no record; table reads a table with a prompt"):
+            import_data(FORMATS["table"], str(tmp_path / "t.csv"), str(tmp_path / "rows.jsonl"))
+
+
 EMPTY = "prompt,a,,\np,1,,\n,,,\nq,2,,\n\n,,,\n"
 MARKED = "sep=|\nprompt|a\np|1\nq|2"
 INDEX = ",prompt,a\n0,p,1\n1,q,2\n"

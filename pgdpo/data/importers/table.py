@@ -9,7 +9,7 @@ from typing import Any
 
 from pgdpo.console import say
 from pgdpo.data.importers.best_of_n import Candidate, paired
-from pgdpo.data.importers.columns import WINS, Columns, Unclear, find
+from pgdpo.data.importers.columns import Columns, Unclear, find
 from pgdpo.data.importers.formats import (
     Format,
     Found,
@@ -179,10 +179,10 @@ def _meaning(columns: Columns) -> str:
     if columns.score_a is not None:
         return "; the higher score is the better clip"
     meant = {"a_wins": columns.a, "b_wins": columns.b, "tie": "a tie"}
-    held = [
-        f"{', '.join(map(str, columns.values[key]))}: {meant[key]}" for key in WINS if key in columns.values
-    ]
-    return f" ({'; '.join(held)})" if held else ""
+    held = [f"{', '.join(map(str, values))}: {meant[key]}" for key, values in columns.values.items()]
+    if not {"a_wins", "b_wins"} & set(columns.values):
+        held.insert(0, "the name of a clip, or of what made it")
+    return f" ({'; '.join(held)})"
 
 
 def _as_read(record: Record, columns: Columns) -> str:
