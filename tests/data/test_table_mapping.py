@@ -166,6 +166,32 @@ def test_what_is_typed_decides_and_no_field_is_lost(tmp_path):
     assert [{"none": None, **each} for each in kept] == rows
 
 
+def test_values_that_only_come_later_are_read_too(tmp_path):
+    """A sorted table: its first thousand rows show one value alone."""
+    values = ["Video 1"] * 1500 + ["video_2"] * 3 + ["tie", "2"]
+    rows = [f"p,{n}a.mp4,{n}b.mp4,{value}" for n, value in enumerate(values)]
+    (tmp_path / "t.csv").write_text("\n".join(["prompt,video_1,video_2,winner", *rows]))
+    import_data(FORMATS["table"], str(tmp_path / "t.csv"), str(tmp_path / "rows.jsonl"), Options())
+    read = [record.values for record in read_records(tmp_path / "rows.jsonl")]
+    sides = ["ab".index(row["chosen"][-5]) if row["preference"] == 1 else "tie" for row in read]
+    assert sides == [0] * 1500 + [1] * 3 + ["tie", 1]
+
+
+def test_a_number_in_a_question_is_no_clips(tmp_path):
+    first, second = clips(3)
+    table = {"prompt": ["p"] * 3, "video_1": first, "video_2": second}
+    assert "holds 0, 1" in found({**table, "q1_winner": ["0", "1", "0"]})
+    columns = found({**table, "video_2_wins": ["0", "1", "0"]})
+    assert [columns.verdicts.by_place(value) for value in ("0", "1", "yes", "no")] == [1, 0, 0, 1]
+
+
+def test_what_is_typed_leaves_nothing_to_guess(tmp_path):
+    first, second = clips(3)
+    table = {"prompt": ["p"] * 3, "video_1": first, "video_2": second, "winner": ["A", "C", "B"]}
+    columns = found(table, a_wins=["A"], b_wins=["C"])
+    assert [columns.verdicts.by_place(value) for value in ("A", "C", "B", "tie")] == [1, 0, None, 0.5]
+
+
 def test_a_value_that_is_none_of_them_is_an_error_of_its_row(tmp_path):
     lines = ["prompt,video_1,video_2,winner", *[f"p{n},{n}a.mp4,{n}b.mp4,{'AB'[n % 2]}" for n in range(9)]]
     (tmp_path / "t.csv").write_text("\n".join([*lines, "p,a.mp4,b.mp4,C"]))

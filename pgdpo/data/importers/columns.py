@@ -300,7 +300,7 @@ def _with_values(table: Sample, columns: Columns) -> Columns:
     """With the winner's values as they stand in the table, for the command line that says the same."""
     values: dict[str, list[Any]] = {key: [] for key in WINS}
     for each in dict.fromkeys(map(str, table.values(columns.winner))):
-        share = columns.verdicts.shares.get(word(each))
+        share = columns.verdicts.by_place(each)
         if share is not None:
             values[next(key for key, meant in WINS.items() if meant == share)].append(each)
     return replace(columns, values={key: held for key, held in values.items() if held})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pgdpo.data.importers.formats import is_missing, number
@@ -37,18 +37,42 @@ def word(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """`shares`: value, as `word` has it -> the share of the first clip. A value that is not among them may be what
-    one of the `names` (pairs of columns: the clips, their models) holds for its side."""
+    """What the values of a winner column mean: as `said` by the user, `counted` as numbers, as words for a side (the
+    clips' columns have their `own`), all by `word`; or as what one of the `names` holds for its side, pairs of columns:
+    the clips, their models."""
 
-    shares: Mapping[str, float] = field(default_factory=dict)
+    said: Mapping[str, float] = field(default_factory=dict)
+    counted: Mapping[str, float] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
 
-    def share_of(self, value: Any, record: Record) -> float | None:
-        """1: the first clip is the better one, 0: the second, 0.5: a tie; None: the value means none of these."""
-        return self.shares[word(value)] if word(value) in self.shares else self.named_by(value, record)
+    @property
+    def all_is_said(self) -> bool:
+        """Whether the user said what means a clip: then nothing else does."""
+        return any(share != TIE for share in self.said.values())
 
-    def named_by(self, value: Any, record: Record) -> float | None:
-        """As `share_of`, by the record's own names alone."""
+    def share_of(self, value: Any, record: Record) -> float | None:
+        """1: the first clip is the better one, 0: the second, 0.5: a tie; None: the value means none of these, or both
+        clips."""
+        place, name = self.by_place(value), self.by_name(value, record)
+        if name is None or word(value) in self.said:
+            return place
+        return name if place in (None, name) else None
+
+    def by_place(self, value: Any) -> float | None:
+        """As `share_of`, by the value alone."""
+        each = word(value)
+        if each in self.said:
+            return self.said[each]
+        if each in TIES:
+            return TIE
+        found = _SIDE.fullmatch(each)
+        if found and not found["side"].isdigit():
+            return None if self.all_is_said else _of_first(found["side"], self.own)
+        return self.counted.get(each, self.counted.get(found["side"]) if found else None)
+
+    def by_name(self, value: Any, record: Record) -> float | None:
+        """As `share_of`, by what the record holds."""
         sides = [any(_names(value, record.values.get(pair[side])) for pair in self.names) for side in (0, 1)]
         return float(sides[0]) if sides[0] != sides[1] else None
 
@@ -68,45 +92,40 @@ def understood(
     given: Mapping[str, float],
     names: tuple[tuple[str, str], ...] = (),
 ) -> Verdicts | str:
-    """The Verdicts of a column as far as `records` show its values, or why they are not clear.
+    """The Verdicts of a column of which `records` show some values, or why they are not clear.
 
-    `given`: values that the user said the meaning of, as `word` has them; where there is one of either clip, other
-    numbers mean nothing. `names`: pairs of columns that may be named by a value.
+    `given`: values that the user said the meaning of, as `word` has them; where there is one of either clip, others
+    mean none. `names`: pairs of columns that may be named by a value.
     """
     held = [record for record in records if not is_missing(record.values.get(winner))]
     words = {word(record.values[winner]) for record in held} - set(given)
     if not words and not given:
         return f"`{winner}` holds nothing"
-    named = Verdicts(dict(given), (clips, *names))
-    by_name = [named.share_of(record.values[winner], record) for record in held]
-    if None not in by_name and not words & {"0", "1", "2"} and not any(map(_SIDE.fullmatch, words)):
-        return named  # files that are called 17 and 18, say
-    shares, numbers = dict(given), set()
-    own = _own_words(clips)
-    said = any(share != TIE for share in given.values())
-    for each in words:
-        found = _SIDE.fullmatch(each)
-        if each in TIES:
-            shares[each] = TIE
-        elif each in _TRUTH or number(each) is not None or (found and found["side"].isdigit()):
-            numbers.add(each)
-        elif found:
-            shares[each] = _of_first(found["side"], own)
-    if numbers and not said:
-        counted = _truths(numbers, winner, own) or _counted(numbers, own)
+    verdicts = Verdicts(given, {}, _own_words(clips), (clips, *names))
+    numbers = {each for each in words if _is_number(each)}
+    named = all(verdicts.share_of(record.values[winner], record) is not None for record in held)
+    if numbers and not verdicts.all_is_said and (not named or numbers & {"0", "1", "2"}):
+        counted = _truths(numbers, winner, clips) or _counted(numbers, verdicts.own)
         if counted is None:
             return f"`{winner}` holds {', '.join(sorted(numbers))}, and nothing says which clip that is"
-        shares |= counted
-    verdicts = Verdicts(shares, (clips, *names))
-    shown = [verdicts.share_of(record.values[winner], record) for record in held]
-    for record, place, name in zip(held, shown, by_name, strict=True):
-        if None not in (place, name) and place != name:
-            value, where = record.values[winner], record.problem("").where
+        verdicts = replace(verdicts, counted=counted)
+    unknown = 0
+    for record in held:
+        value, where = record.values[winner], record.problem("").where
+        place, name = verdicts.by_place(value), verdicts.by_name(value, record)
+        if verdicts.share_of(value, record) is None and None not in (place, name):
             return f"`{winner}` is {value!r} in a record ({where}) where the other clip has that name"
-    if sum(share is None for share in shown) * 2 > len(held):
+        unknown += place is None and name is None
+    if unknown * 2 > len(held):
         values = ", ".join(repr(record.values[winner]) for record in held[:3])
         return f"`{winner}` holds {values}, which name no clip"
     return verdicts
+
+
+def _is_number(each: str) -> bool:
+    """Whether a value counts the clips, says yes or no, or is another number."""
+    found = _SIDE.fullmatch(each)
+    return each in _TRUTH or number(each) is not None or bool(found and found["side"].isdigit())
 
 
 def _own_words(clips: tuple[str, str]) -> tuple[str, ...]:
@@ -132,15 +151,17 @@ def _counted(numbers: set[str], own: tuple[str, ...]) -> dict[str, float] | None
         return None
     if numbers == {"1"} or (not counted and "2" not in places.values()):
         return None
-    return {each: float(place == counting[0]) for each, place in places.items()}
+    return {counting[0]: 1.0, counting[1]: 0.0}
 
 
-def _truths(numbers: set[str], winner: str, own: tuple[str, ...]) -> dict[str, float] | None:
-    """Yes and no, where the column's name says of which clip: `a_wins`, `left_is_better`."""
+def _truths(numbers: set[str], winner: str, clips: tuple[str, str]) -> dict[str, float] | None:
+    """Yes and no, where the column's name says of which clip: `a_wins`, `left_is_better`, `video_1_preferred`."""
+    own, named = _own_words(clips), set(tokens(winner))
     if not numbers <= set(_TRUTH):
         return None
-    named = set(tokens(winner))
+    if own and own[0].isdigit() and not named & (set(tokens(clips[0])) - set(own)):
+        own = ()  # the number of a question: `q1_winner`
     for pair in filter(None, (own, ("left", "right"), ("first", "second"))):
         if len(named & set(pair)) == 1:
-            return {each: _TRUTH[each] if pair[0] in named else 1 - _TRUTH[each] for each in numbers}
+            return {each: share if pair[0] in named else 1 - share for each, share in _TRUTH.items()}
     return None
