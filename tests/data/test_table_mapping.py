@@ -185,6 +185,13 @@ def test_a_number_in_a_question_is_no_clips(tmp_path):
     assert [columns.verdicts.by_place(value) for value in ("0", "1", "yes", "no")] == [1, 0, 0, 1]
 
 
+def test_two_of_three_clips_may_be_typed():
+    three = {f"video_{side}": [f"{n}-{side}.mp4" for n in range(2)] for side in (1, 2, 3)}
+    table = {"prompt": ["p", "q"], **three, "winner": ["1", "3"]}
+    columns = found(table, a="video_1", b="video_3")
+    assert [columns.verdicts.by_place(value) for value in ("1", "3", "2")] == [1, 0, None]
+
+
 def test_what_is_typed_leaves_nothing_to_guess(tmp_path):
     first, second = clips(3)
     table = {"prompt": ["p"] * 3, "video_1": first, "video_2": second, "winner": ["A", "C", "B"]}

@@ -196,13 +196,18 @@ def _place(name: str) -> int:
 def _best(
     table: Sample, sides: Sequence[tuple[str, str]], known: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """The pair of clips: files that are there before others, and the words for clips by their order."""
+    """The pair of clips: files that are there before others, and the words for clips by their order.
+
+    Raises ValueError where a third column of clips goes with them.
+    """
     taken = set(known.values())
-    found = [
-        pair
-        for pair, stem in table.pairs(sides)
-        if all(table.holds_clips(name, stem) and name not in taken for name in pair)
-    ]
+    found = []
+    for pair, stem in table.pairs(sides):
+        if all(table.holds_clips(name, stem) and name not in taken for name in pair):
+            third = table.third(pair[1])
+            if third is not None and table.holds_clips(third, stem):
+                raise ValueError(f"`{pair[0]}`, `{pair[1]}` and `{third}` are more than two clips")
+            found.append(pair)
 
     def rank(pair: tuple[str, str]) -> tuple[float, bool, int]:
         there = sum(is_there(record, name) for record in table.records[:20] for name in pair)

@@ -84,22 +84,27 @@ class Sample:
         return self.all(name, lambda value: isinstance(value, str)) if named else self.all(name, is_clip)
 
     def pairs(self, sides: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
-        """(two columns whose names differ by a pair of words, the other words of their names).
-
-        Raises ValueError where a third column of clips goes with them.
-        """
-        by_words = {tokens(name): name for name in reversed(self.names)}
-        for words, name in reversed(by_words.items()):
+        """(two columns whose names differ by a pair of words, the other words of their names)."""
+        by_words = self._by_words()
+        for words, name in by_words.items():
             for (first, second), place in itertools.product(sides, range(len(words))):
                 before, behind = words[:place], words[place + 1 :]
                 other = by_words.get((*before, second, *behind))
-                if words[place] != first or other is None:
-                    continue
-                third = by_words.get((*before, THIRD.get(second, ""), *behind))
-                stem = (*before, *behind)
-                if third and all(self.holds_clips(each, stem) for each in (name, third)):
-                    raise ValueError(f"`{name}`, `{other}` and `{third}` are more than two clips")
-                yield (name, other), stem
+                if words[place] == first and other is not None:
+                    yield (name, other), (*before, *behind)
+
+    def third(self, name: str) -> str | None:
+        """The column that follows the second one of a pair, `video_3` behind `video_2`."""
+        by_words, words = self._by_words(), tokens(name)
+        behind = [(*words[:n], THIRD.get(each, ""), *words[n + 1 :]) for n, each in enumerate(words)]
+        return next(filter(None, map(by_words.get, behind)), None)
+
+    def _by_words(self) -> dict[tuple[str, ...], str]:
+        """The first column of each name's words."""
+        found: dict[tuple[str, ...], str] = {}
+        for name in self.names:
+            found.setdefault(tokens(name), name)
+        return found
 
 
 def is_clip(value: Any) -> bool:
