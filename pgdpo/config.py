@@ -14,6 +14,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pgdpo.data.locations import expanded
 from pgdpo.errors import InputError
 from pgdpo.explain import explain, line_of, option_problems
 from pgdpo.problems import Problem, raise_errors
@@ -149,7 +150,7 @@ def find_config(path: str | Path) -> Path:
     """`path` itself, or the configuration of that name that ships with pgdpo. Raises InputError if neither is there."""
     package = Path(__file__).parent
     shipped = [package.parent / "configs", package / "configs"]  # a checkout, an installed wheel
-    for candidate in [Path(path), *(folder / path for folder in shipped)]:
+    for candidate in [Path(expanded(str(path))), *(folder / path for folder in shipped)]:
         if candidate.is_file():
             return candidate
     names = sorted({file.name for folder in shipped for file in folder.glob("*.yaml")})

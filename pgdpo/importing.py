@@ -20,6 +20,12 @@ def run_import(format: str, source: str, out: str, options: Options, **more) -> 
         raise InputError(
             f"FORMAT is {format!r}{did_you_mean(format, FORMATS)}; allowed: {', '.join(FORMATS)}\n{known}"
         )
+    typed = [key for key, value in options.columns.items() if value]
+    if typed and format != "table":
+        option = f"--{typed[0].replace('_', '-')}"
+        raise InputError(
+            f"{option} is for FORMAT table; {format} reads {FORMATS[format].layout}: leave it out"
+        )
     summary = import_data(FORMATS[format], source, out, options, **more)
     table = Table(title=Text(out), title_justify="left", show_header=False)
     for label, value in (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
 
 SHOWN = 120  # characters of a value in a message
+LINES = 20  # errors that are raised one a line; more are grouped
+ALIKE = 3  # of one kind that are named
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Problem:
     pair: str = ""  # the row's id, where it has one
     severity: str = "error"  # or `warning`
 
+    def __post_init__(self) -> None:
+        for part in ("what", "allowed", "suggestion", "pair"):  # they may quote a row, and are printed
+            object.__setattr__(self, part, printable(getattr(self, part)))
+
     @property
     def where(self) -> str:
         if self.line is not None:
@@ -36,7 +44,7 @@ class Problem:
         text = self.what
         for part in (self.allowed and f"allowed: {self.allowed}", self.suggestion):
             text += f"{' ' if text.endswith('?') else '; '}{part}" if part else ""
-        return f"{self.where}: {text}"
+        return printable(f"{self.where}: {text}")
 
     def as_json(self) -> dict[str, Any]:
         """All parts as JSON types."""
@@ -63,9 +71,55 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def raise_errors(problems: Iterable[Problem], most: int = 20) -> None:
-    """InputError with all errors among `problems`, one a line, if there are any."""
+def printable(text: str) -> str:
+    """Text that any file and terminal takes: NUL and halves of characters as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def kinds_of(problems: Iterable[Problem]) -> list[list[Problem]]:
+    """Problems grouped by what is to be done about them, in the order in which the groups begin."""
+    groups: dict[tuple, list[Problem]] = {}
+    for problem in problems:
+        kind = (problem.severity, problem.file, problem.key, problem.suggestion)
+        groups.setdefault(kind, []).append(problem)
+    return list(groups.values())
+
+
+def raise_errors(problems: Iterable[Problem], beside: str | Path | None = None) -> None:
+    """InputError with all errors among `problems`, if there are any.
+
+    Up to LINES stand one a line. More are grouped: each kind with its count and its first rows; all of them, one a
+    line, go to a file named after `beside` in that folder, or after the first one's file in the current folder.
+    """
     errors = [problem for problem in problems if problem.severity == "error"]
+    if len(errors) > LINES:
+        raise InputError(_grouped(errors, beside))
     if errors:
-        more = [f"and {len(errors) - most} more; `pgdpo check` lists all"] if len(errors) > most else []
-        raise InputError("\n".join([*map(str, errors[:most]), *more]))
+        raise InputError("\n".join(map(str, errors)))
+
+
+def _grouped(errors: list[Problem], beside: str | Path | None) -> str:
+    kinds = sorted(kinds_of(errors), key=len, reverse=True)
+    lines = [
+        f"{len(errors):,} errors of {len(kinds):,} kind{'s' * (len(kinds) > 1)}; {_listed(errors, beside)}"
+    ]
+    for kind in kinds[:LINES]:
+        first = kind[0]
+        mend = "; ".join(filter(None, (first.allowed and f"allowed: {first.allowed}", first.suggestion)))
+        lines.append(f"{len(kind):,} of `{first.key or 'the record'}`: {mend}")
+        lines += [f"  {problem.where}: {problem.what}" for problem in kind[:ALIKE]]
+        lines += ["  ..."] if len(kind) > ALIKE else []
+    more = len(kinds) - LINES
+    return "\n".join([*lines, *([f"and {more:,} kinds more"] if more > 0 else [])])
+
+
+def _listed(errors: list[Problem], beside: str | Path | None) -> str:
+    """Write all errors to a file; the words that say where it is."""
+    place = Path(beside) if beside is not None and "://" not in str(beside) else Path(errors[0].file).name
+    file = Path(place).with_suffix(".errors.txt")
+    try:
+        with atomic_path(file) as temporary:
+            temporary.write_text("".join(f"{error}\n" for error in errors), encoding="utf-8")
+    except OSError as error:
+        return f"they are listed nowhere, as {file} cannot be written ({error.strerror})"
+    return f"all, one a line: {file}"

@@ -216,4 +216,14 @@ def best_of_n(folder):
     ]
 
 
-SAMPLES = (pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl, best_of_n)
+def table(folder):
+    touch(folder, "1a.mp4", "1b.mp4")
+    records = [
+        {"Prompt": f"p, {winner}", "Video 1": "1a.mp4", "Video 2": "1b.mp4", "Winner": winner, "Rater": "7"}
+        for winner in ("A", "B", "tie", "")
+    ]
+    save_csv(folder / "pairs.csv", records)
+    return folder / "pairs.csv", records
+
+
+SAMPLES = (pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl, best_of_n, table)

@@ -15,10 +15,9 @@ from pgdpo.checking.clips import Clip
 from pgdpo.checking.mend import Mended
 from pgdpo.console import console, say
 from pgdpo.data.manifest import CheckedRow
-from pgdpo.problems import Problem
+from pgdpo.problems import ALIKE, Problem, kinds_of
 
 SHOWN = 60  # problems in the table; the JSON has all
-ALIKE = 3  # of one kind in one file
 TABLE_WIDTH = 100  # columns of a terminal that a table can be read in
 COLOURS = {"error": "red", "warning": "yellow"}
 
@@ -63,13 +62,9 @@ class Findings:
 def show(findings: Findings) -> None:
     """Print it."""
     ordered = sorted(findings.problems, key=lambda problem: problem.severity)  # errors first
-    groups: dict[tuple, list[Problem]] = {}
-    for problem in ordered:
-        kind = (problem.severity, problem.file, problem.key, problem.suggestion)
-        groups.setdefault(kind, []).append(problem)
     shown = [
         (problem, max(len(group) - ALIKE, 0) if place == ALIKE - 1 else 0)
-        for group in groups.values()
+        for group in kinds_of(ordered)
         for place, problem in enumerate(group[:ALIKE])
     ]
     _table(findings.config, shown[:SHOWN])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
+from pgdpo.data.locations import expanded
 from pgdpo.errors import Interrupted
+
+_HOME = re.compile(r"(^|(?<==))~[^/=]*/")  # where a word, or what stands behind its `=`, begins
 
 
 class Commands(TyperGroup):
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """A shell expands `~/` only where a word begins with it, unquoted: not in `--out=~/x`."""
+        return super().parse_args(ctx, [_HOME.sub(lambda home: expanded(home[0]), word) for word in args])
+
     def invoke(self, ctx: typer.Context) -> object:
         """Ctrl-C leaves as an exception of ours: what typer makes of it says nothing, and changed over its versions."""
         try:

@@ -15,7 +15,7 @@ def import_(
     format: Annotated[
         str,
         typer.Argument(
-            help="pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl or best_of_n.",
+            help="pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl, best_of_n or table.",
             metavar="FORMAT",
         ),
     ],
@@ -25,8 +25,27 @@ def import_(
         str | None, typer.Option(help="videoalign, rapidata: the aspect that decides, such as MQ.")
     ] = None,
     pairs: Annotated[
-        str, typer.Option(help="best_of_n: all, best-worst, or so many pairs per prompt.")
+        str, typer.Option(help="best_of_n, rated tables: all, best-worst, or so many pairs per prompt.")
     ] = "best-worst",
+    prompt: Annotated[str | None, typer.Option(help="table: its column of the prompt.")] = None,
+    chosen: Annotated[str | None, typer.Option(help="table: its column of the better clip.")] = None,
+    rejected: Annotated[str | None, typer.Option(help="table: its column of the worse clip.")] = None,
+    a: Annotated[str | None, typer.Option("--a", help="table: its column of the first clip.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="table: its column of the second clip.")] = None,
+    winner: Annotated[str | None, typer.Option(help="table: its column that says which is better.")] = None,
+    a_wins: Annotated[
+        list[str] | None, typer.Option(help="table: a value of the winner that means a.")
+    ] = None,
+    b_wins: Annotated[
+        list[str] | None, typer.Option(help="table: a value of the winner that means b.")
+    ] = None,
+    tie: Annotated[
+        list[str] | None, typer.Option(help="table: a value of the winner that means a tie.")
+    ] = None,
+    score_a: Annotated[str | None, typer.Option(help="table: its column of a's score, or votes.")] = None,
+    score_b: Annotated[str | None, typer.Option(help="table: its column of b's score, or votes.")] = None,
+    clip: Annotated[str | None, typer.Option(help="table of rated clips: its column of the clip.")] = None,
+    score: Annotated[str | None, typer.Option(help="table of rated clips: its column of the score.")] = None,
     segment_seconds: Annotated[
         float, typer.Option(help="densedpo: seconds of a segment whose times are not given.", min=1e-3)
     ] = 1.0,
@@ -41,12 +60,24 @@ def import_(
 ) -> None:
     """Make a manifest of preference data in another format; no field and no row is lost, ties are kept.
 
-    Example: pgdpo import videoalign downloads/videoalign/train.csv data/train.jsonl --dimension MQ
+    table is for a CSV, TSV, JSON, JSONL or Parquet of your own: its columns are told by their names and values, shown
+    as they were read, and where they aren't clear the command line to type is.
+
+    Example: pgdpo import table pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
     """
     from pgdpo.data.importers import Options
     from pgdpo.importing import run_import
 
-    options = Options(dimension=dimension, pairs=pairs, segment_seconds=segment_seconds)
+    columns = {
+        **dict(
+            prompt=prompt, chosen=chosen, rejected=rejected, a=a, b=b, winner=winner, clip=clip, score=score
+        ),
+        **dict(score_a=score_a, score_b=score_b, a_wins=a_wins, b_wins=b_wins, tie=tie),
+    }
+    said = {"--pairs": pairs if pairs != "best-worst" else None, "--name": name, "--licence": licence}
+    more = [part for option, value in said.items() if value is not None for part in (option, value)]
+    command = (source, out, *more, *(["--copy"] if copy else []))
+    options = Options(dimension, pairs, segment_seconds, columns, command)
     run_import(format, source, out, options, name=name, licence=licence, copy=copy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,19 @@ def parse_json(text: str | bytes, hook: Callable | None = None) -> Any:
         return json.loads(text, object_pairs_hook=hook)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def rewindable(stream: IO[bytes]) -> IO[bytes]:
+    """The stream, or its bytes in memory: some servers send a file once, from its start.
+
+    Raises ValueError for such a one of more than LARGEST_JSON bytes.
+    """
+    try:
+        stream.seek(1)
+        stream.seek(0)
+    except (OSError, ValueError):
+        return io.BytesIO(_at_most(stream, LARGEST_JSON))
+    return stream
 
 
 def _at_most(stream: IO[AnyStr], most: int) -> AnyStr:

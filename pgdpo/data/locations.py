@@ -16,6 +16,7 @@ from pgdpo.errors import InputError
 # beyond the data; `file:` is a path and is checked as one.
 CLIP_SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "memory")
 MAX_CLIP_BYTES = 4 << 30  # of a clip that is fetched
+_HOME = re.compile(r"~[^/]*(/|$)")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):")
 
 
@@ -25,9 +26,21 @@ def is_url(location: str | Path) -> bool:
 
 
 def plain(location: str | Path) -> str | Path:
-    """`file://` URLs as the local paths that they are; anything else as it is."""
-    text = str(location)
+    """What a user named, as a path: `file://` taken off, `~/` expanded; anything else as it is."""
+    text = expanded(str(location))
+    if text != str(location):
+        return type(location)(text)
     return text.removeprefix("file://") if text.startswith("file://") else location
+
+
+def expanded(path: str) -> str:
+    """With the home folder for a leading `~/` or `~name/`. Not for a manifest's rows: they say the same everywhere."""
+    return os.path.expanduser(path) if is_of_a_home(path) else path
+
+
+def is_of_a_home(location: str) -> bool:
+    """Whether a path begins with `~/` or `~name/`."""
+    return _HOME.match(location) is not None
 
 
 def open_binary(location: str | Path) -> IO[bytes]:
@@ -86,6 +99,8 @@ def clip_location(value: str, folder: str, media_root: Path | None = None) -> st
             raise ValueError("it leaves the manifest's folder")
         return f"{folder}/{joined}"
     path = os.path.normpath(os.path.join(folder, value))
+    if is_of_a_home(value) and not os.path.exists(path):
+        raise ValueError("it begins with `~`: a row's path is relative to its manifest, on every machine")
     roots = [folder, *([str(media_root)] if media_root is not None else [])]
     if not any(_is_below(path, root) for root in roots):
         raise ValueError("it leaves the manifest's folder" + (" and data.media_root" if media_root else ""))

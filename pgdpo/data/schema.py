@@ -43,7 +43,25 @@ def _number(least: float = -math.inf, most: float = math.inf, *, whole: bool = F
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and broken_text(value) is None
+
+
+def broken_text(value: Any) -> str | None:
+    """The first text in a value of JSON types that no file or hash takes: with half a character (a surrogate of
+    UTF-16 without its other half) or a NUL in it; None where all is sound."""
+    if isinstance(value, str):
+        return value if "\0" in value or _has_half(value) else None
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return next(filter(None, map(broken_text, value)), None) if isinstance(value, (list, tuple)) else None
+
+
+def _has_half(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _mapping_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -179,7 +197,10 @@ def flaws(row: dict[str, Any]) -> Iterator[Flaw]:
     for key, value in row.items():
         if value is None:
             continue
-        if key in KEYS and not KEYS[key].accepts(value):
+        broken = broken_text({key: value})
+        if broken is not None:
+            yield _broken(key, broken)
+        elif key in KEYS and not KEYS[key].accepts(value):
             known = KEYS[key]
             yield Flaw(key, f"`{key}` is {shown(value)}", value, known.allowed, known.mend)
         elif key in COLUMNS and not COLUMNS[key].accepts(value):
@@ -193,6 +214,21 @@ def flaws(row: dict[str, Any]) -> Iterator[Flaw]:
         elif key not in KEYS and key not in COLUMNS:
             yield from _misspelt(key, row)
     yield from _at_odds(row)
+
+
+def _broken(key: str, text: str) -> Flaw:
+    place = next(
+        number for number, letter in enumerate(text) if letter == "\0" or "\ud800" <= letter <= "\udfff"
+    )
+    what = "a NUL character" if text[place] == "\0" else "half a character, such as half an emoji"
+    around = shown(text[max(0, place - 20) : place + 20])
+    return Flaw(
+        key,
+        f"`{key}` holds {what} ({around}, character {place + 1})",
+        text,
+        "whole characters, and no NUL",
+        "write the text again, without it",
+    )
 
 
 def _misspelt(key: str, row: dict) -> Iterator[Flaw]:

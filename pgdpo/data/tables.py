@@ -1,9 +1,8 @@
-"""Tables of records, in and out, one record at a time: JSONL, JSON, CSV, Parquet; local files or URLs."""
+"""Tables of records, in and out, one record at a time: JSONL, JSON, CSV and its kin, Parquet; local files or URLs."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -13,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgdpo.data import bounded
+from pgdpo.data import bounded, delimited
 from pgdpo.data.files import atomic_path
 from pgdpo.data.locations import is_url, open_binary, plain
 from pgdpo.problems import Problem, shown
 
 JSON_COLUMNS = b"pgdpo.json_columns"  # key of a Parquet file's metadata: columns that hold JSON text
+DELIMITED = (".csv", ".tsv", ".tab")
 BATCH = 1024  # records of a Parquet file in memory at a time, and
 BATCH_BYTES = (
     1 << 26
@@ -40,7 +40,10 @@ class Record:
 
 
 def read_records(location: str | Path) -> Iterator[Record | Problem]:
-    """The records of one file, by its ending: .parquet, .csv, .json (a list), anything else is JSONL.
+    """The records of one file, by its ending: .parquet, .json, .csv, .tsv, .tab, .txt, anything else is JSONL.
+
+    .json: a list, JSONL, or what pandas writes by default ({column: {row: value}}). .csv and its kin: whatever
+    delimiter and encoding a spreadsheet gave it (`delimited.py`); .txt: these, or JSONL.
 
     A line that is no record is yielded as a Problem; one without end, or more than MOST_RECORDS, ends the reading
     with a Problem. Raises OSError if the file cannot be opened, ValueError (UnicodeDecodeError and pyarrow's errors
@@ -48,7 +51,12 @@ def read_records(location: str | Path) -> Iterator[Record | Problem]:
     """
     location = plain(location)
     file, kind = str(location), Path(str(location)).suffix.lower()
-    readers: dict[str, Callable] = {".parquet": _parquet, ".csv": _csv, ".json": _json}
+    readers: dict[str, Callable] = {
+        ".parquet": _parquet,
+        ".json": _json,
+        ".txt": _text,
+        **dict.fromkeys(DELIMITED, _delimited),
+    }
     with open_binary(location) as stream:
         try:
             for number, item in enumerate(readers.get(kind, _jsonl)(file, stream), start=1):
@@ -147,7 +155,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json(file: str, stream) -> Iterator[Record | Problem]:
+    stream = bounded.rewindable(stream)
+    if _is_jsonl(stream):
+        yield from _jsonl(file, stream)
+        return
     content = bounded.load_json(stream)
+    if isinstance(content, dict) and content and all(isinstance(column, dict) for column in content.values()):
+        content = _rows_of_columns(content)
     if not isinstance(content, list):
         raise ValueError(f"holds {type(content).__name__}, expected a list of objects")
     for number, values in enumerate(content, start=1):
@@ -165,41 +179,52 @@ def _json(file: str, stream) -> Iterator[Record | Problem]:
             )
 
 
-def _csv(file: str, stream) -> Iterator[Record | Problem]:
-    csv.field_size_limit(bounded.LARGEST_LINE)
-    line, size = (
-        2,
-        0,
-    )  # of a record: its first line, and its length so far, as quoted fields may hold line breaks
-
-    def lines() -> Iterator[str]:
-        nonlocal size
-        for text in bounded.lines(io.TextIOWrapper(stream, "utf-8-sig", newline="")):
-            size += len(text)
-            if size > bounded.LARGEST_LINE:
-                raise bounded.TooLongError(line)
-            yield text
-
-    reader = csv.DictReader(lines(), strict=True)
-    try:
-        for values in reader:
-            size = 0
-            if None in values or None in values.values():
-                yield Problem(
-                    file,
-                    f"the line has {'more' if None in values else 'fewer'} fields than the header",
-                    allowed=f"{len(reader.fieldnames or ())} fields",
-                    suggestion="put fields that hold commas into quotes",
-                    line=line,
-                )
-            else:
-                yield Record(file, values, line=line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+def _is_jsonl(stream) -> bool:
+    """Whether an object is whole in the first line, and another begins behind it: many name JSONL so."""
+    first = stream.readline(bounded.LARGEST_LINE)
+    behind = stream.read(1 << 12).lstrip()
+    stream.seek(0)
+    with contextlib.suppress(ValueError):
+        return behind.startswith(b"{") and isinstance(bounded.parse_json(first), dict)
+    return False
 
 
-def _parquet(file: str, stream) -> Iterator[Record]:
+def _rows_of_columns(columns: dict[str, dict]) -> list[dict]:
+    """pandas' `to_json`: {column: {row's label: value}}."""
+    labels = dict.fromkeys(label for column in columns.values() for label in column)
+    return [{name: column.get(label) for name, column in columns.items()} for label in labels]
+
+
+def _delimited(file: str, stream) -> Iterator[Record | Problem]:
+    stream = bounded.rewindable(stream)
+    dialect = delimited.dialect_of(stream)
+    delimited.say_if_assumed(file, dialect)
+    records = delimited.records(stream, dialect)
+    _, header = next(records, (1, []))
+    names = delimited.column_names(header)
+    for line, fields in records:
+        more = any(fields[len(names) :])
+        if more or len(fields) < len(names):
+            yield Problem(
+                file,
+                f"the line has {'more' if more else 'fewer'} fields than the header",
+                allowed=f"{len(names)} fields",
+                suggestion=f"put fields that hold {delimited.DELIMITERS[dialect.delimiter]} into quotes",
+                line=line,
+            )
+            continue
+        yield Record(file, dict(zip(names, fields, strict=False)), line=line)
+
+
+def _text(file: str, stream) -> Iterator[Record | Problem]:
+    """A `.txt`: JSONL, or what a spreadsheet exports under that name."""
+    stream = bounded.rewindable(stream)
+    start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    stream.seek(0)
+    yield from (_jsonl if start.startswith(b"{") else _delimited)(file, stream)
+
+
+def _parquet(file: str, stream) -> Iterator[Record | Problem]:
     import pyarrow.parquet as parquet
 
     most = max(bounded.LARGEST_TABLE, bounded.MOST_UNPACKED * stream.seek(0, os.SEEK_END))
@@ -212,11 +237,44 @@ def _parquet(file: str, stream) -> Iterator[Record]:
                 unpacked += batch.nbytes
                 if unpacked > most:
                     raise ValueError(f"its records unpack to more than {most:,} bytes")
-                for values in batch.to_pylist():
+                for values in _values_of(batch):
                     number += 1
+                    if isinstance(values, str):
+                        yield _not_text(file, number, values)
+                        continue
                     texts = {name: values[name] for name in encoded if values.get(name) is not None}
                     decoded = {name: bounded.parse_json(text) for name, text in texts.items()}
                     yield Record(file, {**values, **decoded}, row=number)
+
+
+def _values_of(batch) -> Iterator[dict[str, Any] | str]:
+    """The records of a batch; the name of the column at fault for one whose text is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for place in range(batch.num_rows):
+            yield _values_at(batch, place)
+
+
+def _values_at(batch, place: int) -> dict[str, Any] | str:
+    values = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[place].as_py()
+        except UnicodeDecodeError:
+            return name
+    return values
+
+
+def _not_text(file: str, row: int, column: str) -> Problem:
+    return Problem(
+        file,
+        f"`{column}` holds bytes that are no UTF-8, such as half a character",
+        column,
+        allowed="UTF-8 text",
+        suggestion="write the text again, without them",
+        row=row,
+    )
 
 
 def _batch_of(group) -> int:
@@ -309,6 +367,14 @@ def _to_parquet(lines: Path, path: Path, columns: _Columns) -> None:
                     if record.get(key) is not None:
                         record[key] = json.dumps(record[key], ensure_ascii=False)
             table.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def dialect_of(location: str | Path) -> delimited.Dialect | None:
+    """How a CSV or its kin is written; None for other files. Raises OSError, ValueError."""
+    if not str(location).lower().endswith(DELIMITED):
+        return None
+    with open_binary(plain(location)) as stream:
+        return delimited.dialect_of(bounded.rewindable(stream))
 
 
 def count_records(location: str | Path) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from pgdpo.data.locations import expanded
+from pgdpo.data.schema import broken_text
 
 
 class Section(BaseModel):
@@ -18,3 +22,11 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError(f"{str(value).lower()} (or yes, no, on, off) stands where a number belongs")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_that_is_meant(cls, value: Any) -> Any:
+        """A path of the user's home (`~/`) is expanded; half a character goes into no file and no hash."""
+        if isinstance(value, (str, list)) and broken_text(value) is not None:
+            raise ValueError("it holds half a character or a NUL")
+        return type(value)(expanded(str(value))) if isinstance(value, (str, Path)) else value

@@ -54,6 +54,7 @@ EXPECTED = {
         (None, "a.mp4", "a.mp4"),
         (None, "b.mp4", "b.mp4"),
     ],
+    "table": [(1, "1a", "1b"), (1, "1b", "1a"), (0.5, "1a", "1b"), (0.5, "1a", "1b")],
     "best_of_n": [(1, "a.mp4", "b.mp4"), (1, "c.mp4", "b.mp4"), (0.5, "a.mp4", "c.mp4")],
 }
 ALL = Options(pairs="all")
@@ -112,7 +113,7 @@ def test_the_registry_and_the_help_name_the_same_formats(capsys):
     assert [sample.__name__ for sample in SAMPLES] == list(FORMATS)
     run_pgdpo("import", "--help")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert ", ".join(list(FORMATS)[:-1]) + " or best_of_n." in shown
+    assert ", ".join(list(FORMATS)[:-1]) + " or table." in shown
     with pytest.raises(InputError, match="FORMAT is 'videdpo'; did you mean `videodpo`"):
         run_pgdpo("import", "videdpo", "a", "b")
 

@@ -9,6 +9,7 @@ from pgdpo.data.importers import (
     localdpo,
     pickapic,
     rapidata,
+    table,
     trl,
     videoalign,
     videodpo,
@@ -28,6 +29,7 @@ FORMATS: dict[str, Format] = {
         folders.FORMAT,
         trl.FORMAT,
         best_of_n.FORMAT,
+        table.FORMAT,
     )
 }
 

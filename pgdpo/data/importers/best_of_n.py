@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pgdpo.data.importers.formats import (
-    TABLES,
     Format,
     Found,
     Media,
@@ -18,12 +17,13 @@ from pgdpo.data.importers.formats import (
     lacks,
     media_of,
     number,
+    records_of,
     scored,
     tables_of,
     wrong,
 )
 from pgdpo.data.schema import TIE
-from pgdpo.data.tables import Record, read_records
+from pgdpo.data.tables import Record
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem
 
@@ -40,12 +40,19 @@ class Candidate:
 
 
 def read(source: str, options: Options) -> Reading:
+    return paired(source, options, _candidate)
+
+
+def paired(
+    source: str, options: Options, candidate_of: Callable[[Record], tuple[str, str, Candidate] | Problem]
+) -> Reading:
+    """A Reading of the pairs of a table's clips, of which `candidate_of` gives (group, prompt, clip with score)."""
     most = _pairs_per_prompt(options.pairs)
     groups: dict[str, list[Candidate]] = {}
     prompts: dict[str, str] = {}
     problems: list[Problem] = []
-    for item in itertools.chain.from_iterable(map(read_records, tables_of(source, TABLES))):
-        found = item if isinstance(item, Problem) else _candidate(item)
+    for item in records_of(tables_of(source)):
+        found = item if isinstance(item, Problem) else candidate_of(item)
         if isinstance(found, Problem):
             problems.append(found)
             continue

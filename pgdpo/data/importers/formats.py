@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from pgdpo.data.tables import Record, count_records, read_records
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem, shown
 
-TABLES = (".parquet", ".jsonl", ".csv", ".json")
+TABLES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Options:
     dimension: str | None = None  # videoalign, rapidata: the aspect that decides
     pairs: str = "best-worst"  # best_of_n: all | best-worst | so many per prompt
     segment_seconds: float = 1.0  # densedpo: length of a segment whose times are not given
+    columns: Mapping[str, Any] = field(default_factory=dict)  # table: what the user says of them, by option
+    command: tuple[str, ...] = ()  # table: SOURCE, OUT and other options, for the command line that it shows
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,12 @@ class Media:
 
 @dataclass
 class Found:
-    """One native row, with Media for its clips, and all fields of the source that it was made from."""
+    """One native row, with Media for its clips, all fields of the source that it was made from, and the record that
+    these stand in, where it is one."""
 
     row: dict[str, Any]
     fields: dict[str, Any]
+    record: Record | None = None
 
 
 @dataclass
@@ -80,17 +86,34 @@ def read_rows(
     files = tables_of(source, endings)
 
     def found() -> Iterator[Found | Problem]:
-        for file in files:
-            for item in read_records(file):
-                of_record = [item] if isinstance(item, Problem) else list(found_in(item))
-                reading.dropped += not of_record
-                yield from of_record
+        for item in records_of(files):
+            of_record = [item] if isinstance(item, Problem) else list(found_in(item))
+            reading.dropped += not of_record
+            for each in of_record:
+                if isinstance(each, Found):
+                    each.record = item
+                yield each
 
-    try:
+    with readable(source):
         reading = Reading(sum(map(count_records, files)), found())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: cannot be read ({' '.join(str(error).split())})") from error
     return reading
+
+
+def records_of(files: Iterable[str]) -> Iterator[Record | Problem]:
+    """All records of these files. Raises InputError for one that cannot be read."""
+    for file in files:
+        with readable(file):
+            yield from read_records(file)
+
+
+@contextlib.contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Raises InputError in place of what keeps a file from being read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{source}: cannot be read ({reason})") from error
 
 
 def tables_of(source: str, endings: tuple[str, ...] = TABLES) -> list[str]:
@@ -110,7 +133,8 @@ def tables_of(source: str, endings: tuple[str, ...] = TABLES) -> list[str]:
         matching = [file for file in files if file.lower().endswith(ending)]
         if matching:
             return matching
-    raise InputError(f"{source}: holds no {', '.join(endings)} file")
+    save = "; save it as CSV" if source.lower().endswith((".xlsx", ".xls", ".ods", ".numbers")) else ""
+    raise InputError(f"{source}: {'holds' if len(files) > 1 else 'is'} no {', '.join(endings)} file{save}")
 
 
 def first_of(record: Record, *names: str) -> tuple[str, Any] | None:
@@ -127,15 +151,28 @@ def is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def number(value: Any) -> float | None:
-    """A finite number, also from a CSV's text; None for anything else."""
+def number(value: Any, comma: bool = False) -> float | None:
+    """A finite number, also from a CSV's text, with a decimal comma too; None for anything else.
+
+    `comma`: commas are decimal ones, as the column's other values show; else 1,234 is None: it may be a thousand.
+    """
     if isinstance(value, bool):
         return None
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", value):
+        if not comma and not is_decimal_comma(value):
+            return None
+        value = value.replace(",", ".")
     try:
         parsed = float(value)
     except (TypeError, ValueError):
         return None
     return parsed if math.isfinite(parsed) else None
+
+
+def is_decimal_comma(value: Any) -> bool:
+    """Whether a comma in a text can only be a decimal one: 0,75 or 1,5, not 1,234."""
+    found = re.fullmatch(r"\s*[+-]?(\d+),(\d+)\s*", value) if isinstance(value, str) else None
+    return bool(found) and (found[1].startswith("0") or len(found[1]) > 3 or len(found[2]) != 3)
 
 
 def whole(value: Any) -> int | None:

@@ -7,9 +7,11 @@ import datetime
 import decimal
 import hashlib
 import math
+import ntpath
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +20,24 @@ from typing import Any
 from pgdpo.console import progress_bar
 from pgdpo.data.files import atomic_path, sha256_of
 from pgdpo.data.importers.formats import Format, Found, Media, Options
-from pgdpo.data.locations import CLIP_SCHEMES, fetch, folder_of, is_file, is_url, plain, write_bytes
-from pgdpo.data.schema import KEYS, TIE, flaws
-from pgdpo.data.tables import writer
+from pgdpo.data.locations import (
+    CLIP_SCHEMES,
+    fetch,
+    folder_of,
+    is_file,
+    is_of_a_home,
+    is_url,
+    plain,
+    write_bytes,
+)
+from pgdpo.data.manifest import MOST_BAD_ROWS
+from pgdpo.data.schema import KEYS, TIE, Flaw, flaws
+from pgdpo.data.tables import Record, writer
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem, raise_errors, shown
 
 MEDIA_KEYS = ("chosen", "rejected", "mask")
 STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"\x1aE\xdf\xa3": ".mkv"}
-MOST_PROBLEMS = 100  # after which reading stops
 
 
 @dataclass
@@ -65,7 +76,7 @@ def import_data(
     if not is_url(out) and Path(out).resolve() == Path(source).resolve():
         raise InputError(f"OUT is {out}, the source itself: name another file")
     reading = form.read(source, options or Options())
-    summary, problems, ids = Summary(), [], set()
+    summary, problems, ids = Summary(), [], Counter()
     with contextlib.ExitStack() as undo:
         store = _Store(out, copy, summary)
         undo.callback(store.remove_written)
@@ -75,26 +86,24 @@ def import_data(
                     wanted = item.row.get("id") or f"{form.name}-{summary.rows:07d}"
                     item.row = {**item.row, "id": _unused(wanted, ids)}
                 row = item if isinstance(item, Problem) else _native(form, item, store)
+                if len(problems) >= MOST_BAD_ROWS:
+                    what = f"{len(problems):,} errors: the rest isn't read"
+                    problems.append(Problem(source, what, allowed="good rows", suggestion="mend these first"))
+                    break
                 if isinstance(row, Problem):
                     problems.append(row)
-                    if len(problems) == MOST_PROBLEMS:
-                        break
                     continue
                 row |= {"source": name or form.name, **({"licence": licence} if licence else {})}
                 row["source_fields"] = row.pop("source_fields")  # last: it may be long
-                problems += [
-                    Problem(
-                        source, flaw.what, flaw.key, flaw.value, flaw.allowed, flaw.suggestion, pair=row["id"]
-                    )
-                    for flaw in flaws(row)
-                    if flaw.severity == "error"
-                ]
-                write(row)
+                errors = [flaw for flaw in flaws(row) if flaw.severity == "error"]
+                problems += [_of_flaw(flaw, item, source, row["id"]) for flaw in errors]
+                if not errors:  # what is wrong may be what cannot be written
+                    write(row)
                 summary.rows += 1
                 summary.ties += row.get("preference") == TIE
                 summary.weightless += row.get("weight") == 0
                 bar.advance()
-            raise_errors(problems)
+            raise_errors(problems, beside=out)
             if not summary.rows:
                 raise InputError(f"{source}: no pair in it; {form.name} reads {form.layout}")
             bar.finish()
@@ -102,6 +111,18 @@ def import_data(
     summary.dropped, summary.left_over = reading.dropped, reading.left_over
     summary.outside = store.outside
     return summary
+
+
+def _of_flaw(flaw: Flaw, found: Found, source: str, name: str) -> Problem:
+    where = found.record or Record(source, {})
+    return where.problem(
+        flaw.what,
+        key=flaw.key,
+        value=flaw.value,
+        allowed=flaw.allowed,
+        suggestion=flaw.suggestion,
+        pair=name,
+    )
 
 
 def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Problem:
@@ -114,9 +135,9 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
                     row[f"sha256_{key}"] = digest
         fields = {str(key): store.as_json(value) for key, value in found.fields.items()}
     except ValueError as error:
-        return Problem(
-            str(error.args[0]),
-            str(error.args[1] if len(error.args) > 1 else error),
+        folder, what = error.args
+        return (found.record or Record(folder, {})).problem(
+            what,
             allowed=f"a path or a URL of {', '.join(CLIP_SCHEMES)}",
             suggestion="mend the source",
         )
@@ -128,13 +149,13 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
     return {**row, "source_fields": kept}
 
 
-def _unused(name: str, ids: set[str]) -> str:
-    """`name`, with a number behind it if a row has it already."""
-    unused, copies = name, 1
+def _unused(name: str, ids: Counter[str]) -> str:
+    """`name`, with a number behind it if a row has it already; `ids`: how often each was asked for."""
+    unused = name
     while unused in ids:
-        copies += 1
-        unused = f"{name}#{copies}"
-    ids.add(unused)
+        ids[name] += 1
+        unused = f"{name}#{ids[name]}"
+    ids[unused] += 1
     return unused
 
 
@@ -237,6 +258,8 @@ def _find(media: Media) -> str:
     if any(ord(letter) < 32 for letter in name):
         raise ValueError(media.folder, f"{shown(name)} is no path: it holds a control character")
     name = name.removeprefix("file://")
+    if is_of_a_home(name) and not os.path.exists(os.path.join(media.folder, name)):
+        raise ValueError(media.folder, f"{shown(name)} begins with `~`: a row's path is relative to its file")
     if is_url(name):
         if name.split("://")[0].lower() not in CLIP_SCHEMES or "::" in name:
             raise ValueError(media.folder, f"{shown(name)} is of no scheme that clips are read from")
@@ -245,6 +268,9 @@ def _find(media: Media) -> str:
         beside = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else os.path.normpath(name)
         return f"{media.folder}/{beside}"
     first = os.path.normpath(os.path.join(media.folder, name))
+    if "\\" in name and not os.path.isfile(first):  # of Windows
+        name = ntpath.splitdrive(name)[1].replace("\\", "/")
+        first = os.path.normpath(os.path.join(media.folder, name))
     if not os.path.isfile(first):
         parts = Path(name).parts
         for tail in (parts[-2:], parts[-1:]):
