@@ -269,6 +269,7 @@ def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_
                 f"output_dir={tmp_path / f'out{number}'}",
                 f"model.path={folder}",
                 "model.encoders=pipeline",
+                "data.fps=own",
                 "data.num_frames=5",
                 "data.toy={train_pairs: 1, held_out_pairs: 1}",
                 "data.height=32",

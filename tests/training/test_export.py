@@ -79,6 +79,7 @@ def test_a_whole_wan_pipeline_of_real_parts(world, tmp_path):
             "train": str(world / "out/toy/train.jsonl"),
             "held_out": str(world / "out/toy/held_out.jsonl"),
             "num_frames": 5,
+            "fps": 8,
             "height": 32,
             "width": 48,
             "latent_dtype": "bfloat16",
