@@ -176,7 +176,7 @@ def test_errors_of_the_configuration_stay_errors_with_fix(folder):
         ({"name": "dense_dpo"}, [{"segment_labels": [1] * 9}] * 2, "9 segments, and the latents have 4 frames"),
         ({"name": "dpo"}, [{"weight": 1}, {}], "column `weight` is missing in 1 of 2 rows"),
         ({"name": "smpo"}, [{}, {}], "column `probability` is missing in 2 of 2"),
-        ({"name": "dpo"}, [{"prompt": " ".join("abcdefghijk")}, {}], "has 11 tokens"),
+        ({"name": "dpo"}, [{"prompt": " ".join("abcdefghijk")}, {}], "has 11 different words"),
     ],
 )  # fmt: skip
 def test_what_the_objective_and_the_encoders_need(folder, objective, more, message):

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import torch
 
 from pgdpo.config import Inspection
 from pgdpo.console import say
 from pgdpo.data.buckets import Size
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.data.schema import columns
+from pgdpo.data.curation.apply import curated
+from pgdpo.data.manifest import CheckedRow, carried, decided_rows
+from pgdpo.data.schema import SIDES, columns
 from pgdpo.errors import InputError, MachineError
+from pgdpo.evaluation.rewards import open_reward
 from pgdpo.models import open_family
 from pgdpo.models.family import Encoders, Family
-from pgdpo.models.lora_file import open_lora
-from pgdpo.problems import Problem, shown
-from pgdpo.settings import Config
+from pgdpo.models.text import cut_prompts
+from pgdpo.models.toy import ToyEncoders
+from pgdpo.objectives import build_objective, needs_of
+from pgdpo.problems import Problem
+from pgdpo.settings import Config, DataConfig
 from pgdpo.training.engine import check_offload
+from pgdpo.training.memory import check_selective
+from pgdpo.training.pairs import check_data, check_noise, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import (
     check_attention,
+    check_kernels,
     compare_prepared,
+    open_adapter,
     open_pairs,
     prepared_folder,
     require_images,
 )
-
-TOKENIZED_AT_A_TIME = 1024
+from pgdpo.training.trackers import check_trackers
 
 
 def model_problems(
-    inspected: Inspection, splits: dict[str, Sequence[CheckedRow]], *, full: bool = False
+    inspected: Inspection,
+    splits: dict[str, Sequence[CheckedRow]],
+    hashes: Mapping[str, str],
+    *,
+    full: bool = False,
 ) -> Iterator[Problem]:
     """All of them. What a model that is not on this machine would say is a warning: it was not asked.
 
-    `full`: prepared data against the hashes of all clips, also of those of unchanged name, size and time.
+    `hashes`: SHA-256 of the rows' clips, by where they lie. `full`: prepared data against the hashes of all clips, also
+    of those of unchanged name, size and time.
     """
     config = inspected.loaded
     try:
@@ -55,21 +68,24 @@ def model_problems(
                 yield _of_message(inspected, str(error), "data.buckets", list(size))
                 return
         yield from _segments(family, config.data.sizes, splits)
-        yield from _engine(inspected, family)
+        yield from _settings(inspected, family)
+        for rows in splits.values():
+            yield from _token_lengths(config, encoders, rows)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         yield inspected.problem(
             "model.path",
-            f"sizes were not checked: the model's configuration is not here ({reason})",
+            f"sizes and token lengths were not checked: the model's files are not here ({reason})",
             value=config.model.path,
             allowed="a local diffusers folder, or a hub id that can be reached",
             suggestion="check again where the model is",
             severity="warning",
         )
-    for rows in splits.values():
-        yield from _token_lengths(config, family, encoders, rows)
-    for split in splits:
-        yield from _prepared(config, split, full)
+    for split, rows in splits.items():
+        if (prepared_folder(config, split) / "index.json").is_file():
+            yield from _prepared(config, split, full)
+        elif split == "train" and rows:
+            yield from _to_prepare(inspected, family, rows, hashes)
     if config.reference_mode == "cached":
         yield from _cached(config, family)
 
@@ -85,19 +101,24 @@ def _of_message(inspected: Inspection, message: str, key: str, value: object) ->
     return inspected.problem(key, what, value=value, allowed=allowed, suggestion=mend)
 
 
-def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
-    """What the trainer refuses before its first step. What this machine alone lacks is a warning if it has no GPU."""
+def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
+    """What `train` and `evaluate` refuse before they load weights. What this machine alone lacks is a warning if it
+    has no GPU."""
     config, gpu = inspected.loaded, torch.cuda.is_available()
-
-    def share_tokens() -> None:
-        for size in config.data.sizes:
-            check_sequence_parallel(config, family, family.latent_shape(*size))
-
-    checks: dict[str, Callable[[], None]] = {
-        "train.sequence_parallel": share_tokens,
-        "model.adapter.init": lambda: _open_init(config, family),
+    model, adapter, device = config.model, config.model.adapter, torch.device("cuda" if gpu else "cpu")
+    name = config.objective["name"]
+    checks: dict[str, Callable[[], object]] = {
+        "train.sequence_parallel": lambda: [
+            check_sequence_parallel(config, family, family.latent_shape(*size)) for size in config.data.sizes
+        ],
+        "train.trackers": lambda: check_trackers(config),
         "train.nvme_path": lambda: check_offload(config.train),
-        "model.attention": lambda: check_attention(config, family, torch.device("cuda" if gpu else "cpu")),
+        "model.adapter": lambda: adapter and open_adapter(family, adapter),
+        "model.attention": lambda: check_attention(config, family, device),
+        "model.gradient_checkpointing": lambda: check_selective(model),
+        "model.kernels": lambda: check_kernels(model, family, device),
+        "objective.name": lambda: check_noise(name, needs_of(name, **config.objective_options), config),
+        "evaluate.reward": lambda: open_reward(config.evaluate.reward),
     }
     for key, check in checks.items():
         try:
@@ -110,12 +131,6 @@ def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
                 severity="warning" if elsewhere else "error",
                 suggestion="check again on a machine that trains" if elsewhere else problem.suggestion,
             )
-
-
-def _open_init(config: Config, family: Family) -> None:
-    adapter = config.model.adapter
-    if adapter is not None and adapter.init is not None:
-        open_lora(family, adapter)
 
 
 def _segments(
@@ -135,61 +150,42 @@ def _segments(
                 )
 
 
-def _token_lengths(
-    config: Config, family: Family, encoders: Encoders, rows: Sequence[CheckedRow]
-) -> Iterator[Problem]:
-    """Prompts that are empty, or longer than what the text encoder reads."""
-    lengths = _lengths(config, family, encoders, [row.values["prompt"] for row in rows])
+def _token_lengths(config: Config, encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
+    """Prompts that are empty, or longer than what a text encoder reads."""
+    cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
     for row in rows:
-        prompt = row.values["prompt"]
-        length, limit = lengths.get(prompt), encoders.text_length
+        prompt, about = row.values["prompt"], f"`prompt` of pair `{row.values['id']}`"
         if not prompt.strip():
             yield row.problem(
-                f"`prompt` of pair `{row.values['id']}` is empty",
+                f"{about} is empty",
                 key="prompt",
                 value=prompt,
                 allowed="what both clips were made for",
                 suggestion="write the prompt, unless the model is trained without any",
                 severity="warning",
             )
-        elif length is not None and length > limit:
-            cut = config.model.encoders != "toy"
+        for cut in cuts.get(prompt, []):
             yield row.problem(
-                f"`prompt` of pair `{row.values['id']}` has {length} tokens, {shown(prompt)}"
-                + (": the end is cut off" if cut else ""),
+                f"{about} has {cut}",
                 key="prompt",
-                value=length,
-                allowed=f"at most {limit} tokens",
-                suggestion="shorten the prompt",
-                severity="warning" if cut else "error",
+                value=cut.tokens,
+                allowed=f"at most {cut.kept} tokens",
+                suggestion="shorten the prompt, or let its end tell nothing new",
+                severity="warning",
             )
-
-
-def _lengths(config: Config, family: Family, encoders: Encoders, prompts: Sequence[str]) -> dict[str, int]:
-    """Tokens of each distinct prompt; empty where the tokenizer is not on this machine."""
-    distinct = sorted(set(prompts))
-    if config.model.encoders == "toy":
-        return {prompt: len(set(re.findall(r"\w+", prompt.lower()))) for prompt in distinct}
-    folder = Path(family.source) / "tokenizer"
-    if not folder.is_dir():
-        return {}
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    lengths: dict[str, int] = {}
-    for start in range(0, len(distinct), TOKENIZED_AT_A_TIME):
-        batch = distinct[start : start + TOKENIZED_AT_A_TIME]
-        lengths |= {
-            prompt: len(ids) for prompt, ids in zip(batch, tokenizer(batch)["input_ids"], strict=True)
-        }
-    return lengths
+        if isinstance(encoders, ToyEncoders):
+            try:
+                encoders.check_prompt(prompt)
+            except InputError as error:
+                what, _, allowed = str(error).partition("; ")
+                yield row.problem(
+                    what, key="prompt", value=prompt, allowed=allowed, suggestion="shorten the prompt"
+                )
 
 
 def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
-    """Prepared data that is there, but not of what this configuration names, or damaged."""
+    """Prepared data that are not of what this configuration names, damaged, or not what the objective needs."""
     folder = prepared_folder(config, split)
-    if not (folder / "index.json").is_file():
-        return
     try:
         compared = compare_prepared(config, split, full=full)
         for note in compared.notes:
@@ -200,7 +196,12 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
             return
         if not full:
             say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
-        require_images(open_pairs(config, split, compare=False), open_family(config.model))
+        data = open_pairs(config, split, compare=False)
+        require_images(data, open_family(config.model))
+        if split == "train":
+            objective = build_objective(config.objective["name"], **config.objective_options)
+            check_data(objective, config, data)
+            frame_segments(objective, config, data)
     except InputError as error:
         yield Problem(
             str(folder),
@@ -210,6 +211,44 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
             "what `pgdpo prepare` makes of this configuration",
             "run `pgdpo prepare` again",
         )
+
+
+def _to_prepare(
+    inspected: Inspection, family: Family, rows: Sequence[CheckedRow], hashes: Mapping[str, str]
+) -> Iterator[Problem]:
+    """What `train` would refuse of rows that are not prepared yet: rules that leave none, segments that don't fit."""
+    config = inspected.loaded
+    data, needs = config.data, needs_of(config.objective["name"], **config.objective_options)
+    rows = decided_rows(list(rows), data.ties)
+    if not rows:
+        return  # said of data.ties
+    pairs = [
+        {"id": row.values["id"], "prompt": row.values["prompt"], **more}
+        | {f"sha256_{side}": hashes.get(row.clips[side]) for side in SIDES}
+        for row, more in zip(rows, carried(rows), strict=True)
+    ]
+    frames = [family.latent_shape(*size)[1] for size in data.sizes]
+    checks: dict[str, Callable[[], object]] = {
+        "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
+        "data.select": lambda: curated(
+            pairs, _without_embeddings(data), embed=_alike, seed=config.train.seed
+        ),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            yield _of_message(inspected, str(error), key, None)
+
+
+def _without_embeddings(data: DataConfig) -> DataConfig:
+    """`data.select` up to the first rule that chooses by embeddings: which pairs it leaves is not known here."""
+    known = itertools.takewhile(lambda rule: not (rule.by == "fifa" and rule.diversity_weight), data.select)
+    return data.model_copy(update={"select": data.select[: len(list(known)) + 1]})
+
+
+def _alike(prompts: list[str]) -> np.ndarray:
+    return np.zeros((len(prompts), 1))
 
 
 def _cached(config: Config, family: Family) -> Iterator[Problem]:
