@@ -6,15 +6,20 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from pgdpo.checking.clips import Clip
 from pgdpo.config import Inspection
 from pgdpo.console import say
-from pgdpo.data.buckets import Size
+from pgdpo.data.buckets import Size, choose_bucket
+from pgdpo.data.clips import first_picture
 from pgdpo.data.curation.apply import curated
-from pgdpo.data.manifest import CheckedRow, carried, decided_rows
+from pgdpo.data.locations import fetch, is_url
+from pgdpo.data.manifest import CheckedRow, PairRow, carried, decided_rows
+from pgdpo.data.masks import read_mask
 from pgdpo.data.schema import SIDES, columns
 from pgdpo.errors import InputError, MachineError
 from pgdpo.evaluation.rewards import open_reward
@@ -27,7 +32,7 @@ from pgdpo.problems import Problem
 from pgdpo.settings import Config, DataConfig
 from pgdpo.training.engine import check_offload
 from pgdpo.training.memory import check_selective
-from pgdpo.training.pairs import check_data, check_noise, divide_frames, frame_segments
+from pgdpo.training.pairs import check_noise, check_rows, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import (
     check_attention,
@@ -39,18 +44,19 @@ from pgdpo.training.policy import (
     require_images,
 )
 from pgdpo.training.trackers import check_trackers
+from pgdpo.training.zero_init import check_files
 
 
 def model_problems(
     inspected: Inspection,
     splits: dict[str, Sequence[CheckedRow]],
-    hashes: Mapping[str, str],
+    clips: Mapping[str, Clip],
     *,
     full: bool = False,
 ) -> Iterator[Problem]:
     """All of them. What a model that is not on this machine would say is a warning: it was not asked.
 
-    `hashes`: SHA-256 of the rows' clips, by where they lie. `full`: prepared data against the hashes of all clips, also
+    `clips`: the rows' clips as decoded, by where they lie. `full`: prepared data against the hashes of all clips, also
     of those of unchanged name, size and time.
     """
     config = inspected.loaded
@@ -60,14 +66,12 @@ def model_problems(
     except InputError as error:
         yield _of_message(inspected, str(error), "model.path", config.model.path)
         return
+    misfits: list[Problem] = []
     try:
-        for size in config.data.sizes:
-            try:
-                encoders.check_size(*size)
-            except InputError as error:
-                yield _of_message(inspected, str(error), "data.buckets", list(size))
-                return
-        yield from _segments(family, config.data.sizes, splits)
+        misfits = list(_sizes(inspected, encoders))
+        yield from misfits
+        if not misfits:
+            yield from _segments(family, config.data.sizes, splits)
         yield from _settings(inspected, family)
         for rows in splits.values():
             yield from _token_lengths(config, encoders, rows)
@@ -83,11 +87,22 @@ def model_problems(
         )
     for split, rows in splits.items():
         if (prepared_folder(config, split) / "index.json").is_file():
-            yield from _prepared(config, split, full)
-        elif split == "train" and rows:
-            yield from _to_prepare(inspected, family, rows, hashes)
+            yield from _prepared(inspected, split, full)
+        elif rows and not misfits:
+            yield from _pictures(family, encoders, config.data.sizes, rows, clips)
+            if split == "train":
+                yield from _to_prepare(inspected, family, rows, clips)
     if config.reference_mode == "cached":
         yield from _cached(config, family)
+
+
+def _sizes(inspected: Inspection, encoders: Encoders) -> Iterator[Problem]:
+    for size in inspected.loaded.data.sizes:
+        try:
+            encoders.check_size(*size)
+        except InputError as error:
+            yield _of_message(inspected, str(error), "data.buckets", list(size))
+            return
 
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
@@ -107,6 +122,7 @@ def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
     config, gpu = inspected.loaded, torch.cuda.is_available()
     model, adapter, device = config.model, config.model.adapter, torch.device("cuda" if gpu else "cpu")
     name = config.objective["name"]
+    sharded = config.train.zero_stage == 3 and not model.random_init
     checks: dict[str, Callable[[], object]] = {
         "train.sequence_parallel": lambda: [
             check_sequence_parallel(config, family, family.latent_shape(*size)) for size in config.data.sizes
@@ -114,6 +130,7 @@ def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
         "train.trackers": lambda: check_trackers(config),
         "train.nvme_path": lambda: check_offload(config.train),
         "model.adapter": lambda: adapter and open_adapter(family, adapter),
+        "model.path": lambda: sharded and check_files(family),
         "model.attention": lambda: check_attention(config, family, device),
         "model.gradient_checkpointing": lambda: check_selective(model),
         "model.kernels": lambda: check_kernels(model, family, device),
@@ -183,9 +200,9 @@ def _token_lengths(config: Config, encoders: Encoders, rows: Sequence[CheckedRow
                 )
 
 
-def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
-    """Prepared data that are not of what this configuration names, damaged, or not what the objective needs."""
-    folder = prepared_folder(config, split)
+def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem]:
+    """Prepared data that are not of what this configuration names, damaged, or not what rules and objective read."""
+    config, folder = inspected.loaded, prepared_folder(inspected.loaded, split)
     try:
         compared = compare_prepared(config, split, full=full)
         for note in compared.notes:
@@ -200,9 +217,12 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
         require_images(data, open_family(config.model))
         if split == "train":
             objective = build_objective(config.objective["name"], **config.objective_options)
-            check_data(objective, config, data)
+            check_rows(objective.name, objective.needs, data)
             frame_segments(objective, config, data)
     except InputError as error:
+        if str(folder) not in str(error):  # of data.select, .weight, .order or .segments
+            yield _of_message(inspected, str(error), "data.select", None)
+            return
         yield Problem(
             str(folder),
             str(error).removeprefix(f"{folder}/"),
@@ -213,8 +233,46 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
         )
 
 
+def _pictures(
+    family: Family,
+    encoders: Encoders,
+    sizes: Sequence[Size],
+    rows: Sequence[CheckedRow],
+    clips: Mapping[str, Clip],
+) -> Iterator[Problem]:
+    """Masks in which nothing is left at the size that is trained on, and images that are none."""
+    for row in rows:
+        info = clips[row.clips["chosen"]].info
+        size = sizes[choose_bucket(sizes, info)]
+        files = {key: _local(row.clips[key]) for key in ("mask", "image") if key in row.clips}
+        pair = PairRow(row.values["id"], row.values["prompt"], Path(), Path(), **files)
+        checks: dict[str, Callable[[], object]] = {}
+        if pair.mask is not None:
+            grid = family.latent_shape(*size)[1:]
+            checks["mask"] = lambda pair=pair, info=info, size=size, grid=grid: read_mask(
+                pair, info, size, grid
+            )
+        if pair.image is not None and encoders.needs_image:
+            checks["image"] = lambda pair=pair, size=size: first_picture(pair, np.empty(0), size)
+        for key, check in checks.items():
+            try:
+                check()
+            except InputError as error:
+                yield row.problem(
+                    str(error),
+                    key=key,
+                    value=row.values[key],
+                    allowed="a picture" if key == "image" else "a mask with white in it",
+                    suggestion="make it anew, or leave the row out",
+                )
+
+
+def _local(location: str) -> Path:
+    return fetch(location) if is_url(location) else Path(location)
+
+
 def _to_prepare(
-    inspected: Inspection, family: Family, rows: Sequence[CheckedRow], hashes: Mapping[str, str]
+    inspected: Inspection, family: Family, rows: Sequence[CheckedRow], clips: Mapping[str, Clip]
 ) -> Iterator[Problem]:
     """What `train` would refuse of rows that are not prepared yet: rules that leave none, segments that don't fit."""
     config = inspected.loaded
@@ -224,7 +282,7 @@ def _to_prepare(
         return  # said of data.ties
     pairs = [
         {"id": row.values["id"], "prompt": row.values["prompt"], **more}
-        | {f"sha256_{side}": hashes.get(row.clips[side]) for side in SIDES}
+        | {f"sha256_{side}": clips[row.clips[side]].sha256 for side in SIDES}
         for row, more in zip(rows, carried(rows), strict=True)
     ]
     frames = [family.latent_shape(*size)[1] for size in data.sizes]

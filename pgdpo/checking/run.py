@@ -126,8 +126,7 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
     with chatter_to(Path(os.devnull)):  # libraries greet when they are imported
         from pgdpo.checking.model import model_problems
 
-        hashes = {location: clip.sha256 for location, clip in findings.clips.items()}
-        findings.problems += model_problems(inspected, splits, hashes, full=full)
+        findings.problems += model_problems(inspected, splits, findings.clips, full=full)
 
 
 def _fix(findings: Findings, out: str, config: Config | None, data: Mapping) -> None:

@@ -254,7 +254,7 @@ def compare_samples(
     prompts = min(settings.num_prompts, len(data))
     if prompts < settings.num_prompts:
         say(
-            f"evaluate.num_prompts is {settings.num_prompts}, {len(data)} held-out pairs are there: {prompts} are sampled"
+            f"evaluate.num_prompts is {settings.num_prompts}: {prompts} are sampled, one of each held-out pair"
         )
     jobs = [(i, k) for i in range(prompts) for k in range(settings.samples_per_prompt)]
     decoder = pair.family.load_encoders(pair.device)

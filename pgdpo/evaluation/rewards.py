@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import numpy as np
 from pgdpo.console import say_once
 from pgdpo.data.toy_reward import true_reward
 from pgdpo.errors import InputError
-from pgdpo.objectives.spec import did_you_mean
 
 MOST_NAMES = 20  # of functions, in a message
 Reward = Callable[[np.ndarray, str], dict[str, float]]
@@ -53,9 +53,10 @@ def open_reward(name: str | None) -> Reward | None:
     call = getattr(imported, function, None)
     if not callable(call):
         own = [key for key, value in vars(imported).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(function, own)
         raise InputError(
-            f"evaluate.reward is {name!r}: `{module}` has no function `{function}`{did_you_mean(function, own)}; it "
-            f"has {', '.join(own[:MOST_NAMES]) or 'none'}"
+            f"evaluate.reward is {name!r}: `{module}` has no function `{function}`; allowed are "
+            f"{', '.join(near or own[:MOST_NAMES]) or 'none: it has no functions'}"
         )
     return lambda frames, prompt: _numbers(name, call(frames, prompt))
 

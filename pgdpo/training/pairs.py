@@ -34,8 +34,12 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
 
     Raises InputError naming objective, column, the first row at fault and the file.
     """
-    needs, name = objective.needs, objective.name
-    check_noise(name, needs, config)
+    check_noise(objective.name, objective.needs, config)
+    check_rows(objective.name, objective.needs, data)
+
+
+def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
+    """Raises InputError where prepared rows lack a column that the objective reads, or hold it in another form."""
     if "masked" in needs.pairs:
         _check_masks(name, data)
     for column in COLUMNS:
