@@ -66,15 +66,16 @@ def model_problems(
     except InputError as error:
         yield _of_message(inspected, str(error), "model.path", config.model.path)
         return
-    misfits: list[Problem] = []
+    fits = False
     try:
         misfits = list(_sizes(inspected, encoders))
+        fits = not misfits
         yield from misfits
-        if not misfits:
+        if fits:
             yield from _segments(family, config.data.sizes, splits)
         yield from _settings(inspected, family)
         for rows in splits.values():
-            yield from _token_lengths(config, encoders, rows)
+            yield from _token_lengths(encoders, rows)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         yield inspected.problem(
@@ -88,7 +89,7 @@ def model_problems(
     for split, rows in splits.items():
         if (prepared_folder(config, split) / "index.json").is_file():
             yield from _prepared(inspected, split, full)
-        elif rows and not misfits:
+        elif rows and fits:
             yield from _pictures(family, encoders, config.data.sizes, rows, clips)
             if split == "train":
                 yield from _to_prepare(inspected, family, rows, clips)
@@ -167,7 +168,7 @@ def _segments(
                 )
 
 
-def _token_lengths(config: Config, encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
+def _token_lengths(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
     """Prompts that are empty, or longer than what a text encoder reads."""
     cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
     for row in rows:

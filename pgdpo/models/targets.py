@@ -92,8 +92,8 @@ def _say_outside(family: Family, targets: list[str], linear: list[str]) -> None:
         if outside and len(outside) < len(taken):
             more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
             say_once(
-                f"model.adapter.target_modules: `{target}` is called so in {len(taken) - len(outside)} layers of the "
-                f"blocks, and outside them {', '.join(outside[:SHOWN])}{more}: these get an adapter too"
+                f"model.adapter.target_modules: `{target}` names {len(taken) - len(outside)} layers of the blocks and, "
+                f"outside them, {', '.join(outside[:SHOWN])}{more}: these get an adapter too"
             )
 
 
