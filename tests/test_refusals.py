@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import sys
 from collections.abc import Iterator
 
@@ -22,15 +23,18 @@ from tests.worlds import run_pgdpo
 CALLERS = 4  # frames between a `raise` and the error that it makes: a function that makes it, a subclass
 
 TEACH = """
-`prepare`, `train`, `evaluate` or `reference` can refuse an input here, and tests/refusals/table.py doesn't say whether
-`pgdpo check` refuses it first. Add a line to TABLE["{module}"]["{function}"]:
+`prepare`, `train`, `evaluate` or `reference` can refuse an input at these places, and tests/refusals/table.py doesn't
+say whether `pgdpo check` refuses it first. Add to TABLE:
 
-    "{text}": By("<an input>"),
+{lines}
 
-Its key is a part of the message that no other raise of this function has, and that `check` says too (`says=` names
-other words where it has its own). The input is a small real one that the command refuses here: write it into
+The key is a part of the message that no other raise of the function has, and that `check` says too (`says=` names other
+words where it has its own). The input is a small real one that the command refuses there: write it into
 tests/refusals/inputs.py, and give it to `check` as well; where that says nothing, let it call the function that raises.
-Where no check can foresee it, the line's value is the reason instead: {reasons}."""
+Where no check can foresee it, the reason stands in place of By(...):
+
+{reasons}
+"""
 
 
 @functools.cache
@@ -48,25 +52,28 @@ def belongs(key: tuple[str, str, str], site: Site) -> bool:
     return (module, function) == (site.module, site.function) and part in f"{site.text}$"
 
 
-def taught(site: Site) -> str:
-    reasons = "; ".join(f"Why.{why.name}: {why.value}" for why in Why)
-    lesson = TEACH.format(module=site.module, function=site.function, text=site.text, reasons=reasons)
-    return f"{site.file}:{site.lines.start}{lesson}"
+def taught(missing: list[Site]) -> str:
+    lines = (
+        f"    {site.module!r}, {site.function!r}: {{{json.dumps(site.text, ensure_ascii=False)}: By('an input')}}"
+        f"  # {site.file.name}:{site.lines.start}"
+        for site in missing
+    )
+    reasons = (f"    Why.{why.name}: {why.value}" for why in Why)
+    return TEACH.format(lines="\n".join(lines), reasons="\n".join(reasons))
 
 
 @pytest.mark.quick
 def test_every_refusal_is_held_against_check():
-    """A new raise, a raise that is gone, and two raises that one line cannot tell apart."""
-    sites = reachable_sites()
-    for site in sites:
-        found = [key for key in entries() if belongs(key, site)]
-        assert found, taught(site)
-        assert len(found) == 1, f"more than one line of TABLE means {site.file}:{site.lines.start}: {found}"
-    for key in entries():
-        texts = {site.text for site in sites if belongs(key, site)}
-        assert texts, f"no raise in {key[0]}, {key[1]} says {key[2]!r} any more: take the line out of TABLE"
-        assert len(texts) == 1, f"{key} means several raises: {texts}"
-    used = {name for entry in entries().values() if isinstance(entry, By) for name in entry.inputs}
+    """Raises that are new, raises that are gone, and raises that one line cannot tell apart."""
+    sites, keys = reachable_sites(), entries()
+    missing = [site for site in sites if not any(belongs(key, site) for key in keys)]
+    assert not missing, taught(missing)
+    texts = {key: {site.text for site in sites if belongs(key, site)} for key in keys}
+    gone = [key for key in keys if not texts[key]]
+    assert not gone, f"no raise says this any more, take it out of TABLE: {gone}"
+    several = [key for key in keys if len(texts[key]) > 1]
+    assert not several, f"several raises have this in their message, take more words of the one: {several}"
+    used = {name for entry in keys.values() if isinstance(entry, By) for name in entry.inputs}
     assert used == set(INPUTS), (
         f"inputs without a line: {set(INPUTS) - used}, without an input: {used - set(INPUTS)}"
     )

@@ -51,7 +51,7 @@ def adapted_by_peft(family, targets):
 
 
 @pytest.mark.parametrize("name", SAVE)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_what_is_allowed_is_what_peft_adapts(family, name, data):
     """Ends of the names of any modules, and some with a letter more: allowed exactly where they adapt linear layers."""

@@ -129,7 +129,7 @@ INPUTS = {
     "one frame": Input(sized, wan("2.1 i2v", "data.num_frames=1")),
     "frames": Input(sized, wan("2.1 t2v", "data.num_frames=6")),
     "height": Input(sized, wan("2.1 t2v", "data.num_frames=5", "data.height=20")),
-    "the toy's height": Input("prepare", given(FRESH, "data.height=18")),
+    "the toy's height": Input(sized, given(FRESH, "data.height=18")),
     "CogVideoX's image": Input(opened, cogvideox(transformer={"in_channels": 8})),
     "CogVideoX 1.5": Input(opened, cogvideox(transformer={"patch_size_t": 2})),
     "CogVideoX's scheduler": Input(opened, cogvideox(scheduler={"prediction_type": "epsilon"})),
