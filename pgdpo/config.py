@@ -5,6 +5,7 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pgdpo.console import say_once
 from pgdpo.data.locations import expanded
 from pgdpo.errors import InputError
 from pgdpo.explain import explain, line_of, option_problems
@@ -63,11 +65,13 @@ def load_study(
 ) -> tuple[StudyConfig, dict[str, list[Config]]]:
     """Read and check a study: (the study, label -> one configuration per seed).
 
-    The runs' `output_dir` is the study's, their `name` is `<label>-seed<seed>`. Raises InputError as `load_config`
-    does, for the study's file and for its base.
+    `base` is looked for beside the study's file first. The runs' `output_dir` is the study's, their `name` is
+    `<label>-seed<seed>`. Raises InputError as `load_config` does, for the study's file and for its base.
     """
     file = find_config(path)
     study = _loaded(StudyConfig, file, overrides)
+    beside = file.parent / study.base  # a study that ships means the base that ships with it
+    base_file = beside if beside.is_file() else find_config(study.base)
     runs: dict[str, list[Config]] = {}
     for label, options in study.objectives.items():
         if not re.fullmatch(r"[\w.-]+", label):
@@ -75,7 +79,7 @@ def load_study(
                 f"{file}: objectives: label {label!r} names folders: letters, digits, `_`, `-`, `.` only"
             )
         options = dict(options)
-        base = load_config(study.base, [*study.changes, *options.pop("changes", [])])
+        base = load_config(base_file, [*study.changes, *options.pop("changes", [])])
         shared = base.model_dump() | {"output_dir": study.output_dir, "objective": {"name": label, **options}}
         for seed in study.seeds:
             run = shared | {"name": f"{label}-seed{seed}", "train": {**shared["train"], "seed": seed}}
@@ -147,20 +151,34 @@ def validated(
 
 
 def find_config(path: str | Path) -> Path:
-    """`path` itself, or the configuration of that name that ships with pgdpo. Raises InputError if neither is there."""
-    package = Path(__file__).parent
-    shipped = [package.parent / "configs", package / "configs"]  # a checkout, an installed wheel
-    for candidate in [Path(expanded(str(path))), *(folder / path for folder in shipped)]:
-        if candidate.is_file():
-            return candidate
-    names = sorted({file.name for folder in shipped for file in folder.glob("*.yaml")})
+    """`path` itself, or the configuration of that name that ships with pgdpo; says so where a file hides one of these.
+
+    Raises InputError if neither is there.
+    """
+    ships = shipped_configs().get(str(path))
+    file = Path(expanded(str(path)))
+    if file.is_file():
+        if ships is not None and file.resolve() != ships:
+            say_once(f"{path}: the file in {Path.cwd()} is read, not the one that ships under this name")
+        return file
+    if ships is not None:
+        return ships
     if re.match(r"[\w.]+=", str(path)):
         raise InputError(
             f"`{path}` stands where the configuration file belongs; the file comes first, then the changes: FILE {path}"
         )
     raise InputError(
-        f"{path}: no such configuration file; give a path, or one that ships: {', '.join(names)}"
+        f"{path}: no such configuration file; give a path, or one that ships: {', '.join(shipped_configs())}"
     )
+
+
+@functools.cache
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of the configurations that ship with pgdpo, whatever lies in the working folder."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    folder = installed if installed.is_dir() else package.parent / "configs"  # of a wheel, of a checkout
+    return {file.name: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def _apply_override(raw: dict, override: str) -> Problem | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import sys
@@ -41,6 +42,12 @@ def say(message: str, *, first: str = "", style: str = "yellow") -> None:
     """
     if is_main_rank():
         console.print(Text.assemble((first, style), message))
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """`say`, for what several places come upon in one process."""
+    say(message)
 
 
 @contextlib.contextmanager

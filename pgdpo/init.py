@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from pgdpo.config import find_config, load_config
+from pgdpo.config import load_config, shipped_configs
 from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
 from pgdpo.settings import Config
@@ -25,10 +25,9 @@ class Begun:
 
 def models() -> list[str]:
     """The shipped configurations of models, without `.yaml`."""
-    folder = find_config("wan21_1.3b.yaml").parent
     return sorted(
         file.stem
-        for file in folder.glob("*.yaml")
+        for file in shipped_configs().values()
         if file.stem not in ("quickstart", "toy_base") and "base:" not in file.read_text(encoding="utf-8")
     )
 
@@ -52,10 +51,11 @@ def init(
         raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
     if out.exists() and not force:
         raise InputError(f"{out}: there is one already: name another file, or replace it with --force")
-    text = find_config(f"{model}.yaml").read_text(encoding="utf-8")
+    shipped = shipped_configs()[f"{model}.yaml"]
+    text = shipped.read_text(encoding="utf-8")
     wanted = {"output_dir": f"runs/{out.stem}", "model.path": path, "data.train": data}
     changed = {key: value for key, value in wanted.items() if value is not None}
-    config = load_config(f"{model}.yaml", [f"{key}={value}" for key, value in changed.items()])
+    config = load_config(shipped, [f"{key}={value}" for key, value in changed.items()])
     fitted, note = _fitted(config, where)
     changed |= fitted
     for key, value in changed.items():

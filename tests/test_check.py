@@ -10,6 +10,7 @@ import pytest
 
 from pgdpo.checking import run_check
 from pgdpo.cli import app
+from pgdpo.console import say_once
 from pgdpo.data.files import sha256_of
 from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.video import probe_video, read_video, verify_video, write_video
@@ -173,7 +174,7 @@ def test_errors_of_the_configuration_stay_errors_with_fix(folder):
         ({"name": "dense_dpo"}, [{"segment_labels": [1] * 9}] * 2, "9 segments, and the latents have 4 frames"),
         ({"name": "dpo"}, [{"weight": 1}, {}], "column `weight` is missing in 1 of 2 rows"),
         ({"name": "smpo"}, [{}, {}], "column `probability` is missing in 2 of 2"),
-        ({"name": "dpo"}, [{"prompt": " ".join("abcdefghijk")}, {}], "has 11 tokens"),
+        ({"name": "dpo"}, [{"prompt": " ".join("abcdefghijk")}, {}], "has 11 different words"),
     ],
 )  # fmt: skip
 def test_what_the_objective_and_the_encoders_need(folder, objective, more, message):
@@ -270,6 +271,69 @@ def test_what_the_trainer_would_refuse(folder, tiny_wan, changes, severity, key,
     )
     [problem] = findings.problems
     assert (problem.severity, problem.key) == (severity, key) and message in problem.what
+
+
+def test_all_that_the_settings_hold_is_said_at_once(folder, tiny_wan):
+    """A size that the encoder does not take hides nothing of the adapter, the reward and the trackers."""
+    changes = [
+        "data.height=18",
+        "model.adapter.target_modules=[to_z]",
+        "evaluate.reward=my_rewards:motion",
+        "model.gradient_checkpointing=selective",
+        "model.attention=_native_math",
+        "train.global_batch_pairs=2",
+    ]
+    findings = check(folder, [row(0), row(1)], tiny_wan=tiny_wan, changes=changes)
+    assert sorted(problem.key for problem in findings.problems if problem.severity == "error") == [
+        "data.height",
+        "evaluate.reward",
+        "model.adapter.target_modules",
+        "model.gradient_checkpointing",
+    ]
+
+
+@pytest.mark.parametrize("line", ["raise RuntimeError('no licence')", "import sys; sys.exit(3)", "score = 3"])
+def test_a_reward_is_imported_which_is_said(folder, line, capfd, monkeypatch):
+    """Whatever the module does is an error of the key; nothing is imported where no reward is named."""
+    (folder / "a_reward.py").write_text(line)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"a_reward": ["a"]})
+    monkeypatch.delitem(sys.modules, "a_reward", raising=False)
+    say_once.cache_clear()
+    changes = ["train.global_batch_pairs=2", "evaluate.reward=null"]
+    assert check(folder, [row(0), row(1)], changes=changes).problems == [] and "a_reward" not in sys.modules
+    findings = check(folder, [row(0), row(1)], changes=[*changes, "evaluate.reward=a_reward:score"])
+    [problem] = findings.problems
+    assert (problem.key, problem.value) == ("evaluate.reward", "a_reward:score") and findings.exit_code == 2
+    assert "`a_reward` is imported, which runs its code" in " ".join(capfd.readouterr().out.split())
+
+
+def test_more_prompts_than_are_held_out(folder):
+    (folder / "held.jsonl").write_text(json.dumps(row(2)) + "\n")
+    data = {"held_out": str(folder / "held.jsonl")}
+    findings = check(folder, [row(0), row(1)], data=data, changes=["train.global_batch_pairs=2"])
+    [problem] = findings.problems
+    assert (problem.key, problem.severity) == ("evaluate.num_prompts", "warning")
+    assert "is 2, and data.held_out has 1 pairs" in problem.what
+
+
+def test_rules_that_leave_nothing_are_said_before_anything_is_prepared(folder):
+    scores = {side: {"total": 0.5} for side in ("chosen", "rejected")}
+    rows = [row(number, scores=scores, source="a") for number in range(2)]
+    for rules, message in (
+        (
+            "[{by: chosen_score, score: total, least: 2}]",
+            "after the rule `chosen_score` none of 2 pairs is left",
+        ),
+        ("[{by: source, sources: [a, b]}]", "`data.select.0` names b: no row has such a source"),
+        ("[{by: duplicates}, {by: margin, score: total}]", None),
+        ("[{by: fifa, score: total, keep: 0.5}, {by: chosen_score, score: total, least: 2}]", None),
+    ):
+        changes = ["train.global_batch_pairs=2", f"data.select={rules}"]
+        problems = check(folder, rows, changes=changes).problems
+        assert [message in problem.what for problem in problems] == ([True] if message else [])
+    problems = check(folder, rows, changes=["train.global_batch_pairs=2", "data.segments=5"]).problems
+    assert ["data.segments asks for 5 segments" in problem.what for problem in problems] == [True]
 
 
 def test_a_model_folder_that_is_none(folder):

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pgdpo.config import load_config
+from pgdpo.config import load_config, load_study, shipped_configs
 from pgdpo.errors import InputError
 from pgdpo.init import models, set_key
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
@@ -83,12 +83,51 @@ def test_an_unknown_model_is_refused_with_the_list(tmp_path):
      ("make.seed", 4), ("data.train", "x # y.jsonl")],
 )  # fmt: skip
 def test_one_key_is_set_and_the_rest_stays(key, value):
-    from pgdpo.config import find_config
-
-    text = find_config("wan21_1.3b.yaml").read_text()
+    text = shipped_configs()["wan21_1.3b.yaml"].read_text()
     before, after = yaml.safe_load(text), yaml.safe_load(set_key(text, key, value))
     *section, name = key.split(".")
     node = before.setdefault(section[0], {}) if section else before
     node[name] = value
     assert after == before
     assert set_key(text, key, value).count("#") >= text.count("#")
+
+
+def test_a_file_of_a_shipped_name_hides_nothing(tmp_path, monkeypatch, tiny_wan):
+    """A first `init` under the shipped name, then another; each from what ships, not from what lies in the folder."""
+    monkeypatch.chdir(tmp_path)
+    known = models()
+    for model in ("wan21_1.3b", "wan21_14b"):
+        run_pgdpo("init", model, f"{model}.yaml", "--path", tiny_wan, "--gpu", "H100")
+    assert models() == known
+    (tmp_path / "wan21_1.3b.yaml").write_text("output_dir: mine\n")
+    run_pgdpo("init", "wan21_1.3b", "again.yaml", "--path", tiny_wan, "--gpu", "H100")
+    assert "`pgdpo objectives` lists the others" in (tmp_path / "again.yaml").read_text()
+
+
+def test_a_shipped_study_starts_from_the_shipped_base(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart.yaml").write_text("not: mine\n")
+    _, runs = load_study("study.yaml")
+    assert runs["dpo"][0].model.path == "toy"
+    with pytest.raises(InputError, match="unknown key `not`"):
+        load_config("quickstart.yaml")  # a file that is named is the one that is there
+    assert "not the one that ships" in " ".join(capsys.readouterr().out.split())
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "study.yaml").write_text("output_dir: x\nbase: base.yaml\nseeds: [0]\nobjectives: {dpo: {}}\n")
+    (own / "base.yaml").write_text(
+        shipped_configs()["quickstart.yaml"].read_text().replace("steps:", "steps: 7 #", 1)
+    )
+    _, runs = load_study(own / "study.yaml")
+    assert runs["dpo"][0].train.steps == 7
+
+
+def test_quickstart_runs_what_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart.yaml").write_text("not: mine\n")
+    started = []
+    monkeypatch.setattr("pgdpo.pipeline.run_quickstart", started.append)
+    run_pgdpo("quickstart")
+    assert started[0].model.path == "toy"
+    with pytest.raises(InputError, match="unknown key `not`"):
+        run_pgdpo("quickstart", "--config", "quickstart.yaml")

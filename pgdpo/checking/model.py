@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from pgdpo.checking.clips import Clip
 from pgdpo.config import Inspection
 from pgdpo.console import say
-from pgdpo.data.buckets import Size
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.data.schema import columns
+from pgdpo.data.buckets import Size, choose_bucket
+from pgdpo.data.clips import first_picture
+from pgdpo.data.curation.apply import curated
+from pgdpo.data.locations import fetch, is_url
+from pgdpo.data.manifest import CheckedRow, PairRow, carried, decided_rows
+from pgdpo.data.masks import read_mask
+from pgdpo.data.schema import SIDES, columns
 from pgdpo.errors import InputError, MachineError
+from pgdpo.evaluation.rewards import open_reward
 from pgdpo.models import open_family
 from pgdpo.models.family import Encoders, Family
-from pgdpo.models.lora_file import open_lora
-from pgdpo.problems import Problem, shown
-from pgdpo.settings import Config
+from pgdpo.models.text import cut_prompts
+from pgdpo.models.toy import ToyEncoders
+from pgdpo.objectives import build_objective, needs_of
+from pgdpo.problems import Problem
+from pgdpo.settings import Config, DataConfig
 from pgdpo.training.engine import check_offload
+from pgdpo.training.memory import check_selective
+from pgdpo.training.pairs import check_noise, check_rows, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import (
     check_attention,
+    check_kernels,
     compare_prepared,
+    open_adapter,
     open_pairs,
     prepared_folder,
     require_images,
 )
-
-TOKENIZED_AT_A_TIME = 1024
+from pgdpo.training.trackers import check_trackers
+from pgdpo.training.zero_init import check_files
 
 
 def model_problems(
-    inspected: Inspection, splits: dict[str, Sequence[CheckedRow]], *, full: bool = False
+    inspected: Inspection,
+    splits: dict[str, Sequence[CheckedRow]],
+    clips: Mapping[str, Clip],
+    *,
+    full: bool = False,
 ) -> Iterator[Problem]:
     """All of them. What a model that is not on this machine would say is a warning: it was not asked.
 
-    `full`: prepared data against the hashes of all clips, also of those of unchanged name, size and time.
+    `clips`: the rows' clips as decoded, by where they lie. `full`: prepared data against the hashes of all clips, also
+    of those of unchanged name, size and time.
     """
     config = inspected.loaded
     try:
@@ -47,35 +66,48 @@ def model_problems(
     except InputError as error:
         yield _of_message(inspected, str(error), "model.path", config.model.path)
         return
+    fits = False
     try:
         family.check_fps(config.data)
     except InputError as error:
         yield _of_message(inspected, str(error), "data.fps", config.data.fps)
     try:
-        for size in config.data.sizes:
-            try:
-                encoders.check_size(*size)
-            except InputError as error:
-                yield _of_message(inspected, str(error), "data.buckets", list(size))
-                return
-        yield from _segments(family, config.data.sizes, splits)
-        yield from _engine(inspected, family)
+        misfits = list(_sizes(inspected, encoders))
+        fits = not misfits
+        yield from misfits
+        if fits:
+            yield from _segments(family, config.data.sizes, splits)
+        yield from _settings(inspected, family)
+        for rows in splits.values():
+            yield from _token_lengths(encoders, rows)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         yield inspected.problem(
             "model.path",
-            f"sizes were not checked: the model's configuration is not here ({reason})",
+            f"sizes and token lengths were not checked: the model's files are not here ({reason})",
             value=config.model.path,
             allowed="a local diffusers folder, or a hub id that can be reached",
             suggestion="check again where the model is",
             severity="warning",
         )
-    for rows in splits.values():
-        yield from _token_lengths(config, family, encoders, rows)
-    for split in splits:
-        yield from _prepared(config, split, full)
+    for split, rows in splits.items():
+        if (prepared_folder(config, split) / "index.json").is_file():
+            yield from _prepared(inspected, split, full)
+        elif rows and fits:
+            yield from _pictures(family, encoders, config.data.sizes, rows, clips)
+            if split == "train":
+                yield from _to_prepare(inspected, family, rows, clips)
     if config.reference_mode == "cached":
         yield from _cached(config, family)
+
+
+def _sizes(inspected: Inspection, encoders: Encoders) -> Iterator[Problem]:
+    for size in inspected.loaded.data.sizes:
+        try:
+            encoders.check_size(*size)
+        except InputError as error:
+            yield _of_message(inspected, str(error), "data.buckets", list(size))
+            return
 
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
@@ -89,19 +121,26 @@ def _of_message(inspected: Inspection, message: str, key: str, value: object) ->
     return inspected.problem(key, what, value=value, allowed=allowed, suggestion=mend)
 
 
-def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
-    """What the trainer refuses before its first step. What this machine alone lacks is a warning if it has no GPU."""
+def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
+    """What `train` and `evaluate` refuse before they load weights. What this machine alone lacks is a warning if it
+    has no GPU."""
     config, gpu = inspected.loaded, torch.cuda.is_available()
-
-    def share_tokens() -> None:
-        for size in config.data.sizes:
-            check_sequence_parallel(config, family, family.latent_shape(*size))
-
-    checks: dict[str, Callable[[], None]] = {
-        "train.sequence_parallel": share_tokens,
-        "model.adapter.init": lambda: _open_init(config, family),
+    model, adapter, device = config.model, config.model.adapter, torch.device("cuda" if gpu else "cpu")
+    name = config.objective["name"]
+    sharded = config.train.zero_stage == 3 and not model.random_init
+    checks: dict[str, Callable[[], object]] = {
+        "train.sequence_parallel": lambda: [
+            check_sequence_parallel(config, family, family.latent_shape(*size)) for size in config.data.sizes
+        ],
+        "train.trackers": lambda: check_trackers(config),
         "train.nvme_path": lambda: check_offload(config.train),
-        "model.attention": lambda: check_attention(config, family, torch.device("cuda" if gpu else "cpu")),
+        "model.adapter": lambda: adapter and open_adapter(family, adapter),
+        "model.path": lambda: sharded and check_files(family),
+        "model.attention": lambda: check_attention(config, family, device),
+        "model.gradient_checkpointing": lambda: check_selective(model),
+        "model.kernels": lambda: check_kernels(model, family, device),
+        "objective.name": lambda: check_noise(name, needs_of(name, **config.objective_options), config),
+        "evaluate.reward": lambda: open_reward(config.evaluate.reward),
     }
     for key, check in checks.items():
         try:
@@ -114,12 +153,6 @@ def _engine(inspected: Inspection, family: Family) -> Iterator[Problem]:
                 severity="warning" if elsewhere else "error",
                 suggestion="check again on a machine that trains" if elsewhere else problem.suggestion,
             )
-
-
-def _open_init(config: Config, family: Family) -> None:
-    adapter = config.model.adapter
-    if adapter is not None and adapter.init is not None:
-        open_lora(family, adapter)
 
 
 def _segments(
@@ -139,61 +172,42 @@ def _segments(
                 )
 
 
-def _token_lengths(
-    config: Config, family: Family, encoders: Encoders, rows: Sequence[CheckedRow]
-) -> Iterator[Problem]:
-    """Prompts that are empty, or longer than what the text encoder reads."""
-    lengths = _lengths(config, family, encoders, [row.values["prompt"] for row in rows])
+def _token_lengths(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
+    """Prompts that are empty, or longer than what a text encoder reads."""
+    cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
     for row in rows:
-        prompt = row.values["prompt"]
-        length, limit = lengths.get(prompt), encoders.text_length
+        prompt, about = row.values["prompt"], f"`prompt` of pair `{row.values['id']}`"
         if not prompt.strip():
             yield row.problem(
-                f"`prompt` of pair `{row.values['id']}` is empty",
+                f"{about} is empty",
                 key="prompt",
                 value=prompt,
                 allowed="what both clips were made for",
                 suggestion="write the prompt, unless the model is trained without any",
                 severity="warning",
             )
-        elif length is not None and length > limit:
-            cut = config.model.encoders != "toy"
+        for cut in cuts.get(prompt, []):
             yield row.problem(
-                f"`prompt` of pair `{row.values['id']}` has {length} tokens, {shown(prompt)}"
-                + (": the end is cut off" if cut else ""),
+                f"{about} has {cut}",
                 key="prompt",
-                value=length,
-                allowed=f"at most {limit} tokens",
-                suggestion="shorten the prompt",
-                severity="warning" if cut else "error",
+                value=cut.tokens,
+                allowed=f"at most {cut.kept} tokens",
+                suggestion="shorten the prompt, or let its end tell nothing new",
+                severity="warning",
             )
+        if isinstance(encoders, ToyEncoders):
+            try:
+                encoders.check_prompt(prompt)
+            except InputError as error:
+                what, _, allowed = str(error).partition("; ")
+                yield row.problem(
+                    what, key="prompt", value=prompt, allowed=allowed, suggestion="shorten the prompt"
+                )
 
 
-def _lengths(config: Config, family: Family, encoders: Encoders, prompts: Sequence[str]) -> dict[str, int]:
-    """Tokens of each distinct prompt; empty where the tokenizer is not on this machine."""
-    distinct = sorted(set(prompts))
-    if config.model.encoders == "toy":
-        return {prompt: len(set(re.findall(r"\w+", prompt.lower()))) for prompt in distinct}
-    folder = Path(family.source) / "tokenizer"
-    if not folder.is_dir():
-        return {}
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    lengths: dict[str, int] = {}
-    for start in range(0, len(distinct), TOKENIZED_AT_A_TIME):
-        batch = distinct[start : start + TOKENIZED_AT_A_TIME]
-        lengths |= {
-            prompt: len(ids) for prompt, ids in zip(batch, tokenizer(batch)["input_ids"], strict=True)
-        }
-    return lengths
-
-
-def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
-    """Prepared data that is there, but not of what this configuration names, or damaged."""
-    folder = prepared_folder(config, split)
-    if not (folder / "index.json").is_file():
-        return
+def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem]:
+    """Prepared data that are not of what this configuration names, damaged, or not what rules and objective read."""
+    config, folder = inspected.loaded, prepared_folder(inspected.loaded, split)
     try:
         compared = compare_prepared(config, split, full=full)
         for note in compared.notes:
@@ -204,8 +218,16 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
             return
         if not full:
             say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
-        require_images(open_pairs(config, split, compare=False), open_family(config.model))
+        data = open_pairs(config, split, compare=False)
+        require_images(data, open_family(config.model))
+        if split == "train":
+            objective = build_objective(config.objective["name"], **config.objective_options)
+            check_rows(objective.name, objective.needs, data)
+            frame_segments(objective, config, data)
     except InputError as error:
+        if str(folder) not in str(error):  # of data.select, .weight, .order or .segments
+            yield _of_message(inspected, str(error), "data.select", None)
+            return
         yield Problem(
             str(folder),
             str(error).removeprefix(f"{folder}/"),
@@ -214,6 +236,82 @@ def _prepared(config: Config, split: str, full: bool) -> Iterator[Problem]:
             "what `pgdpo prepare` makes of this configuration",
             "run `pgdpo prepare` again",
         )
+
+
+def _pictures(
+    family: Family,
+    encoders: Encoders,
+    sizes: Sequence[Size],
+    rows: Sequence[CheckedRow],
+    clips: Mapping[str, Clip],
+) -> Iterator[Problem]:
+    """Masks in which nothing is left at the size that is trained on, and images that are none."""
+    for row in rows:
+        info = clips[row.clips["chosen"]].info
+        size = sizes[choose_bucket(sizes, info)]
+        files = {key: _local(row.clips[key]) for key in ("mask", "image") if key in row.clips}
+        pair = PairRow(row.values["id"], row.values["prompt"], Path(), Path(), **files)
+        checks: dict[str, Callable[[], object]] = {}
+        if pair.mask is not None:
+            grid = family.latent_shape(*size)[1:]
+            checks["mask"] = lambda pair=pair, info=info, size=size, grid=grid: read_mask(
+                pair, info, size, grid
+            )
+        if pair.image is not None and encoders.needs_image:
+            checks["image"] = lambda pair=pair, size=size: first_picture(pair, np.empty(0), size)
+        for key, check in checks.items():
+            try:
+                check()
+            except InputError as error:
+                yield row.problem(
+                    str(error),
+                    key=key,
+                    value=row.values[key],
+                    allowed="a picture" if key == "image" else "a mask with white in it",
+                    suggestion="make it anew, or leave the row out",
+                )
+
+
+def _local(location: str) -> Path:
+    return fetch(location) if is_url(location) else Path(location)
+
+
+def _to_prepare(
+    inspected: Inspection, family: Family, rows: Sequence[CheckedRow], clips: Mapping[str, Clip]
+) -> Iterator[Problem]:
+    """What `train` would refuse of rows that are not prepared yet: rules that leave none, segments that don't fit."""
+    config = inspected.loaded
+    data, needs = config.data, needs_of(config.objective["name"], **config.objective_options)
+    rows = decided_rows(list(rows), data.ties)
+    if not rows:
+        return  # said of data.ties
+    pairs = [
+        {"id": row.values["id"], "prompt": row.values["prompt"], **more}
+        | {f"sha256_{side}": clips[row.clips[side]].sha256 for side in SIDES}
+        for row, more in zip(rows, carried(rows), strict=True)
+    ]
+    frames = [family.latent_shape(*size)[1] for size in data.sizes]
+    checks: dict[str, Callable[[], object]] = {
+        "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
+        "data.select": lambda: curated(
+            pairs, _without_embeddings(data), embed=_alike, seed=config.train.seed
+        ),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            yield _of_message(inspected, str(error), key, None)
+
+
+def _without_embeddings(data: DataConfig) -> DataConfig:
+    """`data.select` up to the first rule that chooses by embeddings: which pairs it leaves is not known here."""
+    known = itertools.takewhile(lambda rule: not (rule.by == "fifa" and rule.diversity_weight), data.select)
+    return data.model_copy(update={"select": data.select[: len(list(known)) + 1]})
+
+
+def _alike(prompts: list[str]) -> np.ndarray:
+    return np.zeros((len(prompts), 1))
 
 
 def _cached(config: Config, family: Family) -> Iterator[Problem]:

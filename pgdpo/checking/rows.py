@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pgdpo.config import Inspection
 from pgdpo.data.columns import COLUMNS
 from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.order import check_batches
 from pgdpo.data.schema import SIDES, TIE, columns
+from pgdpo.errors import InputError
 from pgdpo.objectives.spec import Needs
 from pgdpo.problems import Problem, shown
 
@@ -114,13 +116,15 @@ def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iter
                 allowed="a number, in every row",
                 suggestion="name a column that all rows have, or add it",
             )
-        wanted, known = getattr(rule, "sources", []), {row.values.get("source") for row in rows}
-        if rows and wanted and not known.intersection(wanted):
+        wanted, known = getattr(rule, "sources", []), {str(row.values.get("source")) for row in rows}
+        unknown = [name for name in wanted if name not in known]
+        # `source` keeps what it names; `on_policy` asks which clips are the model's own, and may name others too.
+        if rows and unknown and (rule.by == "source" or len(unknown) == len(wanted)):
             yield inspected.problem(
                 f"{where}.sources",
-                f"`{where}.sources` is {wanted!r}, and no row has one of them",
+                f"`{where}` names {', '.join(unknown)}: no row has such a source",
                 value=wanted,
-                allowed=", ".join(sorted(map(str, known))),
+                allowed=", ".join(sorted(known)),
                 suggestion="name sources that rows have",
             )
 
@@ -152,18 +156,18 @@ def split_problems(train: Sequence[CheckedRow], held_out: Sequence[CheckedRow]) 
             )
 
 
-def amount_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:
-    """Batches against the number of pairs."""
+def amount_problems(
+    rows: Sequence[CheckedRow], held_out: Sequence[CheckedRow], inspected: Inspection
+) -> Iterator[Problem]:
+    """Batches, and prompts that are sampled, against the number of pairs."""
     key, train = "train.global_batch_pairs", inspected.loaded.train
-    batch, micro = train.global_batch_pairs, train.micro_batch_pairs
-    if batch % micro:
-        low = batch // micro * micro
+    batch = train.global_batch_pairs
+    try:
+        check_batches(train, ranks=1)
+    except InputError as error:
+        what, _, allowed = str(error).rpartition(": take ")
         yield inspected.problem(
-            key,
-            f"`{key}` is {batch}, no multiple of train.micro_batch_pairs, {micro}",
-            value=batch,
-            allowed=f"multiples of micro_batch_pairs x ranks: {f'{low} or ' if low else ''}{low + micro}",
-            suggestion=f"set it to {low or micro}",
+            key, what, value=batch, allowed=allowed, suggestion="take one that all ranks divide"
         )
     if rows and len(rows) < batch:
         yield inspected.problem(
@@ -172,5 +176,16 @@ def amount_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterat
             value=batch,
             allowed=f"at most {len(rows)}",
             suggestion="take a smaller batch or more pairs",
+            severity="warning",
+        )
+    key, wanted = "evaluate.num_prompts", inspected.loaded.evaluate.num_prompts
+    stated = "num_prompts" in (inspected.raw.get("evaluate") or {})
+    if held_out and stated and len(held_out) < wanted:
+        yield inspected.problem(
+            key,
+            f"`{key}` is {wanted}, and data.held_out has {len(held_out)} pairs: no more are sampled",
+            value=wanted,
+            allowed=f"at most {len(held_out)}",
+            suggestion="take fewer prompts (and evaluate.samples_per_prompt of each) or more held-out pairs",
             severity="warning",
         )

@@ -26,6 +26,7 @@ from pgdpo.data.locations import plain
 from pgdpo.data.manifest import CheckedRow, scan_manifest
 from pgdpo.objectives import needs_of
 from pgdpo.settings import Config
+from pgdpo.settings.evaluate import NO_HELD_OUT
 
 SPLITS = ("train", "held_out")
 
@@ -85,9 +86,10 @@ def _check_rows(findings: Findings, inspected: Inspection, data: Mapping) -> Non
         findings.problems += column_problems(rows, name, needs)
         findings.problems += preference_problems(rows, config.data.ties, name, needs)
     train = findings.rows.get("train", [])
-    findings.problems += amount_problems(train, inspected)
+    held_out = findings.rows.get("held_out", [])
+    findings.problems += amount_problems(train, held_out, inspected)
     findings.problems += curation_problems(train, inspected)
-    findings.problems += split_problems(train, findings.rows.get("held_out", []))
+    findings.problems += split_problems(train, held_out)
 
 
 def _check_clips(findings: Findings, config: Config | None, data: Mapping) -> None:
@@ -128,10 +130,12 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
     splits: dict[str, Sequence[CheckedRow]] = {"train": [], **findings.rows}
     if inspected.loaded.data.held_out:
         splits.setdefault("held_out", [])
+    else:
+        findings.skipped.append(f"evaluate: {NO_HELD_OUT}")
     with chatter_to(Path(os.devnull)):  # libraries greet when they are imported
         from pgdpo.checking.model import model_problems
 
-        findings.problems += model_problems(inspected, splits, full=full)
+        findings.problems += model_problems(inspected, splits, findings.clips, full=full)
 
 
 def _fix(findings: Findings, out: str, config: Config | None, data: Mapping) -> None:

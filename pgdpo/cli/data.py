@@ -104,7 +104,8 @@ def check(
     """Say everything that is wrong with a configuration and its data at once; exit code 2 if there are errors.
 
     Looked at: the keys, every row of the manifests, every clip to its last frame, what the objective needs, sizes,
-    prompts' token lengths, prepared data. No weight is loaded and nothing is changed.
+    the adapter's layers, the reward (its module is imported), prompts' token lengths, prepared data. No weight is
+    loaded and nothing is changed.
 
     Example: pgdpo check configs/wan21_1.3b.yaml --fix data/train-mended.jsonl
     """

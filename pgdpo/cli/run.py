@@ -256,29 +256,35 @@ def runs(
 def quickstart(
     overrides: Overrides = None,
     objective: Annotated[str, typer.Option(help="pg_dpo, or dpo for the comparison.")] = "pg_dpo",
-    config: Annotated[str, typer.Option(help="The configuration that is run.")] = "quickstart.yaml",
+    config: Annotated[
+        str | None, typer.Option(help="The configuration that is run; by default the one that ships.")
+    ] = None,
 ) -> None:
     """The whole way on the toy world: clips, prepare, train, export, evaluate, report. No download, no GPU.
 
     Example: pgdpo quickstart --objective dpo
     """
+    from pgdpo.config import shipped_configs
     from pgdpo.pipeline import run_quickstart
 
-    run_quickstart(load(config, [f"objective.name={objective}", *(overrides or [])]))
+    file = config or str(shipped_configs()["quickstart.yaml"])
+    run_quickstart(load(file, [f"objective.name={objective}", *(overrides or [])]))
 
 
 @app.command()
 def study(
-    config: Annotated[str, typer.Argument(help="A study's YAML file, or the one that ships.")] = "study.yaml",
+    config: Annotated[
+        str | None, typer.Argument(help="A study's YAML file; by default the study.yaml that ships.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train and evaluate a list of objectives at equal budget over seeds, and compare them; goes on where it stopped.
 
     Example: pgdpo study study.yaml seeds=[0] changes=[train.steps=60]
     """
-    from pgdpo.config import load_study
+    from pgdpo.config import load_study, shipped_configs
 
-    loaded = load_study(config, overrides)
+    loaded = load_study(config or shipped_configs()["study.yaml"], overrides)
     from pgdpo.study import run_study
 
     run_study(*loaded)

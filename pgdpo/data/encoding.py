@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from pgdpo.data import bounded
+
 MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -66,7 +68,8 @@ def _alphabets() -> dict[str, Alphabet]:
 
 
 def encoding_of(stream: IO[bytes]) -> str:
-    """The encoding of a whole file, which is left at its start: by its mark, as UTF-8, else by its letters.
+    """The encoding of a file, which is left at its start: by its mark, as UTF-8 (the first 16 MB of it), else by its
+    letters.
 
     Raises ValueError for UTF-8 with some other bytes among it, and where no encoding fits.
     """
@@ -76,8 +79,12 @@ def encoding_of(stream: IO[bytes]) -> str:
     for mark, encoding in MARKS.items():
         if start.startswith(mark):
             return encoding
-    for encoding, zeros in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
-        if zeros.count(0) > len(zeros) * 0.4:  # Latin letters have a zero for their other byte
+    for encoding, zeros, others in (
+        ("utf-16-le", start[1::2], start[::2]),
+        ("utf-16-be", start[::2], start[1::2]),
+    ):
+        # Latin letters have a zero for their other byte; a file of zeros is none.
+        if zeros.count(0) > len(zeros) * 0.4 and others.count(0) < len(others) * 0.1:
             return encoding
     is_utf8 = _is_utf8(stream)
     stream.seek(0)
@@ -99,9 +106,12 @@ def _is_utf8(stream: IO[bytes]) -> bool:
     """Halves of characters count as UTF-8: the row that holds one is named."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
     try:
-        while block := stream.read(BLOCK):
+        left = bounded.LARGEST_LINE
+        while left > 0 and (block := stream.read(min(BLOCK, left))):
             decoder.decode(block)
-        decoder.decode(b"", True)
+            left -= len(block)
+        if left > 0:
+            decoder.decode(b"", True)
     except UnicodeDecodeError:
         return False
     return True

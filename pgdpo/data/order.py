@@ -14,7 +14,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pgdpo.errors import InputError
+from pgdpo.settings import TrainConfig
+
 INTERLEAVING = 1 << 32  # stream of the buckets' order; the buckets' own streams are 0, 1, ...
+
+
+def check_batches(train: TrainConfig, ranks: int) -> int:
+    """Gradient accumulation steps over `ranks` that read different pairs.
+
+    Raises InputError if the global batch does not split over them.
+    """
+    chunk = train.micro_batch_pairs * ranks
+    if train.global_batch_pairs % chunk:
+        low = train.global_batch_pairs // chunk * chunk
+        options = f"{low} or {low + chunk}" if low else f"{chunk}"
+        raise InputError(
+            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
+            f"data-parallel ranks = {train.micro_batch_pairs} x {ranks}: take {options}"
+        )
+    return train.global_batch_pairs // chunk
 
 
 class Order:

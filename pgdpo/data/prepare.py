@@ -40,6 +40,7 @@ from pgdpo.data.schema import cut_labels
 from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
 from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders, Family
+from pgdpo.models.text import say_cut_prompts
 from pgdpo.settings import DataConfig, fps_of
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written
@@ -93,6 +94,8 @@ def prepare(
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, str(manifest))
     prompts = sorted({row.prompt for row in rows} | {""})
+    if ranks.rank == 0:
+        say_cut_prompts(encoders, prompts)
     _check_room(work, family, buckets, prompts=len(prompts))
     text, embedded = _prepare_text(prompts, work)
     shards = prepare_shards(rows, buckets, work)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from pgdpo.console import progress_bar
+from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
 from pgdpo.data.prepared import PreparedPairs, collate, to_device
 from pgdpo.data.video import write_video
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
-from pgdpo.evaluation.rewards import open_reward
+from pgdpo.evaluation.rewards import Reward, open_reward
 from pgdpo.evaluation.statistics import share
 from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
@@ -29,6 +29,7 @@ from pgdpo.models.lora_file import open_lora
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
 from pgdpo.settings import Config
+from pgdpo.settings.evaluate import NO_HELD_OUT
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo.training.policy import build_policy, check_init, open_pairs, require_images
@@ -43,12 +44,13 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
 
     The results stand in `run.out / "results.json"` too: those of the step that was evaluated last. `samples`: a dict
     that keeps the reference's clips from one step of a run to the next. Returns the results. Raises InputError if there
-    is no held-out split.
+    is no held-out split, or no reward where one is named.
     """
     config = run.config
     if config.data.held_out is None:
-        raise InputError("data.held_out is empty: name a manifest of pairs that are not trained on")
+        raise InputError(NO_HELD_OUT)
     _check_results(run)
+    reward = open_reward(config.evaluate.reward)
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_pairs(config, "held_out", compare=not samples)  # once for all steps
@@ -67,7 +69,7 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
         "machine": machine(),
         "versions": versions(),
         **compare_errors(config, data, pair),
-        **compare_samples(run, data, pair, {} if samples is None else samples),
+        **compare_samples(run, data, pair, reward, {} if samples is None else samples),
     }
     results["seconds"] = round(time.perf_counter() - started, 1)
     results["objectives"] = objective_table(config.output_dir, results)
@@ -241,19 +243,21 @@ def _by_bucket(excess: dict[str, list]) -> dict:
     return buckets
 
 
-def compare_samples(run: Run, data: PreparedPairs, pair: ModelPair, kept: dict) -> dict:
-    """Clips of both models from the same noise on held-out prompts, scored by the configured reward.
+def compare_samples(
+    run: Run, data: PreparedPairs, pair: ModelPair, reward: Reward | None, kept: dict
+) -> dict:
+    """Clips of both models from the same noise on held-out prompts, scored by `reward`.
 
     `kept`: the reference's latents by (prompt, seed), filled in here.
     """
     config, settings = run.config, run.config.evaluate
-    jobs = [
-        (i, k)
-        for i in range(min(settings.num_prompts, len(data)))
-        for k in range(settings.samples_per_prompt)
-    ]
+    prompts = min(settings.num_prompts, len(data))
+    if prompts < settings.num_prompts:
+        say(
+            f"evaluate.num_prompts is {settings.num_prompts}: {prompts} are sampled, one of each held-out pair"
+        )
+    jobs = [(i, k) for i in range(prompts) for k in range(settings.samples_per_prompt)]
     decoder = pair.family.load_encoders(pair.device)
-    reward = open_reward(settings.reward)
     shutil.rmtree(_sampled(run), ignore_errors=True)
     _sampled(run).mkdir(parents=True)
     samples = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from pgdpo.console import say_once
 from pgdpo.data.toy_reward import true_reward
 from pgdpo.errors import InputError
 
+MOST_NAMES = 20  # of functions, in a message
 Reward = Callable[[np.ndarray, str], dict[str, float]]
 
 
@@ -23,8 +26,9 @@ def toy(frames: np.ndarray, prompt: str) -> dict[str, float]:
 def open_reward(name: str | None) -> Reward | None:
     """`toy`, or `package.module:function` of an installed package; None for None.
 
-    A configuration from elsewhere must not run a file that lies beside it: modules of no installed distribution are
-    refused. Raises InputError naming what is wrong.
+    Opening one imports its module, which runs the package's code; a line says so. A configuration from elsewhere must
+    not run a file that lies beside it: modules of no installed distribution are refused. Raises InputError naming what
+    is wrong, also for whatever the module raises when it is imported.
     """
     if name is None:
         return None
@@ -38,10 +42,22 @@ def open_reward(name: str | None) -> Reward | None:
             f"evaluate.reward is {name!r}: no installed package holds `{module}`: pip install it (an editable "
             "install of your own will do)"
         )
+    say_once(f"evaluate.reward: `{module}` is imported, which runs its code")
     try:
-        call = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"evaluate.reward is {name!r}: {error}") from error
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # it is the user's code: it may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"evaluate.reward is {name!r}: `{module}` cannot be imported ({reason}): mend the module, or name another"
+        ) from error
+    call = getattr(imported, function, None)
+    if not callable(call):
+        own = [key for key, value in vars(imported).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(function, own)
+        raise InputError(
+            f"evaluate.reward is {name!r}: `{module}` has no function `{function}`; allowed are "
+            f"{', '.join(near or own[:MOST_NAMES]) or 'none: it has no functions'}"
+        )
     return lambda frames, prompt: _numbers(name, call(frames, prompt))
 
 

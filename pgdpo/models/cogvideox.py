@@ -17,12 +17,17 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
 from pgdpo.errors import InputError
-from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning, TokenSharing, check_multiples
+from pgdpo.models.encoders import PipelineEncoders, VaeFamily, check_multiples
+from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
+
+TEXT_LENGTH = 226  # CogVideoXPipeline.__call__'s max_sequence_length
 
 
 class CogVideoXEncoders(PipelineEncoders):
+    readers = (TextReader("T5", TEXT_LENGTH),)
+
     def embed(self, pipeline: CogVideoXPipeline, prompts: list[str]) -> list[Conditioning]:
         """T5's states of all 226 tokens: the transformer masks none, so padding counts and is stored."""
         embeds, _ = pipeline.encode_prompt(
@@ -86,7 +91,7 @@ class CogVideoX(VaeFamily):
         text_first=True,
         processor=DispatchedAttention,
     )
-    text_length = 226  # CogVideoXPipeline.__call__'s max_sequence_length
+    text_length = TEXT_LENGTH
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.video_processor import VideoProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pgdpo.models.family import Conditioning, Family, OneAtATime, check_multiples
+from pgdpo.errors import InputError
+from pgdpo.models.family import Conditioning, Family, OneAtATime
+from pgdpo.models.text import TextReader
 
 
 class VaeFamily(Family):
@@ -51,6 +54,7 @@ class PipelineEncoders:
 
     needs_image = False
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    readers: tuple[TextReader, ...]
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         self.family = family
@@ -69,6 +73,10 @@ class PipelineEncoders:
                 **{part: digests(part) for part in self.text_parts},
             },
         }
+
+    def load_tokenizer(self, folder: str) -> PreTrainedTokenizerBase:
+        """The pipeline's tokenizer in that folder. Raises OSError where it is on a hub that cannot be reached."""
+        return AutoTokenizer.from_pretrained(self.family.source, subfolder=folder, trust_remote_code=False)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
@@ -114,3 +122,18 @@ class PipelineEncoders:
         )
         vae.enable_tiling()
         return vae.to(self.device).eval()
+
+
+def check_multiples(num_frames: int, height: int, width: int, *, spatial: int, temporal: int) -> None:
+    """Raises InputError, naming the nearest sizes, unless height and width are multiples of `spatial` and the frames
+    are a multiple of `temporal` plus 1."""
+    for key, value in (("height", height), ("width", width)):
+        if value % spatial:
+            low = value // spatial * spatial
+            options = f"{low} or {low + spatial}" if low else f"{spatial}"
+            raise InputError(f"data.{key} is {value}; this VAE takes multiples of {spatial}: {options}")
+    if num_frames % temporal != 1 % temporal:
+        low = (num_frames - 1) // temporal * temporal + 1
+        raise InputError(
+            f"data.num_frames is {num_frames}; this VAE takes {temporal}k + 1 frames: {low} or {low + temporal}"
+        )

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import diffusers
 import numpy as np
@@ -24,6 +24,11 @@ import torch
 from pgdpo.errors import InputError
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
 from pgdpo.settings import DataConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pgdpo.models.text import TextReader
 
 Conditioning = dict[str, torch.Tensor]
 
@@ -35,9 +40,13 @@ class Encoders(Protocol):
     fingerprint: str  # changes when the same clip or prompt would be encoded differently
     parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
     needs_image: bool  # the model is conditioned on an image beside the prompt
+    readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming the nearest sizes that fit."""
+
+    def load_tokenizer(self, folder: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of one of `readers`."""
 
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
         """Conditioning of each prompt, without a batch axis: `prompt` fp32 `[L, D]` with L <= text_length, without
@@ -391,18 +400,3 @@ class OneAtATime:
             gc.collect()
             self._held = (name, load())
         return self._held[1]
-
-
-def check_multiples(num_frames: int, height: int, width: int, *, spatial: int, temporal: int) -> None:
-    """Raises InputError, naming the nearest sizes, unless height and width are multiples of `spatial` and the frames
-    are a multiple of `temporal` plus 1."""
-    for key, value in (("height", height), ("width", width)):
-        if value % spatial:
-            low = value // spatial * spatial
-            options = f"{low} or {low + spatial}" if low else f"{spatial}"
-            raise InputError(f"data.{key} is {value}; this VAE takes multiples of {spatial}: {options}")
-    if num_frames % temporal != 1 % temporal:
-        low = (num_frames - 1) // temporal * temporal + 1
-        raise InputError(
-            f"data.num_frames is {num_frames}; this VAE takes {temporal}k + 1 frames: {low} or {low + temporal}"
-        )

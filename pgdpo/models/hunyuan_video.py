@@ -11,16 +11,25 @@ from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 
+TEXT_LENGTH = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
 GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale
 
 
 class HunyuanVideoEncoders(PipelineEncoders):
+    # The pipeline lets Llama read so many tokens more as its template takes before the prompt, and crops those; what is
+    # behind the prompt counts as the prompt does.
+    readers = (
+        TextReader("Llama", TEXT_LENGTH + TEMPLATE["crop_start"], template=TEMPLATE["template"]),
+        TextReader("CLIP", 77, tokenizer="tokenizer_2"),
+    )
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
     def embed(self, pipeline: HunyuanVideoPipeline, prompts: list[str]) -> list[Conditioning]:
@@ -40,7 +49,7 @@ class HunyuanVideo(VaeFamily):
     pipeline_class = HunyuanVideoPipeline
     vae_class = AutoencoderKLHunyuanVideo
     encoders_class = HunyuanVideoEncoders
-    text_length = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
+    text_length = TEXT_LENGTH
     attention_mask = torch.bool
     # Text attends behind the video, in blocks of two streams and of one; its refiner runs whole on every rank.
     sharing = TokenSharing(

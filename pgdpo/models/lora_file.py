@@ -8,7 +8,6 @@ weights. Here nothing of a file is left out: what does not fit is an error.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -20,11 +19,12 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError, safe_open
 
-from pgdpo.console import say
+from pgdpo.console import say_once
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.models.comfyui import PREFIX, original_layers
 from pgdpo.models.family import Family
+from pgdpo.models.targets import in_block, linear_layers, targeted
 from pgdpo.settings import AdapterConfig
 
 KOHYA = "lora_unet_"
@@ -71,19 +71,14 @@ def open_lora(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
     reader = _Reader(adapter.init, file, family, transformer)
     updates = reader.updates()
     _check_fits(updates, file, adapter)
-    wanted = [name for name, _ in _linear(transformer) if _targeted(name, adapter.target_modules)]
+    wanted = [name for name in linear_layers(transformer) if targeted(name, adapter.target_modules)]
     fresh = [name for name in wanted if name not in updates]
-    _say_once(
+    say_once(  # policy and frozen reference start from the same file
         f"the adapter starts from {file}: {len(updates)} layers, rank {max(len(u.down) for u in updates.values())}"
         + ("; it says no alpha: taken for its rank" if reader.no_alpha else "")
         + (f"; {len(fresh)} layers of target_modules are not in it ({fresh[0]}, ...)" if fresh else "")
     )
     return updates
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    say(message)  # policy and frozen reference start from the same file
 
 
 def init_digest(adapter: AdapterConfig | None) -> str | None:
@@ -95,15 +90,6 @@ def _refused(init: Path, what: str) -> InputError:
     return InputError(f"model.adapter.init is {str(init)!r}: {what}")
 
 
-def _linear(transformer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
-    return ((n, module) for n, module in transformer.named_modules() if isinstance(module, torch.nn.Linear))
-
-
-def _targeted(module: str, targets: list[str]) -> bool:
-    """As peft takes target_modules: whole names, or ends of them."""
-    return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
 class _Reader:
     """One file's tensors, sorted by the layers that they are for."""
 
@@ -112,7 +98,7 @@ class _Reader:
         self.no_alpha = False
         self._folder = family.transformer_folder
         self._prefixes = (PREFIX, "base_model.model.", "transformer.", f"{self._folder}.")
-        self._modules: dict[str, list[str]] = {name: [name] for name, _ in _linear(transformer)}
+        self._modules: dict[str, list[str]] = {name: [name] for name in linear_layers(transformer)}
         originals = original_layers(family.model.family, transformer)
         self._examples = [next(iter(self._modules)), *list(originals)[:1]]
         self._modules |= originals
@@ -208,7 +194,7 @@ class _Reader:
             value = float(alpha) if alpha.numel() == 1 else math.nan
         else:
             by_layer = self._metadata.get("alpha_pattern") or {}
-            own = [alpha for name, alpha in by_layer.items() if _targeted(module, [name])]
+            own = [alpha for name, alpha in by_layer.items() if targeted(module, [name])]
             value = own[0] if own else self._metadata.get("lora_alpha")
         if value is None:
             self.no_alpha = True
@@ -243,10 +229,9 @@ def _check_fits(updates: Mapping[str, Update], file: Path, adapter: AdapterConfi
             f"model.adapter.rank is {adapter.rank}: {file} has rank {rank} (`{largest}`): set model.adapter.rank to "
             f"{rank} or more, and model.adapter.alpha as you want it: the file's update stays what it is"
         )
-    outside = [name for name in updates if not _targeted(name, adapter.target_modules)]
+    outside = [name for name in updates if not targeted(name, adapter.target_modules)]
     if outside:
-        # Behind the block's number, so that the names of one block stand for those of all.
-        ends = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in outside)
+        ends = dict.fromkeys(map(in_block, outside))
         raise InputError(
             f"model.adapter.target_modules is {adapter.target_modules}: {file} has a LoRA of {len(outside)} layers "
             f"that these leave out (`{outside[0]}`, ...): set it to [{', '.join([*adapter.target_modules, *ends])}]"

@@ -14,10 +14,15 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DM
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.text import TextReader
 from pgdpo.settings import DataConfig, ModelConfig
+
+TEXT_LENGTH = 128  # LTXPipeline.__call__'s max_sequence_length
 
 
 class LTXEncoders(PipelineEncoders):
+    readers = (TextReader("T5", TEXT_LENGTH),)
+
     def embed(self, pipeline: LTXPipeline, prompts: list[str]) -> list[Conditioning]:
         """T5's states; padding stands behind the last token and the transformer masks it: it is not stored."""
         embeds, mask, _, _ = pipeline.encode_prompt(
@@ -47,7 +52,7 @@ class LTX(VaeFamily):
     pipeline_class = LTXPipeline
     vae_class = AutoencoderKLLTXVideo
     encoders_class = LTXEncoders
-    text_length = 128  # LTXPipeline.__call__'s max_sequence_length
+    text_length = TEXT_LENGTH
     attention_mask = torch.float32
     # The mask is that of cross-attention to text, which every rank has whole.
     sharing = TokenSharing(blocks=("transformer_blocks",), attention="attn1", arguments={}, rope_dim=1)

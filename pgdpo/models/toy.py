@@ -27,6 +27,7 @@ class ToyEncoders:
 
     text_length = TEXT_LENGTH
     needs_image = False
+    readers = ()  # nothing is cut: a prompt of too many words is refused
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 
     parts: ClassVar[dict[str, dict[str, str]]] = {
@@ -59,16 +60,24 @@ class ToyEncoders:
         pixels = blocks.permute(3, 4, 1, 5, 2, 0).reshape(f, h * PATCH, w * PATCH, 3)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raises InputError for more different words than fit."""
+        _words(prompt)
+
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
         return [{"prompt": self._encode(prompt)} for prompt in prompts]
 
     def _encode(self, prompt: str) -> torch.Tensor:
-        words = sorted(set(re.findall(r"\w+", prompt.lower()))) or [""]
-        if len(words) > TEXT_LENGTH:
-            raise InputError(
-                f"prompt {prompt!r} has {len(words)} different words; the toy's encoder takes {TEXT_LENGTH}"
-            )
-        return torch.stack([_word_vector(word) for word in words])
+        return torch.stack([_word_vector(word) for word in _words(prompt)])
+
+
+def _words(prompt: str) -> list[str]:
+    words = sorted(set(re.findall(r"\w+", prompt.lower()))) or [""]
+    if len(words) > TEXT_LENGTH:
+        raise InputError(
+            f"prompt {prompt!r} has {len(words)} different words; the toy's encoder takes {TEXT_LENGTH}"
+        )
+    return words
 
 
 def _word_vector(word: str) -> torch.Tensor:

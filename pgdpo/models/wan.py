@@ -28,7 +28,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
-from pgdpo.models.wan_encoders import WanEncoders
+from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
 
 TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
@@ -43,7 +43,7 @@ class Wan(VaeFamily):
     pipeline_class = WanPipeline
     vae_class = AutoencoderKLWan
     encoders_class = WanEncoders
-    text_length = 512  # WanPipeline.__call__'s max_sequence_length
+    text_length = TEXT_LENGTH
     # A timestep per token goes with its token. Text and image are cross-attended.
     sharing = TokenSharing(blocks=("blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1)
 

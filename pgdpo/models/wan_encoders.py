@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pgdpo.models.encoders import PipelineEncoders
 from pgdpo.models.family import Conditioning
+from pgdpo.models.text import TextReader
 
 if TYPE_CHECKING:
     from pgdpo.models.wan import Wan
 
 
+TEXT_LENGTH = 512  # WanPipeline.__call__'s max_sequence_length
+
+
 class WanEncoders(PipelineEncoders):
+    readers = (TextReader("UMT5", TEXT_LENGTH, clean=prompt_clean),)
+
     def __init__(self, family: Wan, device: torch.device) -> None:
         super().__init__(family, device)
         self.needs_image = bool(family.image_names)

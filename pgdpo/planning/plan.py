@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from pgdpo.data.order import check_batches
 from pgdpo.errors import InputError
+from pgdpo.models.targets import check_targets
 from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective
 from pgdpo.planning.disk import Disk, plan_disk
@@ -19,7 +21,6 @@ from pgdpo.planning.published import open_to_plan
 from pgdpo.planning.step import Step, Work, plan_step
 from pgdpo.planning.trace import Activations, Pass, activations
 from pgdpo.settings import Config
-from pgdpo.training.engine import check_batches
 from pgdpo.training.flops import forward_flops_by_op
 from pgdpo.training.memory import save_memory
 from pgdpo.training.parallel import check_sequence_parallel
@@ -62,6 +63,8 @@ class Planner:
         self.family, self.note = open_to_plan(config.model)
         shapes = latent_shapes or [self._latent_shape(size) for size in config.data.sizes]
         self.latent_shape = max(shapes, key=math.prod)
+        if config.model.adapter is not None:
+            check_targets(self.family, config.model.adapter)
         policy = meta_policy(self.family, config)
         self.sizes = sizes(policy)
         self.depths = block_lists(policy)

@@ -113,6 +113,11 @@ class Config(Section):
                 f"train.keep_every is {kept}, no multiple of train.checkpoint_every ({every}): these steps have no "
                 f"checkpoint; set it to {kept // every * every or every} or {(kept // every + 1) * every}"
             )
+        if self.evaluate.every is not None and self.data.held_out is None:
+            raise ValueError(
+                f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
+                "are shown, or leave evaluate.every out"
+            )
         if self.train.reference == "adapter" and self.model.adapter is None:
             raise ValueError(
                 "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from pgdpo.settings.section import Section
 
+NO_HELD_OUT = "data.held_out is empty: name a manifest of pairs that are not trained on"
+
 
 class EvaluateConfig(Section):
     reward: str | None = Field(

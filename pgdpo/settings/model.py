@@ -19,6 +19,7 @@ class AdapterConfig(Section):
     alpha: float = Field(64, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
     target_modules: list[str] = Field(
         ["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
         description="Names (suffixes) of the linear layers that get an adapter.",
     )
     init: Path | None = Field(

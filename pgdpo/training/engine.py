@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.console import say
-from pgdpo.errors import InputError, MachineError
+from pgdpo.data.order import check_batches
+from pgdpo.errors import MachineError
 from pgdpo.settings import Config, TrainConfig
 
 if not torch.cuda.is_available():
@@ -61,22 +62,6 @@ def start_distributed() -> torch.device:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
     return device
-
-
-def check_batches(train: TrainConfig, ranks: int) -> int:
-    """Gradient accumulation steps over `ranks` that read different pairs.
-
-    Raises InputError if the global batch does not split over them.
-    """
-    chunk = train.micro_batch_pairs * ranks
-    if train.global_batch_pairs % chunk:
-        low = train.global_batch_pairs // chunk * chunk
-        options = f"{low} or {low + chunk}" if low else f"{chunk}"
-        raise InputError(
-            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
-            f"data-parallel ranks = {train.micro_batch_pairs} x {ranks}: take {options}"
-        )
-    return train.global_batch_pairs // chunk
 
 
 def check_offload(train: TrainConfig) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from pgdpo.console import progress_bar, say
-from pgdpo.data.order import Order, StepBatches
+from pgdpo.data.order import Order, StepBatches, check_batches
 from pgdpo.data.prepared import collate
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
@@ -60,7 +60,7 @@ class Trainer:
         self.device = engines.start_distributed()
         make_deterministic(config.train.deterministic)
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
-        self.accumulation = engines.check_batches(config.train, self.ranks.data_size)
+        self.accumulation = check_batches(config.train, self.ranks.data_size)
         engines.check_offload(config.train)
         engines.build_async_io(config.train)
         part = dist.get_rank(), dist.get_world_size()
@@ -76,7 +76,8 @@ class Trainer:
         self.segments = frame_segments(self.objective, config, self.data)
         self.family = open_family(config.model)
         require_images(self.data, self.family)
-        cached = self._open_cached()  # before any weight is loaded
+        self.validation = Validation(config, self.family, self.device)  # before any weight is loaded, and
+        cached = self._open_cached()
         for shape in self.data.latent_shapes:
             check_sequence_parallel(config, self.family, shape)
         check_memory(config, self.data.latent_shapes, self.device, dist.get_world_size())
@@ -87,7 +88,6 @@ class Trainer:
         self.policy = self._build_policy()
         self.reference = cached or self._build_reference()
         self.beta_watch = BetaWatch(self.objective, config.run_dir, self.ranks.data_group)
-        self.validation = Validation(config, self.family, self.device)
         self.identity = run_identity(config, self.data)
         self.checkpoints = Checkpoints(
             config.run_dir, keep=config.train.keep_checkpoints, every=config.train.keep_every

@@ -56,13 +56,18 @@ def _checkpointing(model: ModelConfig) -> Callable:
     """`(block, *inputs) -> outputs` that keeps what the setting says and recomputes the rest in the backward pass."""
     options = {"use_reentrant": False}
     if model.gradient_checkpointing == "selective":
-        if model.attention not in ATTENTION_OPS:
-            raise InputError(
-                f"model.gradient_checkpointing is `selective`: the operator of model.attention {model.attention!r} is "
-                f"not known, so its outputs cannot be kept; use `full`, or one of {', '.join(ATTENTION_OPS)}"
-            )
+        check_selective(model)
         options["context_fn"] = functools.partial(_selective_contexts, ATTENTION_OPS[model.attention])
     return lambda block, *inputs: checkpoint(block.__call__, *inputs, **options)
+
+
+def check_selective(model: ModelConfig) -> None:
+    """Raises InputError if `selective` cannot tell the attention backend's outputs from other tensors."""
+    if model.gradient_checkpointing == "selective" and model.attention not in ATTENTION_OPS:
+        raise InputError(
+            f"model.gradient_checkpointing is `selective`: the operator of model.attention {model.attention!r} is not "
+            f"known, so its outputs cannot be kept; use `full`, or one of {', '.join(ATTENTION_OPS)}"
+        )
 
 
 def _selective_contexts(operators: tuple[str, ...]) -> tuple[TorchDispatchMode, TorchDispatchMode]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
 from pgdpo.data.columns import COLUMNS
 from pgdpo.data.prepared import PreparedPairs, has_mask
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.objectives import Objective, PairInfo
+from pgdpo.objectives import Needs, Objective, PairInfo
 from pgdpo.settings import Config
 
 
@@ -31,7 +34,20 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
 
     Raises InputError naming objective, column, the first row at fault and the file.
     """
-    needs, name = objective.needs, objective.name
+    check_noise(objective.name, objective.needs, config)
+    check_rows(objective.name, objective.needs, data)
+
+
+def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
+    """Raises InputError where prepared rows lack a column that the objective reads, or hold it in another form."""
+    if "masked" in needs.pairs:
+        _check_masks(name, data)
+    for column in COLUMNS:
+        _check_column(column, data, name if column in needs.pairs else None)
+
+
+def check_noise(name: str, needs: Needs, config: Config) -> None:
+    """Raises InputError where the configuration doesn't give the noisy latents that the objective needs."""
     if needs.noisy == "siblings":
         raise InputError(
             f"objective `{name}` needs {needs.data}: prepared pairs hold none. Call it from an online loop of your own "
@@ -44,10 +60,6 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
         )
     if config.diffusion.inversion_steps is not None:
         _check_inversion(config)
-    if "masked" in needs.pairs:
-        _check_masks(name, data)
-    for column in COLUMNS:
-        _check_column(column, data, name if column in needs.pairs else None)
 
 
 def _check_inversion(config: Config) -> None:
@@ -109,23 +121,30 @@ def frame_segments(objective: Objective, config: Config, data: PreparedPairs) ->
     As many segments as the columns that the objective needs have, or `data.segments`. Where the frames don't
     divide, the lengths differ by one frame. Raises InputError for numbers that don't fit.
     """
-    count, source = config.data.segments, "data.segments"
+    frames = [shape[1] for shape in data.latent_shapes]
+    return divide_frames(objective.needs, config.data.segments, data.rows[0], frames)
+
+
+def divide_frames(
+    needs: Needs, segments: int | None, row: Mapping[str, Any], frames: Sequence[int]
+) -> dict[int, list[int] | None]:
+    """`frame_segments` of clips of these numbers of latent `frames`, whose rows have the columns of `row`."""
+    count, source = segments, "data.segments"
     for column in ("segment_labels", "tail"):
-        if column not in objective.needs.pairs:
+        if column not in needs.pairs:
             continue
-        length = _length(data.rows[0][column])
+        length = _length(row[column])
         if count not in (None, length):
             raise InputError(
                 f"{source} is {count}, `{column}` has {length} entries a row: both must be one number"
             )
         count, source = length, f"`{column}`"
-    lengths = sorted({shape[1] for shape in data.latent_shapes})
+    lengths = sorted(set(frames))
     if count is None:
         return dict.fromkeys(lengths)
     if count > lengths[0]:
         raise InputError(
-            f"{source} asks for {count} segments; the latents of {data.folder} have {lengths[0]} frames: at most that "
-            "many"
+            f"{source} asks for {count} segments, and the latents have {lengths[0]} frames: at most that many"
         )
     return {frames: [frame * count // frames for frame in range(frames)] for frames in lengths}
 

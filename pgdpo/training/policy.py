@@ -21,11 +21,12 @@ from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.adapter import add_adapter, start_from
 from pgdpo.models.family import Family
-from pgdpo.models.lora_file import init_digest, open_lora
-from pgdpo.settings import Config
+from pgdpo.models.lora_file import Update, init_digest, open_lora
+from pgdpo.models.targets import check_targets
+from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training.agreement import from_main
 from pgdpo.training.engine import deepspeed_config
-from pgdpo.training.memory import save_memory
+from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
 from pgdpo.training.ulysses import share_tokens
 from pgdpo.training.zero_init import load_sharded
@@ -49,8 +50,10 @@ def build_policy(
     """
     family = open_family(config.model)
     check_attention(config, family, device)
+    check_selective(config.model)
+    check_kernels(config.model, family, device)
     lora = config.model.adapter if adapter else None
-    updates = open_lora(family, lora) if lora is not None and lora.init is not None and init else {}
+    updates = open_adapter(family, lora) if lora is not None and init else {}
     options = {
         "dtype": base_dtype(config),
         "random_init_seed": config.train.seed if config.model.random_init else None,
@@ -65,7 +68,8 @@ def build_policy(
         if updates:
             start_from(transformer, updates, lora)
     transformer.set_attention_backend(config.model.attention)
-    fuse(transformer, config.model.kernels, device)
+    if fused := fuse(transformer, config.model.kernels, device):
+        say(f"fused ops in {len(fused)} modules of the transformer")
     if family.repeated_blocks:
         transformer._repeated_blocks = list(family.repeated_blocks)
     save_memory(transformer, config.model)
@@ -74,26 +78,45 @@ def build_policy(
     return family, transformer.train()
 
 
+def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
+    """What the adapter starts from, by layer; empty where it starts as the identity. Loads no weights.
+
+    Raises InputError for targets that the model has not, and as `open_lora` does.
+    """
+    check_targets(family, adapter)
+    return {} if adapter.init is None else open_lora(family, adapter)
+
+
 def base_dtype(config: Config) -> torch.dtype:
     """bf16 with an adapter: the frozen weights are held in bf16; without one all weights stay fp32 (they train)."""
     half = config.train.precision == "bf16" and config.model.adapter is not None
     return torch.bfloat16 if half else torch.float32
 
 
-def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> None:
-    """Put the fused ops into the transformer, as `model.kernels` asks. Raises InputError where they cannot run."""
+def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> list[str]:
+    """Put the fused ops into the transformer, as `model.kernels` asks. Returns what was replaced.
+
+    Raises InputError for a model that they are not written for, MachineError where Triton cannot run.
+    """
     runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     if kernels == "eager" or (kernels == "auto" and not runs):
-        return
+        return []
     if not runs:
-        raise InputError(
+        raise MachineError(
             f"model.kernels is `triton`: Triton needs a GPU, this is {device.type}; use `auto` or `eager`"
         )
     try:
-        replaced = apply_to(transformer, strict=kernels == "triton")
+        return apply_to(transformer, strict=kernels == "triton")
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"model.kernels is `triton`: {error}; use `auto` or `eager`") from error
-    say(f"fused ops in {len(replaced)} modules of the transformer")
+
+
+def check_kernels(model: ModelConfig, family: Family, device: torch.device) -> None:
+    """Try `model.kernels: triton` without weights. Raises as `fuse`."""
+    if model.kernels == "triton":
+        with torch.device("meta"):
+            transformer = family.from_architecture(family.architecture())
+        fuse(transformer, model.kernels, device)
 
 
 def check_attention(config: Config, family: Family, device: torch.device) -> None:

@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
 from pgdpo.data.video import write_video
-from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.settings import Config
 from pgdpo.training.policy import open_pairs, require_images
@@ -51,7 +50,7 @@ class Validation:
     """Every `evaluate.every` steps: clips of the first held-out prompts, from the same noise each time.
 
     They go to `run_dir/validation/step-<n>/` and to TensorBoard. Every rank samples the same (ZeRO-3 needs all of them
-    in each forward), the main rank decodes and writes. Raises InputError if there is no held-out split.
+    in each forward), the main rank decodes and writes. Opening them loads no weights.
     """
 
     def __init__(self, config: Config, family: Family, device: torch.device) -> None:
@@ -59,11 +58,6 @@ class Validation:
         self._every = config.evaluate.every
         if self._every is None:
             return
-        if config.data.held_out is None:
-            raise InputError(
-                f"evaluate.every is {self._every}, but data.held_out is empty: name a manifest whose prompts are "
-                "shown, or leave evaluate.every out"
-            )
         self._data = open_pairs(config, "held_out")
         require_images(self._data, family)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]

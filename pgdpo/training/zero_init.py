@@ -112,6 +112,14 @@ def weights_folder(family: Family) -> Path:
     return Path(folder) / family.transformer_folder
 
 
+def check_files(family: Family) -> None:
+    """Raises InputError as `load_sharded` would, by the headers of the files alone; a hub id's are not looked at."""
+    folder = family.part_folder(family.transformer_folder)
+    if folder is not None:
+        with torch.device("meta"):
+            _Safetensors(folder, family.from_architecture(family.architecture()))
+
+
 class _Safetensors:
     """Tensors by name out of one safetensors file or of an index's shards, checked against an architecture first."""
 

@@ -205,7 +205,7 @@ def test_rewards_come_from_installed_packages_alone(tmp_path, monkeypatch):
     for name, message in {
         "evil:score": "no installed package holds `evil`",
         "os:system": "no installed package holds `os`",
-        "numpy:nothing_like_that": "has no attribute",
+        "numpy:nothing_like_that": "has no function",
         "numpy": "expected `toy` or",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -10,7 +10,7 @@ import numpy as np
 from pgdpo.console import progress_bar
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import probe, statistics
-from pgdpo.data.curation.select import Kept, select
+from pgdpo.data.curation.select import Embed, Kept, select
 from pgdpo.data.curation.weight import weights
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.settings import DataConfig
@@ -21,11 +21,24 @@ def curate(data: PreparedPairs, config: DataConfig, *, seed: int) -> list[Kept]:
 
     Returns what was done, a `Kept` a rule. Raises InputError if a row lacks what a rule reads, or no pair is left.
     """
-    rows, report = data.rows, []
+    rows, chunks, report = curated(
+        data.rows, config, embed=lambda prompts: _embeddings(data, prompts), seed=seed
+    )
+    if report:
+        data.restrict(rows, stages=chunks)
+    return report
+
+
+def curated(
+    rows: list[dict], config: DataConfig, *, embed: Embed, seed: int
+) -> tuple[list[dict], list[int] | None, list[Kept]]:
+    """(the rows that stay, with their weights; the stage of each, where there is an order; what was done).
+
+    `embed` and what is raised: as `select` and `stages` have it.
+    """
+    report = []
     if config.select:
-        indices, report = select(
-            config.select, rows, embed=lambda prompts: _embeddings(data, prompts), seed=seed
-        )
+        indices, report = select(config.select, rows, embed=embed, seed=seed)
         rows = [rows[index] for index in indices]
     if config.weight:
         factors, why = weights(config.weight, rows)
@@ -35,9 +48,7 @@ def curate(data: PreparedPairs, config: DataConfig, *, seed: int) -> list[Kept]:
     if config.order:
         chunks, why = stages(config.order, rows)
         report.append(Kept(f"order: {config.order.by}", len(rows), len(rows), why))
-    if report:
-        data.restrict(rows, stages=None if chunks is None else chunks.tolist())
-    return report
+    return rows, None if chunks is None else chunks.tolist(), report
 
 
 PROBED = 1000  # pairs whose latents the probe looks at

@@ -1,0 +1,193 @@
+"""The inputs: each is refused for one reason, or, in a manifest, for one in each row."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from tests.refusals.making import (
+    FRESH,
+    HALF,
+    NVME,
+    WHOLE,
+    Input,
+    Q,
+    bad_rows,
+    black_mask,
+    broken_config,
+    broken_key,
+    broken_picture,
+    broken_reward,
+    cogvideox,
+    curated,
+    damaged,
+    damaged_errors,
+    flipped,
+    fused_and_apart,
+    given,
+    hunyuan_image,
+    lora,
+    lora_folder,
+    no_bucket,
+    no_hashes,
+    no_interpreter,
+    no_libaio,
+    no_tracker,
+    other_start,
+    others_errors,
+    others_margins,
+    prepared_rows,
+    remote,
+    tensors,
+    wan,
+    without,
+)
+from tests.refusals.parts import adapted, attended, evaluated, inverted, opened, read, rewarded, shared, sized
+
+INPUTS = {
+    # the configuration
+    "a key": Input("train", given("train.steps=0")),
+    "no such file": Input("train", given(), config="gone.yaml"),
+    "a change for the file": Input("train", given(), config="train.steps=3"),
+    "an unknown objective": Input("train", given("objective.name=pgdpo")),
+    "an unknown option": Input("train", given("objective.bta=3")),
+    "an option's range": Input("train", given("objective.beta=-1")),
+    "an option's kind": Input("train", given("objective.beta=much")),
+    "an option's choice": Input("train", given("objective.safeguard={scope: batch}")),
+    "no safeguard": Input("train", given("objective={name: sft, adaptive_clip: {}}")),
+    "a safeguard's kind": Input("train", given("objective.safeguard=3")),
+    "a safeguard's order": Input("train", given("objective.adaptive_clip={low_start: 1, low_end: 0.5}")),
+    "the batch": Input("train", given("train.global_batch_pairs=5")),
+    # rewards
+    "a reward's form": Input(rewarded, given("evaluate.reward=motion")),
+    "a reward's package": Input(rewarded, given("evaluate.reward=my_rewards:motion")),
+    "a reward's import": Input(rewarded, broken_reward),
+    "a reward's function": Input(rewarded, given("evaluate.reward=numpy:sise")),
+    "nothing held out": Input(evaluated, given("data.held_out=null"), "note"),
+    # the machine, and the engine
+    "a tracker": Input("train", no_tracker),
+    "an NVMe folder": Input("train", given(*NVME, "train.nvme_path=/proc/nvme"), "warning"),
+    "no libaio": Input("train", no_libaio, "warning"),
+    "heads": Input(shared, given("train.sequence_parallel=3")),
+    "tokens": Input(
+        shared,
+        given(FRESH, "train.sequence_parallel=2", "data.num_frames=1", "data.height=8", "data.width=8"),
+    ),
+    "a backend's name": Input("train", given("model.attention=xfomers")),
+    "a backend's operator": Input("train", given("model.attention=xformers"), "warning"),
+    "a backend for cogvideox": Input(attended, cogvideox("model.attention=_native_flash")),
+    "no Triton": Input("train", no_interpreter, "warning"),
+    "what is kept": Input(
+        "train", given("model.gradient_checkpointing=selective", "model.attention=_native_math")
+    ),
+    # the adapter
+    "no such layer": Input("train", given("model.adapter.target_modules=[to_q,to_z]")),
+    "no linear layer": Input("train", given("model.adapter.target_modules=[to_q,'0']")),
+    "no LoRA there": Input("train", given("model.adapter.init=nowhere")),
+    "two LoRAs": Input("train", lora_folder("a.safetensors", "b.safetensors")),
+    "an empty folder": Input("train", lora_folder()),
+    "a broken LoRA": Input("train", lora_folder("a.safetensors")),
+    "a LoRA twice": Input("train", lora(WHOLE | {f"transformer.{name}": t for name, t in WHOLE.items()})),
+    "other tensors": Input("train", lora(WHOLE | {"blocks.0.norm3.diff": torch.ones(2)})),
+    "no LoRA": Input("train", lora({"blocks.0.norm3.diff": torch.zeros(2)})),
+    "half a LoRA": Input("train", lora(HALF)),
+    "two ranks": Input("train", lora(WHOLE | {f"{Q}.lora_A.weight": torch.ones(1, 32)})),
+    "another model's": Input("train", lora(WHOLE | {f"{Q}.lora_A.weight": torch.ones(2, 16)})),
+    "not finite": Input("train", lora(WHOLE | {f"{Q}.lora_A.weight": torch.full((2, 32), torch.nan)})),
+    "alpha 0": Input("train", lora(WHOLE | {f"{Q}.alpha": torch.tensor(0.0)})),
+    "metadata": Input("train", lora(WHOLE, metadata={"lora_adapter_metadata": "[1]"})),
+    "alpha_pattern": Input(
+        "train",
+        lora(WHOLE, metadata={"lora_adapter_metadata": json.dumps({"transformer.alpha_pattern": [1]})}),
+    ),
+    "a rank": Input("train", lora(WHOLE, "model.adapter.rank=1")),
+    "a LoRA of more": Input("train", lora(WHOLE, "model.adapter.target_modules=[to_v]")),
+    "fused and apart": Input(adapted, fused_and_apart),
+    # the model's folder
+    "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "a broken config": Input(opened, broken_config),
+    "no VAE": Input(opened, lambda place: without(place, "vae")),
+    "another VAE": Input(opened, wan("2.1 t2v", vae={"_class_name": "AutoencoderKL"})),
+    "another transformer": Input(
+        opened, wan("2.1 t2v", transformer={"_class_name": "LTXVideoTransformer3DModel"})
+    ),
+    "no model_index": Input(opened, lambda place: without(place, "model_index.json")),
+    "another pipeline": Input(opened, wan("2.1 t2v", index={"_class_name": "WanVACEPipeline"})),
+    "two experts": Input(opened, wan("2.2 t2v a14b")),
+    "one expert": Input(opened, wan("2.1 t2v", "model.expert=low_noise")),
+    "an expert missing": Input(
+        opened, wan("2.1 t2v", "model.expert=low_noise", index={"boundary_ratio": 0.9})
+    ),
+    "another adapter": Input(
+        opened, wan("2.2 t2v a14b", "model.expert=low_noise", "model.other_adapter=nowhere")
+    ),
+    "another task": Input(opened, wan("2.1 t2v", "model.task=image_to_video")),
+    "an image for the toy": Input(opened, wan("2.1 i2v", "model.encoders=toy")),
+    "a last frame": Input(opened, wan("2.1 i2v", transformer={"pos_embed_seq_len": 514})),
+    "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "2.1 i2v")),
+    "one frame": Input(sized, wan("2.1 i2v", "data.num_frames=1")),
+    "frames": Input(sized, wan("2.1 t2v", "data.num_frames=6")),
+    "height": Input(sized, wan("2.1 t2v", "data.num_frames=5", "data.height=20")),
+    "the toy's height": Input(sized, given(FRESH, "data.height=18")),
+    "CogVideoX's image": Input(opened, cogvideox(transformer={"in_channels": 8})),
+    "CogVideoX 1.5": Input(opened, cogvideox(transformer={"patch_size_t": 2})),
+    "CogVideoX's scheduler": Input(opened, cogvideox(scheduler={"prediction_type": "epsilon"})),
+    "HunyuanVideo's image": Input(opened, hunyuan_image),
+    "a start without its config": Input("train", other_start(None)),
+    "a start of another class": Input("train", other_start({"_class_name": "LTXVideoTransformer3DModel"})),
+    "a start of other layers": Input("train", other_start({"num_layers": 3})),
+    "a tensor missing": Input(read, tensors(lambda found: found.pop("proj_out.bias"))),
+    "a tensor's shape": Input(read, tensors(lambda found: found.update({"proj_out.bias": torch.ones(2)}))),
+    "no weights": Input(read, tensors(None)),
+    # rows and clips
+    "bad rows": Input("prepare", bad_rows),
+    "an empty mask": Input("prepare", black_mask),
+    "a picture": Input("prepare", broken_picture),
+    "no bucket": Input("prepare", no_bucket),
+    "words": Input("prepare", curated(prompt="one two three four five six seven eight nine")),
+    "a URL": Input("prepare", remote("memory://refusals/none.mp4")),
+    "a large clip": Input("prepare", remote("memory://refusals/large.mp4", most=10)),
+    # what the objective and the rules read
+    "siblings": Input("train", given("objective={name: d3po}")),
+    "inversion": Input("train", given("objective={name: inpo}")),
+    "inversion of v": Input(inverted, cogvideox("diffusion.inversion_steps=2")),
+    "inversion from above": Input(
+        inverted, wan("2.2 t2v a14b", "model.expert=high_noise", "diffusion.inversion_steps=2")
+    ),
+    "masks": Input("train", given("objective={name: local_dpo}")),
+    "a column": Input("train", given("objective={name: dense_dpo}")),
+    "a column's shape": Input(
+        "train",
+        prepared_rows(
+            "objective={name: dense_dpo}", first={"segment_labels": [1, 0]}, second={"segment_labels": [1]}
+        ),
+    ),
+    "segments": Input("train", given("data.segments=9")),
+    "two numbers of segments": Input(
+        "train",
+        prepared_rows(
+            "objective={name: dense_dpo}",
+            "data.segments=3",
+            first={"segment_labels": [1, 0]},
+            second={"segment_labels": [1, 0]},
+        ),
+    ),
+    "none is left": Input("train", given("data.select=[{by: chosen_score, score: total, least: 2}]")),
+    "no score": Input("train", given("data.select=[{by: margin, score: beauty}]")),
+    "no hashes": Input("train", lambda place: [place.own_pairs(no_hashes), "data.select=[{by: duplicates}]"]),
+    "no quality": Input("train", given("data.select=[{by: fifa, score: total, quality: text_quality}]")),
+    "no source": Input("train", given("data.select=[{by: source, sources: [elsewhere]}]")),
+    "no margins": Input("train", given("data.order={by: implicit_reward, file: gone.json}")),
+    "others' margins": Input("train", others_margins),
+    # prepared pairs
+    "no JSON": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{"))),
+    "another format": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{}"))),
+    "other sizes": Input("train", given("data.height=32")),
+    "a shard's bytes": Input("train", damaged(flipped)),
+    "a shard for the reference": Input("reference", damaged(flipped)),
+    "others' errors": Input("train", others_errors, "warning"),
+    "a broken key": Input("train", broken_key, "warning"),
+    "damaged errors": Input("train", damaged_errors, "warning"),
+    "errors of the reference": Input("train", given("train.reference=cached"), "warning"),
+}

@@ -1,0 +1,67 @@
+"""Parts of commands that refuse a configuration, where the whole command would need pairs or a run of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from pgdpo.settings import Config
+
+
+def opened(config: Config) -> object:
+    from pgdpo.models import open_family
+
+    return open_family(config.model)
+
+
+def sized(config: Config) -> None:
+    encoders = opened(config).load_encoders(torch.device("cpu"))
+    for size in config.data.sizes:
+        encoders.check_size(*size)
+
+
+def shared(config: Config) -> None:
+    from pgdpo.training.parallel import check_sequence_parallel
+
+    for size in config.data.sizes:
+        check_sequence_parallel(config, opened(config), opened(config).latent_shape(*size))
+
+
+def adapted(config: Config) -> None:
+    from pgdpo.training.policy import open_adapter
+
+    open_adapter(opened(config), config.model.adapter)
+
+
+def attended(config: Config) -> None:
+    from pgdpo.training.policy import check_attention
+
+    check_attention(config, opened(config), torch.device("cpu"))
+
+
+def inverted(config: Config) -> None:
+    from pgdpo.objectives import needs_of
+    from pgdpo.training.pairs import check_noise
+
+    name = config.objective["name"]
+    check_noise(name, needs_of(name, **config.objective_options), config)
+
+
+def evaluated(config: Config) -> None:
+    from pgdpo.evaluation.evaluate import evaluate
+
+    evaluate(SimpleNamespace(config=config, out=Path("nowhere"), folder=Path("nowhere")))
+
+
+def read(config: Config) -> None:
+    from pgdpo.training.zero_init import check_files
+
+    check_files(opened(config))
+
+
+def rewarded(config: Config) -> None:
+    from pgdpo.evaluation.rewards import open_reward
+
+    open_reward(config.evaluate.reward)

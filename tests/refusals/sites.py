@@ -1,0 +1,133 @@
+"""Every place in pgdpo that refuses an input, found in its source, and which of them a command can reach."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "pgdpo"
+COMMANDS = ("run_prepare", "run_train", "run_evaluate", "run_reference")  # of pipeline.py
+ERRORS = ("InputError", "MachineError")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One `raise` of an InputError: where it stands, and the text that it holds."""
+
+    module: str  # without `pgdpo.`
+    function: str  # its qualified name
+    text: str  # the constant parts of the message, `{}` between them
+    file: Path
+    lines: range
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.function}: {self.text}"
+
+
+@functools.cache
+def reachable_sites() -> list[Site]:
+    """Those in the modules that the commands import, however late."""
+    return [site for module in sorted(_reachable()) for site in _sites(module)]
+
+
+def _sites(module: str) -> Iterator[Site]:
+    def walk(node: ast.AST, names: tuple[str, ...]) -> Iterator[Site]:
+        for child in ast.iter_child_nodes(node):
+            inner = isinstance(child, (ast.FunctionDef, ast.ClassDef))
+            if isinstance(child, ast.Raise) and _refuses(child.exc):
+                lines = range(child.lineno, child.end_lineno + 1)
+                short = module.removeprefix("pgdpo.")
+                yield Site(short, ".".join(names), _text(child.exc), _file(module), lines)
+            yield from walk(child, (*names, child.name) if inner else names)
+
+    return walk(_tree(module), ())
+
+
+def _refuses(raised: ast.expr | None) -> bool:
+    """InputError(...), a function that returns one, or an error that was caught and kept."""
+    if isinstance(raised, ast.Call):
+        return _last(raised.func) in _makers()
+    return isinstance(raised, (ast.Name, ast.Attribute)) and not _last(raised)[0].isupper()
+
+
+def _last(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+@functools.cache
+def _makers() -> set[str]:
+    """Names of the errors, and of the functions whose annotation says that they return one."""
+    functions = (
+        node for module in _modules() for node in ast.walk(_tree(module)) if isinstance(node, ast.FunctionDef)
+    )
+    return {*ERRORS, *(node.name for node in functions if node.returns and _last(node.returns) in ERRORS)}
+
+
+def _text(raised: ast.expr) -> str:
+    """What stands in quotes; the expression itself where nothing does."""
+    if not isinstance(raised, ast.Call):
+        return ast.unparse(raised)
+    parts = [_constant(part) for part in raised.args]
+    return " ".join(parts) if any(re.search("[a-z]", part) for part in parts) else ast.unparse(raised)
+
+
+def _constant(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_constant(part) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _constant(node.left) + _constant(node.right)
+    return "{}"
+
+
+@functools.cache
+def _reachable() -> frozenset[str]:
+    pipeline = _tree("pgdpo.pipeline")
+    started = [node for node in pipeline.body if getattr(node, "name", "") in COMMANDS]
+    started += [node for node in pipeline.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    waiting = [name for node in started for name in _imported(node, "pgdpo.pipeline")]
+    waiting += ["pgdpo.runs", "pgdpo.config"]  # the commands' arguments
+    found: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += _imported(_tree(module), module)
+    return frozenset(found)
+
+
+def _imported(tree: ast.AST, module: str) -> Iterator[str]:
+    """pgdpo's modules that the code names: in imports at any depth, and in strings such as `pgdpo.models.wan:Wan`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value.partition(":")[0]] if re.fullmatch(r"pgdpo[\w.]+:\w+", node.value) else []
+        else:
+            continue
+        yield from (name for name in names if name in _modules() and name != module)
+
+
+@functools.cache
+def _modules() -> dict[str, Path]:
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = ("pgdpo", *file.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def _file(module: str) -> Path:
+    return _modules()[module]
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))

@@ -1,0 +1,369 @@
+"""For every raise that `prepare`, `train`, `evaluate` or `reference` can come to: an input on which `check` says the
+same, or why it cannot.
+
+TABLE[module][function][a part of its message]: `By` an input of `inputs.py`, or `Why` not. `$` stands for the message's
+end, `{}` for what is put in. `tests/test_refusals.py` says what to add where a raise is new.
+"""
+
+from __future__ import annotations
+
+from tests.refusals.entries import By, Why
+
+# fmt: off
+TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
+    "config": {
+        "load_study": {"names folders: letters, digits": Why.ANOTHER},
+        "find_config": {
+            "stands where the configuration file": By("a change for the file"),
+            "give a path, or one that ships": By("no such file"),
+        },
+    },
+    "data.bad": {
+        "check_bad": {
+            "InputError('\\n'.join([f'{where}: {share}": Why.PASSED_ON,
+            "InputError('\\n'.join([*reasons, *more]))": By("a shard's bytes", says=("its SHA-256 is",)),
+        },
+    },
+    "data.clips": {
+        "probe_pair": {
+            "both clips of a pair": By("bad rows", says=("width is 32 in",)),
+            "its row says": By("bad rows", says=("num_frames", "has 6")),
+        },
+        "clip_identity": {"the SHA-256 of": By("bad rows", says=("SHA-256", "000000000000"))},
+        "first_picture": {", image: ": By("a picture", says=("cannot be read as a picture",))},
+        "check_mask": {"a mask has the size of its clips": By("bad rows")},
+        "_named": {"pair `{}`, {}: {}": Why.PASSED_ON},
+    },
+    "data.curation.order": {
+        "_implicit": {
+            "cannot be read": By("no margins"),
+            "write it anew with `pgdpo curate CONFIG": By("others' margins"),
+        },
+    },
+    "data.curation.select": {
+        "select": {"data.select: after the rule": By("none is left")},
+        "_scores": {"name a score that all rows have, or": By("no score")},
+        "_hash": {"data.select `duplicates` reads the": By("no hashes")},
+        "_numbers": {"data.select `fifa` reads the column": By("no quality")},
+        "_source": {"data.select `source` names": By("no source")},
+    },
+    "data.image": {"open_picture": {"name a PNG, JPEG or WebP file": By("bad rows")}},
+    "data.locations": {
+        "_copy": {"bytes: no clip to train on is that": By("a large clip")},
+        "fetch": {"check the URL and your access, or": By("a URL")},
+    },
+    "data.masks": {
+        "read_mask": {"nothing in it is white, so the region": By("an empty mask"), ", mask: ": Why.PASSED_ON},
+    },
+    "data.order": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
+    "data.prepare": {
+        "_bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
+        "_refuse": {"error$": Why.PASSED_ON},
+    },
+    "data.prepared": {
+        "PreparedPairs.__init__": {"damaged_files": By("a shard for the reference", says=("its SHA-256 is",))},
+        "PreparedPairs.__getitem__": {"and no other pair of its size can": Why.RUN},
+        "PreparedPairs._checked": {
+            "InputError(f'{what}: {wrong}')": Why.RUN,
+            "cannot be read": Why.RUN,
+            "its bytes have another SHA-256 than": Why.RUN,
+        },
+        "PreparedPairs.require": {"run `pgdpo prepare` with it again": Why.EARLIER},
+        "read_index": {
+            "not there: run `pgdpo prepare` with": Why.STEP,
+            "not JSON": By("no JSON"),
+            "run `pgdpo prepare` again: it keeps": By("another format"),
+        },
+    },
+    "data.ranks": {
+        "Ranks.gather": {"another rank has ended: its message": Why.RUN},
+        "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
+    },
+    "data.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
+    "data.video": {
+        "verify_video": {"the frame size changes inside the": Why.CLIP},
+        "read_video": {
+            "the frame size changes inside the": Why.CLIP,
+            "bytes once decoded: cut the clip": Why.CLIP,
+            "frames or leave the clip out (clips": Why.CLIP,
+        },
+        "_open": {
+            "no such file: correct the path or": Why.CLIP,
+            "check that it plays, fetch it again": By("bad rows"),
+            "holds no video stream: name a file": By("bad rows"),
+            "its index reaches to byte": By("bad rows"),
+        },
+        "_count_frames": {
+            "its frames cannot be counted": By("bad rows", says=("truncated or damaged",)),
+            "_empty(path)": By("bad rows", says=("holds no frames",)),
+        },
+        "_decode": {
+            "is damaged": Why.CLIP,
+            "does not decode": Why.CLIP,
+            "frames and it holds": Why.CLIP,
+            "_empty(path)": Why.CLIP,
+        },
+        "_at_rate": {"were asked for, which would repeat": Why.CLIP, "has frames without a time stamp": Why.CLIP},
+        "_rate": {"says no frame rate: re-encode it": Why.CLIP},
+        "_check_side": {"pixels a side are read: check the file": By("bad rows")},
+    },
+    "evaluation.evaluate": {
+        "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
+        "_check_results": {"it holds results of the run": Why.ANOTHER},
+    },
+    "evaluation.preview": {"write_preview": {"was prepared anew since, from other": Why.RUN}},
+    "evaluation.report": {
+        "_read": {
+            "not there: run `pgdpo report` with": Why.ANOTHER,
+            "run `pgdpo evaluate` again, or restore": Why.ANOTHER,
+        },
+    },
+    "evaluation.rewards": {
+        "open_reward": {
+            "expected `toy` or `package.module:function": By("a reward's form"),
+            "pip install it (an editable install": By("a reward's package"),
+            "mend the module, or name another": By("a reward's import"),
+            "has no function": By("a reward's function"),
+        },
+        "_numbers": {"expected a finite number, or a dict": Why.RUN},
+    },
+    "models.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
+    "models.cogvideox": {
+        "CogVideoX.__init__": {
+            "an image-to-video model": By("CogVideoX's image"),
+            "latent frames (it is CogVideoX 1.5)": By("CogVideoX 1.5"),
+            "CogVideoX was trained with 'v_prediction'": By("CogVideoX's scheduler"),
+        },
+    },
+    "models.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
+    "models.encoders": {
+        "check_multiples": {"this VAE takes multiples of": By("height"), "data.num_frames is": By("frames")},
+    },
+    "models.family": {
+        "Family._resolve": {"with transformer/, vae/, text_encoder/": By("no transformer")},
+        "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
+        "Family._read_architecture": {
+            "give a local diffusers folder, or": By("a broken config"),
+            "its transformer is a": By("another transformer"),
+        },
+        "Family._load_part": {
+            "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
+            "or set model.random_init": Why.WEIGHTS,
+        },
+        "Family.check_start": {
+            "config.json nor config.json is there": By("a start without its config"),
+            "model.family `{}` needs a": By("a start of another class", says=("model.family `wan` needs a",)),
+            "take the model that it was trained": By("a start of other layers"),
+        },
+    },
+    "models.hunyuan_video": {
+        "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
+    },
+    "models.lora_file": {
+        "find_file": {
+            "it is not there: name a LoRA's safetensors": By("no LoRA there"),
+            "name the one that is meant": By("two LoRAs"),
+            "name a LoRA's file, or an export's": By("an empty folder"),
+        },
+        "_Reader.__init__": {"is no whole safetensors file": By("a broken LoRA")},
+        "_Reader.updates": {
+            "it holds two LoRAs of": By("a LoRA twice"),
+            "self._strange": By("other tensors", says=("it also holds",)),
+            "no LoRA is in it (no tensor `....lora_A.weight`)": By("no LoRA"),
+            "twice, also as a part of": By("fused and apart"),
+        },
+        "_Reader._of_layer": {
+            "the file is cut off, or no LoRA": By("half a LoRA"),
+            "which are no matrices of one rank": By("two ranks"),
+            "it is a LoRA of another model": By("another model's"),
+            "holds numbers that are not finite": By("not finite"),
+        },
+        "_Reader._scale": {"a number other than 0 is needed": By("alpha 0")},
+        "_Reader._own_metadata": {
+            "{} its {} is no JSON object": By("metadata", says=("is no JSON object",)),
+            "alpha_pattern in its": By("alpha_pattern"),
+        },
+        "_check_fits": {
+            "or more, and model.adapter.alpha as": By("a rank"),
+            "model.adapter.target_modules is": By("a LoRA of more"),
+        },
+    },
+    "models.targets": {
+        "check_targets": {
+            "no linear layer of this model is": By("no such layer"),
+            "and a LoRA is for linear layers": By("no linear layer"),
+        },
+    },
+    "models.toy": {
+        "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
+        "_words": {"the toy's encoder takes": By("words")},
+    },
+    "models.wan": {
+        "Wan._read_index": {
+            "its model_index.json cannot be read": By("no model_index"),
+            "what trains is a": By("another pipeline"),
+        },
+        "Wan._choose_expert": {
+            "set model.expert to high_noise or": By("two experts"),
+            "but it has one transformer for all": By("one expert"),
+            "its boundary_ratio asks for two experts": By("an expert missing"),
+            "name an export's folder": By("another adapter"),
+        },
+        "Wan._choose_task": {
+            "but this model is for": By("another task"),
+            "it starts from an image, which the": By("an image for the toy"),
+            "what trains is image-to-video from": By("a last frame"),
+        },
+        "Wan._check_clip": {"its transformer attends to an image": By("no CLIP")},
+        "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
+    },
+    "objectives.batch": {"Batch.info": {"PairInfo.": Why.CALLER}},
+    "objectives.modifiers": {
+        "check": {
+            "needs an objective with `beta` and": By("no safeguard"),
+            "allowed: a mapping of": By("a safeguard's kind"),
+            "allowed: ≤": By("a safeguard's order"),
+        },
+    },
+    "objectives.objective": {
+        "get_spec": {"unknown objective": By("an unknown objective")},
+        "_check_present": {
+            "PairErrors.": Why.CALLER,
+            "and the data doesn't hold it": Why.CALLER,
+            "needs the reference's errors in PairInfo.masked": Why.CALLER,
+        },
+    },
+    "objectives.spec": {
+        "Option.check": {
+            "allowed: {}{}": By("an option's choice", "an option's kind", says=("; allowed: ",)),
+            "allowed: {}$": By("an option's range", says=("is -1; allowed: > 0",)),
+        },
+        "check_known": {"has no option": By("an unknown option")},
+    },
+    "planning.hardware": {
+        "machine": {
+            "it is the number over all nodes and": Why.ANOTHER,
+            "take the nearest one, or add --gpu-memory": Why.ANOTHER,
+        },
+    },
+    "planning.plan": {"Planner.plan": {"train.sequence_parallel is": Why.ANOTHER}},
+    "planning.start": {"refuse_too_large": {"to start all the same (compiled blocks": Why.MACHINE}},
+    "problems": {"raise_errors": {"*map(str, errors[:most])": By("a key", says=("`train.steps` is 0",))}},
+    "record": {
+        "read_record": {"its state.json is damaged": Why.RUN, "bring it back, or begin anew": Why.RUN},
+        "_validated": {"says nothing of the configuration": Why.RUN},
+    },
+    "reference.cached": {
+        "CachedErrors.__init__": {"are not computed yet": By("errors of the reference")},
+        "CachedErrors.comparison": {"are of other noise levels than this": Why.RUN},
+    },
+    "reference.moving": {"Moving.load_state": {"is not there): it was written with": Why.RUN}},
+    "reference.store": {
+        "_read_shard": {"its SHA-256 is not its name: the": By("damaged errors")},
+        "open_rows": {"train.reference is `cached`, but the": By("others' errors")},
+        "_read_key": {"cannot be read": By("a broken key")},
+    },
+    "runs": {
+        "open_run": {"_no_run(folder)": Why.ANOTHER, "holds no valid checkpoint: go on": Why.ANOTHER},
+        "open_steps": {"expected `all`, or steps such as": Why.ANOTHER},
+        "run_config": {"_no_run(given.loaded.run_dir)": Why.ANOTHER},
+        "_of_folder": {"no run": Why.ANOTHER, "one of them names the run": Why.ANOTHER},
+        "_as_trained": {"_contradiction(given, {key: differing[key]": Why.ANOTHER},
+        "_check_writable": {
+            "a file: name a folder for the results": Why.ANOTHER,
+            "cannot be written: name a folder": Why.ANOTHER,
+        },
+    },
+    "training.checkpoint": {
+        "Checkpoints.newest": {"damaged_step(path, damage)": Why.RUN},
+        "Checkpoints._give_up": {"error": Why.RUN},
+        "check_shapes": {"it is a checkpoint of another model": Why.RUN},
+        "_check_seen": {"written by another rank and not to": Why.RUN},
+    },
+    "training.deterministic": {"check_objective": {"from batch to batch, which depends": Why.RUN}},
+    "training.engine": {
+        "check_offload": {
+            "name a folder on a local NVMe drive": By("an NVMe folder"),
+            "no libaio to link with": By("no libaio"),
+        },
+        "build_async_io": {"_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE},
+    },
+    "training.export": {
+        "_check_target": {"and no earlier export of this run": Why.ANOTHER},
+        "_check_formats": {
+            "allowed are": Why.ANOTHER,
+            "but all weights were trained (model.adapter": Why.ANOTHER,
+            "its ComfyUI wrappers read what `--format": Why.ANOTHER,
+        },
+        "load_trained": {"its weights are others than": Why.ANOTHER},
+    },
+    "training.guards": {
+        "Guard.settle": {"nothing was updated)": Why.RUN},
+        "Guard.raise_end": {"self._end": Why.RUN},
+    },
+    "training.loop": {
+        "Trainer._train_on": {"no room for the last checkpoint": Why.RUN},
+        "Trainer._begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
+    },
+    "training.memory": {
+        "save_memory": {"set it to `none`": Why.CALLER},
+        "check_selective": {"model.gradient_checkpointing is `selective`": By("what is kept")},
+    },
+    "training.pairs": {
+        "check_noise": {
+            "prepared pairs hold none. Call it": By("siblings"),
+            "set diffusion.inversion_steps (10": By("inversion"),
+        },
+        "_check_inversion": {
+            "inversion is written for flow matching": By("inversion of v"),
+            "inversion starts from the clip, and": By("inversion from above"),
+        },
+        "_check_masks": {"name each pair's `mask` in the manifest": By("masks")},
+        "_check_column": {
+            "in every row: row": By("a column"),
+            "expected a {}": Why.EARLIER,
+            "expected one shape in all rows": By("a column's shape", says=("[1]", "[1, 0]")),
+        },
+        "divide_frames": {
+            "entries a row: both must be one number": By("two numbers of segments"),
+            "segments, and the latents have": By("segments"),
+        },
+    },
+    "training.parallel": {
+        "arrange_ranks": {"rank(s) run: it must divide them; start": Why.MACHINE},
+        "check_sequence_parallel": {
+            "attention heads of this model": By("heads"),
+            "tokens (data.num_frames, height and": By("tokens"),
+        },
+    },
+    "training.policy": {
+        "fuse": {
+            "model.kernels is `triton`: Triton needs": By("no Triton"),
+            "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
+        },
+        "_try_attention": {
+            "diffusers knows": By("a backend's name"),
+            "diffusers calls torch's attention": By("a backend for cogvideox"),
+            "use `native`, or another of": By("a backend's operator"),
+        },
+        "_refuse_stale": {"InputError(refused)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
+        "check_init": {"it is another LoRA than the run started": Why.RUN},
+    },
+    "training.published": {
+        "find_checkpoint": {"damaged_step(found, damage)": Why.RUN},
+        "at_step": {"train.keep_checkpoints and train.keep_every": Why.ANOTHER},
+        "read_state": {"fall back to an earlier one": Why.RUN, "expected a JSON object": Why.RUN},
+        "report_damage": {"leave out --no-fallback to go on": Why.RUN},
+    },
+    "training.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
+    "training.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
+    "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},
+    "training.zero_init": {
+        "_Safetensors.__init__": {
+            "no tensor `": By("a tensor missing"),
+            "`{}` is {}, the transformer's": By("a tensor's shape", says=("proj_out.bias`", "is (2,)")),
+        },
+        "_files_by_name": {"nor its index: ZeRO-3 reads safetensors": By("no weights")},
+    },
+}
+# fmt: on
