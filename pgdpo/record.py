@@ -6,13 +6,13 @@ is `config.yaml`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pgdpo.config import validated
+from pgdpo.config import covered, validated
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
 from pgdpo.settings import Config
@@ -48,11 +48,6 @@ def is_free(key: str, config: Config) -> bool:
     if key == "train.steps" and config.train.schedule != "constant":
         return False  # the schedule's end moves, and every learning rate with it
     return covered(key, PLACES | COMMANDS)
-
-
-def covered(key: str, keys: Collection[str]) -> bool:
-    """Whether `key` or a section that it is in is one of `keys`."""
-    return any(key == known or key.startswith(f"{known}.") for known in keys)
 
 
 def flat(value: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import Any
 from pgdpo.console import progress_bar
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import is_file, is_url, plain
-from pgdpo.data.made_of import entries, manifest_of, named_source
-from pgdpo.data.manifest import CheckedRow, carried, decided_rows, scan_manifest
-from pgdpo.data.schema import LABELS, SIDES
+from pgdpo.data.made_of import entries, named_source
+from pgdpo.data.manifest import CheckedRow, carried
+from pgdpo.data.schema import LABELS, MANIFEST, SIDES
 from pgdpo.data.shards import ENCODING
+from pgdpo.data.sources import scan_sources, take
 from pgdpo.models.family import Encoders
 from pgdpo.problems import Problem, shown
 from pgdpo.settings import Config
@@ -77,7 +78,7 @@ def compare(
     result = Comparison(folder)
     result.found += _settings(folder, index, config, encoders)
     made, now = index["made_of"], named_source(config.data, split)
-    renamed = f"data.{split} is {now['source']!r}, prepared was {made['source']!r}"
+    key, renamed = _renamed(split, made, now)
     if now["toy"] != made["toy"]:
         both = now["toy"] and made["toy"]
         what = f"the toy's settings are {now['toy']}, prepared were {made['toy']}" if both else renamed
@@ -85,27 +86,42 @@ def compare(
         return result
     rows = _read_rows(result, made, config, split)
     if rows is not None:
-        _Rows(result, index, config, decided_rows(rows, config.data.ties), full).compare()
-        if result.found and now["source"] != made["source"]:
-            result.found.insert(0, _of(Problem(str(folder), renamed, f"data.{split}"), "data named"))
+        _Rows(result, index, config, rows, full).compare()
+        if result.found and renamed:
+            result.found.insert(0, _of(Problem(str(folder), renamed, key), "data named"))
     return result
 
 
+def _renamed(split: str, made: Mapping, now: Mapping) -> tuple[str, str]:
+    """(the key that names other rows than those that were prepared, both values in words), or two empty texts."""
+    before, after = (f"by {each['split']}" if "split" in each else "not at all" for each in (made, now))
+    if before != after:
+        return "data.held_out", f"data.held_out parts data.train {after}, prepared {before}"
+    if made["source"] != now["source"]:
+        return f"data.{split}", f"data.{split} is {now['source']!r}, prepared was {made['source']!r}"
+    return "", ""
+
+
 def _read_rows(result: Comparison, made: Mapping, config: Config, split: str) -> list[CheckedRow] | None:
-    """The manifest's rows; None, and said in `result`, where they can't be compared."""
-    manifest, now = plain(manifest_of(config, split)), named_source(config.data, split)
-    rows, problems = scan_manifest(manifest, config.data.media_root, clips_there=False)
-    missing = not rows and (is_url(manifest) or not is_file(manifest))
-    if missing and now["source"] == made["source"]:
-        result.notes.append(f"{manifest} can't be read here: {result.folder} is taken as it is")
+    """The rows that the split is made of; None, and said in `result`, where they can't be compared."""
+    now = named_source(config.data, split)
+    scanned = scan_sources(config.data, split, config.output_dir / "toy", clips_there=False)
+    absent = [
+        str(source.manifest)
+        for source, rows in scanned.parts
+        if not rows and (is_url(plain(source.manifest)) or not is_file(plain(source.manifest)))
+    ]
+    if absent and _renamed(split, made, now) == ("", ""):
+        result.notes.append(f"{', '.join(absent)} can't be read here: {result.folder} is taken as it is")
         if now["ties"] != made["ties"]:
             what = f"data.ties is {now['ties']!r}, prepared with {made['ties']!r}"
             result.found.append(_of(Problem(str(result.folder), what, "data.ties", now["ties"]), "ties"))
         return None
-    errors = [problem for problem in problems if problem.severity == "error"]
-    kind = "row that is wrong" if rows else "manifest that can't be read"
-    result.found += [_of(problem, kind) for problem in errors]
-    return None if errors else rows
+    errors = [problem for problem in scanned.problems if problem.severity == "error"]
+    kind = "row that is wrong" if scanned.rows else "manifest that can't be read"
+    rows, problems = take(scanned, config.data, split) if not errors else ([], [])
+    result.found += [_of(problem, kind) for problem in [*errors, *problems]]
+    return None if errors or problems else rows
 
 
 def _settings(
@@ -139,7 +155,7 @@ class _Rows:
         self.made = index["made_of"]["pairs"]
         self.recorded = {row["id"]: row for row in index["pairs"]}
         selected = (getattr(rule, "quality", None) for rule in config.data.select)
-        self.labels = [key for key in {*LABELS, *selected} if key and not key.startswith("sha256_")]
+        self.labels = [key for key in {*LABELS, MANIFEST, *selected} if key and not key.startswith("sha256_")]
         self.keys = (*SIDES, "mask", *(["image"] if index["image"] else []))
         known = [entry for pair in self.made.values() for entry in entries(pair).values()]
         self.by_name = {name: digest for name, _, _, digest in known}
@@ -207,7 +223,7 @@ class _Rows:
             if key not in was or key not in now:
                 kind = f"{key} added" if key not in was else f"{key} removed"
                 what = f"pair `{name}`: `{key}` is {row.values.get(key)!r}, prepared was {made.get(key, [None])[0]!r}"
-            elif row.values[key] == made[key][0]:
+            elif row.name_of(key) == made[key][0]:
                 kind = f"{'clip' if key in SIDES else key} replaced"
                 what = f"pair `{name}`: `{key}`, {row.values[key]!r}, has other bytes than what was prepared"
             else:
@@ -218,7 +234,7 @@ class _Rows:
     def _look_at(self, rows: Sequence[CheckedRow]) -> None:
         """Fill `digests` for all files of `rows`, and note what could not be looked at."""
         asked = [
-            (row.clips[key], row.values[key], made[key][0] if key in made else None)
+            (row.clips[key], row.name_of(key), made[key][0] if key in made else None)
             for row in rows
             for made in [self.made[row.values["id"]]]
             for key in self.keys

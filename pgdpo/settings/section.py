@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -18,3 +18,12 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError(f"{str(value).lower()} (or yes, no, on, off) stands where a number belongs")
         return value
+
+
+def section_of(annotation: Any, many: bool = False) -> tuple[type[Section] | None, bool]:
+    """(the section that an annotation holds, alone or as one of several choices; whether it is a list of them)."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, many
+    many = many or get_origin(annotation) is list
+    found = (section_of(inner, many) for inner in get_args(annotation))
+    return next((each for each in found if each[0] is not None), (None, False))
