@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from pgdpo.config import covered, validated
+from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
-from pgdpo.settings import Config
+from pgdpo.settings import Config, DataConfig
 from pgdpo.training.published import checkpoints_of, damaged_step, has_whole_state, read_state
 
 MARK = "run.json"  # beside `config.yaml`, which may be anybody's
@@ -48,6 +49,16 @@ def is_free(key: str, config: Config) -> bool:
     if key == "train.steps" and config.train.schedule != "constant":
         return False  # the schedule's end moves, and every learning rate with it
     return covered(key, PLACES | COMMANDS)
+
+
+def fixed_of_data(before: DataConfig, now: DataConfig) -> set[str]:
+    """Free keys that, as a later command gives them, speak of what is trained on: other shares of the manifests, and a
+    share of data.train to judge by that a run without it, or with another, was trained on."""
+    shares = [list((shares_of(data) or {}).values()) for data in (before, now)]
+    return {
+        *(["data.train"] if shares[0] != shares[1] else []),
+        *(["data.held_out"] if now.splits_itself else []),
+    }
 
 
 def flat(value: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -23,14 +23,13 @@ from pgdpo.console import say
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
-from pgdpo.record import COMMANDS, MARK, dumped, is_free, read_record
+from pgdpo.record import COMMANDS, MARK, dumped, fixed_of_data, is_free, read_record
 from pgdpo.settings import Config
 from pgdpo.training.events import read_events
 from pgdpo.training.published import MANIFEST, at_step, checkpoints_of, find_checkpoint, read_state, step_of
 
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
-HELD_OUT = "data.held_out"  # a share of data.train: what a run without it, or with another, was trained on
 MEND = "leave that out, or train it under another `name`"
 
 
@@ -237,8 +236,8 @@ def _as_trained(
     free = {key for key in differing if all(is_free(key, config) for config in both) or covered(key, allowed)}
     if {None, MISSING} & {*differing.get(INIT, ())} and not covered(INIT, allowed):
         free.discard(INIT)
-    if given.loaded.data.splits_itself and not covered(HELD_OUT, allowed):
-        free -= {key for key in free if covered(key, {HELD_OUT})}
+    fixed = {key for key in fixed_of_data(record.data, given.loaded.data) if not covered(key, allowed)}
+    free = {key for key in free if not covered(key, fixed)}
     typed = {key for key in differing if covered(key, given.typed)}
     if typed - free:
         raise _contradiction(given, {key: differing[key] for key in sorted(typed - free)}, mend)

@@ -103,12 +103,14 @@ def _as_far_as_readable(data: Mapping) -> DataConfig:
     """What a configuration with errors names for sure; `toy` stands where it names nothing to read."""
     known = {key: data[key] for key in ("train", "held_out", "media_root", "ties") if key in data}
     try:
-        return DataConfig.model_validate(known)
+        DataConfig.model_validate(known)
     except ValidationError as error:
         wrong = {each["loc"][0] for each in error.errors()}
-    if "train" in wrong and isinstance(data.get("held_out"), Mapping):
-        wrong.add("held_out")  # a share of what isn't known
-    return DataConfig.model_validate({"train": "toy"} | {k: v for k, v in known.items() if k not in wrong})
+        known = {key: value for key, value in known.items() if key not in wrong}
+    named = DataConfig.model_validate({"train": "toy"} | known)
+    if named.train == "toy" and named.splits_itself:
+        return named.model_copy(update={"held_out": None})
+    return named
 
 
 def _check_clips(findings: Findings, config: Config | None, data: Mapping, *, mended: bool) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from pgdpo.console import progress_bar, say
 from pgdpo.data.order import StepBatches
 from pgdpo.data.prepared import collate
+from pgdpo.data.schema import MANIFEST
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError, Stopped
@@ -381,6 +382,10 @@ class Trainer:
             f"{sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
+        for name, share in (self.data.shares or {}).items():
+            pairs = sum(row[MANIFEST] == name for row in self.data.rows)
+            visits = float(share) * self.config.train.steps * self.config.train.global_batch_pairs / pairs
+            say(f"{name}: {float(share):.3g} of the visits, {pairs} pairs, each visited {visits:.3g} times")
         for kept in self.data.curation:
             say(f"data.select {kept}")
             log_event(self.config.run_dir, done, "selection", str(kept))
