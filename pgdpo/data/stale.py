@@ -26,6 +26,7 @@ from pgdpo.settings import Config
 SHOWN = 5  # differences in a message
 # Kinds that change no tensor: `prepare` writes them down and encodes nothing.
 NO_ENCODING = {"label edited", "row removed", "order of rows"}
+RENAMED = "data named"  # stands before what differs for it, and alone where the toy is another
 AGAIN = "`pgdpo prepare` with this configuration makes only that anew"
 LABELS_ALONE = "`pgdpo prepare` with this configuration writes that down and encodes nothing"
 
@@ -48,7 +49,8 @@ class Comparison:
 
     @property
     def mend(self) -> str:
-        return LABELS_ALONE if all(one.kind in NO_ENCODING for one in self.found) else AGAIN
+        kinds = {one.kind for one in self.found} - {RENAMED}
+        return LABELS_ALONE if kinds and kinds <= NO_ENCODING else AGAIN
 
     def __str__(self) -> str:
         """Kinds with their numbers, the first differences, what to do."""
@@ -82,13 +84,13 @@ def compare(
     if now["toy"] != made["toy"]:
         both = now["toy"] and made["toy"]
         what = f"the toy's settings are {now['toy']}, prepared were {made['toy']}" if both else renamed
-        result.found.append(_of(Problem(str(folder), what, f"data.{split}", now["source"]), "data named"))
+        result.found.append(_of(Problem(str(folder), what, f"data.{split}", now["source"]), RENAMED))
         return result
     rows = _read_rows(result, made, config, split)
     if rows is not None:
         _Rows(result, index, config, rows, full).compare()
         if result.found and renamed:
-            result.found.insert(0, _of(Problem(str(folder), renamed, key), "data named"))
+            result.found.insert(0, _of(Problem(str(folder), renamed, key), RENAMED))
     return result
 
 
