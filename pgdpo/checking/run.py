@@ -81,7 +81,7 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
             scanned = scan_sources(named, split, toy)
             findings.problems += scanned.problems
             findings.scanned[split] = scanned.rows
-        findings.rows[split], problems = take(scanned, named, split)
+        findings.rows[split], problems = take(scanned, named, split, say)
         if not any(problem.severity == "error" for problem in scanned.problems):
             findings.problems += [each for each in problems if each not in findings.problems]
     if config is None:

@@ -207,6 +207,13 @@ class PreparedPairs(Dataset):
             self.buckets, sources=named, shares=self.shares, group=group, seed=seed, stages=self.stages
         )
 
+    def described_shares(self, visits: int) -> Iterator[str]:
+        """A line a manifest with a share: how often its pairs come in so many visits."""
+        for name, share in (self.shares or {}).items():
+            pairs = sum(row[MANIFEST] == name for row in self.rows)
+            often = float(share) * visits / pairs
+            yield f"{name}: {float(share):.3g} of the visits, {pairs} pairs, each visited {often:.3g} times"
+
     def _open(self, path: Path):
         if path not in self._handles:
             self._handles[path] = safe_open(path, framework="pt")

@@ -169,7 +169,7 @@ class _Rows:
         there = set(ids)
         for name in self.made:
             if name not in there:
-                what = f"pair `{name}` was prepared, and the manifest has no such row"
+                what = f"pair `{name}` was prepared, and the manifest has no such row that is taken"
                 found.append(_of(Problem(_file(self.rows), what, "id", name, pair=name), "row removed"))
         common = [row for row in self.rows if row.values["id"] in self.made]
         self._look_at(common)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from pgdpo.console import progress_bar, say
 from pgdpo.data.order import StepBatches
 from pgdpo.data.prepared import collate
-from pgdpo.data.schema import MANIFEST
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError, Stopped
@@ -376,16 +375,14 @@ class Trainer:
             (getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.engine.module.parameters()
         ]
         trained = sum(size for size, trains in sizes if trains)
+        steps, batch = self.config.train.steps, self.config.train.global_batch_pairs
         say(
-            f"{self.objective.name}: {len(self.data)} pairs, {self.config.train.steps} steps of "
-            f"{self.config.train.global_batch_pairs} pairs on {dist.get_world_size()} rank(s); {trained:,} of "
-            f"{sum(size for size, _ in sizes):,} parameters train"
+            f"{self.objective.name}: {len(self.data)} pairs, {steps} steps of {batch} pairs on "
+            f"{dist.get_world_size()} rank(s); {trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
-        for name, share in (self.data.shares or {}).items():
-            pairs = sum(row[MANIFEST] == name for row in self.data.rows)
-            visits = float(share) * self.config.train.steps * self.config.train.global_batch_pairs / pairs
-            say(f"{name}: {float(share):.3g} of the visits, {pairs} pairs, each visited {visits:.3g} times")
+        for line in self.data.described_shares(steps * batch):
+            say(line)
         for kept in self.data.curation:
             say(f"data.select {kept}")
             log_event(self.config.run_dir, done, "selection", str(kept))
