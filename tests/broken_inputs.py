@@ -145,6 +145,7 @@ CHOICES = [
     key("data.train", True, "text"),
     key("data.train", [{"manifest": "a", "share": 0.7}, {"manifest": "b", "share": 0.2}], "share", "0.9"),
     key("data.train", [{"manifest": "a", "share": 1}, {"manifest": "b"}], "share", "1 of 2"),
+    key("data.train", [{"manifest": "a"}, {"manifest": "a"}], "share", "given once"),
     key("data.held_out", 5, "share"),
     key("data.held_out.share", 2, "> 0 and < 1"),
     key("data", "rows.jsonl", "num_frames"),

@@ -125,8 +125,7 @@ def take(
 ) -> tuple[list[CheckedRow], list[Problem]]:
     """(the rows that a split is made of, what keeps it from being one). `say` hears what is left out, and why.
 
-    A source loses its ties (data.ties), then what is beyond its `most`, then the other side of the split; held-out
-    rows of one are never trained on, whatever rows are added.
+    A manifest loses its ties (data.ties), then what is beyond its `most`, then the other side of the split.
     """
     own, parts, problems = split == "train" or not data.splits_itself, [], []
     for source, rows in scanned.parts:

@@ -237,6 +237,9 @@ class DataConfig(Section):
             )
         if shares and abs(sum(shares) - 1) > ROUNDED:
             raise ValueError(f"the shares add up to {sum(shares):.6g}: they must add up to 1")
+        paths = [source.manifest for source in train]
+        if len(set(paths)) < len(paths):
+            raise ValueError("each manifest must be given once: its pairs come as often as its `share` says")
         names = [source.name for source in train if source.name is not None]
         if len(set(names)) < len(names):
             raise ValueError("each `name` must be given once")
