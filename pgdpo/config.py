@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -123,9 +123,14 @@ def inspect_mapping(
     problems = [*problems, *filter(None, (_apply_override(raw, override) for override in overrides))]
     loaded, found = validated(model, file, lines or {}, raw)
     # A value that was typed is not the file's.
-    problems += [replace(each, file=TYPED, line=None) if each.key in typed else each for each in found]
+    problems += [replace(each, file=TYPED, line=None) if covered(each.key, typed) else each for each in found]
     wrong = any(problem.severity == "error" for problem in problems)
     return Inspection(file, None if wrong else loaded, problems, raw, lines or {}, typed)
+
+
+def covered(key: str, keys: Collection[str]) -> bool:
+    """Whether `key` or a section that it is in is one of `keys`."""
+    return any(key == known or key.startswith(f"{known}.") for known in keys)
 
 
 def validated(

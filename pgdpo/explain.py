@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from pgdpo.errors import InputError
 from pgdpo.objectives import available, check_options, get_spec
 from pgdpo.problems import Problem, shown
+from pgdpo.settings.section import section_of
 
 NAMES = {
     int: "a whole number",
@@ -33,8 +34,10 @@ def explain(model: type[BaseModel], file: Path | str, lines: Mapping[tuple, int]
     # Pydantic puts the kinds of a union into the path too: `Config`, `function-after[...]`, never a key's name.
     location = tuple(part for part in error["loc"] if not isinstance(part, str) or part.isidentifier())
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        message = "a mapping is expected"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown(model, str(file), lines, error)
+        return _unknown(model, str(file), lines, location, error["input"])
     if not location:
         return _between_keys(model, str(file), lines, message, error["input"])
     key, value, field = ".".join(map(str, location)), error["input"], field_at(model, location)
@@ -49,8 +52,10 @@ def explain(model: type[BaseModel], file: Path | str, lines: Mapping[tuple, int]
     return Problem(str(file), what, value=value, suggestion=_mend(field, value), **place)
 
 
-def _unknown(model: type[BaseModel], file: str, lines: Mapping[tuple, int], error: dict) -> Problem:
-    *parents, name = error["loc"]
+def _unknown(
+    model: type[BaseModel], file: str, lines: Mapping[tuple, int], location: tuple, value: Any
+) -> Problem:
+    *parents, name = location
     section = model_at(model, tuple(parents))
     known = list(section.model_fields) if section else []
     close = difflib.get_close_matches(str(name), known, n=1) or _meant_by(section, parents, name)
@@ -60,11 +65,10 @@ def _unknown(model: type[BaseModel], file: str, lines: Mapping[tuple, int], erro
         if (inner := model_at(model, (home,))) and name in inner.model_fields
     ]
     guess = close or homes[:1]
-    key = ".".join(map(str, error["loc"]))
+    key = ".".join(map(str, location))
     what = f"unknown key `{key}`" + (f": did you mean `{guess[0]}`?" if guess else "")
     mend = f"rename or move it to `{guess[0]}`" if guess else "remove it"
-    line = line_of(lines, tuple(error["loc"]))
-    return Problem(file, what, key, error["input"], ", ".join(known), mend, line)
+    return Problem(file, what, key, value, ", ".join(known), mend, line_of(lines, location))
 
 
 def _meant_by(section: type[BaseModel] | None, parents: Sequence, name: Any) -> list[str]:
@@ -225,12 +229,12 @@ def field_at(root: type[BaseModel], location: tuple) -> FieldInfo | None:
 
 
 def model_at(root: type[BaseModel], location: tuple) -> type[BaseModel] | None:
-    """The section at a path of keys."""
+    """The section at a path of keys; numbers in it, of entries of a list, are passed over."""
     model: type[BaseModel] = root
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if isinstance(part, int):
+            continue
+        found = section_of(model.model_fields[part].annotation)[0] if part in model.model_fields else None
         if found is None:
             return None
         model = found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pgdpo.errors import InputError
 from pgdpo.settings import Config
+from pgdpo.settings.section import section_of
 
 _BOUNDS = {
     Ge: ("≥", "ge"),
@@ -60,7 +61,7 @@ def table(pattern: str | None = None) -> Table:
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        nested, many = _section_of(field.annotation)
+        nested, many = section_of(field.annotation)
         key = f"{prefix}{name}"
         if nested is None:
             yield key, field
@@ -80,27 +81,24 @@ def _sections() -> dict[str, list[str]]:
     return sections
 
 
-def _section_of(annotation) -> tuple[type[BaseModel] | None, bool]:
-    """(the section that an annotation holds, whether it is a list of them)."""
-    many = typing.get_origin(annotation) is list
-    options = typing.get_args(annotation) or (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option, many
-    return None, False
-
-
 def _takes(field: FieldInfo) -> str:
-    bounds = []
-    for constraint in field.metadata:
-        for kind, (sign, name) in _BOUNDS.items():
-            if isinstance(constraint, kind):
-                bounds.append(f"{sign} {getattr(constraint, name):g}")
-    return ", ".join([_type(field.annotation), *bounds]).replace("|", "\\|")
+    return ", ".join([_type(field.annotation), *_bounds(field.metadata)]).replace("|", "\\|")
+
+
+def _bounds(constraints: Iterable) -> list[str]:
+    return [
+        f"{sign} {getattr(constraint, name):g}"
+        for constraint in constraints
+        for kind, (sign, name) in _BOUNDS.items()
+        if isinstance(constraint, kind)
+    ]
 
 
 def _type(annotation) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = [limit for each in arguments[1:] for limit in getattr(each, "metadata", [])]
+        return _type(arguments[0]) + (f" ({', '.join(_bounds(inner))})" if inner else "")
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from pgdpo.console import chatter_to, console, progress_bar, say
 from pgdpo.data.files import write_json
+from pgdpo.data.sources import sources_of
 from pgdpo.data.toy import render_dataset
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
@@ -32,11 +33,17 @@ def run_prepare(config: Config, *, full: bool = False) -> None:
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         family = open_family(config.model)
         encoders = family.load_encoders(device)
-        for split, manifest in ranks.main_first(lambda: _manifests(config)).items():
+        ranks.main_first(lambda: _render_toy(config))
+        toy = config.output_dir / "toy"
+        for split in ("train", "held_out"):
+            sources = sources_of(config.data, split, toy)
+            if not sources:
+                continue
             folder = prepared_folder(config, split)
-            done = prepare(manifest, folder, config.data, family, encoders, ranks, split=split, full=full)
+            done = prepare(folder, config.data, family, encoders, ranks, split=split, toy=toy, full=full)
             size = sum(entry["bytes"] for entry in [done.index["text"], *done.index["shards"]])
-            say(f"prepared {done} of {manifest} -> {folder} ({size / 1e6:.1f} MB)")
+            named = ", ".join(str(source.manifest) for source in sources)
+            say(f"prepared {done} of {named} -> {folder} ({size / 1e6:.1f} MB)")
 
 
 def run_reference(config: Config) -> None:
@@ -195,26 +202,20 @@ def run_quickstart(config: Config) -> None:
     )
 
 
-def _manifests(config: Config) -> dict[str, str | Path]:
-    """Manifest of each split, a path or a URL; the toy world's are rendered when they are asked for."""
-    sources = {"train": config.data.train, "held_out": config.data.held_out}
-    if "toy" in sources.values():
-        toy = config.data.toy
-        total = toy.train_pairs + toy.held_out_pairs
-        with progress_bar("render toy clips", total=total) as bar:
-            rendered = render_dataset(
-                config.output_dir / "toy",
-                train_pairs=toy.train_pairs,
-                held_out_pairs=toy.held_out_pairs,
-                seed=toy.seed,
-                progress=lambda done, total: bar.advance(),
-            )
-            bar.finish()
-        paths = dict(zip(("train", "held_out"), rendered, strict=True))
-        return {
-            split: paths[split] if source == "toy" else source for split, source in sources.items() if source
-        }
-    return {split: source for split, source in sources.items() if source}
+def _render_toy(config: Config) -> None:
+    """The toy world's clips and manifests, where they are asked for."""
+    toy = config.data.toy
+    if "toy" not in (config.data.train, config.data.held_out):
+        return
+    with progress_bar("render toy clips", total=toy.train_pairs + toy.held_out_pairs) as bar:
+        render_dataset(
+            config.output_dir / "toy",
+            train_pairs=toy.train_pairs,
+            held_out_pairs=toy.held_out_pairs,
+            seed=toy.seed,
+            progress=lambda done, total: bar.advance(),
+        )
+        bar.finish()
 
 
 def _logged(config: Config, out: Path | None = None):

@@ -6,16 +6,17 @@ is `config.yaml`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pgdpo.config import validated
+from pgdpo.config import covered, validated
+from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
-from pgdpo.settings import Config
+from pgdpo.settings import Config, DataConfig
 from pgdpo.training.published import checkpoints_of, damaged_step, has_whole_state, read_state
 
 MARK = "run.json"  # beside `config.yaml`, which may be anybody's
@@ -50,9 +51,14 @@ def is_free(key: str, config: Config) -> bool:
     return covered(key, PLACES | COMMANDS)
 
 
-def covered(key: str, keys: Collection[str]) -> bool:
-    """Whether `key` or a section that it is in is one of `keys`."""
-    return any(key == known or key.startswith(f"{known}.") for known in keys)
+def fixed_of_data(before: DataConfig, now: DataConfig) -> set[str]:
+    """Free keys that, as a later command gives them, speak of what is trained on: other shares of the manifests, and a
+    share of data.train to judge by that a run without it, or with another, was trained on."""
+    shares = [list((shares_of(data) or {}).values()) for data in (before, now)]
+    return {
+        *(["data.train"] if shares[0] != shares[1] else []),
+        *(["data.held_out"] if now.splits_itself else []),
+    }
 
 
 def flat(value: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pgdpo.config import Inspection, inspect_config, inspect_mapping
+from pgdpo.config import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.console import say
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
-from pgdpo.record import COMMANDS, MARK, covered, dumped, is_free, read_record
+from pgdpo.record import COMMANDS, MARK, dumped, fixed_of_data, is_free, read_record
 from pgdpo.settings import Config
 from pgdpo.training.events import read_events
 from pgdpo.training.published import MANIFEST, at_step, checkpoints_of, find_checkpoint, read_state, step_of
@@ -236,6 +236,8 @@ def _as_trained(
     free = {key for key in differing if all(is_free(key, config) for config in both) or covered(key, allowed)}
     if {None, MISSING} & {*differing.get(INIT, ())} and not covered(INIT, allowed):
         free.discard(INIT)
+    fixed = {key for key in fixed_of_data(record.data, given.loaded.data) if not covered(key, allowed)}
+    free = {key for key in free if not covered(key, fixed)}
     typed = {key for key in differing if covered(key, given.typed)}
     if typed - free:
         raise _contradiction(given, {key: differing[key] for key in sorted(typed - free)}, mend)

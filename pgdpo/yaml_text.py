@@ -48,7 +48,7 @@ def read_yaml(file: Path, keys: list[str]) -> tuple[dict, dict[tuple, int], list
 
 
 def _walk(file: Path, node: yaml.Node | None, path: tuple, lines: dict[tuple, int]) -> list[Problem]:
-    """Fill in `lines`; a Problem for each key that stands twice."""
+    """Fill in `lines`, of keys and of entries of lists; a Problem for each key that stands twice."""
     problems = []
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -60,6 +60,7 @@ def _walk(file: Path, node: yaml.Node | None, path: tuple, lines: dict[tuple, in
             problems += _walk(file, value, place, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
+            lines[(*path, index)] = value.start_mark.line + 1
             problems += _walk(file, value, (*path, index), lines)
     return problems
 

@@ -141,9 +141,28 @@ CHOICES = [
     key("model.adapter", True, "target_modules"),
     key("model.adapter.target_modules", "to_q", "a list of text"),
     key("data.train", 5, "text"),
+    key("data.train", [], "at least 1"),
+    key("data.train", True, "text"),
+    key("data.train", [{"manifest": "a", "share": 0.7}, {"manifest": "b", "share": 0.2}], "share", "0.9"),
+    key("data.train", [{"manifest": "a", "share": 1}, {"manifest": "b"}], "share", "1 of 2"),
+    key("data.train", [{"manifest": "a"}, {"manifest": "a"}], "share", "given once"),
+    key("data.held_out", 5, "share"),
+    key("data.held_out.share", 2, "> 0 and < 1"),
     key("data", "rows.jsonl", "num_frames"),
     key("output_dir", None, "a path"),
 ]
+MANIFESTS_NAMED = [
+    Broken("a split of the toy", "data.held_out", "toy", "manifest",
+           {"data.train": "toy", "data.held_out": {"share": 0.5}}),
+    Broken("a misspelt key of a manifest", "data.train.0.shre", "shre", "share",
+           {"data.train": [{"manifest": "rows.jsonl", "shre": 1}]}),
+    Broken("a manifest without its path", "data.train.0.manifest", "missing", "text", {"data.train": [{"share": 1}]}),
+    Broken("the toy in a list", "data.train.0.manifest", "toy", "text", {"data.train": [{"manifest": "toy"}]}),
+    Broken("a misspelt key of a split", "data.held_out.shre", "shre", "share",
+           {"data.held_out": {"shre": 1, "share": 0.5}}),
+    Broken("a misspelt key of a rule", "data.select.0.scor", "scor", "score",
+           {"data.select": [{"by": "margin", "scor": "total", "score": "total"}]}),
+]  # fmt: skip
 KEYS = [
     key("train.stpes", 3, "steps", "stpes"),
     key("train.lr", 1e-5, "learning_rate", "lr"),
@@ -264,7 +283,7 @@ CLIPS = [
     row("mask", "clips/page.png", "a picture of 16x16 pixels"),
     row("sha256_chosen", "0" * 64, "", "000000"),
 ]  # fmt: skip
-CASES = [*NUMBERS, *CHOICES, *KEYS, *OBJECTIVES, *TEXTS, *ROWS, *MANIFESTS, *CLIPS]
+CASES = [*NUMBERS, *CHOICES, *MANIFESTS_NAMED, *KEYS, *OBJECTIVES, *TEXTS, *ROWS, *MANIFESTS, *CLIPS]
 
 
 def good_config() -> dict:

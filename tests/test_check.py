@@ -393,3 +393,11 @@ def test_broken_rows_are_said_without_torch(folder):
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(config)], check=True)
+
+
+def test_a_mended_manifest_keeps_ties_that_are_not_trained_on(folder, capsys):
+    out = folder / "mended.jsonl"
+    findings = check(folder, [row(0), row(1, preference=0.5), row(2, fps=9)], fix=str(out))
+    assert findings.exit_code == 0 and len(findings.rows["train"]) == 2
+    assert "1 of 3 rows are ties and left out" in " ".join(capsys.readouterr().out.split())
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["0", "1", "2"]

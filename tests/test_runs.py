@@ -11,8 +11,9 @@ import yaml
 from safetensors import safe_open
 
 from pgdpo import options
+from pgdpo.config import covered
 from pgdpo.errors import InputError
-from pgdpo.record import COMMANDS, PLACES, covered, dumped
+from pgdpo.record import COMMANDS, PLACES, dumped
 from pgdpo.runs import open_run, resumed_config, run_config
 from tests.worlds import losses, run_pgdpo, share_pairs, write_config
 

@@ -182,6 +182,14 @@ def change_pair(folder: Path, pair: str, change) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def read_manifest(path: Path, *, ties: str = "keep", media_root: Path | None = None, **options) -> list:
+    """The rows of one manifest, as `prepare` reads them."""
+    from pgdpo.data.sources import read_rows
+    from pgdpo.settings import DataConfig
+
+    return read_rows(DataConfig(train=str(path), ties=ties, media_root=media_root), "train", **options)
+
+
 def run_pgdpo(*arguments: object) -> None:
     """A command in this process; errors are raised, not printed."""
     from pgdpo.cli import app

@@ -28,7 +28,10 @@ class Findings:
 
     config: str
     problems: list[Problem] = field(default_factory=list)
-    rows: dict[str, list[CheckedRow]] = field(default_factory=dict)  # split -> the rows without errors
+    rows: dict[str, list[CheckedRow]] = field(default_factory=dict)  # split -> its rows, and
+    scanned: dict[str, list[CheckedRow]] = field(
+        default_factory=dict
+    )  # all that are without errors, ties too
     clips: dict[str, Clip] = field(default_factory=dict)
     views: list[str] = field(default_factory=list)  # what is done to clips, by their kinds
     skipped: list[str] = field(default_factory=list)

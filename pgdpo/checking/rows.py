@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pgdpo.config import Inspection
@@ -9,9 +10,12 @@ from pgdpo.data.columns import COLUMNS
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.order import check_batches
 from pgdpo.data.schema import SIDES, TIE, columns
+from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError
 from pgdpo.objectives.spec import Needs
 from pgdpo.problems import Problem, shown
+
+OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt by heart
 
 
 def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
@@ -151,9 +155,33 @@ def split_problems(train: Sequence[CheckedRow], held_out: Sequence[CheckedRow]) 
                 key="data.held_out",
                 value=name,
                 allowed="pairs that are never trained on",
-                suggestion="take them out of one of the two manifests",
+                suggestion="take them out of one of the two manifests; in one manifest, give them one prompt",
                 severity="warning",
             )
+
+
+def share_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:
+    """Manifests whose pairs come far more often than another's."""
+    shares, train = shares_of(inspected.loaded.data), inspected.loaded.train
+    if shares is None or not rows:
+        return
+    counts = Counter(row.manifest_name for row in rows)
+    visits = {name: float(share) * train.steps * train.global_batch_pairs for name, share in shares.items()}
+    each = {
+        name: visits[name] / counts[name] for name in shares if counts[name]
+    }  # of one pair, in the whole run
+    rarest, oftenest = min(each, key=each.get), max(each, key=each.get)
+    times = each[oftenest] / each[rarest]
+    if times > OFTEN and each[oftenest] > 1:
+        yield inspected.problem(
+            "data.train",
+            f"each of the {counts[oftenest]} pairs of `{oftenest}` is visited {each[oftenest]:.3g} times in "
+            f"train.steps, {times:.3g} times as often as those of `{rarest}`",
+            value=float(shares[oftenest]),
+            allowed=f"up to {OFTEN} times without this warning",
+            suggestion=f"give `{oftenest}` a smaller share or more pairs, unless that is meant",
+            severity="warning",
+        )
 
 
 def amount_problems(

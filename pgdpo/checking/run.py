@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pgdpo.checking.clips import clip_problems, clips_of, inspect_clips, views_of
 from pgdpo.checking.findings import Findings, show
 from pgdpo.checking.mend import mend
@@ -15,6 +17,7 @@ from pgdpo.checking.rows import (
     column_problems,
     curation_problems,
     preference_problems,
+    share_problems,
     split_problems,
 )
 from pgdpo.config import Inspection, inspect_config
@@ -23,9 +26,10 @@ from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, views_said
 from pgdpo.data.files import write_json
 from pgdpo.data.locations import plain
-from pgdpo.data.manifest import CheckedRow, scan_manifest
+from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.sources import scan_sources, sources_of, take
 from pgdpo.objectives import needs_of
-from pgdpo.settings import Config
+from pgdpo.settings import Config, DataConfig
 from pgdpo.settings.evaluate import NO_HELD_OUT
 
 SPLITS = ("train", "held_out")
@@ -49,14 +53,15 @@ def run_check(
     config = inspected.loaded
     findings = Findings(config_path, inspected.problems)
     data = _mapping(inspected.raw.get("data"))
-    _check_rows(findings, inspected, data)
-    _check_clips(findings, config, data)
+    named = config.data if config is not None else _as_far_as_readable(data)
+    _check_rows(findings, inspected, named)
+    _check_clips(findings, config, data, mended=fix is not None)
     if config is not None:
         _check_model(findings, inspected, full)
     else:
         findings.skipped.append("sizes, token lengths and prepared data: mend the configuration first")
     if fix is not None:
-        _fix(findings, fix, config, data)
+        _fix(findings, fix, config, data, named)
     show(findings)
     if json_file is not None:
         write_json(json_file, findings.as_json())
@@ -68,15 +73,19 @@ def _mapping(value: Any) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-def _check_rows(findings: Findings, inspected: Inspection, data: Mapping) -> None:
+def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) -> None:
     """The manifests' rows, also where the rest of the configuration is wrong."""
-    config, root = inspected.loaded, data.get("media_root")
+    config, toy = inspected.loaded, Path("toy")
     for split in SPLITS:
-        source = data.get(split)
-        if isinstance(source, str) and source != "toy":
-            rows, problems = scan_manifest(source, Path(root) if isinstance(root, str) else None)
-            findings.rows[split] = rows
-            findings.problems += problems
+        if getattr(named, split) in (None, "toy"):
+            continue
+        if split == "train" or not named.splits_itself:
+            scanned = scan_sources(named, split, toy)
+            findings.problems += scanned.problems
+            findings.scanned[split] = scanned.rows
+        findings.rows[split], problems = take(scanned, named, split, say)
+        if not any(problem.severity == "error" for problem in scanned.problems):
+            findings.problems += [each for each in problems if each not in findings.problems]
     if config is None:
         findings.skipped.append("columns that the objective reads: mend the configuration first")
         return
@@ -88,12 +97,31 @@ def _check_rows(findings: Findings, inspected: Inspection, data: Mapping) -> Non
     train = findings.rows.get("train", [])
     held_out = findings.rows.get("held_out", [])
     findings.problems += amount_problems(train, held_out, inspected)
+    findings.problems += share_problems(train, inspected)
     findings.problems += curation_problems(train, inspected)
     findings.problems += split_problems(train, held_out)
 
 
-def _check_clips(findings: Findings, config: Config | None, data: Mapping) -> None:
+def _as_far_as_readable(data: Mapping) -> DataConfig:
+    """What a configuration with errors names for sure; `toy` stands where it names nothing to read."""
+    known = {key: data[key] for key in ("train", "held_out", "media_root", "ties") if key in data}
+    try:
+        DataConfig.model_validate(known)
+    except ValidationError as error:
+        wrong = {each["loc"][0] for each in error.errors()}
+        known = {key: value for key, value in known.items() if key not in wrong}
+    named = DataConfig.model_validate({"train": "toy"} | known)
+    if named.train == "toy" and named.splits_itself:
+        return named.model_copy(update={"held_out": None})
+    return named
+
+
+def _check_clips(findings: Findings, config: Config | None, data: Mapping, *, mended: bool) -> None:
+    """`mended`: those of data.train's rows too that are not trained on, as ties: a new manifest keeps them."""
     rows = [row for split in findings.rows.values() for row in split]
+    if mended:
+        taken = {id(row.record) for row in rows}
+        rows += [row for row in findings.scanned.get("train", []) if id(row.record) not in taken]
     if not rows:
         return
     with progress_bar("decode clips", total=len(clips_of(rows))) as bar:
@@ -138,12 +166,13 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
         findings.problems += model_problems(inspected, splits, findings.clips, full=full)
 
 
-def _fix(findings: Findings, out: str, config: Config | None, data: Mapping) -> None:
-    rows = findings.rows.get("train", [])
-    if "train" not in findings.rows:
-        findings.skipped.append("--fix: data.train names no manifest")
+def _fix(findings: Findings, out: str, config: Config | None, data: Mapping, named: DataConfig) -> None:
+    rows, sources = findings.scanned.get("train", []), sources_of(named, "train", Path("toy"))
+    if "train" not in findings.rows or len(sources) > 1:
+        what = "several manifests: give it one (data.train=FILE)" if len(sources) > 1 else "no manifest"
+        findings.skipped.append(f"--fix: data.train names {what}")
         return
-    source = str(plain(data["train"]))
+    source = str(plain(sources[0].manifest))
     with progress_bar("mend", total=len(rows)) as bar:
         findings.mended = mend(
             out,

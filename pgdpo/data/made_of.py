@@ -2,9 +2,10 @@
 is another by now (`stale.py`), and `prepare` what it need not make anew (`earlier.py`).
 
     "made_of": {
-        "source": "data/train.jsonl",   # as the configuration names it, and of the toy its settings
+        "source": "data/train.jsonl",   # as the configuration names it or them, and of the toy its settings
         "toy": null,
         "ties": "drop",
+        "split": {"share": 0.05, "by": "prompt"},  # where data.held_out is a share of data.train
         "latent_dtype": "bfloat16",
         "encoding": 3,                  # shards.ENCODING
         "sampling": {"fps": 16.0, "clip": "first", "upsample": false},
@@ -15,9 +16,10 @@ is another by now (`stale.py`), and `prepare` what it need not make anew (`earli
         }
     }
 
-A file is known by the name that its row gives it, its size and its time; only where one of them is another, it is
-read. One that is replaced at equal size and time is seen by `check --full` and `prepare --full` alone. The rows'
-prompts and labels stand in the index's `pairs` themselves, sizes and the encoders' fingerprint beside them.
+A file is known by the name that its row gives it (after its manifest's, where there are several), its size and time;
+only where one of them is another, it is read. One that is replaced at equal size and time is seen by `check --full` and
+`prepare --full` alone. The rows' prompts and labels stand in the index's `pairs` themselves, sizes and the encoders'
+fingerprint beside them.
 """
 
 from __future__ import annotations
@@ -32,25 +34,24 @@ from pgdpo.data.clips import Sampling, files_of
 from pgdpo.data.files import sha256_of
 from pgdpo.data.manifest import FILES, PairRow
 from pgdpo.data.shards import ENCODING
-from pgdpo.settings import Config, DataConfig
+from pgdpo.settings import DataConfig
 
 FileEntry = list  # name in the row, bytes, mtime in ns, SHA-256
 
 
 def named_source(data: DataConfig, split: str) -> dict[str, Any]:
     """Which rows a configuration names for `train` or `held_out`, in words of its own."""
-    source = getattr(data, split)
-    settings = None
+    source, settings = getattr(data, split), None
     if source == "toy":
         pairs = getattr(data.toy, f"{split}_pairs")
         settings = {"format": toy.FORMAT, "seed": data.toy.seed, "pairs": pairs}
-    return {"source": source, "toy": settings, "ties": data.ties}
-
-
-def manifest_of(config: Config, split: str) -> str | Path:
-    """Where the manifest of a split lies; the toy's is there when it was rendered."""
-    source = getattr(config.data, split)
-    return config.output_dir / "toy" / f"{split}.jsonl" if source == "toy" else source
+    elif split == "held_out" and data.splits_itself:
+        source = data.train
+    if isinstance(source, list):  # how often they are visited is no matter of what is prepared
+        source = [each.model_dump(exclude={"share"}, exclude_none=True) for each in source]
+        source = source[0]["manifest"] if len(source) == 1 and "most" not in source[0] else source
+    split_by = {"split": data.held_out.model_dump()} if data.splits_itself else {}
+    return {"source": source, "toy": settings, "ties": data.ties, **split_by}
 
 
 def record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pgdpo.data import schema
 from pgdpo.data.locations import clip_location, fetch, folder_of, is_file, is_url, plain
-from pgdpo.data.schema import REQUIRED, SIDES, TIE
+from pgdpo.data.schema import MANIFEST, REQUIRED, SIDES, TIE
 from pgdpo.data.tables import Record, read_records
 from pgdpo.problems import Problem, raise_errors, shown
 
@@ -31,7 +31,7 @@ class PairRow:
     mask: Path | None = None  # where the clips differ, and
     image: Path | None = None  # what generation starts from, where the row says it
     extra: dict = field(default_factory=dict)
-    named: dict[str, str] = field(default_factory=dict)  # the files, as the row names them
+    named: dict[str, str] = field(default_factory=dict)  # the files, as `CheckedRow.name_of` names them
 
     @property
     def is_tie(self) -> bool:
@@ -44,51 +44,26 @@ class CheckedRow:
 
     record: Record
     clips: dict[str, str]  # chosen, rejected, and mask and image where there are any
+    manifest_name: str | None = None  # name of the one that it comes from, where there are several
 
     @property
     def values(self) -> dict[str, Any]:
         return self.record.values
+
+    def name_of(self, key: str) -> str:
+        """One of its files, as the row names it; two manifests may give the same name to different files."""
+        return self.values[key] if self.manifest_name is None else f"{self.manifest_name}: {self.values[key]}"
 
     def problem(self, what: str, **parts) -> Problem:
         """A Problem of this row."""
         return self.record.problem(what, pair=self.values["id"], **parts)
 
 
-def read_manifest(
-    path: str | Path,
-    *,
-    media_root: Path | None = None,
-    ties: Literal["drop", "keep"] = "keep",
-    spans: int = 1,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[PairRow]:
-    """Rows of a manifest; clip paths are relative to it, remote clips are fetched to a local cache.
+def pair_rows(rows: Sequence[CheckedRow]) -> list[PairRow]:
+    """The rows with their clips on this machine: remote ones are fetched to a local cache.
 
-    `media_root`: clips may lie below this folder too. `ties`: `drop` leaves out rows whose `preference` is 0.5,
-    and tells `say` how many. `spans`: pairs that each row gives.
-
-    Raises InputError, one line for each, for all that is wrong with the file and its rows: see `scan_manifest`.
+    Raises InputError for one that cannot be fetched.
     """
-    rows, problems = scan_manifest(path, media_root)
-    raise_errors(problems)
-    decided = decided_rows(rows, ties)
-    if len(decided) < len(rows):
-        say(f"{path}: {len(rows) - len(decided)} of {len(rows)} rows are ties and left out (data.ties)")
-    if not decided:
-        message = f"all {len(rows)} rows are ties: none is left to train on"
-        raise_errors(
-            [
-                Problem(
-                    str(path),
-                    message,
-                    "preference",
-                    TIE,
-                    "0 to 1, not all 0.5",
-                    "set data.ties to `keep`, with an objective that reads `probability`",
-                )
-            ]
-        )
-    rows = spread(decided, spans)
     local = _local([row.clips[key] for row in rows for key in FILES if key in row.clips])
     return [
         PairRow(
@@ -96,7 +71,7 @@ def read_manifest(
             row.values["prompt"],
             *(local.get(row.clips.get(key)) for key in FILES),
             extra,
-            {key: row.values[key] for key in row.clips},
+            {key: row.name_of(key) for key in row.clips},
         )
         for row, extra in zip(rows, carried(rows), strict=True)
     ]
@@ -140,11 +115,15 @@ def spread(rows: list[CheckedRow], spans: int) -> list[CheckedRow]:
 
 
 def carried(rows: Sequence[CheckedRow]) -> list[dict]:
-    """What stands in the index of each row beside id, prompt and clips: its other keys, and the columns that follow
-    from them."""
+    """What stands in the index of each row beside id, prompt and clips: its other keys, the columns that follow from
+    them and, where there are several, the name of its manifest."""
     derived = [schema.columns(row.values) for row in rows]
     certain = {"probability": 1.0} if any("probability" in columns for columns in derived) else {}
-    return [_extra(row.values, {**certain, **columns}) for row, columns in zip(rows, derived, strict=True)]
+    return [
+        _extra(row.values, {**certain, **columns})
+        | ({MANIFEST: row.manifest_name} if row.manifest_name else {})
+        for row, columns in zip(rows, derived, strict=True)
+    ]
 
 
 def _extra(values: dict, derived: dict) -> dict:
@@ -255,18 +234,19 @@ def _repeated(record: Record, seen: dict[str, str]) -> list[Problem]:
         return []
     place = f"line {record.line}" if record.line is not None else f"row {record.row}"
     first = seen.setdefault(name, place)
-    if first == place:
-        return []
-    return [
-        record.problem(
-            f"id `{name}` stands on {first} already",
-            key="id",
-            value=name,
-            allowed="each id once: it fixes a pair's timesteps and noise",
-            suggestion="give this row another id, or remove it",
-            pair=name,
-        )
-    ]
+    return [] if first == place else [id_problem(record, first)]
+
+
+def id_problem(record: Record, first: str) -> Problem:
+    """Its id stands at the place `first` already."""
+    return record.problem(
+        f"id `{_name(record)}` stands on {first} already",
+        key="id",
+        value=_name(record),
+        allowed="each id once: it fixes a pair's timesteps and noise",
+        suggestion="give this row another id, or remove it",
+        pair=_name(record),
+    )
 
 
 def _clips(record: Record, media_root: Path | None, there: bool) -> tuple[dict[str, str], list[Problem]]:

@@ -4,18 +4,23 @@ The order is a sequence of groups: `micro_batch` pairs of one bucket, so that a 
 pairs stand in a line without end: all of them shuffled, then all of them shuffled anew, and so on; an epoch's rest that
 fills no group is carried over into the next epoch's first. Every group is full: each pair has the same weight in each
 step's loss, and every rank has the same work. Epoch e has the groups that its pairs complete, with the buckets in
-random order. A pair is visited once for every draw 0, 1, 2, ...: none is lost, none repeated.
+random order. A pair is visited once for every draw 0, 1, 2, ...: none is lost, none repeated. Where manifests have
+shares, `Mixture` (mixture.py) stands in the place of `Order`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pgdpo.errors import InputError
 from pgdpo.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from pgdpo.data.mixture import Mixture
 
 INTERLEAVING = 1 << 32  # stream of the buckets' order; the buckets' own streams are 0, 1, ...
 
@@ -92,11 +97,17 @@ class Order:
         return buckets, ordinals[order]
 
     def _shuffle(self, bucket: int, epoch: int) -> np.ndarray:
-        shuffled = _random(self._seed, epoch, bucket).permutation(len(self._buckets[bucket]))
-        if self._stages is None:
-            return shuffled
-        stages = self._stages[self._buckets[bucket][shuffled]]
-        return shuffled[np.argsort(stages, kind="stable")]
+        return shuffled(self._buckets[bucket], self._seed, epoch, bucket, self._stages)
+
+
+def shuffled(
+    pairs: np.ndarray, seed: int, epoch: int, stream: int, stages: np.ndarray | None = None
+) -> np.ndarray:
+    """Places among `pairs` in an epoch's order; `stages`: of every index, the part of the epoch that it belongs to."""
+    places = _random(seed, epoch, stream).permutation(len(pairs))
+    if stages is None:
+        return places
+    return places[np.argsort(stages[pairs[places]], kind="stable")]
 
 
 def _random(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -115,7 +126,7 @@ class StepBatches:
 
     def __init__(
         self,
-        order: Order,
+        order: Order | Mixture,
         *,
         groups: int,
         rank: int,

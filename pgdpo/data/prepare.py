@@ -7,7 +7,7 @@ conditioning image); `text-00000.safetensors`, ... with
 last, `index.json` with the SHA-256 of every file, every pair and every prompt, the rows, and what all of it was made of
 (`made_of.py`).
 
-Which pairs stand in a file, and its bytes, follow from the manifest alone. Prepared again, a file made from the same is
+Which pairs stand in a file, and its bytes, follow from the rows alone. Prepared again, a file made from the same is
 kept; into another one goes, from the earlier files, what did not change (`earlier.py`). A file that would stand in the
 place of an earlier one gets part of its key into its name, `shard-4x16x16-00000-1a2b3c4d.safetensors`: the earlier
 files go when the new index stands.
@@ -33,11 +33,12 @@ from pgdpo.data.earlier import Earlier
 from pgdpo.data.encode import Work, in_order, prepare_shards
 from pgdpo.data.files import write_json
 from pgdpo.data.made_of import Hashes, record
-from pgdpo.data.manifest import PairRow, read_manifest
+from pgdpo.data.manifest import PairRow
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.room import check_room
 from pgdpo.data.schema import cut_labels
 from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
+from pgdpo.data.sources import read_rows, sources_of
 from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders, Family
 from pgdpo.models.text import say_cut_prompts
@@ -62,7 +63,6 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    manifest: str | Path,
     folder: Path,
     config: DataConfig,
     family: Family,
@@ -70,11 +70,13 @@ def prepare(
     ranks: Ranks | None = None,
     *,
     split: str = "train",
+    toy: Path = Path("toy"),
     full: bool = False,
 ) -> Prepared:
-    """Encode every pair of `manifest`, that of `split`, into `folder`; what is there and still valid is kept.
+    """Encode every pair of `split` into `folder`; what is there and still valid is kept.
 
-    All `ranks` call it together. `full`: read all clips for their hashes, also those of unchanged name, size and time.
+    All `ranks` call it together. `toy`: the folder with the toy's manifests. `full`: read all clips for their hashes,
+    also those of unchanged name, size and time.
     Raises InputError for a bad row or clip (more than 1% of them, where `data.on_bad_data` is `skip`) and for a disk
     that is too small, before the index is written.
     """
@@ -83,16 +85,13 @@ def prepare(
     sampling = Sampling.of(config, fps_of(config, family.model))
     for size in config.sizes:
         encoders.check_size(*size)
-    rows = ranks.main_first(
-        lambda: read_manifest(
-            manifest, media_root=config.media_root, ties=config.ties, spans=config.pairs_per_row, say=say
-        )
-    )
+    rows = ranks.main_first(lambda: read_rows(config, split, toy, say=say))
+    where = ", ".join(str(source.manifest) for source in sources_of(config, split, toy))
     earlier = Earlier(folder, encoders, config.latent_dtype)
     hashes = Hashes(() if full else earlier.pairs.values())
     work = Work(folder, config, sampling, encoders, ranks, earlier, hashes)
     buckets, bad = _into_buckets(rows, work)
-    check_bad(bad, len(rows), config.on_bad_data, str(manifest))
+    check_bad(bad, len(rows), config.on_bad_data, where)
     prompts = sorted({row.prompt for row in rows} | {""})
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts)
@@ -100,7 +99,7 @@ def prepare(
     text, embedded = _prepare_text(prompts, work)
     shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
-    check_bad(bad, len(rows), config.on_bad_data, str(manifest))
+    check_bad(bad, len(rows), config.on_bad_data, where)
     files = [shard.entry for shard in shards]
     made_of = {name: made for shard in shards for name, made in shard.made_of.items()}
     pairs = {row.id: made_of[row.id] if row.id in made_of else work.files(row) for row in rows}

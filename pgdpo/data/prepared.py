@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -16,7 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
 from pgdpo.data.files import sha256_of
+from pgdpo.data.mixture import Mixture
+from pgdpo.data.order import Order
 from pgdpo.data.prepare import prompt_key
+from pgdpo.data.schema import MANIFEST
 from pgdpo.data.shards import INDEX, tensors_sha256
 from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
@@ -54,6 +58,8 @@ class PreparedPairs(Dataset):
         self.stand_in = stand_in
         self.curation: list = []  # what data.select and data.weight did: `Kept` each
         self.stages: list[int] | None = None
+        self.sources: list[str] = []  # names of the manifests, where there are several, and
+        self.shares: dict[str, Fraction] | None = None  # of the visits, where they have any
         self._restriction = ""
         self._handles: dict[str, object] = {}
         self.damaged_files = self._verify(*part)
@@ -184,13 +190,29 @@ class PreparedPairs(Dataset):
     def restrict(self, rows: list[dict], *, stages: list[int] | None = None) -> None:
         """Hold these of the index's pairs alone, as they are given (weights among them); the fingerprint follows.
 
-        `stages`: the part of an epoch in which each of them is visited, as `Order` takes it.
+        `stages`: the part of an epoch, or of its manifest's pass, in which each of them is visited.
         """
         self.rows, self.stages = rows, stages
         chosen = [[row["id"], row.get("weight")] for row in rows] + [stages or []]
         self._restriction = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
         for derived in ("fingerprint", "buckets", "latent_shapes"):
             self.__dict__.pop(derived, None)
+
+    def order(self, *, group: int, seed: int) -> Order | Mixture:
+        """In which the pairs are visited, in groups of `group`."""
+        if self.shares is None:
+            return Order(self.buckets, group=group, seed=seed, stages=self.stages)
+        named = [row[MANIFEST] for row in self.rows]
+        return Mixture(
+            self.buckets, sources=named, shares=self.shares, group=group, seed=seed, stages=self.stages
+        )
+
+    def described_shares(self, visits: int) -> Iterator[str]:
+        """A line a manifest with a share: how often its pairs come in so many visits."""
+        for name, share in (self.shares or {}).items():
+            pairs = sum(row[MANIFEST] == name for row in self.rows)
+            often = float(share) * visits / pairs
+            yield f"{name}: {float(share):.3g} of the visits, {pairs} pairs, each visited {often:.3g} times"
 
     def _open(self, path: Path):
         if path not in self._handles:

@@ -16,6 +16,7 @@ from pgdpo.problems import shown
 TIE = 0.5
 SIDES = ("chosen", "rejected")
 REQUIRED = ("id", "prompt", *SIDES)
+MANIFEST = "manifest_name"  # in a prepared row, where data.train names several: the one that it comes from
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from pgdpo.console import progress_bar
 from pgdpo.data.clips import Sampling
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import is_file, is_url, plain
-from pgdpo.data.made_of import entries, manifest_of, named_source
-from pgdpo.data.manifest import CheckedRow, carried, decided_rows, scan_manifest, spread
-from pgdpo.data.schema import LABELS, SIDES, cut_labels
+from pgdpo.data.made_of import entries, named_source
+from pgdpo.data.manifest import CheckedRow, carried, spread
+from pgdpo.data.schema import LABELS, MANIFEST, SIDES, cut_labels
 from pgdpo.data.shards import ENCODING
+from pgdpo.data.sources import scan_sources, take
 from pgdpo.models.family import Encoders
 from pgdpo.problems import Problem, shown
 from pgdpo.settings import Config
@@ -26,6 +27,7 @@ from pgdpo.settings import Config
 SHOWN = 5  # differences in a message
 # Kinds that change no tensor: `prepare` writes them down and encodes nothing.
 NO_ENCODING = {"label edited", "row removed", "order of rows"}
+RENAMED = "data named"  # stands before what differs for it, and alone where the toy is another
 AGAIN = "`pgdpo prepare` with this configuration makes only that anew"
 LABELS_ALONE = "`pgdpo prepare` with this configuration writes that down and encodes nothing"
 
@@ -48,7 +50,8 @@ class Comparison:
 
     @property
     def mend(self) -> str:
-        return LABELS_ALONE if all(one.kind in NO_ENCODING for one in self.found) else AGAIN
+        kinds = {one.kind for one in self.found} - {RENAMED}
+        return LABELS_ALONE if kinds and kinds <= NO_ENCODING else AGAIN
 
     def __str__(self) -> str:
         """Kinds with their numbers, the first differences, what to do."""
@@ -78,36 +81,50 @@ def compare(
     result = Comparison(folder)
     result.found += _settings(folder, index, config, encoders)
     made, now = index["made_of"], named_source(config.data, split)
-    renamed = f"data.{split} is {now['source']!r}, prepared was {made['source']!r}"
+    key, renamed = _renamed(split, made, now)
     if now["toy"] != made["toy"]:
         both = now["toy"] and made["toy"]
         what = f"the toy's settings are {now['toy']}, prepared were {made['toy']}" if both else renamed
-        result.found.append(_of(Problem(str(folder), what, f"data.{split}", now["source"]), "data named"))
+        result.found.append(_of(Problem(str(folder), what, f"data.{split}", now["source"]), RENAMED))
         return result
     rows = _read_rows(result, made, config, split)
     if rows is not None:
-        decided = spread(decided_rows(rows, config.data.ties), config.data.pairs_per_row)
-        _Rows(result, index, config, decided, full).compare()
-        if result.found and now["source"] != made["source"]:
-            result.found.insert(0, _of(Problem(str(folder), renamed, f"data.{split}"), "data named"))
+        _Rows(result, index, config, spread(rows, config.data.pairs_per_row), full).compare()
+        if result.found and renamed:
+            result.found.insert(0, _of(Problem(str(folder), renamed, key), RENAMED))
     return result
 
 
+def _renamed(split: str, made: Mapping, now: Mapping) -> tuple[str, str]:
+    """(the key that names other rows than those that were prepared, both values in words), or two empty texts."""
+    before, after = (f"by {each['split']}" if "split" in each else "not at all" for each in (made, now))
+    if before != after:
+        return "data.held_out", f"data.held_out parts data.train {after}, prepared {before}"
+    if made["source"] != now["source"]:
+        return f"data.{split}", f"data.{split} is {now['source']!r}, prepared was {made['source']!r}"
+    return "", ""
+
+
 def _read_rows(result: Comparison, made: Mapping, config: Config, split: str) -> list[CheckedRow] | None:
-    """The manifest's rows; None, and said in `result`, where they can't be compared."""
-    manifest, now = plain(manifest_of(config, split)), named_source(config.data, split)
-    rows, problems = scan_manifest(manifest, config.data.media_root, clips_there=False)
-    missing = not rows and (is_url(manifest) or not is_file(manifest))
-    if missing and now["source"] == made["source"]:
-        result.notes.append(f"{manifest} can't be read here: {result.folder} is taken as it is")
+    """The rows that the split is made of; None, and said in `result`, where they can't be compared."""
+    now = named_source(config.data, split)
+    scanned = scan_sources(config.data, split, config.output_dir / "toy", clips_there=False)
+    absent = [
+        str(source.manifest)
+        for source, rows in scanned.parts
+        if not rows and (is_url(plain(source.manifest)) or not is_file(plain(source.manifest)))
+    ]
+    if absent and _renamed(split, made, now) == ("", ""):
+        result.notes.append(f"{', '.join(absent)} can't be read here: {result.folder} is taken as it is")
         if now["ties"] != made["ties"]:
             what = f"data.ties is {now['ties']!r}, prepared with {made['ties']!r}"
             result.found.append(_of(Problem(str(result.folder), what, "data.ties", now["ties"]), "ties"))
         return None
-    errors = [problem for problem in problems if problem.severity == "error"]
-    kind = "row that is wrong" if rows else "manifest that can't be read"
-    result.found += [_of(problem, kind) for problem in errors]
-    return None if errors else rows
+    errors = [problem for problem in scanned.problems if problem.severity == "error"]
+    kind = "row that is wrong" if scanned.rows else "manifest that can't be read"
+    rows, problems = take(scanned, config.data, split) if not errors else ([], [])
+    result.found += [_of(problem, kind) for problem in [*errors, *problems]]
+    return None if errors or problems else rows
 
 
 def _settings(
@@ -143,7 +160,7 @@ class _Rows:
         self.made = index["made_of"]["pairs"]
         self.recorded = {row["id"]: row for row in index["pairs"]}
         selected = (getattr(rule, "quality", None) for rule in config.data.select)
-        self.labels = [key for key in {*LABELS, *selected} if key and not key.startswith("sha256_")]
+        self.labels = [key for key in {*LABELS, MANIFEST, *selected} if key and not key.startswith("sha256_")]
         self.keys = (*SIDES, "mask", *(["image"] if index["image"] else []))
         known = [entry for pair in self.made.values() for entry in entries(pair).values()]
         self.by_name = {name: digest for name, _, _, digest in known}
@@ -155,7 +172,7 @@ class _Rows:
         there = set(ids)
         for name in self.made:
             if name not in there:
-                what = f"pair `{name}` was prepared, and the manifest has no such row"
+                what = f"pair `{name}` was prepared, and the manifest has no such row that is taken"
                 found.append(_of(Problem(_file(self.rows), what, "id", name, pair=name), "row removed"))
         common = [row for row in self.rows if row.values["id"] in self.made]
         self._look_at(common)
@@ -212,7 +229,7 @@ class _Rows:
             if key not in was or key not in now:
                 kind = f"{key} added" if key not in was else f"{key} removed"
                 what = f"pair `{name}`: `{key}` is {row.values.get(key)!r}, prepared was {made.get(key, [None])[0]!r}"
-            elif row.values[key] == made[key][0]:
+            elif row.name_of(key) == made[key][0]:
                 kind = f"{'clip' if key in SIDES else key} replaced"
                 what = f"pair `{name}`: `{key}`, {row.values[key]!r}, has other bytes than what was prepared"
             else:
@@ -223,7 +240,7 @@ class _Rows:
     def _look_at(self, rows: Sequence[CheckedRow]) -> None:
         """Fill `digests` for all files of `rows`, and note what could not be looked at."""
         asked = [
-            (row.clips[key], row.values[key], made[key][0] if key in made else None)
+            (row.clips[key], row.name_of(key), made[key][0] if key in made else None)
             for row in rows
             for made in [self.made[row.values["id"]]]
             for key in self.keys

@@ -44,9 +44,14 @@ def alarms(metrics: list[dict], results: dict, beta: float | None) -> list[Alarm
     ]
 
 
+def tail(metrics: list[dict]) -> list[dict]:
+    """A run's end: the last tenth of its steps, at least five."""
+    return metrics[-max(5, math.ceil(TAIL * len(metrics))) :]
+
+
 def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> float | None:
-    """Mean of a metric over the last tenth of the steps, at least five; None where it was never logged."""
-    rows = metrics[-max(5, math.ceil(TAIL * len(metrics))) :]
+    """Mean of a metric over the run's end; None where it was never logged."""
+    rows = tail(metrics)
     if bucket is not None:
         rows = [row["buckets"][bucket] for row in rows if bucket in row.get("buckets", {})]
     values = [row[name] for row in rows if _is_finite(row.get(name))]

@@ -18,6 +18,7 @@ import torch
 from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
 from pgdpo.data.prepared import PreparedPairs, collate, to_device
+from pgdpo.data.schema import MANIFEST
 from pgdpo.data.video import write_video
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
@@ -147,7 +148,11 @@ class ModelPair:
 def compare_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict:
     """Excess errors of held-out pairs at `draws_per_pair` noise levels spread evenly over the training distribution."""
     excess = excess_errors(config, data, pair)
-    return {"displacement": _displacement(excess, by="pair"), "buckets": _by_bucket(excess)}
+    return {
+        "displacement": _displacement(excess, by="pair"),
+        "buckets": _by_bucket(excess),
+        **({"sources": _by_source(excess, data)} if data.sources else {}),
+    }
 
 
 def implicit_rewards(run: Run) -> dict:
@@ -237,10 +242,22 @@ def _by_bucket(excess: dict[str, list]) -> dict:
             i for i, sigma in enumerate(excess["sigma"]) if min(int(sigma * BUCKETS), BUCKETS - 1) == number
         ]
         if rows:
-            part = {name: [values[i] for i in rows] for name, values in excess.items()}
-            whole = _displacement(part, by="pair")
-            buckets[bucket_name(number)] = {"displacement": whole.pop("value"), **whole}
+            buckets[bucket_name(number)] = _part(excess, rows)
     return buckets
+
+
+def _by_source(excess: dict[str, list], data: PreparedPairs) -> dict:
+    """Of each manifest that has held-out pairs."""
+    source = {row["id"]: row[MANIFEST] for row in data.rows}
+    parts = {
+        name: [i for i, pair in enumerate(excess["pair"]) if source[pair] == name] for name in data.sources
+    }
+    return {name: _part(excess, rows) for name, rows in parts.items() if rows}
+
+
+def _part(excess: dict[str, list], rows: list[int]) -> dict:
+    whole = _displacement({name: [values[i] for i in rows] for name, values in excess.items()}, by="pair")
+    return {"displacement": whole.pop("value"), **whole}
 
 
 def compare_samples(

@@ -11,6 +11,7 @@ import torch
 from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.schema import MANIFEST
 from pgdpo.data.video import write_video
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
@@ -22,7 +23,7 @@ SMALL, LARGE = (
     192,
     320,
 )  # pixels of the shorter side: smaller clips are enlarged by whole factors, larger ones shrunk
-SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", "caption_rejected")
+SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", MANIFEST, "caption_rejected")
 
 
 def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) -> None:

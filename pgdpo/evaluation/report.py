@@ -28,6 +28,7 @@ from pgdpo.evaluation.formats import (
     power_of_ten,
     signed,
 )
+from pgdpo.evaluation.sources import by_source
 from pgdpo.evaluation.steps import evaluated_steps, step_curves
 from pgdpo.runs import evaluation_of
 from pgdpo.settings import Config
@@ -92,6 +93,7 @@ def write_report(
         reward_parts=_parts(results.get("reward") or {}),
         scales=_scales(results, samples),
         buckets=buckets,
+        sources=by_source(metrics, results),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
         settings=_settings(config),

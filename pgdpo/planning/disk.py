@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from pgdpo.data.sources import sources_of
 from pgdpo.data.tables import read_records
 from pgdpo.planning.memory import FP32, MOMENTS, trained
 from pgdpo.planning.model import Size
@@ -100,8 +102,10 @@ def _count_pairs(config: Config) -> int | None:
     data = config.data
     if "toy" in (data.train, data.held_out):
         return data.toy.train_pairs + data.toy.held_out_pairs
+    splits = ("train",) if data.splits_itself else ("train", "held_out")
+    sources = [source for split in splits for source in sources_of(data, split, config.output_dir / "toy")]
     try:
-        return sum(1 for source in (data.train, data.held_out) if source for _ in read_records(source))
+        return sum(1 for source in sources for _ in islice(read_records(source.manifest), source.most))
     except (OSError, ValueError):
         return None
 

@@ -11,7 +11,15 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from pgdpo.objectives import check_options, needs_of
-from pgdpo.settings.data import DataConfig, OrderRule, SelectRule, ToyConfig, WeightRule
+from pgdpo.settings.data import (
+    DataConfig,
+    OrderRule,
+    SelectRule,
+    SourceConfig,
+    SplitConfig,
+    ToyConfig,
+    WeightRule,
+)
 from pgdpo.settings.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.settings.model import AdapterConfig, DiffusionConfig, ModelConfig
 from pgdpo.settings.section import Section
@@ -28,6 +36,8 @@ __all__ = [
     "OrderRule",
     "SelectRule",
     "Section",
+    "SourceConfig",
+    "SplitConfig",
     "StudyConfig",
     "ToyConfig",
     "TrainConfig",
@@ -94,6 +104,11 @@ class Config(Section):
         if "name" not in self.objective:
             raise ValueError("objective: `name` is missing; `pgdpo objectives` lists the names")
         check_options(self.objective["name"], **self.objective_options)
+        if self.data.splits_itself and self.data.train == "toy":
+            raise ValueError(
+                "data.held_out is a share of data.train, and that is `toy`, which renders held-out pairs of its own; "
+                "allowed: `toy`, a manifest, or nothing"
+            )
         whole = {
             "zero_stage": 0,
             "pair_batching": "joint",

@@ -6,12 +6,66 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pgdpo.settings.section import Section
 
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8)]
+ROUNDED = 1e-3  # how far from 1 shares may add up, such as three of 0.333
+
+
+class SourceConfig(Section):
+    manifest: str = Field(description="JSONL or Parquet, as a path or a URL.")
+    share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the visits that are of its pairs, in every few steps, whatever their number; all "
+        "manifests have one, and they add up to 1, or none has: each pair once an epoch.",
+    )
+    most: int | None = Field(
+        None,
+        ge=1,
+        description="Rows that are taken: those with the lowest hashes of their ids, whatever their order.",
+    )
+    name: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="Under which figures are kept apart: letters, digits, `_`, `-`, `.`; by default the manifest's, "
+        "without its ending.",
+    )
+
+    @field_validator("manifest")
+    @classmethod
+    def _no_toy(cls, manifest: str) -> str:
+        if manifest == "toy":
+            raise ValueError(
+                "the toy world stands alone: write `train: toy`, or `./toy` for a file of that name"
+            )
+        return manifest
+
+
+class SplitConfig(Section):
+    share: float = Field(
+        gt=0, lt=1, description="Share of the prompts, and about that of the pairs, that is never trained on."
+    )
+    by: Literal["prompt"] = Field(
+        "prompt",
+        description="What decides, by its hash: the prompt, whatever its case and spaces. None stands on both sides; "
+        "rows that are added move no other.",
+    )
+
+
+# What stands in the place of a path: tagged, so that an error is told of the one that was meant.
+Manifests = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[list[SourceConfig], Tag("a list"), Field(min_length=1)],
+    Discriminator(lambda value: "a list" if isinstance(value, list) else "a path"),
+]
+HeldOut = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[SplitConfig, Tag("a split")],
+    Discriminator(lambda value: "a split" if isinstance(value, (dict, SplitConfig)) else "a path"),
+]
 
 
 class ToyConfig(Section):
@@ -98,11 +152,14 @@ class OrderRule(Section):
 
 
 class DataConfig(Section):
-    train: str = Field(
-        description="`toy`, or a manifest: JSONL or Parquet with id, prompt, chosen, rejected, as a path or a URL."
+    train: Manifests = Field(
+        description="`toy`, or a manifest: JSONL or Parquet with id, prompt, chosen, rejected, as a path or a URL; or "
+        "a list of them, for shares and figures by manifest."
     )
-    held_out: str | None = Field(
-        None, description="Manifest of pairs that are never trained on; `toy` for the toy's."
+    held_out: HeldOut | None = Field(
+        None,
+        description="Manifest of pairs that are never trained on; `toy` for the toy's; or a share of data.train's "
+        "prompts.",
     )
     media_root: Path | None = Field(
         None,
@@ -158,7 +215,8 @@ class DataConfig(Section):
     )
     order: OrderRule | None = Field(
         None,
-        description="Easy pairs first in every epoch (a curriculum); by default an epoch is shuffled whole.",
+        description="Easy pairs first in every epoch (a curriculum), or, where manifests have shares, in every pass of "
+        "each; by default an epoch is shuffled whole.",
     )
     weight: WeightRule | None = Field(
         None, description="Factor of each pair's loss; multiplies the rows' own."
@@ -197,6 +255,31 @@ class DataConfig(Section):
     def sizes(self) -> list[tuple[int, int, int]]:
         """All sizes (frames, height, width) that clips are cut to."""
         return self.buckets or [(self.num_frames, self.height, self.width)]
+
+    @property
+    def splits_itself(self) -> bool:
+        """Whether held-out pairs are a share of data.train's own."""
+        return isinstance(self.held_out, SplitConfig)
+
+    @field_validator("train")
+    @classmethod
+    def _shares_and_names(cls, train: str | list[SourceConfig]) -> str | list[SourceConfig]:
+        if isinstance(train, str):
+            return train
+        shares = [source.share for source in train if source.share is not None]
+        if shares and len(shares) < len(train):
+            raise ValueError(
+                f"{len(shares)} of {len(train)} manifests have a `share`: give all of them one, or none"
+            )
+        if shares and abs(sum(shares) - 1) > ROUNDED:
+            raise ValueError(f"the shares add up to {sum(shares):.6g}: they must add up to 1")
+        paths = [source.manifest for source in train]
+        if len(set(paths)) < len(paths):
+            raise ValueError("each manifest must be given once: its pairs come as often as its `share` says")
+        names = [source.name for source in train if source.name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError("each `name` must be given once")
+        return train
 
     @field_validator("buckets")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -30,3 +30,12 @@ class Section(BaseModel):
         if isinstance(value, (str, list)) and broken_text(value) is not None:
             raise ValueError("it holds half a character or a NUL")
         return type(value)(expanded(str(value))) if isinstance(value, (str, Path)) else value
+
+
+def section_of(annotation: Any, many: bool = False) -> tuple[type[Section] | None, bool]:
+    """(the section that an annotation holds, alone or as one of several choices; whether it is a list of them)."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, many
+    many = many or get_origin(annotation) is list
+    found = (section_of(inner, many) for inner in get_args(annotation))
+    return next((each for each in found if each[0] is not None), (None, False))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from pgdpo.console import progress_bar, say
-from pgdpo.data.order import Order, StepBatches, check_batches
+from pgdpo.data.order import StepBatches, check_batches
 from pgdpo.data.prepared import collate
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
@@ -166,7 +166,7 @@ class Trainer:
         started = time.perf_counter()
         updates = step - self.guard.skipped
         engines.set_learning_rate(self.engine, engines.learning_rate(self.config.train, updates))
-        metrics = StepMetrics(self.device, self.ranks.data_group)
+        metrics = StepMetrics(self.device, self.ranks.data_group, sources=self.data.sources)
         for _ in range(self.accumulation):
             self.signals.check()
             self.watchdog.at("reading the data of", step + 1)
@@ -177,7 +177,7 @@ class Trainer:
             self.guard.see(output, errors, batch)
             watch_gradients(errors)
             norm = self.policy.backward(output.loss)
-            metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, self.device))
+            metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, self.device), batch["rows"])
             self.beta_watch.add(output.logits)
         fault = self.guard.settle(step)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
@@ -324,7 +324,7 @@ class Trainer:
     def _batches(self, steps: range) -> StepBatches:
         train = self.config.train
         return StepBatches(
-            Order(self.data.buckets, group=train.micro_batch_pairs, seed=train.seed, stages=self.data.stages),
+            self.data.order(group=train.micro_batch_pairs, seed=train.seed),
             groups=train.global_batch_pairs // train.micro_batch_pairs,
             rank=self.ranks.data_rank,
             world=self.ranks.data_size,
@@ -375,12 +375,14 @@ class Trainer:
             (getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.engine.module.parameters()
         ]
         trained = sum(size for size, trains in sizes if trains)
+        steps, batch = self.config.train.steps, self.config.train.global_batch_pairs
         say(
-            f"{self.objective.name}: {len(self.data)} pairs, {self.config.train.steps} steps of "
-            f"{self.config.train.global_batch_pairs} pairs on {dist.get_world_size()} rank(s); {trained:,} of "
-            f"{sum(size for size, _ in sizes):,} parameters train"
+            f"{self.objective.name}: {len(self.data)} pairs, {steps} steps of {batch} pairs on "
+            f"{dist.get_world_size()} rank(s); {trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
+        for line in self.data.described_shares(steps * batch):
+            say(line)
         for kept in self.data.curation:
             say(f"data.select {kept}")
             log_event(self.config.run_dir, done, "selection", str(kept))

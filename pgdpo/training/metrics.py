@@ -1,16 +1,18 @@
-"""Per-pair numbers -> pair-weighted means over ranks, overall and per timestep bucket."""
+"""Per-pair numbers -> pair-weighted means over ranks, overall, per timestep bucket and per manifest."""
 
 from __future__ import annotations
 
 import math
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from pgdpo.data.files import read_json_lines
+from pgdpo.data.schema import MANIFEST
 from pgdpo.objectives import ObjectiveOutput
 from pgdpo.objectives.advice import SATURATED
 from pgdpo_kernels import PairErrors
@@ -102,40 +104,60 @@ def _gradient_norm(errors: PairErrors, side: str) -> torch.Tensor | None:
 
 
 class StepMetrics:
-    """Sums of one optimizer step's micro-batches, by timestep bucket. `group`: ranks that hold all pairs once."""
+    """Sums of one optimizer step's micro-batches, by timestep bucket and by manifest.
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup) -> None:
+    `group`: ranks that hold all pairs once; `sources`: names of the manifests, where there are several.
+    """
+
+    def __init__(
+        self, device: torch.device, group: dist.ProcessGroup, *, sources: Sequence[str] = ()
+    ) -> None:
         self.device = device
         self.group = group
+        self.sources = {name: BUCKETS + place for place, name in enumerate(sources)}
         self.names: list[str] = []
-        self.sums: list[torch.Tensor] = []  # [BUCKETS, names + 1] a micro-batch, the last column counts pairs
+        # [BUCKETS + sources, names + 1] a micro-batch, the last column counts pairs
+        self.sums: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def add(self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor, counts: torch.Tensor) -> None:
-        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`; `counts`: bool `[B]`, which pairs do."""
+    def add(
+        self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor, counts: torch.Tensor, rows: list[dict]
+    ) -> None:
+        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`; `counts`: bool `[B]`, which pairs do; `rows`: of the
+        pairs."""
         self.names = list(metrics)
-        rows = torch.stack([*metrics.values(), torch.ones_like(sigma)], dim=1).double()  # (B, names + 1)
-        rows = torch.where(counts[:, None], rows, 0)
-        sums = torch.zeros(BUCKETS, rows.shape[1], dtype=torch.float64, device=self.device)
-        self.sums.append(sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), rows))
+        values = torch.stack([*metrics.values(), torch.ones_like(sigma)], dim=1).double()  # (B, names + 1)
+        values = torch.where(counts[:, None], values, 0)
+        shape = BUCKETS + len(self.sources), values.shape[1]
+        sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), values)
+        if self.sources:
+            places = torch.tensor([self.sources[row[MANIFEST]] for row in rows], device=self.device)
+            sums.index_add_(0, places, values)
+        self.sums.append(sums)
 
     def reduce(self) -> dict:
-        """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket."""
+        """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket, `sources` per manifest."""
         own = torch.stack(self.sums)
         everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(everyone, own, group=self.group)
         sums = torch.cat(everyone).sum(0).cpu()  # in the order of the global batch, on any number of ranks
-        total = sums.sum(0)
+        total = sums[:BUCKETS].sum(0)
         means = dict(zip(self.names, (total[:-1] / total[-1]).tolist(), strict=True))
-        buckets = {
-            bucket_name(number): {
-                "pairs": int(row[-1]),
-                **dict(zip(self.names, (row[:-1] / row[-1]).tolist(), strict=True)),
+        buckets = {bucket_name(number): number for number in range(BUCKETS)}
+        apart = {"buckets": buckets, **({"sources": self.sources} if self.sources else {})}
+        return means | {kind: self._means(sums, places) for kind, places in apart.items()}
+
+    def _means(self, sums: torch.Tensor, places: dict[str, int]) -> dict[str, dict]:
+        """Name -> pairs and their means, of those that had any."""
+        return {
+            name: {
+                "pairs": int(sums[place, -1]),
+                **dict(zip(self.names, (sums[place, :-1] / sums[place, -1]).tolist(), strict=True)),
             }
-            for number, row in enumerate(sums)
-            if row[-1] > 0
+            for name, place in places.items()
+            if sums[place, -1] > 0
         }
-        return means | {"buckets": buckets}
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

@@ -12,7 +12,7 @@ from pgdpo import __version__
 from pgdpo.data.files import atomic_path
 from pgdpo.evaluation.formats import objective_name, percent
 from pgdpo.runs import Run, evaluation_of, read_results
-from pgdpo.settings import Config
+from pgdpo.settings import Config, DataConfig
 
 EXPERTS = {
     "high_noise": "high noise: `pipeline.load_lora_weights(folder)`",
@@ -68,7 +68,7 @@ def write_model_card(run: Run, folder: Path) -> None:
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "steps": f"{state['step']} of {train.global_batch_pairs} pairs",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
-        "data": f"`{config.data.train}`, prepared files' hash `{state['identity']['data_hash']}`",
+        "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",
         "seed": train.seed,
     }
     text = _CARD.render(
@@ -82,6 +82,16 @@ def write_model_card(run: Run, folder: Path) -> None:
     )
     with atomic_path(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _data(data: DataConfig) -> str:
+    """The manifests, with their shares of the visits, and what of them was held out."""
+    sources = (
+        [(data.train, None)] if isinstance(data.train, str) else [(s.manifest, s.share) for s in data.train]
+    )
+    named = [f"`{name}`" + (f" ({share:.3g} of the visits)" if share else "") for name, share in sources]
+    held_out = f"; held out: {data.held_out.share:.3g} of the prompts" if data.splits_itself else ""
+    return ", ".join(named) + held_out
 
 
 def _started_from(config: Config) -> dict[str, str]:

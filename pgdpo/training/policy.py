@@ -16,7 +16,8 @@ from pgdpo.console import say
 from pgdpo.data import stale
 from pgdpo.data.curation.apply import curate
 from pgdpo.data.prepared import PreparedPairs, read_index
-from pgdpo.data.schema import LABELS
+from pgdpo.data.schema import LABELS, MANIFEST
+from pgdpo.data.sources import shares_of, source_names
 from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.adapter import add_adapter, start_from
@@ -213,7 +214,9 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
         caption_dropout=data.caption_dropout if split == "train" else 0.0,
         **options,
     )
+    pairs.sources = source_names(data, split)
     if split == "train":
+        pairs.shares = shares_of(data)
         pairs.curation = curate(pairs, data, seed=config.train.seed)
     return pairs
 
@@ -270,7 +273,8 @@ def base_identity(config: Config, family: Family) -> str:
 def run_identity(config: Config, data: PreparedPairs) -> dict:
     """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now.
 
-    `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on.
+    `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on, and of their
+    manifests' shares.
     """
     init = init_digest(config.model.adapter)
     return {
@@ -282,8 +286,12 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
 
 
 def rows_hash(data: PreparedPairs) -> str:
-    """Digest of the rows that are held: id, prompt and labels."""
-    return _digest([[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows])
+    """Digest of the rows that are held (id, prompt and labels) and, where they are visited in shares, of these."""
+    rows = [[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows]
+    if data.shares is None:
+        return _digest(rows)
+    places = {name: place for place, name in enumerate(data.shares)}
+    return _digest([rows, [places[row[MANIFEST]] for row in data.rows], list(map(str, data.shares.values()))])
 
 
 def check_init(config: Config, identity: dict) -> None:

@@ -19,10 +19,11 @@ import torch.distributed as dist
 import yaml
 
 from pgdpo import __version__
+from pgdpo.config import covered
 from pgdpo.console import is_main_rank, say
 from pgdpo.data.files import atomic_path, write_json
 from pgdpo.errors import InputError
-from pgdpo.record import covered, dumped, flat, is_free
+from pgdpo.record import dumped, flat, is_free
 from pgdpo.settings import Config
 from pgdpo.training.events import log_event
 from pgdpo.training.published import checkpoints_of, step_of

@@ -25,7 +25,7 @@ from pgdpo.training.metrics import read_metrics
 
 class Tracker(Protocol):
     def log(self, step: int, values: dict) -> None:
-        """The step's metrics; `buckets` holds a dict per timestep bucket."""
+        """The step's metrics; `buckets` holds a dict per timestep bucket, `sources` per manifest."""
 
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """A validation clip, uint8 `[F, H, W, 3]`."""
@@ -164,10 +164,12 @@ def check_trackers(config: Config) -> None:
 
 
 def scalars(values: dict) -> Iterator[tuple[str, float]]:
-    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`. None is no number."""
+    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`, of a manifest as
+    `sources/<its name>/<name>`: it may be called as a metric is. None is no number."""
     for name, value in values.items():
-        if name == "buckets":
-            for bucket, row in value.items():
-                yield from ((f"{bucket}/{key}", number) for key, number in scalars(row))
+        if name in ("buckets", "sources"):
+            above = "" if name == "buckets" else f"{name}/"
+            for part, row in value.items():
+                yield from ((f"{above}{part}/{key}", number) for key, number in scalars(row))
         elif isinstance(value, (int, float)):
             yield name, value

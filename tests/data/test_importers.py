@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from pgdpo.data.importers import FORMATS, Options, import_data
-from pgdpo.data.manifest import read_manifest, scan_manifest
+from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.tables import read_records
 from pgdpo.errors import InputError
 from tests.importer_samples import (
@@ -23,7 +23,7 @@ from tests.importer_samples import (
     videoalign,
     videodpo,
 )
-from tests.worlds import run_pgdpo
+from tests.worlds import read_manifest, run_pgdpo
 
 pytestmark = pytest.mark.quick
 

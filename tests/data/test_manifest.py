@@ -5,9 +5,10 @@ import json
 import pytest
 
 from pgdpo.data.locations import clip_location
-from pgdpo.data.manifest import read_manifest, scan_manifest
+from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.tables import read_records, writer
 from pgdpo.errors import InputError
+from tests.worlds import read_manifest
 
 pytestmark = pytest.mark.quick
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from pgdpo.data.clips import Sampling, plan_pair
-from pgdpo.data.manifest import read_manifest
 from pgdpo.data.masks import pooled, read_mask
 from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
+from tests.worlds import read_manifest
 
 pytestmark = pytest.mark.quick
 

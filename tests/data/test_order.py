@@ -2,12 +2,15 @@
 
 import itertools
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgdpo.data.mixture import Mixture, dealt
 from pgdpo.data.order import Order, StepBatches
+from pgdpo.errors import InputError
 
 pytestmark = pytest.mark.quick
 
@@ -103,3 +106,135 @@ def test_repeated_draws():
     order = Order([range(3)], group=3, seed=0)
     batches = StepBatches(order, groups=1, rank=0, world=1, steps=range(5), draws=2)
     assert [{draw for _, draw in batch} for batch in batches] == [{0}, {1}, {0}, {1}, {0}]
+
+
+# --- manifests in fixed shares ----------------------------------------------------------------------------------------
+
+
+def in_turn(weights):
+    """Which weight each position belongs to, without end, by an accumulator at each halving: `dealt`, slowly."""
+    if len(weights) == 1:
+        yield from itertools.repeat(0)
+    middle = len(weights) // 2
+    sides = (in_turn(weights[:middle]), in_turn(weights[middle:]))
+    part, due = Fraction(sum(weights[:middle]), sum(weights) or 1), Fraction(1, 2)
+    while True:
+        due += part
+        if due >= 1:
+            due -= 1
+            yield next(sides[0])
+        else:
+            yield middle + next(sides[1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=6).filter(any))
+def test_positions_are_dealt_as_by_an_accumulator_and_each_has_its_part(weights):
+    found = list(itertools.islice(in_turn(weights), 200))
+    counts = Counter()
+    for position, which in enumerate(found):
+        assert dealt(position, weights) == (which, counts[which])
+        counts[which] += 1
+        for other, weight in enumerate(weights):
+            due = Fraction(weight, sum(weights)) * (position + 1)
+            assert abs(counts[other] - due) <= Fraction(halvings(weights), 2)
+
+
+def halvings(things) -> int:
+    return (len(things) - 1).bit_length()
+
+
+@st.composite
+def mixtures(draw):
+    """(buckets of indexes, name of every pair, shares): sizes by bucket and manifest, shares that add up to 1."""
+    names = "abcd"[: draw(st.integers(2, 4))]
+    sizes = draw(
+        st.lists(st.lists(st.integers(0, 12), min_size=len(names), max_size=len(names)), min_size=1, max_size=3)
+        .filter(lambda rows: all(any(column) for column in zip(*rows, strict=True)))
+    )  # fmt: skip
+    counted = [(bucket, zip(names, row, strict=True)) for bucket, row in enumerate(sizes)]
+    cells = [(bucket, name) for bucket, row in counted for name, count in row for _ in range(count)]
+    cells = draw(st.permutations(cells))
+    parts = draw(st.lists(st.integers(1, 50), min_size=len(names), max_size=len(names)))
+    shares = {name: Fraction(part, sum(parts)) for name, part in zip(names, parts, strict=True)}
+    buckets = [[i for i, (bucket, _) in enumerate(cells) if bucket == number] for number in range(len(sizes))]
+    return buckets, [name for _, name in cells], shares
+
+
+@settings(deadline=None, max_examples=60)
+@given(mixtures(), st.integers(1, 4), st.integers(0, 2**40), st.integers(0, 40), st.integers(1, 40))
+def test_manifests_have_their_shares_in_every_window_and_each_is_passed_whole(
+    mixture, group, seed, start, length
+):
+    buckets, sources, shares = mixture
+    order = Mixture(buckets, sources=sources, shares=shares, group=group, seed=seed)
+    groups = [order.group(number) for number in range(start + length)]
+    filled = [set(bucket) for bucket in buckets if bucket]
+    for number, items in enumerate(groups):
+        assert len(items) == group and {index for index, _ in items} <= filled[order.bucket(number)]
+    # None is lost or repeated in a pass of its manifest and bucket: the slow oracle keeps what is left of each pass.
+    left, passes = {}, Counter()
+    for number, items in enumerate(groups):
+        for index, draw in items:
+            cell = order.bucket(number), sources[index]
+            if not left.get(cell):
+                left[cell] = {i for i in filled[cell[0]] if sources[i] == cell[1]}
+                passes[cell] += 1
+            left[cell].remove(index)
+            assert draw == passes[cell] - 1
+    # In every window the pairs of a manifest are what was asked, to within a few: more buckets are more lines to fill.
+    window = Counter(sources[index] for items in groups[start:] for index, _ in items)
+    slack = len(filled) * halvings(shares) + group * halvings(filled) * len(filled)
+    for name, share in shares.items():
+        assert abs(window[name] - share * group * length) <= slack
+    if len(filled) == 1:
+        assert all(abs(window[name] - shares[name] * group * length) <= halvings(shares) for name in shares)
+
+
+@settings(deadline=None, max_examples=25)
+@given(mixtures(), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(0, 9))
+def test_a_step_of_a_mixture_is_the_same_on_any_number_of_ranks_and_from_any_start(
+    mixture, world, micro, start
+):
+    buckets, sources, shares = mixture
+    steps, groups = 3, 8 // micro
+
+    def of_rank(rank: int, world: int, first: int) -> list[list]:
+        order = Mixture(buckets, sources=sources, shares=shares, group=micro, seed=1)
+        return list(
+            StepBatches(order, groups=groups, rank=rank, world=world, steps=range(first, start + steps))
+        )
+
+    alone = of_rank(0, 1, 0)[start * groups :]
+    resumed = [of_rank(rank, world, start) for rank in range(world)]
+    part = groups // world
+    for step in range(steps):
+        found = [items for rank in resumed for items in rank[step * part : (step + 1) * part]]
+        assert sorted(found) == sorted(alone[step * groups : (step + 1) * groups])
+
+
+def test_a_small_manifest_with_a_large_share_comes_again_and_its_draws_count_on():
+    sources = ["large"] * 90 + ["small"] * 10
+    shares = {"large": Fraction(1, 2), "small": Fraction(1, 2)}
+    order = Mixture([range(100)], sources=sources, shares=shares, group=4, seed=0)
+    visits = Counter(item for number in range(45) for item in order.group(number))  # 180 pairs
+    assert set(visits.values()) == {1}
+    assert {draw for index, draw in visits if index < 90} == {0}
+    assert {draw for index, draw in visits if index >= 90} == set(range(9))
+
+
+def test_stages_are_parts_of_each_manifests_own_pass():
+    sources, stages = ["a"] * 6 + ["b"] * 3, [0, 1] * 4 + [0]
+    shares = {"a": Fraction(1, 2), "b": Fraction(1, 2)}
+    order = Mixture([range(9)], sources=sources, shares=shares, group=2, seed=3, stages=stages)
+    visits = [item for number in range(6) for item in order.group(number)]
+    for name, length in (("a", 6), ("b", 3)):
+        own = [stages[index] for index, _ in visits if sources[index] == name]
+        assert own[:length] == sorted(own[:length]) and own[-length:] == sorted(own[-length:])
+
+
+def test_a_manifest_without_pairs_can_have_no_share():
+    with pytest.raises(
+        InputError, match="no pair of the manifest `b` is left to train on, and its share is 0.25"
+    ):
+        Mixture([[0]], sources=["a"], shares={"a": Fraction(3, 4), "b": Fraction(1, 4)}, group=1, seed=0)

@@ -110,7 +110,7 @@ def shown(world, *overrides) -> tuple[dict, list[list[float]]]:
             seen.append([round((float(frame.mean()) - 20) / 6) for frame in frames])
             return encode(self, frames)
 
-    done = prepare(config.data.train, config.prepared_dir / "train", config.data, family, Watching())
+    done = prepare(config.prepared_dir / "train", config.data, family, Watching())
     return done.index, seen
 
 

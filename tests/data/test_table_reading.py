@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.data.importers import FORMATS, Options, import_data
-from pgdpo.data.manifest import read_manifest, scan_manifest
+from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.tables import count_records, read_records
 from pgdpo.errors import InputError
 from pgdpo.problems import Problem
-from tests.worlds import run_pgdpo, write_config
+from tests.worlds import read_manifest, run_pgdpo, write_config
 from tests.write_tables import PROMPTS
 
 pytestmark = pytest.mark.quick

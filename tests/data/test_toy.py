@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.data.manifest import read_manifest
 from pgdpo.data.toy import render_dataset
 from pgdpo.data.toy_reward import true_reward
 from pgdpo.data.toy_scene import COLOURS, DEFECTS, DIRECTIONS, SHAPES, example, prompt_words, render
 from pgdpo.data.video import probe_video, read_video
+from tests.worlds import read_manifest
 
 PROMPT = "a large red circle moving left"
 SIDES = ("chosen", "rejected")

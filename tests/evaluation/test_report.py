@@ -22,6 +22,7 @@ from pgdpo.data.video import write_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.figures import smooth
 from pgdpo.evaluation.report import write_report
+from pgdpo.evaluation.sources import by_source
 from pgdpo.evaluation.summary import summary_table
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -374,3 +375,25 @@ def test_summary_has_a_line_per_run():
     text = console.file.getvalue()
     assert "0.500 → 0.700" in text and "75% (62%–85%)" in text and "25% (13%–42%)" in text
     assert "[red]theirs" in text
+
+
+def test_figures_by_manifest_are_means_over_pairs_at_the_runs_end(run):
+    rows = metric_rows(60)
+    for row in rows:
+        early = row["step"] <= 54  # the last tenth counts
+        parts = {"ours": (3, 9.0 if early else 1.0), HOSTILE: (1, 9.0 if early else 0.5)}
+        if row["step"] == 60:
+            parts["ours"] = (5, 2.0)
+        figures = {"margin": None}
+        row["sources"] = {name: {"pairs": n, "loss": loss, **figures} for name, (n, loss) in parts.items()}
+    held_out = {"ours": {"pairs": 4, "displacement": 0.25, "implicit_accuracy": 0.75}}
+    ours, other = by_source(rows, {"sources": held_out})["rows"]
+    assert (ours["pairs"], other["pairs"]) == (59 * 3 + 5, 60)
+    assert ours["share"] == pytest.approx(182 / 242) and ours["held_out"] == held_out["ours"]
+    assert ours["loss"] == pytest.approx((5 * 3 * 1.0 + 5 * 2.0) / 20) and other["loss"] == 0.5
+    assert ours["margin"] is None and other["held_out"] is None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change_results(run, sources=held_out)
+    page = write_report(run).read_text(encoding="utf-8")
+    section = page.split('<section id="sources">')[1].split("</section>")[0]
+    assert "<script>" not in section and "Held-out displacement" in section and "25%" in section

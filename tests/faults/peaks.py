@@ -26,7 +26,7 @@ def peaks(reader: str, paths: Iterable[Path]) -> list[dict]:
 def read_pairs(manifest: str) -> str:
     """What `pgdpo prepare` does with a manifest's clips before it encodes them, at 24 frames of 160x256."""
     from pgdpo.data.clips import Sampling, clip_identity, plan_pair, read_pair
-    from pgdpo.data.manifest import read_manifest
+    from tests.worlds import read_manifest
 
     for row in read_manifest(manifest):
         clip_identity(row, with_image=False)

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgdpo.data.manifest import read_manifest
 from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.making import make as making
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
-from tests.worlds import metrics, run_pgdpo
+from tests.worlds import metrics, read_manifest, run_pgdpo
 
 FAST = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
 
