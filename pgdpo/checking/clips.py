@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgdpo.data.buckets import Size, choose_bucket, size_name
+from pgdpo.data.buckets import Size, size_name
 from pgdpo.data.clips import (
     Sampling,
     bucket_of,
     check_clip,
     check_mask,
     planned,
-    shown_as,
     unlike,
     unsaid,
 )
@@ -87,17 +86,17 @@ def clip_problems(
         yield from _mask(row, chosen)
 
 
+MEND_SPAN = "add a bucket, take fewer segments (data.clip), or leave the row out"
+
+
 def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | None:
     """Why a clip can be cut to none of `sizes`; None if it can, or there are none."""
-    if not sizes:
-        return None
     try:
-        check_clip(info, (min(size[0] for size in sizes), 0, 0), sampling)
+        if sizes:
+            check_clip(info, (min(size[0] for size in sizes), 0, 0), sampling)
+            bucket_of("", (info, info), sizes, sampling)
     except InputError as error:
-        return str(error).removeprefix(f"{info.path}: ")
-    if choose_bucket(sizes, shown_as((info, info), sampling.fps)) is None:
-        size = size_name((info.frames_at(sampling.fps), info.height, info.width))
-        return f"{size} fits no bucket: too long, or half would be cut off"
+        return str(error).removeprefix(f"{info.path}: ").removeprefix("pair ``: ")
     return None
 
 
@@ -131,12 +130,13 @@ def _against_sizes(
     infos = tuple(clip.info for clip in pair.values())
     fits = True
     for side, info in zip(SIDES, infos, strict=True):
-        why = misfit(info, sizes, sampling)
-        if why is not None:
+        try:
+            check_clip(info, (min((size[0] for size in sizes), default=0), 0, 0), sampling)
+        except InputError as error:
             fits = False
             allowed = f"{' or '.join(map(size_name, sizes))} (frames x height x width)"
             mend = "ask for fewer frames (data.num_frames), another rate (data.fps), or leave the row out"
-            yield _about(row, side, why, allowed, mend)
+            yield _about(row, side, str(error).removeprefix(f"{info.path}: "), allowed, mend)
         if info.variable:
             how = "one by one (data.fps)" if sampling.fps is None else "by their times"
             what = f"frames are missing or of unequal length, most for 1/{info.fps:g} s: they are taken {how}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import torch
 from pgdpo.checking.clips import Clip
 from pgdpo.config import Inspection
 from pgdpo.console import say
-from pgdpo.data.buckets import Size, choose_bucket
-from pgdpo.data.clips import first_picture
+from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
 from pgdpo.data.curation.apply import curated
 from pgdpo.data.locations import fetch, is_url
-from pgdpo.data.manifest import CheckedRow, PairRow, carried, decided_rows
+from pgdpo.data.manifest import CheckedRow, PairRow, carried, spread
 from pgdpo.data.masks import read_mask
-from pgdpo.data.schema import SIDES, columns
+from pgdpo.data.mixture import check_left
+from pgdpo.data.schema import MANIFEST, SIDES, columns, cut_labels
+from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError, MachineError
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.models import open_family
@@ -76,7 +77,8 @@ def model_problems(
         fits = not misfits
         yield from misfits
         if fits:
-            yield from _segments(family, config.data.sizes, splits)
+            for rows in splits.values():
+                yield from _segments(family, _planned(config, rows, clips))
         yield from _settings(inspected, family)
         for rows in splits.values():
             yield from _token_lengths(encoders, rows)
@@ -94,7 +96,7 @@ def model_problems(
         if (prepared_folder(config, split) / "index.json").is_file():
             yield from _prepared(inspected, split, full)
         elif rows and fits:
-            yield from _pictures(family, encoders, config.data.sizes, rows, clips)
+            yield from _pictures(family, encoders, _planned(config, rows, clips))
             if split == "train":
                 yield from _to_prepare(inspected, family, rows, clips)
     if config.reference_mode == "cached":
@@ -155,21 +157,41 @@ def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
             )
 
 
-def _segments(
-    family: Family, sizes: Sequence[Size], splits: dict[str, Sequence[CheckedRow]]
-) -> Iterator[Problem]:
-    frames = min(family.latent_shape(*size)[1] for size in sizes)
-    for rows in splits.values():
-        for row in rows:
-            labels = {**columns(row.values), **row.values}.get("segment_labels")
-            if labels is not None and len(labels) > frames:
-                yield row.problem(
-                    f"{len(labels)} segments, and the latents have {frames} frames",
-                    key="segments",
-                    value=len(labels),
-                    allowed=f"at most {frames} segments",
-                    suggestion="join segments, or take more frames (data.num_frames)",
-                )
+def _segments(family: Family, pairs: Iterable[tuple[CheckedRow, PairPlan]]) -> Iterator[Problem]:
+    """Labels by time, of which those count that lie in what is taken of the clips."""
+    first = None
+    for row, plan in pairs:
+        frames = family.latent_shape(*plan.size)[1]
+        labels = cut_labels({**columns(row.values), **row.values}, plan.span).get("segment_labels")
+        if labels is None:
+            continue
+        key = "segment_labels" if row.values.get("segment_labels") is not None else "segments"
+        first = first or len(labels)
+        if len(labels) > frames:
+            yield row.problem(
+                f"{len(labels)} segments, and the latents have {frames} frames",
+                key="segments",
+                value=len(labels),
+                allowed=f"at most {frames} segments",
+                suggestion="join segments, or take more frames (data.num_frames)",
+            )
+        elif len(labels) != first:
+            yield row.problem(
+                f"{len(labels)} segments lie in the part of the clips that is taken, and {first} in the first row's",
+                key=key,
+                value=len(labels),
+                allowed="one number in all rows",
+                suggestion="cut all clips into equally long segments",
+            )
+        elif key == "segment_labels" and not plan.whole:
+            yield row.problem(
+                f"`segment_labels` are of whole clips, and seconds {plan.span[0]:g} to {plan.span[1]:g} are taken",
+                key=key,
+                value=labels,
+                allowed="`segments` with their times, of which those that are seen are taken",
+                suggestion="write `segments`, or take whole clips",
+                severity="warning",
+            )
 
 
 def _token_lengths(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
@@ -223,6 +245,7 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         if split == "train":
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
+            _left(config, data.rows)
             frame_segments(objective, config, data)
     except InputError as error:
         if str(folder) not in str(error):  # of data.select, .weight, .order or .segments
@@ -239,26 +262,18 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
 
 
 def _pictures(
-    family: Family,
-    encoders: Encoders,
-    sizes: Sequence[Size],
-    rows: Sequence[CheckedRow],
-    clips: Mapping[str, Clip],
+    family: Family, encoders: Encoders, pairs: Iterable[tuple[CheckedRow, PairPlan]]
 ) -> Iterator[Problem]:
     """Masks in which nothing is left at the size that is trained on, and images that are none."""
-    for row in rows:
-        info = clips[row.clips["chosen"]].info
-        size = sizes[choose_bucket(sizes, info)]
+    for row, plan in pairs:
         files = {key: _local(row.clips[key]) for key in ("mask", "image") if key in row.clips}
         pair = PairRow(row.values["id"], row.values["prompt"], Path(), Path(), **files)
         checks: dict[str, Callable[[], object]] = {}
         if pair.mask is not None:
-            grid = family.latent_shape(*size)[1:]
-            checks["mask"] = lambda pair=pair, info=info, size=size, grid=grid: read_mask(
-                pair, info, size, grid
-            )
+            grid = family.latent_shape(*plan.size)[1:]
+            checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid)
         if pair.image is not None and encoders.needs_image:
-            checks["image"] = lambda pair=pair, size=size: first_picture(pair, np.empty(0), size)
+            checks["image"] = lambda pair=pair, plan=plan: first_picture(pair, np.empty(0), plan.size)
         for key, check in checks.items():
             try:
                 check()
@@ -272,6 +287,16 @@ def _pictures(
                 )
 
 
+def _planned(
+    config: Config, rows: Sequence[CheckedRow], clips: Mapping[str, Clip]
+) -> Iterator[tuple[CheckedRow, PairPlan]]:
+    """Every pair that the rows give, and which part of its clips is taken; they are without errors."""
+    sampling, sizes = Sampling.of(config.data, config.fps), config.data.sizes
+    for row in spread(list(rows), sampling.spans):
+        name, infos = row.values["id"], tuple(clips[row.clips[side]].info for side in SIDES)
+        yield row, planned(name, infos, sizes[bucket_of(name, infos, sizes, sampling)], sampling)
+
+
 def _local(location: str) -> Path:
     return fetch(location) if is_url(location) else Path(location)
 
@@ -282,19 +307,19 @@ def _to_prepare(
     """What `train` would refuse of rows that are not prepared yet: rules that leave none, segments that don't fit."""
     config = inspected.loaded
     data, needs = config.data, needs_of(config.objective["name"], **config.objective_options)
-    rows = decided_rows(list(rows), data.ties)
     if not rows:
         return  # said of data.ties
+    taken = list(_planned(config, rows, clips))
     pairs = [
-        {"id": row.values["id"], "prompt": row.values["prompt"], **more}
+        {"id": row.values["id"], "prompt": row.values["prompt"], **cut_labels(more, plan.span)}
         | {f"sha256_{side}": clips[row.clips[side]].sha256 for side in SIDES}
-        for row, more in zip(rows, carried(rows), strict=True)
+        for (row, plan), more in zip(taken, carried([row for row, _ in taken]), strict=True)
     ]
     frames = [family.latent_shape(*size)[1] for size in data.sizes]
     checks: dict[str, Callable[[], object]] = {
         "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
-        "data.select": lambda: curated(
-            pairs, _without_embeddings(data), embed=_alike, seed=config.train.seed
+        "data.select": lambda: _left(
+            config, curated(pairs, _without_embeddings(data), embed=_alike, seed=config.train.seed)[0]
         ),
     }
     for key, check in checks.items():
@@ -302,6 +327,13 @@ def _to_prepare(
             check()
         except InputError as error:
             yield _of_message(inspected, str(error), key, None)
+
+
+def _left(config: Config, rows: Sequence[Mapping]) -> None:
+    """Raises InputError where no pair is left of a manifest that has a share of the visits."""
+    shares = shares_of(config.data)
+    if shares is not None:
+        check_left(shares, {row[MANIFEST] for row in rows})
 
 
 def _without_embeddings(data: DataConfig) -> DataConfig:

@@ -138,8 +138,6 @@ def bucket_of(
     """The size that a pair is cut to. Raises InputError where it fits none."""
     clip = shown_as(clips, sampling.fps)
     bucket = choose_bucket(sizes, clip)
-    if bucket is None and len(sizes) == 1:
-        raise InputError(f"pair `{name}`: {too_short(clip, sampling.fps, sizes[0][0])}")
     if bucket is None:
         raise InputError(
             f"pair `{name}`: its clips ({clip.path}) have {clip.num_frames} frames of {clip.height}x{clip.width} "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -36,6 +36,16 @@ def dealt(position: int, weights: Sequence[int]) -> tuple[int, int]:
         else:
             position, first = position - before, middle
     return first, position
+
+
+def check_left(shares: Mapping[str, Fraction], sources: Collection[str]) -> None:
+    """Raises InputError where a manifest has a share of the visits and no pair among those of `sources`."""
+    for name, share in shares.items():
+        if name not in sources:
+            raise InputError(
+                f"data.train: no pair of the manifest `{name}` is left to train on, and its share is {float(share):g}: "
+                "leave it out, or loosen what drops its pairs (data.select)"
+            )
 
 
 class Mixture:
@@ -64,13 +74,8 @@ class Mixture:
             [np.array([index for index in bucket if sources[index] == name], int) for name in shares]
             for bucket in self._buckets
         ]  # by bucket and manifest
+        check_left(shares, sources)
         pairs = {name: sum(len(cells[place]) for cells in self._cells) for place, name in enumerate(shares)}
-        for name, count in pairs.items():
-            if not count:
-                raise InputError(
-                    f"data.train: no pair of the manifest `{name}` is left to train on, and its share is "
-                    f"{float(shares[name]):g}: leave it out, or loosen what drops its pairs (data.select)"
-                )
         rates = [
             [
                 share * len(cell) / pairs[name]

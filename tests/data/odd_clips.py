@@ -92,7 +92,7 @@ def in_light(frame: np.ndarray, odd: Odd) -> np.ndarray:
     if odd.primaries == "bt2020":  # BT.2087's matrix, from BT.709
         matrix = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
         light = light @ np.array(matrix).T
-    if odd.light == "sdr":
+    if odd.light in ("sdr", "linear"):  # the latter only says that it is
         return (light / 203) ** (1 / 2.4)
     if odd.light == "pq":
         y = (light / 10000) ** 0.1593017578125
@@ -129,7 +129,7 @@ def _encode(path: Path, odd: Odd) -> None:
         if odd.pixels not in ("rgb24", "pal8", "rgb8", "bgr0"):
             context.colorspace = 9 if wide else 1
             context.color_primaries = 9 if wide else 1
-            context.color_trc = {"pq": 16, "hlg": 18, "sdr": 14 if wide else 1}[odd.light]
+            context.color_trc = {"pq": 16, "hlg": 18, "linear": 8, "sdr": 14 if wide else 1}[odd.light]
         if odd.rotation:
             stream.set_display_rotation(odd.rotation)
         scaler = VideoReformatter()

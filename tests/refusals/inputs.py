@@ -29,6 +29,8 @@ from tests.refusals.making import (
     hunyuan_image,
     lora,
     lora_folder,
+    ltx,
+    many_bad_rows,
     no_bucket,
     no_hashes,
     no_interpreter,
@@ -40,10 +42,23 @@ from tests.refusals.making import (
     prepared_rows,
     remote,
     tensors,
+    too_many_spans,
+    two_manifests,
     wan,
     without,
 )
-from tests.refusals.parts import adapted, attended, evaluated, inverted, opened, read, rewarded, shared, sized
+from tests.refusals.parts import (
+    adapted,
+    attended,
+    evaluated,
+    inverted,
+    opened,
+    read,
+    rewarded,
+    shared,
+    sized,
+    timed,
+)
 
 INPUTS = {
     # the configuration
@@ -145,6 +160,11 @@ INPUTS = {
     "an empty mask": Input("prepare", black_mask),
     "a picture": Input("prepare", broken_picture),
     "no bucket": Input("prepare", no_bucket),
+    "too many spans": Input("prepare", too_many_spans),
+    "many bad rows": Input("prepare", many_bad_rows),
+    "a model's own rate": Input(timed, wan("2.2 ti2v 5b")),
+    "a rate that the model isn't told": Input(timed, ltx("data.fps=8")),
+    "a manifest of which none is left": Input("train", two_manifests),
     "words": Input("prepare", curated(prompt="one two three four five six seven eight nine")),
     "a URL": Input("prepare", remote("memory://refusals/none.mp4")),
     "a large clip": Input("prepare", remote("memory://refusals/large.mp4", most=10)),

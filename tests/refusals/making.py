@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from pgdpo.settings import Config
 from tests.broken_inputs import write_clips
-from tests.faults.test_clips import huge_avi, without_frames
-from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video
+from tests.data.odd_clips import Odd, write
+from tests.faults.test_clips import huge_avi, picture, without_frames
+from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
@@ -196,16 +198,23 @@ def bad_rows(place: Place) -> list[str]:
     without_frames(clips / "none.mp4", clips / "0a.mp4")
     huge_avi(clips / "huge.avi", clips / "0a.mp4")
     sound_alone(clips / "sound.mp4")
+    write(clips, Odd("linear", light="linear", rate=Fraction(8), frames=6))
+    write(clips, Odd("slow", rate=Fraction(4), frames=6))
+    (clips / "half.png").write_bytes(picture(16, 16, whole=True)[:50])
     wrong = {
         "wide": {"chosen": "wide"},
         "said": {"num_frames": 5},
         "hash": {"sha256_chosen": "0" * 64},
+        "slow": {"chosen": "slow", "rejected": "slow"},
         "mask": {"mask": "wide"},
         "mask page": {"mask": "page.png"},
-        **{name: {"chosen": name} for name in ("short", "page", "empty", "sound", "none", "huge.avi")},
+        **{name: {"chosen": name} for name in (*BAD, "linear", "page.png", "half.png")},
         **{f"{what}{n}": {"chosen": f"{what}{n}"} for what in ("cut", "hurt") for n in range(1, 10)},
     }
     return rows(place, [good_row(name) | change for name, change in wrong.items()])
+
+
+BAD = ("short", "page", "empty", "sound", "none", "huge.avi")
 
 
 def black_mask(place: Place) -> list[str]:
@@ -274,6 +283,32 @@ def sound_alone(path: Path) -> None:
 def no_bucket(place: Place) -> list[str]:
     write_clips(place.folder / "clips")
     return [*rows(place, [good_row("0")]), "data.buckets=[[5,16,64],[4,16,64]]"]
+
+
+def too_many_spans(place: Place) -> list[str]:
+    write_clips(place.folder / "clips")
+    return [*rows(place, [good_row("0")]), "data.clip=segments:4"]
+
+
+def many_bad_rows(place: Place) -> list[str]:
+    write_clips(place.folder / "clips")
+    return rows(place, [good_row(str(number)) | {"weight": -1} for number in range(40)])
+
+
+def two_manifests(place: Place) -> list[str]:
+    """Prepared, and a rule that leaves none of the second."""
+    write_clips(place.folder / "clips")
+    for name in "ab":
+        overrides = rows(place, [good_row(f"{name}{number}") | {"source": name} for number in range(2)])
+        (place.folder / "rows.jsonl").rename(place.folder / f"{name}.jsonl")
+    listed = ",".join(f"{{manifest: {place.folder}/{name}.jsonl, share: 0.5}}" for name in "ab")
+    overrides = [f"data.train=[{listed}]", *overrides[1:]]
+    run_pgdpo("prepare", place.config, *overrides)
+    return [*overrides, "data.select=[{by: source, sources: [a]}]"]
+
+
+def ltx(*overrides: str) -> Callable[[Place], list[str]]:
+    return lambda place: [*pipeline(place.model(save_tiny_ltx)), "model.family=ltx", *overrides]
 
 
 def curated(*overrides: str, **columns: object) -> Callable[[Place], list[str]]:

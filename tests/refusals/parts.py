@@ -65,3 +65,7 @@ def rewarded(config: Config) -> None:
     from pgdpo.evaluation.rewards import open_reward
 
     open_reward(config.evaluate.reward)
+
+
+def timed(config: Config) -> None:
+    opened(config).check_fps(config.data)

@@ -25,14 +25,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "data.clips": {
-        "probe_pair": {
-            "both clips of a pair": By("bad rows", says=("width is 32 in",)),
-            "its row says": By("bad rows", says=("num_frames", "has 6")),
-        },
+        "probe_pair": {"pair `{}`: {}: {}": By("bad rows", says=("width is 32 in",))},
+        "Sampling.first": {"take fewer segments, fewer frames": By("too many spans")},
+        "bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
+        "check_clip": {"too_short(info": By("bad rows", says=("the clip holds 3 frames at 8",))},
         "clip_identity": {"the SHA-256 of": By("bad rows", says=("SHA-256", "000000000000"))},
         "first_picture": {", image: ": By("a picture", says=("cannot be read as a picture",))},
         "check_mask": {"a mask has the size of its clips": By("bad rows")},
-        "_named": {"pair `{}`, {}: {}": Why.PASSED_ON},
+        "_named": {"pair `{}`{}: {}": Why.PASSED_ON},
     },
     "data.curation.order": {
         "_implicit": {
@@ -47,7 +47,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_numbers": {"data.select `fifa` reads the column": By("no quality")},
         "_source": {"data.select `source` names": By("no source")},
     },
-    "data.image": {"open_picture": {"name a PNG, JPEG or WebP file": By("bad rows")}},
     "data.locations": {
         "_copy": {"bytes: no clip to train on is that": By("a large clip")},
         "fetch": {"check the URL and your access, or": By("a URL")},
@@ -55,11 +54,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "data.masks": {
         "read_mask": {"nothing in it is white, so the region": By("an empty mask"), ", mask: ": Why.PASSED_ON},
     },
+    "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
     "data.order": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
-    "data.prepare": {
-        "_bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
-        "_refuse": {"error$": Why.PASSED_ON},
-    },
+    "data.encode": {"_Making._refuse": {"error$": Why.PASSED_ON}},
     "data.prepared": {
         "PreparedPairs.__init__": {"damaged_files": By("a shard for the reference", says=("its SHA-256 is",))},
         "PreparedPairs.__getitem__": {"and no other pair of its size can": Why.RUN},
@@ -80,32 +77,40 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
     },
     "data.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
-    "data.video": {
-        "verify_video": {"the frame size changes inside the": Why.CLIP},
-        "read_video": {
-            "the frame size changes inside the": Why.CLIP,
-            "bytes once decoded: cut the clip": Why.CLIP,
-            "frames or leave the clip out (clips": Why.CLIP,
-        },
-        "_open": {
-            "no such file: correct the path or": Why.CLIP,
+    "data.video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
+    "data.video.picture": {
+        "PictureSource._frames": {"an animation whose frames have no": Why.CLIP},
+        "_opened.__enter__": {"self._refused(error)": By("bad rows", says=("cannot be read as a picture",))},
+        "_opened.__exit__": {"self._refused(error)": By("bad rows", says=("cannot be read as a picture",))},
+    },
+    "data.video.read": {
+        "read_frames": {"once decoded: cut the clip": Why.CLIP, "frames and number {} was asked for": Why.CLIP},
+        "read_video": {"too_short(info": Why.CALLER},
+        "_look": {"empty(path)": Why.CLIP},
+        "_rate": {"times do not go forward: re-encode it": Why.CLIP},
+        "_light": {"convert the clip to BT.709, PQ or HLG": By("bad rows")},
+        "_check_alike": {"the frame size changes inside the": Why.CLIP, "its colours change inside": Why.CLIP},
+        "_check_count": {"truncated or damaged": Why.CLIP},
+    },
+    "data.video.source": {
+        "open_source": {"no such file: correct the path or": Why.CLIP},
+        "ContainerSource._open": {
             "check that it plays, fetch it again": By("bad rows"),
             "holds no video stream: name a file": By("bad rows"),
             "its index reaches to byte": By("bad rows"),
         },
-        "_count_frames": {
+        "ContainerSource.times": {"its frames have no times": Why.CLIP},
+        "ContainerSource._packets": {
             "its frames cannot be counted": By("bad rows", says=("truncated or damaged",)),
-            "_empty(path)": By("bad rows", says=("holds no frames",)),
+            "empty(self._path)": By("bad rows", says=("holds no frames",)),
         },
-        "_decode": {
+        "ContainerSource._decoded": {
             "is damaged": Why.CLIP,
             "does not decode": Why.CLIP,
             "frames and it holds": Why.CLIP,
-            "_empty(path)": Why.CLIP,
+            "empty(self._path)": Why.CLIP,
         },
-        "_at_rate": {"were asked for, which would repeat": Why.CLIP, "has frames without a time stamp": Why.CLIP},
-        "_rate": {"says no frame rate: re-encode it": Why.CLIP},
-        "_check_side": {"pixels a side are read: check the file": By("bad rows")},
+        "check_side": {"pixels a side are read: check the file": By("bad rows")},
     },
     "evaluation.evaluate": {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
@@ -140,6 +145,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "check_multiples": {"this VAE takes multiples of": By("height"), "data.num_frames is": By("frames")},
     },
     "models.family": {
+        "Family.check_fps": {"most of its family at": By("a model's own rate")},
         "Family._resolve": {"with transformer/, vae/, text_encoder/": By("no transformer")},
         "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
         "Family._read_architecture": {
@@ -198,6 +204,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
         "_words": {"the toy's encoder takes": By("words")},
     },
+    "models.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
     "models.wan": {
         "Wan._read_index": {
             "its model_index.json cannot be read": By("no model_index"),
@@ -248,7 +255,12 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "planning.plan": {"Planner.plan": {"train.sequence_parallel is": Why.ANOTHER}},
     "planning.start": {"refuse_too_large": {"to start all the same (compiled blocks": Why.MACHINE}},
-    "problems": {"raise_errors": {"*map(str, errors[:most])": By("a key", says=("`train.steps` is 0",))}},
+    "problems": {
+        "raise_errors": {
+            "InputError('\\n'.join(map(str, errors)))": By("a key", says=("`train.steps` is 0",)),
+            "InputError(_grouped(errors, beside))": By("many bad rows", says=("`weight` is -1",)),
+        }
+    },
     "record": {
         "read_record": {"its state.json is damaged": Why.RUN, "bring it back, or begin anew": Why.RUN},
         "_validated": {"says nothing of the configuration": Why.RUN},
