@@ -101,7 +101,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "ContainerSource.times": {"its frames have no times": Why.CLIP},
         "ContainerSource._packets": {
-            "its frames cannot be counted": By("bad rows", says=("truncated or damaged",)),
+            "its frames cannot be counted": Why.CLIP,
             "empty(self._path)": By("bad rows", says=("holds no frames",)),
         },
         "ContainerSource._decoded": {
