@@ -1,0 +1,127 @@
+"""Frames a second of `prepare`, against plain PyAV decoding of the same clips, in one run:
+
+    python -m benchmarks.prepare_speed [--pairs 8] [--rounds 5]
+
+-> results/prepare_speed.json. H.264 clips of 81 frames of 480x832 pixels, as `write_video` writes them. `decode` is
+PyAV's own loop with its threads, `decode to RGB` also makes an array of each frame. `read` looks at a clip and reads
+its frames at full size, as `prepare` does. `prepare` is the whole command's work on new pairs: hashes, looks, decoding,
+scaling to 64x112, the toy's patch codec (which loses nothing and is nearly free), shards with their hashes. The ways
+take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import av
+import numpy as np
+
+from pgdpo.config import load_config
+from pgdpo.data.files import write_json
+from pgdpo.data.prepare import prepare
+from pgdpo.data.video import probe_video, read_frames, write_video
+from pgdpo.evaluation.evaluate import machine, versions
+from pgdpo.models import open_family
+
+from .report import RESULTS
+
+FILE = RESULTS / "prepare_speed.json"
+FRAMES, HEIGHT, WIDTH, FPS = 81, 480, 832, 16
+
+
+def make(folder: Path, pairs: int) -> None:
+    """Clips of blocks that drift over one another, and their manifest."""
+    rows = []
+    for number in range(pairs):
+        row = {"id": str(number), "prompt": "x"}
+        for side in ("chosen", "rejected"):
+            rng = np.random.default_rng([number, len(side)])
+            scene = (
+                rng.integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            )
+            frames = np.stack([np.roll(scene, (2 * n, 3 * n), (0, 1)) for n in range(FRAMES)])
+            row[side] = f"{number}-{side}.mp4"
+            write_video(folder / row[side], frames, FPS, crf=23)
+        rows.append(row)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def decode(files: list[Path], *, rgb: bool) -> None:
+    for file in files:
+        with av.open(str(file)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                if rgb:
+                    frame.to_ndarray(format="rgb24")
+
+
+def read(files: list[Path]) -> None:
+    for file in files:
+        read_frames(probe_video(file), range(FRAMES), (HEIGHT, WIDTH))
+
+
+def prepared(folder: Path) -> Callable[[], None]:
+    data = [f"data.train={folder / 'rows.jsonl'}", "data.held_out=null", f"data.num_frames={FRAMES}"]
+    data += [f"data.fps={FPS}", "data.height=64", "data.width=112", "data.buckets=[]"]
+    config = load_config("configs/quickstart.yaml", [f"output_dir={folder / 'out'}", *data])
+    family = open_family(config.model)
+    encoders = family.load_encoders("cpu")
+
+    def run() -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        prepare(config.prepared_dir / "train", config.data, family, encoders)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, asked.pairs)
+        files = sorted(folder.glob("*.mp4"))
+        ways = {
+            "decode": lambda: decode(files, rgb=False),
+            "decode to RGB": lambda: decode(files, rgb=True),
+            "read": lambda: read(files),
+            "prepare": prepared(folder),
+        }
+        ways["prepare"]()  # what is imported and compiled once
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(asked.rounds):
+            for way, run in ways.items():
+                started = time.perf_counter()
+                run()
+                seconds[way].append(time.perf_counter() - started)
+    count = len(files) * FRAMES
+    rates = {way: [round(count / each, 1) for each in found] for way, found in seconds.items()}
+    ratios = {
+        f"{way} / {plain}": round(median(a / b for a, b in zip(rates[way], rates[plain], strict=True)), 3)
+        for way, plain in (("read", "decode to RGB"), ("prepare", "decode"), ("prepare", "decode to RGB"))
+    }
+    result = {
+        "clips": {"count": len(files), "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "codec": "h264"},
+        "frames_per_second": rates,
+        "median_ratios": ratios,
+        "cores": os.cpu_count(),
+        "machine": machine(),
+        "versions": {**versions(), "av": av.__version__},
+    }
+    write_json(FILE, result)
+    print(json.dumps({"frames_per_second": rates, **ratios}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
