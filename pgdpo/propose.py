@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
@@ -202,16 +203,13 @@ def form_of(config: Config, shipped: Config) -> Form:
 
     Of a model that is not here, or not whole, it is that of the published one that `shipped` names.
     """
-    from pgdpo.models.toy import ToyEncoders
-    from pgdpo.planning.published import open_to_plan
+    from pgdpo.models import open_family
+    from pgdpo.planning.published import published
 
-    if config.model.encoders == "toy":
-        codec = ToyEncoders()
-    else:
-        try:
-            codec = open_to_plan(config.model)[0]
-        except InputError:
-            codec = open_to_plan(shipped.model)[0]
+    codec = published(shipped.model)
+    if Path(config.model.path).is_dir():
+        with contextlib.suppress(InputError):  # said when the run is planned
+            codec = open_family(config.model)
 
     def takes(frames: int, side: int) -> bool:
         try:
@@ -227,14 +225,14 @@ def form_of(config: Config, shipped: Config) -> Form:
 def _shapes(clips: Sequence[VideoInfo], config: Config, form: Form) -> list[tuple[int, int]]:
     """Up to MOST_BUCKETS shapes, one after the other what shows most of the clips that those before show less of."""
     own = config.data.height, config.data.width
-    wanted = Counter(form.shape(clip, own) for clip in clips)
+    wanted = {form.shape(clip, own) for clip in {(clip.width, clip.height): clip for clip in clips}.values()}
 
     def worth(shape: tuple[int, int], clip: VideoInfo) -> float:
         """Share of the picture that is shown, times that of the pixels that the model could take of it."""
         share = share_shown((1, *shape), clip)
         if _enlarges(shape, clip) or share < LEAST_SHOWN:
             return 0.0
-        return share * min(1.0, shape[0] * shape[1] / (own[0] * own[1]))
+        return share * min(1.0, shape[0] * shape[1] / min(own[0] * own[1], clip.height * clip.width))
 
     best, chosen = [0.0] * len(clips), []
     while len(chosen) < MOST_BUCKETS:
@@ -242,7 +240,7 @@ def _shapes(clips: Sequence[VideoInfo], config: Config, form: Form) -> list[tupl
             shape: sum(max(worth(shape, clip) - had, 0.0) for clip, had in zip(clips, best, strict=True))
             for shape in wanted
         }
-        shape = max(gains, key=gains.__getitem__)
+        shape = max(sorted(gains), key=gains.__getitem__)
         if chosen and gains[shape] < GAIN * len(clips):
             break
         chosen.append(shape)

@@ -179,8 +179,11 @@ PROBE = """<!doctype html><body style="margin:0"><script>
     frame.src = "check.html";
     await new Promise(done => { frame.onload = done; document.body.append(frame); });
     const page = frame.contentDocument, videos = [...page.querySelectorAll("video")];
-    for (let tries = 0; tries < 100 && !videos.every(v => v.readyState > 2 && v.played.length); tries++)
-      await new Promise(done => setTimeout(done, 50));
+    for (const video of videos) {  // those out of sight rest
+      video.scrollIntoView();
+      for (let tries = 0; tries < 200 && !(video.readyState > 2 && video.played.length); tries++)
+        await new Promise(done => setTimeout(done, 20));
+    }
     const box = node => { const r = node.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; };
     found.push({width, scroll: page.documentElement.scrollWidth, title: page.title,
       videos: videos.map(v => ({box: box(v), started: v.played.length, error: v.error?.message ?? null})),

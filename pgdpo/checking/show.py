@@ -53,7 +53,8 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
     """Write the page of what was found; returns how many pairs it shows.
 
     Up to ten pairs of a split: one of each kind (what is done to its clips, their rate, light and bucket, how much of
-    them is left, what is wrong), then others from all over the manifest. Clips are shrunk until the page is about BUDGET bytes at most.
+    the picture is left, what is wrong with it), then others from all over the manifest. Clips are shrunk until they
+    take BUDGET bytes of the page at most.
     """
     of_row: dict[str, list[Problem]] = {}
     for problem in findings.problems:
