@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgdpo.console import progress_bar
-from pgdpo.data.buckets import LEAST_SHOWN, Size, share_shown, size_name
+from pgdpo.data.buckets import LEAST_SHOWN, Size, choose_bucket, share_shown, size_name
 from pgdpo.data.clips import Sampling, bucket_of, planned, probe_pair, shown_as
 from pgdpo.data.locations import is_url
 from pgdpo.data.manifest import CheckedRow, PairRow, decided_rows, scan_manifest
@@ -124,12 +124,13 @@ def propose(survey: Survey, config: Config, form: Form) -> Proposal:
     shapes = _shapes([shown_as(clips, sampling.fps) for clips in fast.values()], config, form)
     sizes = _with_frames(shapes, fast, sampling, config, form)
     # By the rule that sorts pairs: a bucket that few of them would go to is none.
-    while len(sizes) > 1:
+    while True:
         counts = Counter(_bucket(name, clips, sizes, sampling) for name, clips in fast.items())
-        least = min(range(len(sizes)), key=counts.__getitem__)
-        if counts[least] >= FAIR * len(fast):
+        order = sorted(range(len(sizes)), key=lambda place: -counts[place])
+        if len(sizes) == 1 or counts[order[-1]] >= FAIR * len(fast):
             break
-        sizes = [size for place, size in enumerate(sizes) if place != least]
+        del sizes[order[-1]]
+    sizes = [sizes[place] for place in order]
     settings |= _as_keys(sizes)
     return Proposal(settings, [*notes, *_told(sizes, survey, sampling)])
 
@@ -223,7 +224,7 @@ def form_of(config: Config, shipped: Config) -> Form:
 
 
 def _shapes(clips: Sequence[VideoInfo], config: Config, form: Form) -> list[tuple[int, int]]:
-    """Up to MOST_BUCKETS shapes, one after the other what shows most of the clips that those before show less of."""
+    """Up to MOST_BUCKETS shapes, one after the other what makes most of the clips' pictures to be seen."""
     own = config.data.height, config.data.width
     wanted = {form.shape(clip, own) for clip in {(clip.width, clip.height): clip for clip in clips}.values()}
 
@@ -234,17 +235,22 @@ def _shapes(clips: Sequence[VideoInfo], config: Config, form: Form) -> list[tupl
             return 0.0
         return share * min(1.0, shape[0] * shape[1] / min(own[0] * own[1], clip.height * clip.width))
 
-    best, chosen = [0.0] * len(clips), []
+    def total(shapes: Sequence[tuple[int, int]]) -> float:
+        """By the rule that sorts pairs, which may take a clip from a shape that shows more pixels of it."""
+        places = [choose_bucket([(1, *shape) for shape in shapes], clip) for clip in clips]
+        return sum(
+            worth(shapes[place], clip) for place, clip in zip(places, clips, strict=True) if place is not None
+        )
+
+    chosen: list[tuple[int, int]] = []
+    reached = 0.0
     while len(chosen) < MOST_BUCKETS:
-        gains = {
-            shape: sum(max(worth(shape, clip) - had, 0.0) for clip, had in zip(clips, best, strict=True))
-            for shape in wanted
-        }
-        shape = max(sorted(gains), key=gains.__getitem__)
-        if chosen and gains[shape] < GAIN * len(clips):
+        totals = {shape: total([*chosen, shape]) for shape in sorted(wanted - set(chosen))}
+        shape = max(totals, key=totals.__getitem__, default=None)
+        if shape is None or (chosen and totals[shape] - reached < GAIN * len(clips)):
             break
         chosen.append(shape)
-        best = [max(had, worth(shape, clip)) for clip, had in zip(clips, best, strict=True)]
+        reached = totals[shape]
     return chosen
 
 

@@ -133,7 +133,7 @@ def test_a_page_keeps_its_budget_and_treats_a_pairs_clips_alike(folder, monkeypa
     check(folder, [row("noise"), row("plain")])
     page = folder / "check.html"
     assert page.stat().st_size < 230_000
-    assert "on this page shrunk to" in page.read_text()
+    assert "On this page shrunk to" in page.read_text()
     hard, _, easy, _ = clips_of(folder)[:4]
     assert hard.shape == easy.shape != (16, 216, 400, 3)
 

@@ -197,6 +197,14 @@ def test_clips_like_the_models_own_keep_its_size():
     assert found.settings["data.buckets"] == [[81, 480, 832], [45, 832, 480]]
 
 
+def test_a_bucket_for_small_clips_takes_none_from_large_ones():
+    """By its aspect ratio alone, 240x320 would get the clips of 768x576 too."""
+    kinds = (20, 1920, 1080, 25, 250), (6, 768, 576, 25, 250), (4, 320, 240, 25, 250)
+    found = propose(survey(*kinds), load_config("wan21_1.3b.yaml"), WAN)
+    assert found.settings["data.buckets"] == [[81, 480, 832], [81, 560, 736]]  # most pairs first
+    assert any(note.startswith("4 pairs are smaller") for note in found.notes)
+
+
 def test_slow_clips_are_shown_at_their_rate_only_if_all_have_it():
     wan, ltx = load_config("wan21_1.3b.yaml"), load_config("ltx_video.yaml")
     assert propose(survey((9, 832, 480, 12, 90)), wan, WAN).settings["data.fps"] == 12
