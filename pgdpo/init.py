@@ -1,7 +1,8 @@
-"""`pgdpo init`: a shipped configuration as a file of one's own, its comments kept, fitted to a number of GPUs."""
+"""`pgdpo init`: a shipped configuration as a file of one's own, its comments kept, fitted to clips and GPUs."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ import yaml
 from pgdpo.config import load_config, shipped_configs
 from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
+from pgdpo.propose import form_of, look, propose
 from pgdpo.settings import Config
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A configuration that was written; `changed`: keys that differ from the shipped one; `note`: what was found."""
+    """A configuration that was written."""
 
     file: Path
-    changed: dict[str, object]
-    note: str
+    changed: dict[str, object]  # keys that differ from the shipped one
+    found: list[str]  # lines: what clips there are
+    notes: list[str]  # what they mean for the run, and whether it fits the GPUs
 
 
 def models() -> list[str]:
@@ -37,33 +40,65 @@ def init(
     out: Path,
     *,
     path: str | None = None,
-    data: str | None = None,
+    train: str | None = None,
+    held_out: str | None = None,
+    media_root: Path | None = None,
     where: dict,
     force: bool = False,
 ) -> Begun:
-    """Write `out`: the configuration of `model` with the model's folder and the manifest put in.
+    """Write `out`: the configuration of `model` with the model's folder and the manifests put in.
 
-    Where the model's architecture can be read, the run is planned for `where` (as `planning.hardware.machine` takes
-    it), and where it doesn't fit, the change that makes it fit at the least time is made. Raises InputError for a
-    model that is not known, an `out` that is there, and a run that no change makes fit.
+    `train`, `held_out`: manifests; the latter may be a share of the former. Rate, frames and sizes are those that suit
+    their clips (`propose.py`); without them, the model's own. Where the model's architecture can be read, the run is
+    planned for `where` (as `planning.hardware.machine` takes it), and where it doesn't fit, the change that makes it
+    fit at the least time is made. Raises InputError for a model that is not known, an `out` that is there, rows that
+    `pgdpo check` would refuse, and a run that no change makes fit.
     """
     if model not in models():
         raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
     if out.exists() and not force:
         raise InputError(f"{out}: there is one already: name another file, or replace it with --force")
-    shipped = shipped_configs()[f"{model}.yaml"]
-    text = shipped.read_text(encoding="utf-8")
-    wanted = {"output_dir": f"runs/{out.stem}", "model.path": path, "data.train": data}
-    changed = {key: value for key, value in wanted.items() if value is not None}
-    config = load_config(shipped, [f"{key}={value}" for key, value in changed.items()])
-    fitted, note = _fitted(config, where)
+    if train is None and (held_out is not None or media_root is not None):
+        raise InputError("--held-out or --media-root is given without --train: name the manifest to train on")
+    text = shipped_configs()[f"{model}.yaml"].read_text(encoding="utf-8")
+    changed: dict[str, object] = {"output_dir": f"runs/{out.stem}"}
+    changed |= {} if path is None else {"model.path": path}
+    found, notes = [], []
+    if train is not None:
+        split = share_or_manifest(held_out)
+        changed |= {"data.train": train, "data.held_out": split}
+        changed |= {} if media_root is None else {"data.media_root": str(media_root)}
+        config = _with(model, changed)
+        survey = look([each for each in (train, split) if isinstance(each, str)], config)
+        proposal = propose(survey, config, form_of(config, _with(model, {})))
+        changed |= proposal.settings
+        found, notes = list(survey.lines()), proposal.notes
+        if split is None:
+            notes.append(
+                "no pairs are held out: `pgdpo evaluate` needs some (--held-out, a manifest or a share)"
+            )
+    fitted, note = _fitted(_with(model, changed), where)
     changed |= fitted
     for key, value in changed.items():
         text = set_key(text, key, value)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     load_config(out)  # what was written is what a command would read
-    return Begun(out, changed, note)
+    return Begun(out, changed, found, [*notes, note])
+
+
+def share_or_manifest(held_out: str | None) -> str | dict[str, float] | None:
+    """`data.held_out` as --held-out means it: `0.05` is a share of the training manifest's prompts."""
+    try:
+        return None if held_out is None else {"share": float(held_out)}
+    except ValueError:
+        return held_out
+
+
+def _with(model: str, changed: dict[str, object]) -> Config:
+    """The shipped configuration of `model` with some keys changed."""
+    shipped = shipped_configs()[f"{model}.yaml"]
+    return load_config(shipped, [f"{key}={json.dumps(value)}" for key, value in changed.items()])
 
 
 def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:

@@ -56,15 +56,18 @@ def run_reference(config: Config) -> None:
 
 
 def run_init(model: str, out: Path, **options) -> None:
-    """A shipped configuration -> `out`, fitted to the GPUs; `options` as `init` takes them."""
+    """A shipped configuration -> `out`, fitted to clips and GPUs; `options` as `init` takes them."""
     from pgdpo.init import init
 
     options["where"] |= {"mfu": 0.35, "disk_gb_per_s": 1.0}
     with chatter_to(Path(os.devnull)):
         begun = init(model, out, **options)
+    for line in begun.found:
+        say(line)
+    for note in begun.notes:
+        say(note)
     for key, value in begun.changed.items():
         say(f"  {key}: {value}")
-    say(begun.note)
     say(f"written -> {out}; next: `pgdpo check {out}`, then `pgdpo prepare {out}`")
 
 

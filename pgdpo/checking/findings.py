@@ -36,6 +36,7 @@ class Findings:
     views: list[str] = field(default_factory=list)  # what is done to clips, by their kinds
     skipped: list[str] = field(default_factory=list)
     mended: Mended | None = None
+    page: tuple[Path, int] | None = None  # where pairs are shown, and how many
 
     @property
     def counts(self) -> Counter:
@@ -59,6 +60,7 @@ class Findings:
             "skipped": self.skipped,
             "problems": [problem.as_json() for problem in self.problems],
             "fix": self.mended.as_json() if self.mended else None,
+            "page": str(self.page[0]) if self.page else None,
         }
 
 
@@ -80,6 +82,9 @@ def show(findings: Findings) -> None:
         say(f"not checked: {skipped}")
     if findings.mended is not None:
         _show_mended(findings.mended)
+    if findings.page is not None:
+        page, count = findings.page
+        say(f"--show: {count} pairs, as shot and as the model will see them -> {page.resolve()}")
     pairs = "".join(f"; {len(rows)} sound rows in {split}" for split, rows in findings.rows.items())
     clips = f"; {len(findings.clips)} clips decoded" if findings.clips else ""
     say(f"{findings.counts['error']} errors, {findings.counts['warning']} warnings{pairs}{clips}")

@@ -20,6 +20,7 @@ from pgdpo.checking.rows import (
     share_problems,
     split_problems,
 )
+from pgdpo.checking.show import check_page, write_pairs
 from pgdpo.config import Inspection, inspect_config
 from pgdpo.console import chatter_to, progress_bar, say
 from pgdpo.data.buckets import Size
@@ -41,14 +42,18 @@ def run_check(
     *,
     fix: str | None = None,
     json_file: Path | None = None,
+    page: Path | None = None,
     full: bool = False,
 ) -> Findings:
     """Check a configuration and its data, print a table, and write `json_file` if there is one.
 
-    `fix`: a new manifest of what is sound in data.train, or can be made so. `full`: hold prepared data against the
-    hashes of all clips, also of those whose name, size and time are as they were. No weight is loaded, and torch not
-    before configuration and rows are without errors. Raises InputError for options that cannot be.
+    `fix`: a new manifest of what is sound in data.train, or can be made so. `page`: an HTML file that shows some pairs
+    as shot and as the model will see them. `full`: hold prepared data against the hashes of all clips, also of those
+    whose name, size and time are as they were. No weight is loaded, and torch not before configuration and rows are
+    without errors. Raises InputError for options that cannot be.
     """
+    if page is not None:
+        check_page(page)
     inspected = inspect_config(config_path, overrides)
     config = inspected.loaded
     findings = Findings(config_path, inspected.problems)
@@ -62,6 +67,8 @@ def run_check(
         findings.skipped.append("sizes, token lengths and prepared data: mend the configuration first")
     if fix is not None:
         _fix(findings, fix, config, data, named)
+    if page is not None:
+        _show_pairs(findings, config, page)
     show(findings)
     if json_file is not None:
         write_json(json_file, findings.as_json())
@@ -164,6 +171,15 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
         from pgdpo.checking.model import model_problems
 
         findings.problems += model_problems(inspected, splits, findings.clips, full=full)
+
+
+def _show_pairs(findings: Findings, config: Config | None, page: Path) -> None:
+    if config is None:
+        findings.skipped.append("--show: mend the configuration first")
+    elif not any(findings.rows.values()):
+        findings.skipped.append("--show: no manifest has a row that can be shown")
+    else:
+        findings.page = page, write_pairs(findings, config, page)
 
 
 def _fix(findings: Findings, out: str, config: Config | None, data: Mapping, named: DataConfig) -> None:

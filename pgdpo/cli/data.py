@@ -93,6 +93,13 @@ def check(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything that was found to this file.")] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page (.html) of some pairs of each split, as shot and as the model will see them.",
+            metavar="PAGE",
+        ),
+    ] = None,
     full: Annotated[
         bool,
         typer.Option(
@@ -107,11 +114,11 @@ def check(
     the adapter's layers, the reward (its module is imported), prompts' token lengths, prepared data. No weight is
     loaded and nothing is changed.
 
-    Example: pgdpo check configs/wan21_1.3b.yaml --fix data/train-mended.jsonl
+    Example: pgdpo check configs/wan21_1.3b.yaml --show check.html --fix data/train-mended.jsonl
     """
     from pgdpo.checking import run_check
 
-    findings = run_check(config, overrides, fix=fix, json_file=json, full=full)
+    findings = run_check(config, overrides, fix=fix, json_file=json, page=show, full=full)
     if findings.exit_code:
         raise typer.Exit(findings.exit_code)
 

@@ -16,7 +16,22 @@ def init(
     model: Annotated[str, typer.Argument(help="A shipped configuration: wan21_1.3b, hunyuan_video, ...")],
     out: Annotated[Path, typer.Argument(help="The YAML file to write.")],
     path: Annotated[str | None, typer.Option(help="The model's diffusers folder or hub id.")] = None,
-    data: Annotated[str | None, typer.Option(help="The manifest to train on.")] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="The manifest to train on; its clips decide rate, frames and sizes.", metavar="FILE"
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="The manifest of pairs that are never trained on, or a share of --train's prompts, such as 0.05.",
+            metavar="FILE|SHARE",
+        ),
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder that clips may lie in besides the manifests' own.")
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs over all nodes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that they are in.")] = 1,
     gpu: Annotated[str | None, typer.Option(help="H100, H200, A100, ...; by default this machine's.")] = None,
@@ -25,14 +40,17 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a commented configuration for a model, fitted to the GPUs.
+    """Write a commented configuration for a model, fitted to one's clips and GPUs.
 
-    Example: pgdpo init wan21_14b my_run.yaml --data pairs.jsonl --gpus 8 --gpu H100
+    Clips are looked at (up to 200, spread over the manifests) for the rate, frames and sizes to train at.
+
+    Example: pgdpo init wan21_14b my_run.yaml --train pairs.jsonl --held-out 0.05 --gpus 8 --gpu H100
     """
     from pgdpo.pipeline import run_init
 
     where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
-    run_init(model, out, path=path, data=data, where=where, force=force)
+    data = {"train": train, "held_out": held_out, "media_root": media_root}
+    run_init(model, out, path=path, **data, where=where, force=force)
 
 
 @app.command()

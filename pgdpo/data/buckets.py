@@ -22,7 +22,7 @@ def choose_bucket(sizes: Sequence[Size], clip: VideoInfo) -> int | None:
     fitting = [
         number
         for number, size in enumerate(sizes)
-        if size[0] <= clip.num_frames and (len(sizes) == 1 or _shown(size, clip) >= LEAST_SHOWN)
+        if size[0] <= clip.num_frames and (len(sizes) == 1 or share_shown(size, clip) >= LEAST_SHOWN)
     ]
     return min(fitting, key=lambda number: _rank(sizes[number], clip), default=None)
 
@@ -36,10 +36,10 @@ def _rank(size: Size, clip: VideoInfo) -> tuple:
     frames, height, width = size
     enlarged = height > clip.height or width > clip.width
     pixels = height * width
-    return enlarged, -_shown(size, clip), -frames, pixels if enlarged else -pixels
+    return enlarged, -share_shown(size, clip), -frames, pixels if enlarged else -pixels
 
 
-def _shown(size: Size, clip: VideoInfo) -> float:
+def share_shown(size: Size, clip: VideoInfo) -> float:
     """Share of the picture that is left when it is scaled to cover `size` and cropped: 1 at equal aspect ratios."""
     ratio = size[2] / size[1] * clip.height / clip.width
     return min(ratio, 1 / ratio)

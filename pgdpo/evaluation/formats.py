@@ -42,6 +42,13 @@ def number(value, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def in_text(value) -> str:
+    """A row's value in words: numbers as `number` has them, a mapping as `name value, name value`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_text(part)}" for name, part in value.items())
+    return number(value) if is_number(value) else str(value)
+
+
 def signed(value, digits: int = 2) -> str:
     """`+0.12`, `−0.03`, `±0.00` at fixed decimals."""
     if not is_number(value):

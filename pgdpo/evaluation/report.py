@@ -5,36 +5,31 @@ The page asks nothing of the network (its own content policy forbids it), so it 
 
 from __future__ import annotations
 
-import base64
 import json
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
-from pgdpo.data.files import atomic_path
-from pgdpo.data.video import probe_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.alarms import alarms, bucket_label
 from pgdpo.evaluation.ending import ending
 from pgdpo.evaluation.figures import curves
 from pgdpo.evaluation.formats import (
     duration,
+    in_text,
     is_number,
     number,
     objective_name,
-    percent,
-    place,
     power_of_ten,
-    signed,
 )
+from pgdpo.evaluation.page import embedded, write_page
 from pgdpo.evaluation.sources import by_source
 from pgdpo.evaluation.steps import evaluated_steps, step_curves
 from pgdpo.runs import evaluation_of
 from pgdpo.settings import Config
 
-TEMPLATE = "report.html.jinja"
-PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
+TEMPLATE = "evaluation/report.html.jinja"
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 
@@ -72,7 +67,10 @@ def write_report(
     ]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
-    page = _template().render(
+    report = out / "report.html"
+    write_page(
+        report,
+        TEMPLATE,
         title=objective_name(results["objective"]),
         results=results,
         verdict=verdict(results),
@@ -100,9 +98,6 @@ def write_report(
         costs=_costs(metrics, results),
         config_text=config_text,
     )
-    report = out / "report.html"
-    with atomic_path(report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
     return report
 
 
@@ -152,27 +147,6 @@ def verdict(results: dict) -> dict:
     return {"tone": tone, "headline": headline, "lede": lede}
 
 
-def _template():
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pgdpo.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "signed": signed,
-        "place": place,
-        "objective_name": objective_name,
-    }
-    environment.tests["number"] = is_number
-    return environment.get_template(TEMPLATE)
-
-
 _NEEDED = object()
 
 
@@ -216,7 +190,7 @@ def _pair(run_dir: Path, pair: dict) -> dict:
     """A training pair with both clips embedded, and its columns as text."""
     sides = {side: _side(run_dir, {"clip": pair[side]}) for side in ("chosen", "rejected")}
     frames, height, width = pair["size"]
-    about = {key: _in_text(value) for key, value in pair["about"].items() if key != "segment_labels"}
+    about = {key: in_text(value) for key, value in pair["about"].items() if key != "segment_labels"}
     return (
         pair
         | sides
@@ -226,12 +200,6 @@ def _pair(run_dir: Path, pair: dict) -> dict:
             "segments": pair["about"].get("segment_labels") or [],
         }
     )
-
-
-def _in_text(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_text(part)}" for name, part in value.items())
-    return number(value) if is_number(value) else str(value)
 
 
 def _sample(run_dir: Path, sample: dict) -> dict:
@@ -277,15 +245,7 @@ def _side(run_dir: Path, side: dict) -> dict:
     reward = side.get("reward") or {}
     shown = {"reward": reward, "total": reward.get("total"), "data": None}
     if side["clip"]:
-        path = run_dir / side["clip"]
-        info = probe_video(path)
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        shown |= {
-            "data": f"data:video/mp4;base64,{data}",
-            "width": info.width,
-            "height": info.height,
-            "pixel_art": info.width < PIXEL_ART,
-        }
+        shown |= embedded(run_dir / side["clip"])
     return shown
 
 

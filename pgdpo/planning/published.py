@@ -21,11 +21,20 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
 
     A hub id that cannot be reached is looked up among the published models. Raises InputError as `open_family` does.
     """
-    shipped = FOLDER / model.path.replace("/", "--")
     try:
         return open_family(model), None
     except InputError:
-        if not shipped.is_dir():
+        if not _folder(model).is_dir():
             raise
-    family = open_family(model.model_copy(update={"path": str(shipped)}))
-    return family, f"{model.path} was not reached: planned for the architecture that pgdpo knows it by"
+    return published(
+        model
+    ), f"{model.path} was not reached: planned for the architecture that pgdpo knows it by"
+
+
+def published(model: ModelConfig) -> Family:
+    """The family of a published model's own configuration files, without a look at the network."""
+    return open_family(model.model_copy(update={"path": str(_folder(model))}))
+
+
+def _folder(model: ModelConfig) -> Path:
+    return FOLDER / model.path.replace("/", "--")

@@ -1,17 +1,11 @@
 """The report in a real browser: it plays its clips, fits a phone, reads in both schemes and loads nothing else."""
 
-import contextlib
 import io
 import json
 import math
-import queue
 import re
-import shutil
 import subprocess
-import threading
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -24,14 +18,10 @@ from pgdpo.evaluation.figures import smooth
 from pgdpo.evaluation.report import write_report
 from pgdpo.evaluation.sources import by_source
 from pgdpo.evaluation.summary import summary_table
+from tests.browser import BROWSER, FLAGS, needs_browser, visited
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
 HOSTILE = "<script>document.title='broken out'</script> & \"quotes\" " + "x" * 200
 BUCKETS = ("sigma_0.00_0.25", "sigma_0.75_1.00")
 
@@ -171,44 +161,6 @@ const look = async width => {
 </script>"""
 
 
-class Site(SimpleHTTPRequestHandler):
-    """The run's folder, and a place where the probe leaves what it found."""
-
-    def __init__(self, *arguments, found, asked, **options):
-        self.found, self.asked = found, asked
-        super().__init__(*arguments, **options)
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-        self.found.put(json.loads(body))
-
-    def log_message(self, *arguments):
-        pass
-
-
-@contextlib.contextmanager
-def served(folder):
-    found, asked = queue.Queue(), []
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Site, found=found, asked=asked, directory=str(folder))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", found, asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-
-
 @needs_browser
 def test_report_works_in_a_browser(run, tmp_path):
     sides = {"chosen": "clips/0-aligned.mp4", "rejected": "clips/0-reference.mp4"}
@@ -219,15 +171,7 @@ def test_report_works_in_a_browser(run, tmp_path):
     (run / "events.jsonl").write_text(json.dumps(event) + "\n")
     write_report(run)
     (run / "probe.html").write_text(PROBE)
-    log = tmp_path / "browser.log"
-    with served(run) as (address, found, asked), log.open("wb") as stream:
-        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0"]
-        browser = subprocess.Popen([*command, f"{address}/probe.html"], stdout=stream, stderr=stream)
-        try:
-            views = found.get(timeout=90)
-        finally:
-            browser.terminate()
-            browser.wait(30)
+    views, asked, log = visited(run, tmp_path)
     for view in views:
         assert view["scroll"] <= view["width"], view
         assert view["title"] == "PG-DPO · ours" and view["injected"] == 0
@@ -240,8 +184,8 @@ def test_report_works_in_a_browser(run, tmp_path):
         for video in view["videos"]:
             assert video["error"] is None and video["ready"] > 2 and video["started"] and video["muted"], view
             assert video["shown"] > 60
-    assert {path for path in asked if path != "/favicon.ico"} == {"/probe.html", "/report.html"}
-    assert "CONSOLE" not in log.read_text(errors="replace"), log.read_text(errors="replace")
+    assert asked == {"/probe.html", "/report.html"}
+    assert "CONSOLE" not in log, log
 
 
 @needs_browser

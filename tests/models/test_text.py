@@ -104,6 +104,7 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
         "train": str(tmp_path / "rows.jsonl"),
         "held_out": None,
         "num_frames": 5,
+        "fps": 8,
         "height": 32,
         "width": 32,
     }
