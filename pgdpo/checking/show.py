@@ -60,7 +60,7 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
     for problem in findings.problems:
         of_row.setdefault(problem.where, []).append(problem)
     looked = {
-        split: _look(decided_rows(rows, config.data.ties), findings.clips, config, of_row)
+        split: _look(rows, findings.clips, config, of_row)
         for split, rows in findings.rows.items()
     }
     chosen = {
@@ -75,7 +75,8 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
             for card in pool.map(lambda pair: pair.card(findings.clips, BUDGET // total), pairs):
                 cards.append(card)
                 bar.advance()
-            ties = len(findings.rows[split]) - len(decided_rows(findings.rows[split], config.data.ties))
+            scanned = findings.scanned.get(split, [])
+            ties = len(scanned) - len(decided_rows(scanned, config.data.ties))
             splits.append({"name": split, "of": len(looked[split]), "ties": ties, "pairs": cards})
     places = {pair.row.problem("").where for pairs in chosen.values() for pair in pairs}
     others = [problem for problem in findings.problems if problem.where not in places]
