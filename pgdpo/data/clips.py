@@ -135,7 +135,9 @@ def planned(name: str, clips: tuple[VideoInfo, VideoInfo], size: Size, sampling:
 def bucket_of(
     name: str, clips: tuple[VideoInfo, VideoInfo], sizes: Sequence[Size], sampling: Sampling
 ) -> int:
-    """The size that a pair is cut to. Raises InputError where it fits none."""
+    """The size that a pair is cut to; of one there is no choice. Raises InputError where it fits none of several."""
+    if len(sizes) == 1:
+        return 0
     clip = shown_as(clips, sampling.fps)
     bucket = choose_bucket(sizes, clip)
     if bucket is None:
