@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pgdpo.console import progress_bar, say
-from pgdpo.data.clips import PairPlan, Sampling, check_clip
+from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
 from pgdpo.data.files import atomic_path, sha256_of
 from pgdpo.data.locations import clip_location, folder_of
 from pgdpo.data.manifest import SPAN_MARK
@@ -46,11 +46,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Made:
-    """A pair before it is written; `extra` are columns of its row."""
+    """A pair before it is written; `plan`: what was taken of the real clip, None without one; `extra`: columns of its
+    row."""
 
     chosen: np.ndarray
     rejected: np.ndarray
-    fps: float
+    plan: PairPlan | None
     extra: dict
 
 
@@ -79,7 +80,7 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
     jobs = [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
     done = _done(out, _digest(kind, config, sources))
     pair_of = _maker(kind, config, sources, reward)
-    skipped = 0
+    skipped, seen = 0, []
     with (
         progress_bar(f"make {kind}", total=len(jobs)) as bar,
         (out / PARTIAL).open("a", encoding="utf-8") as file,
@@ -91,6 +92,7 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
                 if made is None:
                     skipped += 1
                 else:
+                    seen += [(made.plan.chosen.fps, made.plan.view)] if made.plan is not None else []
                     done[name] = _write(out, name, row, made, kind, config, reward)
                     file.write(json.dumps(done[name]) + "\n")
                     file.flush()
@@ -99,6 +101,8 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
     with atomic_path(out / "manifest.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in done.values()), encoding="utf-8")
     (out / PARTIAL).unlink()
+    for line in views_said(seen):
+        say(f"  {line}")
     ties = sum(row.get("preference") == 0.5 for row in done.values())
     say(
         f"{len(done)} pairs of {len(sources)} rows, {ties} of them ties"
@@ -168,23 +172,23 @@ def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | No
 
 
 def _corrupted(config: Config, row: Source, number: int) -> Made:
-    rng, (frames, fps) = _rng(config, row, number), _frames(config, row, number)
+    rng, (frames, plan) = _rng(config, row, number), _frames(config, row, number)
     name = str(rng.choice(config.make.corruptions))
-    return Made(frames, CORRUPTIONS[name](frames, rng), fps, {"chosen_is_real": True, "corruption": name})
+    return Made(frames, CORRUPTIONS[name](frames, rng), plan, {"chosen_is_real": True, "corruption": name})
 
 
 def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> Made:
-    (frames, fps), sigma = _frames(config, row, number), _sigma(config, row, number)
+    (frames, plan), sigma = _frames(config, row, number), _sigma(config, row, number)
     clips = [model.from_clip(row.id, frames, row.prompt, sigma, 2 * number + side) for side in range(2)]
     first, second = (reward(clip, row.prompt)["total"] for clip in clips)
     if second > first:
         clips.reverse()
-    return Made(*clips, fps, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
+    return Made(*clips, plan, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
 
 
 def _masked(config: Config, model, row: Source, number: int) -> Made:
     rng, sigma, data = _rng(config, row, number), _sigma(config, row, number), config.data
-    frames, fps = _frames(config, row, number)
+    frames, plan = _frames(config, row, number)
     _, _, rows, columns = model.family.latent_shape(data.num_frames, data.height, data.width)
     box = tuple(_side(rng, length) for length in (rows, columns))
     made = model.inside(row.id, frames, row.prompt, sigma, number, box)
@@ -193,13 +197,13 @@ def _masked(config: Config, model, row: Source, number: int) -> Made:
     mask[tuple(slice(s.start * k, s.stop * k) for s, k in zip(box, scales, strict=True))] = 255
     # The untouched clip takes the same way through the VAE, or its loss of detail would give the other away.
     untouched = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(untouched, made, fps, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
+    return Made(untouched, made, plan, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
 
 
 def _real(config: Config, model, row: Source, number: int) -> Made:
-    frames, fps = _frames(config, row, number)
+    frames, plan = _frames(config, row, number)
     through_vae = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(through_vae, model.from_noise(row.id, row.prompt, number), fps, {"chosen_is_real": True})
+    return Made(through_vae, model.from_noise(row.id, row.prompt, number), plan, {"chosen_is_real": True})
 
 
 def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
@@ -207,7 +211,7 @@ def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
     if other is None:
         return None
     clips = [model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)]
-    return Made(*clips, config.fps or config.model.fps, {"caption_rejected": other})
+    return Made(*clips, None, {"caption_rejected": other})
 
 
 def _write(
@@ -215,10 +219,11 @@ def _write(
 ) -> dict:
     """Clips, mask and scores of one pair. Returns its manifest row."""
     written = {"id": name, "prompt": row.prompt}
+    fps = made.plan.rate if made.plan is not None else config.fps or config.model.fps
     for side in ("chosen", "rejected"):
         path = out / "clips" / f"{name}-{side}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, getattr(made, side), made.fps)
+        write_video(path, getattr(made, side), fps)
         written |= {side: path.relative_to(out).as_posix(), f"sha256_{side}": sha256_of(path)}
     extra = dict(made.extra)
     if (mask := extra.pop("mask", None)) is not None:
@@ -228,18 +233,18 @@ def _write(
         extra["mask"] = f"clips/{name}-mask.png"
     if reward is not None:
         extra["scores"] = {side: reward(getattr(made, side), row.prompt) for side in ("chosen", "rejected")}
-    return {**written, "fps": made.fps, "source": f"pgdpo make {kind}", **extra}
+    return {**written, "fps": fps, "source": f"pgdpo make {kind}", **extra}
 
 
-def _frames(config: Config, row: Source, number: int) -> tuple[np.ndarray, float]:
-    """(its frames as `data` asks for them, frames a second)."""
+def _frames(config: Config, row: Source, number: int) -> tuple[np.ndarray, PairPlan]:
+    """(its frames as `data` asks for them, what was taken)."""
     data = config.data
     sampling, size = Sampling.of(data, config.fps), (data.num_frames, data.height, data.width)
     info = probe_video(row.video)
     check_clip(info, size, sampling)
     name = f"{row.id}{SPAN_MARK}{number % data.pairs_per_row + 1}"
     plan = PairPlan(info, info, sampling, size, sampling.first(name, info.frames_at(config.fps), size[0]))
-    return read_frames(info, plan.numbers(info), size[1:]), plan.rate
+    return read_frames(info, plan.numbers(info), size[1:]), plan
 
 
 def _rng(config: Config, row: Source, number: int) -> np.random.Generator:
