@@ -212,3 +212,23 @@ def test_rewards_come_from_installed_packages_alone(tmp_path, monkeypatch):
     assert open_reward("numpy:size")(np.zeros((2, 3)), None) == {"total": 6.0}
     with pytest.raises(InputError, match="expected a finite number"):
         open_reward("numpy:log")(np.array(-1.0), None)
+
+
+@pytest.mark.parametrize(("clip", "first"), [("first", 0.0), ("middle", 0.5)])
+def test_a_fast_clip_is_taken_at_the_models_rate(tmp_path, capsys, clip, first):
+    """60 frames a second, whose grey tells the time, for a model of 8: no slow motion is what gets rewarded."""
+    times = np.arange(120) / 60
+    grey = (20 + 100 * times).round().astype(np.uint8)
+    write_video(
+        tmp_path / "fast.mp4", np.broadcast_to(grey[:, None, None, None], (120, 24, 24, 3)), 60, crf=1
+    )
+    (tmp_path / "clips.jsonl").write_text(
+        '{"id": "a", "prompt": "a large green square moving up", "video": "fast.mp4"}\n'
+    )
+    out, changes = tmp_path / "pairs", [f"data.clip={clip}", "make.corruptions=[reverse]"]
+    [row] = made("corrupt", tmp_path / "clips.jsonl", out, *changes)
+    shown = (frames(out, row, "chosen").mean((1, 2, 3)) - 20) / 100
+    assert np.abs(shown - first - np.arange(8) / 8).max() < 0.03 and row["fps"] == 8
+    assert "1 pairs of 60 frames a second: taken at 8 a second" in capsys.readouterr().out
+    with pytest.raises(InputError, match="data.fps is `own`"):
+        made("real", tmp_path / "clips.jsonl", tmp_path / "other", "data.fps=own")
