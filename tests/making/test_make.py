@@ -215,7 +215,7 @@ def test_rewards_come_from_installed_packages_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("clip", "first"), [("first", 0.0), ("middle", 0.5)])
-def test_a_fast_clip_is_taken_at_the_models_rate(tmp_path, capsys, clip, first):
+def test_a_fast_clip_is_taken_at_the_models_rate(tmp_path, capfd, clip, first):
     """60 frames a second, whose grey tells the time, for a model of 8: no slow motion is what gets rewarded."""
     times = np.arange(120) / 60
     grey = (20 + 100 * times).round().astype(np.uint8)
@@ -229,6 +229,6 @@ def test_a_fast_clip_is_taken_at_the_models_rate(tmp_path, capsys, clip, first):
     [row] = made("corrupt", tmp_path / "clips.jsonl", out, *changes)
     shown = (frames(out, row, "chosen").mean((1, 2, 3)) - 20) / 100
     assert np.abs(shown - first - np.arange(8) / 8).max() < 0.03 and row["fps"] == 8
-    assert "1 pairs of 60 frames a second: taken at 8 a second" in capsys.readouterr().out
+    assert "1 pairs of 60 frames a second: taken at 8 a second" in capfd.readouterr().out
     with pytest.raises(InputError, match="data.fps is `own`"):
         made("real", tmp_path / "clips.jsonl", tmp_path / "other", "data.fps=own")
