@@ -21,7 +21,7 @@ from pgdpo.data.clips import (
 )
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import fetch, is_url
-from pgdpo.data.manifest import CheckedRow, spread
+from pgdpo.data.manifest import SPAN_MARK, CheckedRow, spread
 from pgdpo.data.schema import SIDES
 from pgdpo.data.video import VideoInfo, verify_video
 from pgdpo.errors import InputError
@@ -94,9 +94,10 @@ def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | 
     try:
         if sizes:
             check_clip(info, (min(size[0] for size in sizes), 0, 0), sampling)
-            bucket_of("", (info, info), sizes, sampling)
+            size = sizes[bucket_of("", (info, info), sizes, sampling)]
+            planned(f"{SPAN_MARK}1", (info, info), size, sampling)
     except InputError as error:
-        return str(error).removeprefix(f"{info.path}: ").removeprefix("pair ``: ")
+        return str(error).removeprefix(f"{info.path}: ").removeprefix(f"pair `{SPAN_MARK}1`: ")
     return None
 
 

@@ -96,6 +96,8 @@ def _mended(
     why = _unmendable(row, pair, sizes, sampling)
     infos = [clip.info for clip in pair.values()]
     if why is None and any(unlike(*infos)):
+        why = _not_made_alike(row, infos)
+    if why is None and any(unlike(*infos)):
         try:
             pair = _reencode(pair, Path(result.manifest), sizes, sampling)
             result.reencoded[name] = "{0.width}x{0.height}, {0.num_frames} frames, {0.fps:g} fps".format(
@@ -129,6 +131,15 @@ def _unmendable(
             return f"{side}: its SHA-256 is {clip.sha256[:12]}..., the row says {digest[:12]}..."
         if why := misfit(clip.info, sizes, sampling):
             return f"{side}: {why}"
+    return None
+
+
+def _not_made_alike(row: CheckedRow, infos: Sequence[VideoInfo]) -> str | None:
+    """Why a pair that differs is not encoded again."""
+    if not all(info.fps for info in infos):
+        return "pictures of two sizes or lights: make them alike by hand"
+    if row.clips.get("mask") is not None:
+        return "its clips differ, and its mask would have to be made anew with them"
     return None
 
 

@@ -110,8 +110,14 @@ class PairPlan:
         """What is done to the clips besides scaling and cropping; empty where their first frames are taken one by one,
         as they are. With the clips' bytes and the size, the pair's tensors follow from it."""
         infos = (self.chosen, self.rejected)
-        plain = all(self.numbers(info) == list(range(self.size[0])) for info in infos)
-        parts = [] if plain else [f"{self.rate:g} a second from {self.span[0]:g} s"]
+        numbers = [self.numbers(info) for info in infos]
+        parts = []
+        if any(each != list(range(self.size[0])) for each in numbers):
+            how = (
+                "every frame" if self.chosen.rate_at(self.sampling.fps) is None else f"{self.rate:g} a second"
+            )
+            digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
+            parts = [f"{how} from {self.span[0]:g} s ({digest})"]
         return ", ".join(parts + sorted({info.treatment for info in infos} - {""}))
 
 
@@ -151,7 +157,7 @@ def bucket_of(
 
 def views_said(seen: Iterable[tuple[float, str]]) -> Iterator[str]:
     """A line for each kind of (frames a second, PairPlan.view): what is done to how many pairs."""
-    kinds = Counter((fps, re.sub(" from .*? s", "", view)) for fps, view in seen)
+    kinds = Counter((fps, re.sub(r" from \S+ s \(\w+\)", "", view)) for fps, view in seen)
     for (fps, view), count in kinds.most_common(KINDS_SAID):
         what = f"of {fps:g} frames a second" if fps else "of pictures"
         yield f"{count} pairs {what}: {f'taken at {view}' if view[:1].isdigit() else view or 'as they are'}"

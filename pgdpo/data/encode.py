@@ -197,7 +197,6 @@ class _Making:
         picture that both start from."""
         if found is not None:
             return found
-        self.encoded += 1
         encoders, dtype = self.work.encoders, getattr(torch, self.work.config.latent_dtype)
         tensors = {}
         for side, frames in clips.items():
@@ -208,6 +207,7 @@ class _Making:
                     tensors[name] = tensor.to(dtype).contiguous()
         if row.mask is not None:
             tensors["mask"] = read_mask(row, plan, tensors["chosen"].shape[1:])
+        self.encoded += 1
         return tensors
 
     def _refuse(self, row: PairRow, error: InputError) -> None:

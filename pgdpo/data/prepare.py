@@ -111,7 +111,7 @@ def prepare(
         unequal = sum(shard.unequal for shard in shards)
         if unequal:
             say(
-                f"  {unequal} pairs have clips of two lengths: what is common to both, from the start, is taken of"
+                f"  {unequal} pairs have clips of two lengths: of the longer as much counts as of the shorter"
             )
         write_json(folder / "index.json", index)
         _remove_stale(folder, [*text["files"], *files])

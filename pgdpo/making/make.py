@@ -68,6 +68,11 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
         raise InputError(f"KIND is {kind!r}: allowed are {', '.join(KINDS)}")
     sources = list(read_sources(source, needs_video=kind != "prompts"))
     reward = open_reward(config.evaluate.reward)
+    for key in ("height", "width"):
+        if getattr(config.data, key) % 2:
+            raise InputError(
+                f"data.{key} is {getattr(config.data, key)}: clips are written with even sides: take one"
+            )
     if kind == "real" and config.fps is None:
         raise InputError(
             "data.fps is `own`, and the model's clips have one rate, which the real ones must have too: leave it out, "

@@ -64,10 +64,10 @@ def test_every_place_of_a_random_span_is_reached():
 
 def test_what_was_done_is_said_by_kind():
     seen = [
-        (60.0, "16 a second from 0 s"),
-        (60.0, "16 a second from 1.5 s, pq"),
+        (60.0, "16 a second from 0 s (0a)"),
+        (60.0, "16 a second from 1.5 s (1b), pq"),
         (16.0, ""),
-        (60.0, "16 a second from 2 s"),
+        (60.0, "16 a second from 2 s (2c)"),
     ]
     assert list(views_said(seen)) == [
         "2 pairs of 60 frames a second: taken at 16 a second",
@@ -150,3 +150,24 @@ def test_slow_clips_are_refused_unless_frames_may_be_repeated(world):
     index, seen = shown(world, "data.fps=24", "data.upsample=true")
     assert seen[0] == [0, 1, 1, 2, 3, 3, 4, 5]
     assert len(read_video(world.parent / "a.mp4")) == 32
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps=st.lists(st.sampled_from([10, 20, 40, 100]), min_size=8, max_size=40),
+    ways=st.tuples(
+        *[st.tuples(st.sampled_from([None, 8, 25, 30]), st.sampled_from(["first", "middle"]))] * 2
+    ),
+)
+def test_what_is_seen_alike_is_the_same_frames(gaps, ways):
+    """Of clips of variable rate: frames that are taken one by one are not those at a rate, though both begin alike."""
+    times = np.cumsum([0, *gaps])
+    clips = (info(len(times), 25, [Fraction(int(time), 1000) for time in times]),) * 2
+    plans = [
+        planned("p", clips, (6, 16, 16), Sampling(fps, clip, upsample=True))
+        for fps, clip in ways
+        if clips[0].frames_at(fps) >= 6
+    ]
+    for one in plans:
+        for other in plans:
+            assert one.view != other.view or one.numbers(clips[0]) == other.numbers(clips[0])

@@ -7,8 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pgdpo.data.video import MAX_SIDE, probe_video, read_video, write_video
+from pgdpo.data.video import MAX_SIDE, probe_video, read_frames, read_video, verify_video, write_video
 from pgdpo.errors import InputError
 
 FRAMES, HEIGHT, WIDTH, FPS = 12, 48, 64, 8
@@ -182,3 +183,97 @@ def test_absurd_sides_are_refused(tmp_path):
     wide = tmp_path / "wide.mp4"
     write_video(wide, np.zeros((1, 16, MAX_SIDE + 2, 3), np.uint8), FPS)
     assert f"{MAX_SIDE + 2}x16" in refused(wide)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, axes=(1, 2))),
+    ],
+    ids=["mirrored", "upside down", "transposed", "turned"],
+)
+def test_a_display_matrix_is_followed(clip, matrix, shown):
+    """ISO/IEC 14496-12: x' = a x + c y, y' = b x + d y."""
+    stored = read_video(clip)
+    data = clip.read_bytes()
+    fixed = [int(each * 65536).to_bytes(4, "big", signed=True) for each in (1, 0, 0, 0, 1)]
+    wanted = [int(each * 65536).to_bytes(4, "big", signed=True) for each in (*matrix[:2], 0, *matrix[2:])]
+    head, tail = data[: data.index(b"tkhd")], data[data.index(b"tkhd") :]
+    clip.write_bytes(head + tail.replace(b"".join(fixed), b"".join(wanted), 1))
+    assert np.array_equal(read_video(clip), shown(stored))
+    assert ("mirrored" in probe_video(clip).treatment) == (matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0)
+
+
+def test_a_clip_turned_askew_is_refused(clip):
+    data = clip.read_bytes()
+    one, none = (1 << 16).to_bytes(4, "big"), bytes(4)
+    askew = (46341).to_bytes(4, "big")
+    head, tail = data[: data.index(b"tkhd")], data[data.index(b"tkhd") :]
+    slanted = askew + askew + none + (-46341).to_bytes(4, "big", signed=True) + askew
+    clip.write_bytes(head + tail.replace(one + none * 3 + one, slanted, 1))
+    assert "turned by no multiple of 90" in refused(clip)
+
+
+def test_the_film_is_read_and_not_its_cover(tmp_path, clip):
+    """A picture attached before the film."""
+    import av
+
+    cover = tmp_path / "cover.jpg"
+    Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(cover)
+    both = tmp_path / "both.mkv"
+    with av.open(str(clip)) as film, av.open(str(cover)) as picture, av.open(str(both), "w") as target:
+        streams = [target.add_stream_from_template(each.streams.video[0]) for each in (picture, film)]
+        streams[0].disposition = av.stream.Disposition.attached_pic
+        for source, stream in zip((picture, film), streams, strict=True):
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    assert probe_video(both).num_frames == FRAMES and np.array_equal(read_video(both), read_video(clip))
+
+
+def test_a_far_frame_is_that_of_the_whole_clip(tmp_path):
+    """Read from a key frame near it, and where none can be sought."""
+    frames = np.stack([np.full((16, 16, 3), 20 + 2 * n, np.uint8) for n in range(100)])
+    write_video(tmp_path / "long.mp4", frames, 10)
+    whole, info = read_video(tmp_path / "long.mp4"), probe_video(tmp_path / "long.mp4")
+    for numbers in ([30, 31, 31, 60], [99], [21, 98]):
+        assert np.array_equal(read_frames(info, numbers), whole[numbers])
+
+
+def test_the_last_picture_stays_as_long_as_it_says(tmp_path):
+    pictures = [Image.new("RGB", (16, 16), (40 * n, 0, 0)) for n in range(3)]
+    for ending in ("gif", "webp", "png"):
+        path = tmp_path / f"a.{ending}"
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=[100, 100, 800], lossless=True
+        )
+        info = probe_video(path)
+        assert info.duration == pytest.approx(1.0) and info.frames_at(10) == 10
+        assert info.numbers_at(10, 0, 10) == [0, 1, *[2] * 8]
+
+
+def test_a_recording_that_begins_within_a_group_of_pictures(tmp_path, frames):
+    """What no key frame comes before does not decode, and is no frame of the clip."""
+    import av
+
+    whole, cut = tmp_path / "whole.ts", tmp_path / "cut.ts"
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=FPS, options={"g": "8", "keyint_min": "8", "sc_threshold": "0"}
+        )
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for array in np.concatenate([frames, frames[::-1]]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.dts is not None][3:]:
+            packet.stream = stream
+            target.mux(packet)
+    info = verify_video(cut)
+    assert info.num_frames == 2 * FRAMES - 8
+    assert np.array_equal(read_frames(info, [0, 5]), read_video(whole)[[8, 13]])

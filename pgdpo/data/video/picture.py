@@ -44,13 +44,15 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
 class PictureSource:
     """A picture's frames; a still has one, at 0 seconds."""
 
-    pixel, interlaced = Fraction(1), False
+    pixel, interlaced, numbered = Fraction(1), False, False
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with _opened(path) as picture:
             self.codec = str(picture.format).lower()
-            self._count = getattr(picture, "n_frames", 1)
+            # A phone's JPEG may hold a second picture (MPO): depth, or what makes it brighter.
+            self._count = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        self._last: Fraction | None = None
 
     def rate(self) -> None:
         return None  # its frames say how long each is shown
@@ -58,22 +60,31 @@ class PictureSource:
     def times(self) -> list[Fraction]:
         return [time for time, _ in self._frames()]
 
-    def frames(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    def last(self) -> Fraction | None:
+        return self._last
+
+    def frames(self, near: Fraction | None = None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         for time, picture in self._frames():
             yield time, av.VideoFrame.from_ndarray(_rgb(picture), format="rgb24")
 
     def _frames(self) -> Iterator[tuple[Fraction, Image.Image]]:
         time = Fraction(0)
         with _opened(self._path) as picture:
-            for frame in ImageSequence.Iterator(picture):
+            if self._count == 1:
+                picture.load()
+                yield time, picture
+                return
+            for number, frame in enumerate(ImageSequence.Iterator(picture)):
+                if number == 0 and picture.info.get("default_image"):
+                    continue  # an APNG's for programs that don't animate
                 frame.load()  # until then a WebP's frame has no duration
                 yield time, frame
-                shown = frame.info.get("duration", 0)
-                if not shown and self._count > 1:
+                self._last = Fraction(frame.info.get("duration", 0)).limit_denominator(1000) / 1000
+                if not self._last:
                     raise InputError(
                         f"{self._path}: an animation whose frames have no duration: re-encode it"
                     )
-                time += Fraction(shown).limit_denominator(1000) / 1000
+                time += self._last
 
 
 class _opened:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,21 +13,25 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from pgdpo.data.video.info import Light, VideoInfo
-from pgdpo.data.video.shape import Shaper
-from pgdpo.data.video.source import Source, check_side, empty, open_source
+from pgdpo.data.video.info import Light, VideoInfo, exact
+from pgdpo.data.video.shape import UPRIGHT, Shaper, orientation_of
+from pgdpo.data.video.source import Source, check_side, empty, open_source, reason_of
 from pgdpo.errors import InputError
 
 MAX_DECODED = 8 << 30  # bytes of a clip's frames in memory: 260 of 4K
 LIGHTS: dict[int, Light] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 UNREAD = {ColorTrc.LINEAR: "linear", ColorTrc.LOG: "logarithmic", ColorTrc.LOG_SQRT: "logarithmic"}
 UNREAD |= {ColorTrc.SMPTE428: "SMPTE 428 (cinema)"}
-WIDE = {ColorPrimaries.BT2020: "bt2020", ColorPrimaries.SMPTE432: "p3"}
-MATRICES = {
-    10: "BT.2020 constant luminance",
+WIDE = {ColorPrimaries.BT2020: "bt2020", ColorPrimaries.SMPTE432: "p3", ColorPrimaries.SMPTE431: "p3"}
+MATRICES = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 12: "of derived luminance"}
+MATRICES |= {
+    13: "of derived luminance",
     14: "ICtCp",
     15: "IPT-PQ-C2 (Dolby Vision)",
-}  # not in FFmpeg's scaler
+    16: "YCgCo",
+    17: "YCgCo",
+}
+FAR = 2  # seconds after a clip's start, from where on a key frame is sought
 STEADY = Fraction(3, 1000)  # seconds by which frames may miss their rate: some containers count milliseconds
 
 
@@ -36,6 +41,14 @@ def probe_video(path: str | Path) -> VideoInfo:
     Raises InputError if the file is missing, truncated, no video, or of a kind of picture that is not read.
     """
     path = Path(path)
+    if not path.is_file():
+        return _probed(path, 0, 0)  # which says it
+    found = path.stat()
+    return _probed(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(64)  # a file is asked for once for each span of it
+def _probed(path: Path, size: int, time: int) -> VideoInfo:
     with open_source(path) as source:
         return _look(source, path)
 
@@ -47,11 +60,9 @@ def verify_video(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with open_source(path) as source:
-        info, decoded = _look(source, path), 0
-        for _, frame in source.frames():
-            decoded += 1
-            _check_alike(info, frame, path)
-        _check_count(info, decoded, path)
+        info = _look(source, path)
+        for _ in _numbered(info, source, range(info.num_frames)):
+            pass
         return info
 
 
@@ -78,21 +89,57 @@ def read_frames(info: VideoInfo, numbers: Sequence[int], size: tuple[int, int] |
             "decoded: cut the clip"
         )
     frames = np.empty((len(numbers), height, width, 3), np.uint8)
-    shape, wanted, done, decoded = Shaper(info, size), list(numbers), 0, 0
+    if not numbers:
+        return frames
+    shape, places = Shaper(info, size), Counter(numbers)
     with open_source(info.path) as source:
-        for _, frame in source.frames():
-            if decoded == wanted[done]:
-                _check_alike(info, frame, info.path)
-                frames[done] = shape(frame)
-                done += 1
-                while done < len(wanted) and wanted[done] == decoded:
-                    frames[done] = frames[done - 1]
-                    done += 1
-                if done == len(wanted):
-                    return frames
-            decoded += 1
-    _check_count(info, decoded, info.path)
-    raise InputError(f"{info.path}: the clip holds {decoded} frames and number {wanted[done]} was asked for")
+        first = info.times[numbers[0]]
+        near = info.start + first if info.start is not None and first > FAR else None
+        for attempt in dict.fromkeys((near, None)):
+            try:
+                done = 0
+                for number, frame in _numbered(info, source, sorted(places), near=attempt):
+                    frames[done : done + places[number]] = shape(frame)
+                    done += places[number]
+                return frames
+            except InputError:
+                if attempt is None:  # else what it needs may lie before the key frame that was sought
+                    raise
+            except av.FFmpegError as error:
+                raise InputError(
+                    f"{info.path}: its frames cannot be shown in RGB ({reason_of(error)}): re-encode it"
+                ) from error
+    raise AssertionError
+
+
+def _numbered(
+    info: VideoInfo, source: Source, wanted: Sequence[int], near: Fraction | None = None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames of these ascending numbers, known by their times. Raises InputError where one does not come."""
+    left = iter(wanted)
+    number = next(left, None)
+    for count, (time, frame) in enumerate(source.frames(near)):
+        if number is None:
+            return
+        due = number if info.start is None else info.start + info.times[number]
+        time = count if info.start is None else time
+        if time is None or time > due:
+            raise _lost(info, number)
+        if time == due:
+            _check_alike(info, frame, info.path)
+            yield number, frame
+            number = next(left, None)
+            if number is None and len(wanted) < info.num_frames:
+                return
+    if number is not None:
+        raise _lost(info, number)
+
+
+def _lost(info: VideoInfo, number: int) -> InputError:
+    return InputError(
+        f"{info.path}: truncated or damaged (frame {number + 1} of {info.num_frames} does not decode): fetch it again "
+        "or leave the row out"
+    )
 
 
 def read_video(
@@ -134,29 +181,36 @@ def too_short(info: VideoInfo, fps: float | None, wanted: int) -> InputError:
 
 def _look(source: Source, path: Path) -> VideoInfo:
     times = source.times()
-    if not times:
-        raise empty(path)
     frame = next((frame for _, frame in source.frames()), None)
-    if frame is None:
+    if frame is None or not times:
         raise empty(path)
     light, wide = _light(frame, path)
+    orientation = orientation_of(frame)
+    if orientation is None:
+        raise InputError(f"{path}: is turned by no multiple of 90 degrees: re-encode it upright")
     width, height = round(frame.width * source.pixel), frame.height
     check_side(path, width, height)
-    if frame.rotation % 180:
+    if orientation[0]:
         width, height = height, width
     fps, variable = _rate(times, source.rate(), path)
+    last = source.last() if len(times) > 1 else None
+    if last is not None and abs(last - 1 / exact(fps)) <= STEADY:
+        last = None
     return VideoInfo(
         width,
         height,
         fps,
         len(times),
         source.codec,
-        variable=variable,
-        interlaced=source.interlaced or frame.interlaced_frame,
+        variable=variable or last is not None,
+        interlaced=source.interlaced,
         light=light,
         wide=wide,
         stored=(frame.width, frame.height),
         pixel=source.pixel,
+        orientation=orientation,
+        last=last,
+        start=None if source.numbered else times[0],
         times=tuple(time - times[0] for time in times),
         path=path,
     )
@@ -199,11 +253,5 @@ def _check_alike(info: VideoInfo, frame: av.VideoFrame, path: Path) -> None:
         )
     if _light(frame, path) != (info.light, info.wide):
         raise InputError(f"{path}: its colours change inside the clip (HDR or primaries): re-encode it")
-
-
-def _check_count(info: VideoInfo, decoded: int, path: Path) -> None:
-    if decoded < info.num_frames:
-        raise InputError(
-            f"{path}: truncated or damaged (it says {info.num_frames} frames and {decoded} decode): fetch it again or "
-            "leave the row out"
-        )
+    if orientation_of(frame) not in (UPRIGHT, info.orientation):
+        raise InputError(f"{path}: the way that it is turned changes inside the clip: re-encode it")

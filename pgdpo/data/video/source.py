@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -17,23 +18,38 @@ MAX_SIDE = 8192  # pixels; a header that says more is damaged or hostile, and it
 MAX_PIXELS = {"max_pixels": str(MAX_SIDE**2)}  # for FFmpeg, which allocates frames before we see their size
 
 PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
+TOP_FIRST = (2, 5)  # by display
+FRAMES_SAY = (
+    "h264",
+    "hevc",
+    "mpeg2video",
+    "mpeg1video",
+    "mpeg4",
+    "vc1",
+)  # codecs whose frames say if they are of fields
+MARGIN = Fraction(1, 2)  # seconds
 
 
 class Source(Protocol):
     """An open clip."""
 
     codec: str
+    numbered: bool  # frames have no times of their own, as `times` found
     pixel: Fraction  # width of a stored pixel over its height
     interlaced: bool
 
     def times(self) -> list[Fraction]:
         """Seconds of every frame that is shown, in order; the first need not be 0."""
 
+    def last(self) -> Fraction | None:
+        """Seconds for which the last frame is shown, where the file says it for sure; asked after `times`."""
+
     def rate(self) -> Fraction | None:
         """Frames a second as the file says it."""
 
-    def frames(self) -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
-        """Every frame in the order of display with its time. Raises InputError where a damaged file would lose one."""
+    def frames(self, near: Fraction | None = None) -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
+        """Every frame in the order of display with its time; those before `near` may be left out. Raises InputError
+        where a damaged file would lose one."""
 
 
 @contextmanager
@@ -54,10 +70,13 @@ def open_source(path: Path) -> Iterator[Source]:
 
 
 class ContainerSource:
-    """The first video stream of a container. Each pass over it opens the file anew: not every format can seek."""
+    """The video stream of a container that a player shows. Each pass over it opens the file anew: not every format can
+    seek back."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._passed = path, False
+        self._path, self._passed, self.numbered = path, False, False
+        self._last: Fraction | None = None
+        self._of_fields = False  # a frame said so
         self._open()
 
     def _open(self) -> None:
@@ -73,7 +92,7 @@ class ContainerSource:
         if not self._container.streams.video:
             self.close()
             raise InputError(f"{path}: holds no video stream: name a file with pictures or leave the row out")
-        self._stream = stream = self._container.streams.video[0]
+        self._stream = stream = self._container.streams.best("video") or self._container.streams.video[0]
         self.codec = stream.codec_context.name
         stream.thread_type = "AUTO"
         check_side(path, stream.codec_context.width, stream.codec_context.height)
@@ -91,8 +110,13 @@ class ContainerSource:
 
     @property
     def interlaced(self) -> bool:
-        """As the header says it; frames say it too."""
-        return self._stream.codec_context.field_order not in PROGRESSIVE
+        """As the frames that were looked at say it, or the header where they don't."""
+        return self._of_fields or self._by_header
+
+    @property
+    def _by_header(self) -> bool:
+        context = self._stream.codec_context
+        return context.field_order not in PROGRESSIVE and context.name not in FRAMES_SAY
 
     @property
     def pixel(self) -> Fraction:
@@ -105,44 +129,62 @@ class ContainerSource:
         return Fraction(rate) if rate else None
 
     def times(self) -> list[Fraction]:
-        """By the packets, of which an edit list may hide some; by decoding where these carry no times of their own."""
-        packets = self._packets()
-        pts = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+        """By the packets, of which an edit list may hide some, and the decoder those before the first key frame; by
+        decoding where these carry no times of their own."""
+        packets = [packet for packet in self._packets() if packet.size == 0 or not packet.is_discard]
+        shown = [(number, packet) for number, packet in enumerate(packets) if packet.size]
+        if "avi" in self._container.format.name.split(
+            ","
+        ):  # whose packets' times are made up; an empty one is a gap
+            self.numbered = True
+            return [number / self._certain_rate() for number, _ in shown]
+        pts = sorted(packet.pts for _, packet in shown if packet.pts is not None)
         unit = Fraction(self._stream.time_base)
-        if pts and len(set(pts)) == len(pts) and all(packet.pts is not None for packet in packets):
-            return [time * unit for time in pts]
-        rate = self.rate()
+        if len(set(pts)) == len(shown):
+            last = max(packets, key=lambda packet: packet.pts or 0)
+            self._last = last.duration * unit if self.codec == "gif" and last.duration else None
+            first = next((time for time, _ in self.frames()), None)
+            return [time * unit for time in pts if first is None or time * unit >= first]
         times = [time for time, _ in self.frames()]
-        if None in times or len(set(times)) < len(times):
-            if rate is None:
-                raise InputError(f"{self._path}: its frames have no times, and it says no rate: re-encode it")
-            times = [number / rate for number in range(len(times))]
+        if None in times or any(after <= before for before, after in pairwise(times)):
+            self.numbered = True
+            times = [number / self._certain_rate() for number in range(len(times))]
         return times
+
+    def _certain_rate(self) -> Fraction:
+        rate = self.rate()
+        if rate is None:
+            raise InputError(f"{self._path}: its frames have no times, and it says no rate: re-encode it")
+        return rate
+
+    def last(self) -> Fraction | None:
+        return self._last
 
     def _packets(self) -> list[av.Packet]:
         self._begin()
         try:
-            packets = [packet for packet in self._container.demux(self._stream) if packet.size]
+            packets = list(self._container.demux(self._stream))[:-1]  # the last one flushes the decoder
         except av.FFmpegError as error:
             raise _damaged(self._path, f"its frames cannot be counted: {reason_of(error)}") from error
-        if not packets:
+        if not any(packet.size for packet in packets):
             raise empty(self._path)
         return packets
 
-    def frames(self) -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
+    def frames(self, near: Fraction | None = None) -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
         """Where the stream is interlaced, through FFmpeg's yadif, one frame out of two fields."""
-        deinterlace = None
-        for frame in self._decoded():
+        deinterlace = _Deinterlacer(self._stream, always=True) if self._by_header else None
+        for frame in self._decoded(near):
             if deinterlace is None and frame.interlaced_frame:
-                deinterlace = _Deinterlacer(self._stream)
+                deinterlace, self._of_fields = _Deinterlacer(self._stream), True
             for shown in [frame] if deinterlace is None else deinterlace.push(frame):
                 yield _time(shown), shown
         for shown in deinterlace.push(None) if deinterlace is not None else ():
             yield _time(shown), shown
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
+    def _decoded(self, near: Fraction | None) -> Iterator[av.VideoFrame]:
         self._begin()
         decoded, packets = 0, 0
+        sought = near is not None and self._seek(near)
         try:
             for packet in self._container.demux(self._stream):
                 packets += packet.size > 0
@@ -154,10 +196,20 @@ class ContainerSource:
                     yield frame
         except av.FFmpegError as error:
             raise _damaged(self._path, f"frame {decoded + 1} does not decode: {reason_of(error)}") from error
-        if packets < self._said:
+        if packets < self._said and not sought:
             raise _damaged(self._path, f"its header says {self._said} frames and it holds {packets}")
         if not decoded:
             raise empty(self._path)
+
+    def _seek(self, near: Fraction) -> bool:
+        """To a key frame well before `near`, if there is one: fields and references reach back."""
+        try:
+            self._container.seek(int((near - MARGIN) / Fraction(self._stream.time_base)), stream=self._stream)
+        except av.FFmpegError:
+            self.close()
+            self._open()
+            return False
+        return True
 
     def _begin(self) -> None:
         if self._passed:
@@ -169,10 +221,13 @@ class ContainerSource:
 class _Deinterlacer:
     """FFmpeg's yadif over a stream's frames; those that are not interlaced pass as they are."""
 
-    def __init__(self, stream) -> None:
+    def __init__(self, stream, *, always: bool = False) -> None:
+        """`always`: frames don't say that they are interlaced, nor which field is first; the header does."""
+        parity = "tff" if stream.codec_context.field_order in TOP_FIRST else "bff"
+        options = f"deint=all:parity={parity}" if always else "deint=interlaced"
         self._graph = Graph()
         self._source = self._graph.add_buffer(template=stream)
-        yadif = self._graph.add("yadif", "mode=send_frame:deint=interlaced")
+        yadif = self._graph.add("yadif", f"mode=send_frame:{options}")
         self._sink = self._graph.add("buffersink")
         self._source.link_to(yadif)
         yadif.link_to(self._sink)
