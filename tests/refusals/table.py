@@ -35,8 +35,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_named": {"pair `{}`{}: {}": Why.PASSED_ON},
     },
     "data.curation.order": {
+        "read_margins": {"cannot be read": By("no margins")},
         "_implicit": {
-            "cannot be read": By("no margins"),
             "write it anew with `pgdpo curate CONFIG": By("others' margins"),
         },
     },
@@ -44,8 +44,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "select": {"data.select: after the rule": By("none is left")},
         "_scores": {"name a score that all rows have, or": By("no score")},
         "_hash": {"data.select `duplicates` reads the": By("no hashes")},
-        "_numbers": {"data.select `fifa` reads the column": By("no quality")},
-        "_source": {"data.select `source` names": By("no source")},
+        "_numbers": {"data.select `fifa` reads the column": By("no quality", says=("text_quality",))},
+        "_source": {"data.select `source` names": By("no source", says=("names elsewhere: no row has a `source`",))},
     },
     "data.locations": {
         "_copy": {"bytes: no clip to train on is that": By("a large clip")},
@@ -69,6 +69,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "read_index": {
             "not there: run `pgdpo prepare` with": Why.STEP,
             "not JSON": By("no JSON"),
+            "cannot be read": Why.MACHINE,
             "run `pgdpo prepare` again: it keeps": By("another format"),
         },
     },
@@ -77,6 +78,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
     },
     "data.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
+    "data.tables": {"writer": {"a manifest is written as": Why.ANOTHER}},
     "data.video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
     "data.video.picture": {
         "PictureSource._frames": {"an animation whose frames have no": Why.CLIP},
@@ -84,13 +86,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_opened.__exit__": {"self._refused(error)": By("bad rows", says=("cannot be read as a picture",))},
     },
     "data.video.read": {
-        "read_frames": {"once decoded: cut the clip": Why.CLIP, "frames and number {} was asked for": Why.CLIP},
+        "read_frames": {"once decoded: cut the clip": Why.CLIP},
+        "_shown": {"its frames cannot be shown in RGB": Why.CLIP},
+        "_numbered": {"_lost(info, number)": Why.CLIP},
         "read_video": {"too_short(info": Why.CALLER},
-        "_look": {"empty(path)": Why.CLIP},
+        "_look": {"empty(path)": Why.CLIP, "is turned by no multiple of 90": Why.CLIP},
         "_rate": {"times do not go forward: re-encode it": Why.CLIP},
         "_light": {"convert the clip to BT.709, PQ or HLG": By("bad rows")},
-        "_check_alike": {"the frame size changes inside the": Why.CLIP, "its colours change inside": Why.CLIP},
-        "_check_count": {"truncated or damaged": Why.CLIP},
+        "_check_alike": {"the frame size changes inside the": Why.CLIP, "its colours change inside": Why.CLIP, "that it is turned changes": Why.CLIP},
     },
     "data.video.source": {
         "open_source": {"no such file: correct the path or": Why.CLIP},
@@ -99,7 +102,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "holds no video stream: name a file": By("bad rows"),
             "its index reaches to byte": By("bad rows"),
         },
-        "ContainerSource.times": {"its frames have no times": Why.CLIP},
+        "ContainerSource._certain_rate": {"its frames have no times": Why.CLIP},
         "ContainerSource._packets": {
             "its frames cannot be counted": Why.CLIP,
             "empty(self._path)": By("bad rows", says=("holds no frames",)),
@@ -130,7 +133,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "mend the module, or name another": By("a reward's import"),
             "has no function": By("a reward's function"),
         },
-        "_numbers": {"expected a finite number, or a dict": Why.RUN},
+        "_called": {"mend the function, or name another": By("a reward that raises")},
+        "_numbers": {"expected a finite number, or a dict": By("a reward's numbers")},
     },
     "models.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
     "models.cogvideox": {
@@ -281,9 +285,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "run_config": {"_no_run(given.loaded.run_dir)": Why.ANOTHER},
         "_of_folder": {"no run": Why.ANOTHER, "one of them names the run": Why.ANOTHER},
         "_as_trained": {"_contradiction(given, {key: differing[key]": Why.ANOTHER},
-        "_check_writable": {
-            "a file: name a folder for the results": Why.ANOTHER,
-            "cannot be written: name a folder": Why.ANOTHER,
+        "check_writable": {
+            "a file: name a folder for the results": By("a file for the results", "a file for prepared pairs"),
+            "cannot be written: name a folder": By("a folder that can't be made"),
         },
     },
     "training.checkpoint": {

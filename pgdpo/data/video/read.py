@@ -61,8 +61,9 @@ def verify_video(path: str | Path) -> VideoInfo:
     path = Path(path)
     with open_source(path) as source:
         info = _look(source, path)
-        for _ in _numbered(info, source, range(info.num_frames)):
-            pass
+        for number, frame in _numbered(info, source, range(info.num_frames)):
+            if number == 0:
+                _shown(Shaper(info, None), frame, path)
         return info
 
 
@@ -99,17 +100,22 @@ def read_frames(info: VideoInfo, numbers: Sequence[int], size: tuple[int, int] |
             try:
                 done = 0
                 for number, frame in _numbered(info, source, sorted(places), near=attempt):
-                    frames[done : done + places[number]] = shape(frame)
+                    frames[done : done + places[number]] = _shown(shape, frame, info.path)
                     done += places[number]
                 return frames
             except InputError:
                 if attempt is None:  # else what it needs may lie before the key frame that was sought
                     raise
-            except av.FFmpegError as error:
-                raise InputError(
-                    f"{info.path}: its frames cannot be shown in RGB ({reason_of(error)}): re-encode it"
-                ) from error
     raise AssertionError
+
+
+def _shown(shape: Shaper, frame: av.VideoFrame, path: Path) -> np.ndarray:
+    try:
+        return shape(frame)
+    except av.FFmpegError as error:
+        raise InputError(
+            f"{path}: its frames cannot be shown in RGB ({reason_of(error)}): re-encode it"
+        ) from error
 
 
 def _numbered(
