@@ -38,6 +38,12 @@ def run_import(format: str, source: str, out: str, options: Options, **more) -> 
     ):
         table.add_row(label, f"{value:,}")
     console.print(table)
+    for note in summary.notes:
+        say(note)
+    if summary.by_name:
+        say(
+            f"clips not where their rows say, taken from beside the source by their names: {len(summary.by_name):,}"
+        )
     for left in summary.left_over:
         say(f"left over: {left}")
     if summary.missing:

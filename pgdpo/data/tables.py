@@ -15,6 +15,7 @@ from typing import Any
 from pgdpo.data import bounded, delimited
 from pgdpo.data.files import atomic_path
 from pgdpo.data.locations import is_url, open_binary, plain
+from pgdpo.errors import InputError
 from pgdpo.problems import Problem, shown
 
 JSON_COLUMNS = b"pgdpo.json_columns"  # key of a Parquet file's metadata: columns that hold JSON text
@@ -22,7 +23,8 @@ DELIMITED = (".csv", ".tsv", ".tab")
 BATCH = 1024  # records of a Parquet file in memory at a time, and
 BATCH_BYTES = (
     1 << 26
-)  # bytes of them, if each held the largest value that its column can: a few bytes may repeat it
+)  # bytes of them, if each held the largest value that its column can: a few may repeat it
+WRITTEN = (".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,10 @@ def _json(file: str, stream) -> Iterator[Record | Problem]:
     if _is_jsonl(stream):
         yield from _jsonl(file, stream)
         return
-    content = bounded.load_json(stream)
+    try:
+        content = bounded.parse_json(bounded._at_most(stream, bounded.LARGEST_JSON), _unique)
+    except _Twice as error:
+        raise ValueError(f"key `{error.key}` stands twice in one object: remove one of the two") from error
     if isinstance(content, dict) and content and all(isinstance(column, dict) for column in content.values()):
         content = _rows_of_columns(content)
     if not isinstance(content, list):
@@ -168,15 +173,8 @@ def _json(file: str, stream) -> Iterator[Record | Problem]:
         if isinstance(values, dict):
             yield Record(file, values, row=number)
         else:
-            found = type(values).__name__
-            yield Problem(
-                file,
-                f"expected an object, found {found}",
-                value=values,
-                allowed="an object",
-                suggestion="remove the entry",
-                row=number,
-            )
+            what = f"expected an object, found {type(values).__name__}"
+            yield Problem(file, what, value=values, allowed="an object", suggestion="remove it", row=number)
 
 
 def _is_jsonl(stream) -> bool:
@@ -190,8 +188,10 @@ def _is_jsonl(stream) -> bool:
 
 
 def _rows_of_columns(columns: dict[str, dict]) -> list[dict]:
-    """pandas' `to_json`: {column: {row's label: value}}."""
+    """pandas' `to_json`: {column: {row's number: value}}. Raises ValueError for {name: record}."""
     labels = dict.fromkeys(label for column in columns.values() for label in column)
+    if not all(map(str.isdigit, labels)):
+        raise ValueError("holds an object of objects; write a list of them, with their names as a field")
     return [{name: column.get(label) for name, column in columns.items()} for label in labels]
 
 
@@ -217,11 +217,12 @@ def _delimited(file: str, stream) -> Iterator[Record | Problem]:
 
 
 def _text(file: str, stream) -> Iterator[Record | Problem]:
-    """A `.txt`: JSONL, or what a spreadsheet exports under that name."""
+    """A `.txt`: JSONL, a JSON list, or what a spreadsheet exports under that name."""
     stream = bounded.rewindable(stream)
     start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
     stream.seek(0)
-    yield from (_jsonl if start.startswith(b"{") else _delimited)(file, stream)
+    is_list = start.startswith(b"[") and start[1:].lstrip().startswith(b"{")
+    yield from (_jsonl if start.startswith(b"{") else _json if is_list else _delimited)(file, stream)
 
 
 def _parquet(file: str, stream) -> Iterator[Record | Problem]:
@@ -286,11 +287,16 @@ def _batch_of(group) -> int:
 @contextlib.contextmanager
 def writer(location: str | Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """`write(record)` appends to a JSONL (or, by its ending, Parquet) file that appears when all is written.
+    Raises InputError for another ending, by which it would be read as something else.
 
     Records are JSON types. Parquet: columns of one plain type are stored as such, others as JSON text, which
     `read_records` undoes; keys that no record holds a value for are left out.
     """
     location = plain(location)
+    if not str(location).lower().endswith(WRITTEN):
+        raise InputError(
+            f"{location}: a manifest is written as {', '.join(WRITTEN)}: give its name such an ending"
+        )
     remote = is_url(location)
     with contextlib.ExitStack() as stack:
         if remote:
@@ -331,9 +337,7 @@ class _Columns:
         for key, value in record.items():
             kinds = self.types.setdefault(key, set())
             if value is not None:
-                wide = (
-                    isinstance(value, int) and abs(value) >= 2**63
-                )  # beyond a column's 64 bits: as JSON text
+                wide = isinstance(value, int) and abs(value) >= 2**63  # more than 64 bits: as JSON text
                 kinds.add(object if wide else type(value))
 
     def schema(self):

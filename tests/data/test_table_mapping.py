@@ -34,7 +34,7 @@ def found(table, **given):
     """The Columns, or why they are not clear."""
     try:
         return find(records(table), given)
-    except Unclear as unclear:
+    except (Unclear, ValueError) as unclear:
         return str(unclear)
 
 
@@ -121,7 +121,7 @@ REFUSED = {
                     "may be said by `choice`, `preference`"),
     "texts in place of clips": ({"prompt": "p", "response_a": "one", "response_b": "two", "winner": "a"},
                                 "no two columns"),
-    "thousands or decimals": ({"prompt": "p", "video": "1.mp4", "score": "1,234"}, "no two columns"),
+    "thousands or decimals": ({"prompt": "p", "video": "1.mp4", "score": "1,234"}, "may be a thousand or a decimal"),
 }  # fmt: skip
 
 

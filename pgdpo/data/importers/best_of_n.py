@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +38,7 @@ class Candidate:
     clip: Media
     score: float
     scores: dict[str, float]
-    fields: dict[str, Any]
+    fields: dict[str, Any] | list[dict[str, Any]]  # a record's; several where several rated the clip
 
 
 def read(source: str, options: Options) -> Reading:
@@ -46,10 +48,12 @@ def read(source: str, options: Options) -> Reading:
 def paired(
     source: str, options: Options, candidate_of: Callable[[Record], tuple[str, str, Candidate] | Problem]
 ) -> Reading:
-    """A Reading of the pairs of a table's clips, of which `candidate_of` gives (group, prompt, clip with score)."""
+    """A Reading of the pairs of a table's clips, of which `candidate_of` gives (group, prompt, clip with score).
+
+    Only clips of one prompt are paired, and a clip that was rated more than once is one, of its scores' mean.
+    """
     most = _pairs_per_prompt(options.pairs)
-    groups: dict[str, list[Candidate]] = {}
-    prompts: dict[str, str] = {}
+    rated: dict[tuple[str, str], list[Candidate]] = {}
     problems: list[Problem] = []
     for item in records_of(tables_of(source)):
         found = item if isinstance(item, Problem) else candidate_of(item)
@@ -57,21 +61,23 @@ def paired(
             problems.append(found)
             continue
         group, prompt, candidate = found
-        groups.setdefault(group, []).append(candidate)
-        prompts.setdefault(group, prompt)
+        rated.setdefault((group, prompt), []).append(candidate)
+    groups = {name: _merged(candidates) for name, candidates in rated.items()}
     chosen = {name: _choose(candidates, most) for name, candidates in groups.items()}
     rows = itertools.chain(
         problems,
         (
             found
             for number, (name, pairs) in enumerate(chosen.items())
-            for found in _rows(prompts[name], number, groups[name], pairs)
+            for found in _rows(name[1], number, groups[name], pairs)
         ),
     )
     used = sum(len(set(itertools.chain.from_iterable(pairs))) for pairs in chosen.values())
     unused = sum(map(len, groups.values())) - used
     left_over = [f"{unused} clips stand in no pair (--pairs {options.pairs})"] if unused else []
-    return Reading(sum(map(len, chosen.values())) + len(problems), rows, left_over)
+    again = sum(isinstance(each.fields, list) for candidates in groups.values() for each in candidates)
+    notes = [f"{again} clips were rated more than once: the mean of their scores is taken"] if again else []
+    return Reading(sum(map(len, chosen.values())) + len(problems), rows, left_over, notes)
 
 
 def _pairs_per_prompt(pairs: str) -> int | None:
@@ -106,6 +112,25 @@ def _candidate(record: Record) -> tuple[str, str, Candidate] | Problem:
     score = next(iter(named.values()))
     candidate = Candidate(media, score, named, record.values)
     return str(group[1] if group else prompt[1]), str(prompt[1]), candidate
+
+
+def _merged(candidates: list[Candidate]) -> list[Candidate]:
+    """Every clip once, in the order in which they come."""
+    clips: dict[Any, list[Candidate]] = {}
+    for each in candidates:
+        content = each.clip.content
+        place = content if isinstance(content, bytes) else os.path.normpath(content)
+        clips.setdefault((each.clip.folder, place), []).append(each)
+    return [several[0] if len(several) == 1 else _mean(several) for several in clips.values()]
+
+
+def _mean(several: list[Candidate]) -> Candidate:
+    names = dict.fromkeys(name for each in several for name in each.scores)
+    scores = {
+        name: statistics.fmean(each.scores[name] for each in several if name in each.scores) for name in names
+    }
+    score = statistics.fmean(each.score for each in several)
+    return Candidate(several[0].clip, score, scores, [each.fields for each in several])
 
 
 def _choose(candidates: list[Candidate], most: int | None) -> list[tuple[int, int]]:

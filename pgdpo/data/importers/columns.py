@@ -6,6 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pgdpo.data.importers.doubts import (
+    ABOUT,
+    WINNERS,
+    Unclear,
+    aligned,
+    check_chosen,
+    check_scores,
+    check_winner,
+    contradict,
+    is_named,
+    names_the_worse,
+)
 from pgdpo.data.importers.formats import number
 from pgdpo.data.importers.sample import CLIPS, SIDES, Sample, is_clip, is_there, tokens
 from pgdpo.data.importers.verdicts import Verdicts, understood, word
@@ -14,13 +26,11 @@ from pgdpo.data.tables import Record
 from pgdpo.objectives.spec import did_you_mean
 
 PROMPTS = ("prompt", "caption", "text", "description", "instruction", "query", "input")
-WINNERS = {
-    "winner", "preference", "preferred", "choice", "chosen", "label", "answer", "verdict", "vote", "result", "best",
-    "better", "judgment", "judgement", "annotation", "selected", "selection", "wins", "win", "pref", "decision",
-    "overall", "prefer", "prefers", "like",
-}  # fmt: skip
-ABOUT = {
-    "id", "ids", "negative", "length", "index", "time", "date", "count", "confidence", "comment", "reason", "shown",
+NO_PROMPTS = ABOUT | {  # what is about a prompt
+    "category", "type", "kind", "class", "genre", "style", "topic", "theme", "tag", "tags", "group", "set", "split",
+    "dataset", "source", "hash", "sha", "md5", "key", "path", "file", "filename", "folder", "url", "link", "lang",
+    "language", "locale", "model", "version", "author", "user", "number", "num", "no", "nr", "words", "tokens", "size",
+    "score", "rating", "quality", "difficulty", "level", "label", "status", "name", "title", "embedding",
 }  # fmt: skip
 SCORES = {
     "score", "scores", "reward", "rating", "votes", "vote", "mos", "elo", "stars", "points", "grade", "overall",
@@ -34,14 +44,6 @@ DIRECT = (
 )  # fmt: skip
 CHOICES = ("prompt", "chosen", "rejected", "a", "b", "winner", "score_a", "score_b", "clip", "score")
 WINS = {"a_wins": 1.0, "b_wins": 0.0, "tie": TIE}
-
-
-class Unclear(Exception):
-    """Why the columns cannot be told; `guess`: what a user may have to say, with COLUMN or VALUE where it's open."""
-
-    def __init__(self, why: str, guess: dict[str, Any]) -> None:
-        super().__init__(why)
-        self.guess = guess
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,12 @@ def find(records: Sequence[Record], given: Mapping[str, Any]) -> Columns:
         raise Unclear(
             "no two columns, and no column with scores, hold clips by their names and values", guess
         )
-    if "a" not in guess:
-        commas = "score" in guess and table.has_decimal_commas(guess["score"])
-        return Columns(**guess, decimal_comma=commas)
+    if "score" in guess:
+        return Columns(**guess, decimal_comma=check_scores(table, guess, guess["score"]))
+    if "chosen" in guess:
+        if "chosen" not in known:
+            check_chosen(table, guess, {name for pair, _ in table.pairs(DIRECT) for name in pair})
+        return Columns(**guess)
     return _decided(table, guess, known, given)
 
 
@@ -139,14 +144,10 @@ def _prompts(table: Sample, known: Mapping[str, str]) -> list[str]:
         for name in table.names
         if name not in known.values() and table.all(name, lambda v: isinstance(v, str))
     ]
-    named = [name for name in text if _is_named(name, set(PROMPTS)) and not table.all(name, is_clip)]
+    named = [name for name in text if set(tokens(name)) & set(PROMPTS) and not set(tokens(name)) & NO_PROMPTS]
+    named = [name for name in named if not table.all(name, is_clip)]
     alone = [[name for name in named if tokens(name) == (each,)] for each in PROMPTS[:2]]
     return next(filter(None, alone), named)
-
-
-def _is_named(name: str, words: set[str]) -> bool:
-    """Whether one of the words stands in a column's name, and the column isn't about something beside it."""
-    return bool(set(tokens(name)) & words) and not set(tokens(name)) & ABOUT
 
 
 def _prompt(table: Sample, known: Mapping[str, str]) -> str | None:
@@ -224,13 +225,13 @@ def _scores(table: Sample) -> list[str]:
 
 def _decided(table: Sample, guess: dict, known: Mapping[str, str], given: Mapping[str, Any]) -> Columns:
     """With what says which of a and b is the better one."""
-    meant = {word(value): share for key, share in WINS.items() for value in given.get(key) or ()}
-    clips = (guess["a"], guess["b"])
+    meant, clips = _meant(given), (guess["a"], guess["b"])
     if "score_a" in known:
         return _scored(table, guess, (known["score_a"], known["score_b"]))
     winners, why, others = _winners(table, guess, known, meant)
     if len(winners) == 1:
         [(winner, verdicts)] = winners.items()
+        check_winner(table, guess, winner, verdicts, "winner" in known)
         return _with_values(table, Columns(**guess, winner=winner, verdicts=verdicts))
     if winners:
         named = ", ".join(f"`{name}`" for name in winners)
@@ -239,16 +240,20 @@ def _decided(table: Sample, guess: dict, known: Mapping[str, str], given: Mappin
         winner = next(iter(why))
         held = sorted({word(value) for value in table.values(winner)} - set(meant))
         numbers = len(held) == 2 and all(number(each) is not None for each in held)
+        numbers = numbers and not names_the_worse(winner)
         first, second = held if numbers else ("VALUE", "VALUE")
         values = {"a_wins": [first], "b_wins": [second]}
         raise Unclear(why[winner], guess | {"winner": winner} | values)
     scored = [pair for pair, stem in table.pairs(SIDES) if pair != clips and _are_scores(table, pair, stem)]
-    if len(scored) == 1:
-        return _scored(table, guess, scored[0])
+    if len(scored) == 1 and (fitting := aligned(clips, scored[0])) is not None:
+        return _scored(table, guess, fitting)
     if scored:
         named = ", ".join(f"`{name}`" for pair in scored for name in pair)
-        first = {"score_a": scored[0][0], "score_b": scored[0][1]}
-        raise Unclear(f"which clip is better may be said by {named}", guess | first)
+        fitting = next(filter(None, (aligned(clips, pair) for pair in scored)), None)
+        first, second = fitting or (("COLUMN", "COLUMN") if contradict(clips, scored[0]) else scored[0])
+        raise Unclear(
+            f"which clip is better may be said by {named}", guess | {"score_a": first, "score_b": second}
+        )
     if others:
         named = ", ".join(f"`{name}`" for name in others)
         raise Unclear(
@@ -258,9 +263,20 @@ def _decided(table: Sample, guess: dict, known: Mapping[str, str], given: Mappin
     raise Unclear("no column says which clip is the better one", guess | {"winner": "COLUMN"})
 
 
+def _meant(given: Mapping[str, Any]) -> dict[str, float]:
+    """What the user said that the winner's values mean. Raises ValueError for one that is said to mean two things."""
+    meant: dict[str, float] = {}
+    for key, share in WINS.items():
+        for value in given.get(key) or ():
+            if meant.setdefault(word(value), share) != share:
+                other = next(each for each in WINS if WINS[each] == meant[word(value)])
+                raise ValueError(f"--{_option(other)} and --{_option(key)} both are {value!r}: give it once")
+    return meant
+
+
 def _scored(table: Sample, guess: Mapping[str, str], scores: tuple[str, str]) -> Columns:
-    first, second = scores
-    return Columns(**guess, score_a=first, score_b=second, decimal_comma=table.has_decimal_commas(*scores))
+    said = {"score_a": scores[0], "score_b": scores[1]}
+    return Columns(**guess, **said, decimal_comma=check_scores(table, {**guess, **said}, *scores))
 
 
 def _are_scores(table: Sample, pair: tuple[str, str], stem: Sequence[str]) -> bool:
@@ -279,21 +295,24 @@ def _winners(
     named so, and whose values may say it)."""
     clips = (guess["a"], guess["b"])
     pairs = [pair for pair, _ in table.pairs(SIDES) if pair != clips]
+    beside = tuple(filter(None, (aligned(clips, pair) for pair in pairs)))
     of_pairs = {name for pair in pairs for name in pair}
     free = [name for name in table.names if name not in guess.values() and name not in of_pairs]
     names = [known["winner"]] if "winner" in known else free
     found, why, others = {}, {}, []
     for name in names:
-        verdicts = understood(table.records, name, clips, meant, tuple(pairs))
-        is_named = name in known.values() or _is_named(name, WINNERS)
-        if is_named and isinstance(verdicts, str):
+        verdicts = understood(table.records, name, clips, meant, beside)
+        tells = isinstance(verdicts, Verdicts) and not _is_of_numbers(table, name)
+        named = name in known.values() or is_named(name, WINNERS) or (tells and names_the_worse(name))
+        if named and isinstance(verdicts, str):
             why[name] = verdicts
-        elif is_named:
+        elif named:
             found[name] = verdicts
-        elif isinstance(verdicts, Verdicts) and not _is_of_numbers(table, name):
+        elif tells:
             others.append(name)
     alone = [name for name in found if tokens(name) == ("winner",)]
-    return {name: found[name] for name in alone or found}, why, others
+    better = [name for name in found if not names_the_worse(name)]
+    return {name: found[name] for name in alone or better or found}, why, others
 
 
 def _is_of_numbers(table: Sample, name: str) -> bool:

@@ -59,12 +59,14 @@ class Found:
 class Reading:
     """`total` records, read one by one.
 
-    When all are read, `dropped` says how many gave no row, and `left_over` what else found no place in a pair.
+    When all are read, `dropped` says how many gave no row, `left_over` what else found no place in a pair, and `notes`
+    what else a reader should know.
     """
 
     total: int
     found: Iterable[Found | Problem]
     left_over: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     dropped: int = 0
 
 
@@ -182,14 +184,16 @@ def whole(value: Any) -> int | None:
 
 
 def lacks(record: Record, *names: str) -> Problem:
-    """The Problem of a record that holds none of these columns."""
-    wanted = " or ".join(f"`{name}`" for name in names)
+    """The Problem of a record that holds none of these columns, or nothing in them."""
+    there = [name for name in names if name in record.values]
+    wanted = " or ".join(f"`{name}`" for name in there or names)
     return record.problem(
-        f"{wanted} is missing",
-        key=names[0],
+        f"{wanted} is {'empty' if there else 'missing'}",
+        key=(there or names)[0],
         value=None,
         allowed=f"one of the columns {', '.join(names)}; here: {', '.join(map(str, record.values))}",
-        suggestion="add it, or check that FORMAT is the right one (`pgdpo import --help`)",
+        suggestion=f"{'fill it in' if there else 'add it'}, or check that FORMAT is the right one "
+        "(`pgdpo import --help`)",
     )
 
 

@@ -50,8 +50,12 @@ class Summary:
     dropped: int = 0  # records that gave no row: only where an option asked for some of them
     media: int = 0  # files written
     missing: list[str] = field(default_factory=list)  # local clips that are not there
+    by_name: set[str] = field(
+        default_factory=set
+    )  # clips of another machine's paths that were found beside the source
     outside: str | None = None  # the folder that clips outside the manifest's lie in
     left_over: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def import_data(
@@ -69,7 +73,8 @@ def import_data(
     Every field of the source stands in its row: under a native key, or in `source_fields`. Clips that the source
     names stay where they are; bytes (and with `copy` all clips) are written beside the manifest by their hash.
 
-    `name`, `licence`: the rows' `source` (by default the format's name) and `licence`.
+    `name`, `licence`: the rows' `source` (by default the format's name) and `licence`. A row that has no id is named
+    after `name` and the source's file, so that several imports can be used together.
     Raises InputError, with all problems, before anything is left on disk.
     """
     source, out = str(plain(source)), str(plain(out))
@@ -77,13 +82,16 @@ def import_data(
         raise InputError(f"OUT is {out}, the source itself: name another file")
     reading = form.read(source, options or Options())
     summary, problems, ids = Summary(), [], Counter()
+    prefix = (
+        f"{name or form.name}-{hashlib.sha256(Path(source).name.encode('utf-8', 'replace')).hexdigest()[:6]}"
+    )
     with contextlib.ExitStack() as undo:
         store = _Store(out, copy, summary)
         undo.callback(store.remove_written)
         with progress_bar(f"import {form.name}", total=reading.total) as bar, writer(out) as write:
             for item in reading.found:
                 if isinstance(item, Found):
-                    wanted = item.row.get("id") or f"{form.name}-{summary.rows:07d}"
+                    wanted = item.row.get("id") or f"{prefix}-{summary.rows:07d}"
                     item.row = {**item.row, "id": _unused(wanted, ids)}
                 row = item if isinstance(item, Problem) else _native(form, item, store)
                 if len(problems) >= MOST_BAD_ROWS:
@@ -108,7 +116,7 @@ def import_data(
                 raise InputError(f"{source}: no pair in it; {form.name} reads {form.layout}")
             bar.finish()
         undo.pop_all()
-    summary.dropped, summary.left_over = reading.dropped, reading.left_over
+    summary.dropped, summary.left_over, summary.notes = reading.dropped, reading.left_over, reading.notes
     summary.outside = store.outside
     return summary
 
@@ -138,7 +146,7 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
         folder, what = error.args
         return (found.record or Record(folder, {})).problem(
             what,
-            allowed=f"a path or a URL of {', '.join(CLIP_SCHEMES)}",
+            allowed=f"a path of one clip, or a URL of {', '.join(CLIP_SCHEMES)}",
             suggestion="mend the source",
         )
     kept = {
@@ -166,13 +174,14 @@ class _Store:
         self.folder, self.copy, self.summary = folder_of(out), copy, summary
         self.name = f"{Path(out).stem}.media"
         self.written: list[str] = []
+        self.by_name: dict[str, str] = {}  # files that were found by a path's last parts -> that path
         self.outside: str | None = None
 
     def place(self, media: Media) -> tuple[str, str | None]:
         """(path relative to the manifest or URL, SHA-256 where the bytes were seen). Raises ValueError."""
         if isinstance(media.content, bytes):
             return self._put(media.content)
-        location = _find(media)
+        location = self._found(media)
         if is_url(location):
             return self._copied(fetch(location)) if self.copy else (location, None)
         if not is_file(location):
@@ -186,6 +195,19 @@ class _Store:
             folder = os.path.dirname(os.path.abspath(location))
             self.outside = os.path.commonpath([self.outside or folder, folder])
         return Path(relative).as_posix(), None
+
+    def _found(self, media: Media) -> str:
+        """Its path or URL; of another machine's path by its last parts, which two paths may share: a ValueError."""
+        location, by_name = _find(media)
+        if by_name:
+            other = self.by_name.setdefault(location, str(media.content))
+            if other != media.content:
+                what = (
+                    f"{shown(other)} and {shown(media.content)} are not there, and {location} may be either"
+                )
+                raise ValueError(media.folder, what)
+            self.summary.by_name.add(location)
+        return location
 
     def as_json(self, value: Any) -> Any:
         """A source's value as JSON types: bytes become a file's path, dates text, NaN null."""
@@ -204,7 +226,7 @@ class _Store:
         return value
 
     def remove_written(self) -> None:
-        """Undo what this import wrote."""
+        """Undo what this import wrote, and the folders that are empty then."""
         for location in self.written:
             if is_url(location):
                 import fsspec
@@ -213,6 +235,9 @@ class _Store:
                 filesystem.rm(path)
             else:
                 Path(location).unlink(missing_ok=True)
+                for folder in Path(location).parents[:2]:  # <OUT>.media/ab
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
     def _put(self, content: bytes) -> tuple[str, str]:
         digest = hashlib.sha256(content).hexdigest()
@@ -252,8 +277,8 @@ def _is_there(location: str) -> bool:
     return filesystem.exists(path)
 
 
-def _find(media: Media) -> str:
-    """The clip's path or URL. A path of another machine is looked for by its last parts, beside the source."""
+def _find(media: Media) -> tuple[str, bool]:
+    """(the clip's path or URL, whether it was found by its last parts beside the source, as another machine's path)."""
     name = str(media.content)
     if any(ord(letter) < 32 for letter in name):
         raise ValueError(media.folder, f"{shown(name)} is no path: it holds a control character")
@@ -263,18 +288,19 @@ def _find(media: Media) -> str:
     if is_url(name):
         if name.split("://")[0].lower() not in CLIP_SCHEMES or "::" in name:
             raise ValueError(media.folder, f"{shown(name)} is of no scheme that clips are read from")
-        return name
+        return name, False
     if is_url(media.folder):
         beside = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else os.path.normpath(name)
-        return f"{media.folder}/{beside}"
+        return f"{media.folder}/{beside}", os.path.isabs(name)
+    is_absolute = os.path.isabs(name) or ntpath.isabs(name)
     first = os.path.normpath(os.path.join(media.folder, name))
     if "\\" in name and not os.path.isfile(first):  # of Windows
         name = ntpath.splitdrive(name)[1].replace("\\", "/")
         first = os.path.normpath(os.path.join(media.folder, name))
-    if not os.path.isfile(first):
+    if is_absolute and not os.path.isfile(first):
         parts = Path(name).parts
         for tail in (parts[-2:], parts[-1:]):
             beside = os.path.join(media.folder, *tail)
             if os.path.isfile(beside):
-                return beside
-    return first
+                return beside, True
+    return first, False

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pgdpo.data.importers.formats import is_decimal_comma, is_missing, media_of, number
+from pgdpo.data.importers.formats import Media, is_missing, media_of, number
 from pgdpo.data.locations import is_url
 from pgdpo.data.tables import Record
 
@@ -72,16 +72,17 @@ class Sample:
         values = self.values(name)
         return bool(values) and sum(map(fits, values)) >= 0.9 * len(values)
 
-    def has_decimal_commas(self, *names: str) -> bool:
-        return any(is_decimal_comma(value) for name in names for value in self.values(name))
-
     def holds_numbers(self, name: str) -> bool:
-        comma = self.has_decimal_commas(name)
-        return self.all(name, lambda value: number(value, comma) is not None)
+        """Also such as 1,234, of which it isn't told yet what they are."""
+        return self.all(name, lambda value: number(value, comma=True) is not None)
 
     def holds_clips(self, name: str, stem: Sequence[str]) -> bool:
         named = set(stem) <= set(CLIPS) and bool(set(stem) & set(FILES))
-        return self.all(name, lambda value: isinstance(value, str)) if named else self.all(name, is_clip)
+        return (
+            self.all(name, lambda value: Media.of(value, "") is not None)
+            if named
+            else self.all(name, is_clip)
+        )
 
     def pairs(self, sides: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
         """(two columns whose names differ by a pair of words, the other words of their names)."""

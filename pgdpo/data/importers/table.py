@@ -174,6 +174,8 @@ def _say_what_is_taken(file: str, sample: Sequence[Record], columns: Columns, co
 def _meaning(columns: Columns) -> str:
     if columns.clip is not None:
         return "; clips of one prompt are paired by their scores (--pairs)"
+    if columns.chosen is not None:
+        return "; the chosen clip is clearly the better one of every pair"
     if columns.counts_votes:
         return "; the share of the votes is the preference"
     if columns.score_a is not None:

@@ -22,7 +22,8 @@ _SIDE = re.compile(
     rf"(?:the|{CLIP_WORD})?(?P<side>a|b|left|right|first|second|one|two|\d)(?:{CLIP_WORD}|st|nd)?"
     r"(?:is|was)?(?:much|slightly|clearly)?(?:better|preferred|wins?|won|winner|chosen|votes?)?"
 )
-_TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.5": TIE}
+_NOT = re.compile(r"\s*[!~¬≠]")  # before a word: any but this one
+WORD_OF_TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.5": TIE}
 
 
 def word(value: Any) -> str:
@@ -32,18 +33,22 @@ def word(value: Any) -> str:
     parsed = number(value)
     if parsed is not None:
         return f"{parsed:g}"
-    return re.sub(r"[\W_]+", "", str(value).lower())
+    sign = "not" if _NOT.match(str(value)) else ""
+    return sign + re.sub(r"[\W_]+", "", str(value).lower())
+
+
+Own = tuple[frozenset[str], frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Verdicts:
     """What the values of a winner column mean: as `said` by the user, `counted` as numbers, as words for a side (the
-    clips' columns have their `own`), all by `word`; or as what one of the `names` holds for its side, pairs of columns:
-    the clips, their models."""
+    clips' columns have their `own`), all by `word`; or as what one of the `names`
+    holds for its side, pairs of columns: the clips, their models."""
 
     said: Mapping[str, float] = field(default_factory=dict)
     counted: Mapping[str, float] = field(default_factory=dict)
-    own: tuple[str, ...] = ()
+    own: Own = (frozenset(), frozenset())
     names: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -79,10 +84,18 @@ class Verdicts:
 
 def _names(value: Any, clip: Any) -> bool:
     """Whether a value is what the record holds for a side: its text, the file's name, with or without its ending."""
-    if not isinstance(value, str) or not isinstance(clip, str) or not value.strip():
+    value, clip = _text(value), _text(clip)
+    if not value or not clip:
         return False
     file = clip.replace("\\", "/").rsplit("/", 1)[-1]
-    return value.strip() in (clip, file, os.path.splitext(file)[0])
+    return value in (clip, file, os.path.splitext(file)[0])
+
+
+def _text(value: Any) -> str:
+    """A name, as text also where it is a whole number; empty for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
 
 
 def understood(
@@ -101,7 +114,7 @@ def understood(
     words = {word(record.values[winner]) for record in held} - set(given)
     if not words and not given:
         return f"`{winner}` holds nothing"
-    verdicts = Verdicts(given, {}, _own_words(clips), (clips, *names))
+    verdicts = Verdicts(given, {}, own_words(clips), (clips, *names))
     numbers = {each for each in words if _is_number(each)}
     named = all(verdicts.share_of(record.values[winner], record) is not None for record in held)
     if numbers and not verdicts.all_is_said and (not named or numbers & {"0", "1", "2"}):
@@ -125,28 +138,47 @@ def understood(
 def _is_number(each: str) -> bool:
     """Whether a value counts the clips, says yes or no, or is another number."""
     found = _SIDE.fullmatch(each)
-    return each in _TRUTH or number(each) is not None or bool(found and found["side"].isdigit())
+    return each in WORD_OF_TRUTH or number(each) is not None or bool(found and found["side"].isdigit())
 
 
-def _own_words(clips: tuple[str, str]) -> tuple[str, ...]:
-    """The two words that the clips' columns differ by, `1` and `2` or `left` and `right`; () where more differs."""
-    first, second = map(tokens, clips)
-    differing = [both for both in zip(first, second, strict=False) if both[0] != both[1]]
-    return differing[0] if len(first) == len(second) and len(differing) == 1 else ()
+def own_words(columns: tuple[str, str]) -> Own:
+    """The words for a side in each column's name, without what both have at one place: `1` and `2`, `b` and `a`; any
+    word where the names differ by that alone."""
+    names = [tokens(name) for name in columns]
+    if len(names[0]) == len(names[1]):
+        differing = [both for both in zip(*names, strict=True) if both[0] != both[1]]
+        names = list(zip(*differing, strict=True)) or [(), ()]
+        if len(differing) == 1:
+            return frozenset(names[0]), frozenset(names[1])
+    sides = {word for pair in SIDES for word in pair}
+    first, second = (frozenset(each for each in name if each in sides or each.isdigit()) for name in names)
+    return first, second
 
 
-def _of_first(side: str, own: tuple[str, ...]) -> float:
+def are_turned(own: Own) -> bool:
+    """Whether the columns stand against the order of their words: `video_2` before `video_1`, `right` before `left`."""
+    numbers = [[int(each) for each in words if each.isdigit()] for words in own]
+    counted = bool(numbers[0] and numbers[1]) and min(numbers[0]) > min(numbers[1])
+    return counted or any(second in own[0] - own[1] and first in own[1] - own[0] for first, second in SIDES)
+
+
+def _of_first(side: str, own: Own) -> float | None:
     """The first clip's share where this side is the better one; the columns' own words say more than their order."""
-    first = own[0] if side in own else next(pair[0] for pair in SIDES if side in pair)
-    return float(side == first)
+    if side in own[0] | own[1]:
+        return float(side in own[0]) if (side in own[0]) != (side in own[1]) else None
+    first = next(pair[0] for pair in SIDES if side in pair)
+    return None if are_turned(own) else float(side == first)
 
 
-def _counted(numbers: set[str], own: tuple[str, ...]) -> dict[str, float] | None:
+def _counted(numbers: set[str], own: Own) -> dict[str, float] | None:
     """Numbers that count the clips: as the columns' names do, else from 1, if there is a 2: a 1 alone may be a yes, or
     the second of 0 and 1."""
     places = {each: found["side"] for each in numbers if (found := _SIDE.fullmatch(each))}
-    counted = bool(own) and all(map(str.isdigit, own))
-    counting = own if counted else ("1", "2")
+    named = [[each for each in words if each.isdigit()] for words in own]
+    counted = bool(named[0] or named[1])
+    if counted and (len(named[0]), len(named[1])) != (1, 1) or (not counted and are_turned(own)):
+        return None
+    counting = (named[0][0], named[1][0]) if counted else ("1", "2")
     if len(places) < len(numbers) or not set(places.values()) <= set(counting):
         return None
     if numbers == {"1"} or (not counted and "2" not in places.values()):
@@ -156,12 +188,13 @@ def _counted(numbers: set[str], own: tuple[str, ...]) -> dict[str, float] | None
 
 def _truths(numbers: set[str], winner: str, clips: tuple[str, str]) -> dict[str, float] | None:
     """Yes and no, where the column's name says of which clip: `a_wins`, `left_is_better`, `video_1_preferred`."""
-    own, named = _own_words(clips), set(tokens(winner))
-    if not numbers <= set(_TRUTH):
+    own, named = own_words(clips), set(tokens(winner))
+    if not numbers <= set(WORD_OF_TRUTH):
         return None
-    if own and own[0].isdigit() and not named & (set(tokens(clips[0])) - set(own)):
-        own = ()  # the number of a question: `q1_winner`
-    for pair in filter(None, (own, ("left", "right"), ("first", "second"))):
-        if len(named & set(pair)) == 1:
-            return {each: share if pair[0] in named else 1 - share for each, share in _TRUTH.items()}
+    if not named & set(tokens(clips[0])) & set(tokens(clips[1])):  # the number of a question: `q1_winner`
+        named = {each for each in named if not each.isdigit()}
+    places = () if are_turned(own) else (({"left"}, {"right"}), ({"first"}, {"second"}))
+    for first, second in (own, *places):
+        if bool(named & first) != bool(named & second):
+            return {each: share if named & first else 1 - share for each, share in WORD_OF_TRUTH.items()}
     return None
