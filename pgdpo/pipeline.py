@@ -17,7 +17,7 @@ from pgdpo.data.toy import render_dataset
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.record import identity_of, read_record
-from pgdpo.runs import Run, open_run
+from pgdpo.runs import Run, check_writable, open_run, places_of
 from pgdpo.settings import Config
 from pgdpo.training.published import at_step
 
@@ -28,6 +28,8 @@ def run_prepare(config: Config, *, full: bool = False) -> None:
     from pgdpo.data.ranks import joined_ranks
     from pgdpo.training.policy import prepared_folder
 
+    for key, folder in places_of(config):
+        check_writable(folder, key)
     with _logged(config), joined_ranks() as ranks:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -75,6 +77,8 @@ def run_make(config: Config, kind: str, source: str, out: Path) -> Path:
     """Real clips or prompts -> pairs and their manifest in `out`."""
     from pgdpo.making.make import make
 
+    check_writable(config.output_dir, "output_dir")
+    check_writable(out, "OUT")
     with chatter_to(config.output_dir / "make.log"):
         manifest = make(kind, config, source, out)
         say(f"made -> {manifest}; train with data.train={manifest}")
@@ -176,6 +180,7 @@ def run_report(config: Config, *, step: int | None = None, out: Path | None = No
     """`report.html` in the run's folder or `out`: the prepared pairs, and what there is of the run, up to `step`."""
     folder, out = config.run_dir, out or config.run_dir
     checkpoint = None if step is None else at_step(folder, step)
+    check_writable(out)
     with _logged(config, out):
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
@@ -223,7 +228,8 @@ def _render_toy(config: Config) -> None:
 
 def _logged(config: Config, out: Path | None = None):
     """What libraries say, in the run's folder; in `out` where that one cannot be written."""
-    folder = config.run_dir
+    folder, key = config.run_dir, "output_dir"
     if out is not None and folder.exists() and not os.access(folder, os.W_OK):
-        folder = out
+        folder, key = out, "--out"
+    check_writable(folder, key)
     return chatter_to(folder / "run.log")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -97,7 +98,7 @@ def open_run(
     if checkpoint is None:
         raise InputError(f"{folder}: holds no valid checkpoint: go on with `pgdpo train {named} --resume`")
     run = Run(_as_trained(given, read_record(folder, checkpoint)), checkpoint, out or folder)
-    _check_writable(run.out)
+    check_writable(run.out)
     return run
 
 
@@ -299,10 +300,26 @@ def _with_prepared(config: Config, record: Config) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def _check_writable(folder: Path) -> None:
-    """Raises InputError before hours are spent for a folder that takes no results."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out is {folder}: a file: name a folder for the results")
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(above, os.W_OK):
-        raise InputError(f"{folder}: cannot be written: name a folder for the results with --out")
+def places_of(config: Config) -> list[tuple[str, Path]]:
+    """(key, folder) of what `prepare` and `train` write to: the run, and pairs that are not prepared yet."""
+    key = "output_dir" if config.data.prepared is None else "data.prepared"
+    splits = ["train", "held_out"] if config.data.held_out is not None else ["train"]
+    prepared = [config.prepared_dir / split for split in splits]
+    new = [(key, folder) for folder in prepared if not (folder / "index.json").is_file()]
+    return [("output_dir", config.run_dir), *new]
+
+
+def check_writable(folder: Path, key: str = "--out") -> None:
+    """Raises InputError before hours are spent for a folder that takes no results, or cannot be made; nothing is left
+    there. `key`: what names it."""
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        what = "" if above == folder else f"{above} is "
+        raise InputError(f"{key} is {folder}: {what}a file: name a folder for the results")
+    try:
+        with tempfile.TemporaryDirectory(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}): name a folder for the results with {key}"
+        ) from error

@@ -23,7 +23,7 @@ from pgdpo.data.mixture import check_left
 from pgdpo.data.schema import MANIFEST, SIDES, columns, cut_labels
 from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError, MachineError
-from pgdpo.evaluation.rewards import open_reward
+from pgdpo.evaluation.rewards import try_reward
 from pgdpo.models import open_family
 from pgdpo.models.family import Encoders, Family
 from pgdpo.models.text import cut_prompts
@@ -46,6 +46,8 @@ from pgdpo.training.policy import (
 )
 from pgdpo.training.trackers import check_trackers
 from pgdpo.training.zero_init import check_files
+
+TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
 
 
 def model_problems(
@@ -79,7 +81,8 @@ def model_problems(
         if fits:
             for rows in splits.values():
                 yield from _segments(family, _planned(config, rows, clips))
-        yield from _settings(inspected, family)
+        given = [*splits.get("held_out", []), *splits["train"]]
+        yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
         for rows in splits.values():
             yield from _token_lengths(encoders, rows)
     except OSError as error:
@@ -113,19 +116,18 @@ def _sizes(inspected: Inspection, encoders: Encoders) -> Iterator[Problem]:
 
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
-    """An InputError's text as a Problem: `data.height is 18; allowed ...`."""
-    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+) is ('[^']*'|\[[^\]]*\]|\S+?)[;:,]", message)
-    what, _, allowed = message.partition("; ")
-    if named:
-        key, value = named[1], named[2].strip("'")
-    mend = "take one of these" if allowed else ""
-    allowed = allowed.removeprefix("allowed are ")
+    """An InputError's text as a Problem: `data.height is 18; allowed are ...`."""
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: is ('[^']*'|\[[^\]]*\]|\S+?)[;:,]|\W)", message)
+    if named and named[1].partition(".")[0] in Config.model_fields:
+        key, value = named[1], named[2] and named[2].strip("'")
+    what, *allowed = re.split(r"; allowed(?: are|:) ", message, maxsplit=1)
+    allowed, mend = (allowed[0], "take one of these") if allowed else ("", "")
     return inspected.problem(key, what, value=value, allowed=allowed, suggestion=mend)
 
 
-def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
+def _settings(inspected: Inspection, family: Family, prompt: str) -> Iterator[Problem]:
     """What `train` and `evaluate` refuse before they load weights. What this machine alone lacks is a warning if it
-    has no GPU."""
+    has no GPU. `prompt`: what the reward is tried with."""
     config, gpu = inspected.loaded, torch.cuda.is_available()
     model, adapter, device = config.model, config.model.adapter, torch.device("cuda" if gpu else "cpu")
     name = config.objective["name"]
@@ -142,7 +144,7 @@ def _settings(inspected: Inspection, family: Family) -> Iterator[Problem]:
         "model.gradient_checkpointing": lambda: check_selective(model),
         "model.kernels": lambda: check_kernels(model, family, device),
         "objective.name": lambda: check_noise(name, needs_of(name, **config.objective_options), config),
-        "evaluate.reward": lambda: open_reward(config.evaluate.reward),
+        "evaluate.reward": lambda: try_reward(config, prompt),
     }
     for key, check in checks.items():
         try:
@@ -221,7 +223,7 @@ def _token_lengths(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[P
             try:
                 encoders.check_prompt(prompt)
             except InputError as error:
-                what, _, allowed = str(error).partition("; ")
+                what, _, allowed = str(error).rpartition("; ")
                 yield row.problem(
                     what, key="prompt", value=prompt, allowed=allowed, suggestion="shorten the prompt"
                 )

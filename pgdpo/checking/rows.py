@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 from pgdpo.config import Inspection
 from pgdpo.data.columns import COLUMNS
+from pgdpo.data.curation.order import read_margins
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.order import check_batches
 from pgdpo.data.schema import SIDES, TIE, columns
 from pgdpo.data.sources import shares_of
+from pgdpo.data.tables import Record
+from pgdpo.data.toy_reward import ToyReward
 from pgdpo.errors import InputError
 from pgdpo.objectives.spec import Needs
 from pgdpo.problems import Problem, shown
+from pgdpo.runs import check_writable, places_of
+from pgdpo.settings import Config
 
 OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt by heart
 
@@ -95,12 +102,32 @@ def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs:
         )
 
 
+def place_problems(inspected: Inspection) -> Iterator[Problem]:
+    """Folders that take no results: files, and what cannot be made."""
+    for key, folder in places_of(inspected.loaded):
+        try:
+            check_writable(folder, key)
+        except InputError as error:
+            yield inspected.problem(key, str(error), value=str(folder))
+            return
+
+
+def toy_rows(config: Config) -> list[CheckedRow]:
+    """Stand-ins for the toy's rows, which `prepare` writes: their keys, with what a rule may read of them."""
+    scores = {side: {score.name: 0.0 for score in fields(ToyReward)} for side in SIDES}
+    values = {"id": "train-00000", "prompt": "", "defect": "text", "strength": 0.0, "scores": scores}
+    record = Record(str(config.output_dir / "toy" / "train.jsonl"), values, line=1)
+    return [CheckedRow(record, {})] * config.data.toy.train_pairs
+
+
 def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:
-    """Scores, qualities and sources that data.select and data.weight read, and rows lack."""
+    """Scores, qualities and sources that data.select, .weight and .order read, and rows lack."""
     data = inspected.loaded.data
     rules = [(f"data.select.{place}", rule) for place, rule in enumerate(data.select)]
-    rules += [("data.weight", data.weight)] if data.weight is not None else []
+    rules += [(f"data.{key}", rule) for key in ("weight", "order") if (rule := getattr(data, key))]
     for where, rule in rules:
+        if getattr(rule, "file", None) is not None:
+            yield from _file_problems(inspected, f"{where}.file", rule.file)
         sides = SIDES[:1] if rule.by == "chosen_score" else SIDES
         lacking = [row for row in rows if rule.score is not None and not _has_score(row, rule.score, sides)]
         if lacking:
@@ -115,24 +142,34 @@ def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iter
         quality = getattr(rule, "quality", None)
         lacking = [row for row in rows if quality and not isinstance(row.values.get(quality), (int, float))]
         if lacking:
+            value = lacking[0].values.get(quality)
+            alike = [row for row in lacking if (row.values.get(quality) is None) == (value is None)]
+            what = "is missing" if value is None else f"is {shown(value)}, no number,"
             yield lacking[0].problem(
-                f"`{quality}` is missing in {len(lacking)} of {len(rows)} rows, this one first; {where} reads it",
+                f"`{quality}` {what} in {len(alike)} of {len(rows)} rows, this one first; {where} reads it",
                 key=quality,
-                value=lacking[0].values.get(quality),
+                value=value,
                 allowed="a number, in every row",
                 suggestion="name a column that all rows have, or add it",
             )
-        wanted, known = getattr(rule, "sources", []), {str(row.values.get("source")) for row in rows}
+        wanted, known = getattr(rule, "sources", []), {row.values.get("source") for row in rows} - {None}
         unknown = [name for name in wanted if name not in known]
         # `source` keeps what it names; `on_policy` asks which clips are the model's own, and may name others too.
         if rows and unknown and (rule.by == "source" or len(unknown) == len(wanted)):
             yield inspected.problem(
                 f"{where}.sources",
-                f"`{where}` names {', '.join(unknown)}: no row has such a source",
+                f"`{where}` names {', '.join(unknown)}: no row has {'such a source' if known else 'a `source`'}",
                 value=wanted,
-                allowed=", ".join(sorted(known)),
-                suggestion="name sources that rows have",
+                allowed=", ".join(sorted(known)) or "what rows have as `source`",
+                suggestion="name sources that rows have" if known else "write `source` into the rows",
             )
+
+
+def _file_problems(inspected: Inspection, key: str, file: Path) -> Iterator[Problem]:
+    try:
+        read_margins(file)
+    except InputError as error:
+        yield inspected.problem(key, str(error), value=str(file))
 
 
 def _has_score(row: CheckedRow, name: str, sides: Sequence[str]) -> bool:

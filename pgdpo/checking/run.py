@@ -16,9 +16,11 @@ from pgdpo.checking.rows import (
     amount_problems,
     column_problems,
     curation_problems,
+    place_problems,
     preference_problems,
     share_problems,
     split_problems,
+    toy_rows,
 )
 from pgdpo.checking.show import check_page, write_pairs
 from pgdpo.config import Inspection, inspect_config
@@ -29,6 +31,7 @@ from pgdpo.data.files import write_json
 from pgdpo.data.locations import plain
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.sources import scan_sources, sources_of, take
+from pgdpo.errors import InputError
 from pgdpo.objectives import needs_of
 from pgdpo.settings import Config, DataConfig
 from pgdpo.settings.evaluate import NO_HELD_OUT
@@ -59,6 +62,8 @@ def run_check(
     findings = Findings(config_path, inspected.problems)
     data = _mapping(inspected.raw.get("data"))
     named = config.data if config is not None else _as_far_as_readable(data)
+    if fix is not None:
+        _one_manifest(named, known=config is not None)
     _check_rows(findings, inspected, named)
     _check_clips(findings, config, data, mended=fix is not None)
     if config is not None:
@@ -105,7 +110,10 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
     held_out = findings.rows.get("held_out", [])
     findings.problems += amount_problems(train, held_out, inspected)
     findings.problems += share_problems(train, inspected)
-    findings.problems += curation_problems(train, inspected)
+    findings.problems += curation_problems(
+        toy_rows(config) if config.data.train == "toy" else train, inspected
+    )
+    findings.problems += place_problems(inspected)
     findings.problems += split_problems(train, held_out)
 
 
@@ -182,17 +190,26 @@ def _show_pairs(findings: Findings, config: Config | None, page: Path) -> None:
         findings.page = page, write_pairs(findings, config, page)
 
 
+def _one_manifest(named: DataConfig, *, known: bool) -> None:
+    """Raises InputError where --fix has not one manifest to mend; `known`: the configuration has no errors."""
+    count = len(sources_of(named, "train", Path("toy")))
+    if count > 1:
+        raise InputError(
+            f"--fix mends one manifest, and data.train names {count}: give it each alone (data.train=FILE)"
+        )
+    if known and named.train == "toy":
+        raise InputError("--fix mends a manifest, and data.train is `toy`: name a manifest (data.train=FILE)")
+
+
 def _fix(findings: Findings, out: str, config: Config | None, data: Mapping, named: DataConfig) -> None:
-    rows, sources = findings.scanned.get("train", []), sources_of(named, "train", Path("toy"))
-    if "train" not in findings.rows or len(sources) > 1:
-        what = "several manifests: give it one (data.train=FILE)" if len(sources) > 1 else "no manifest"
-        findings.skipped.append(f"--fix: data.train names {what}")
+    if "train" not in findings.rows:
+        findings.skipped.append("--fix: data.train names no manifest")
         return
-    source = str(plain(sources[0].manifest))
+    rows, [source] = findings.scanned["train"], sources_of(named, "train", Path("toy"))
     with progress_bar("mend", total=len(rows)) as bar:
         findings.mended = mend(
             out,
-            source,
+            str(plain(source.manifest)),
             rows,
             findings.clips,
             findings.problems,

@@ -59,10 +59,7 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
     of_row: dict[str, list[Problem]] = {}
     for problem in findings.problems:
         of_row.setdefault(problem.where, []).append(problem)
-    looked = {
-        split: _look(rows, findings.clips, config, of_row)
-        for split, rows in findings.rows.items()
-    }
+    looked = {split: _look(rows, findings.clips, config, of_row) for split, rows in findings.rows.items()}
     chosen = {
         split: [pairs[place] for place in choose([pair.kind for pair in pairs], MOST)]
         for split, pairs in looked.items()

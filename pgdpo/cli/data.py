@@ -111,8 +111,8 @@ def check(
     """Say everything that is wrong with a configuration and its data at once; exit code 2 if there are errors.
 
     Looked at: the keys, every row of the manifests, every clip to its last frame, what the objective needs, sizes,
-    the adapter's layers, the reward (imported, and called once on noise), prompts' token lengths, prepared data. No weight is
-    loaded and nothing is changed.
+    the adapter's layers, the reward (imported, and called once on noise), prompts' token lengths, prepared data.
+    No weight is loaded and nothing is changed.
 
     Example: pgdpo check configs/wan21_1.3b.yaml --show check.html --fix data/train-mended.jsonl
     """

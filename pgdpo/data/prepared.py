@@ -261,7 +261,11 @@ def read_index(folder: Path) -> dict:
         index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not there: run `pgdpo prepare` with this configuration first") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}): name a folder with data.prepared, or see to its rights"
+        ) from error
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}): run `pgdpo prepare` again") from error
     version = index.get("format") if isinstance(index, dict) else None
     if version != INDEX:

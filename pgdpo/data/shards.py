@@ -37,7 +37,7 @@ def write_once(path: Path, key: str, make: Callable[[], tuple[dict[str, torch.Te
 def _read_note(note: Path) -> dict | None:
     try:
         return json.loads(note.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +175,14 @@ def is_held_out(prompt: str, share: float) -> bool:
 
 
 def _place(prompt: str) -> float:
-    return _fraction("held_out", " ".join(prompt.casefold().split()))
+    return _fraction("held_out", _words(prompt))
+
+
+def _words(prompt: str) -> str:
+    """What all spellings of a prompt share: case, spaces, Unicode's forms and what has no width don't count."""
+    seen = "".join(letter for letter in prompt if unicodedata.category(letter) != "Cf")
+    folded = unicodedata.normalize("NFKC", seen).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def _fraction(stream: str, text: str) -> float:

@@ -3,7 +3,9 @@ without decoding and, where name, size and time of a file are as they were, with
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from pgdpo.data.shards import ENCODING
 from pgdpo.data.sources import scan_sources, take
 from pgdpo.models.family import Encoders
 from pgdpo.problems import Problem, shown
+from pgdpo.record import read_record
 from pgdpo.settings import Config
 
 SHOWN = 5  # differences in a message
@@ -47,11 +50,14 @@ class Comparison:
     folder: Path
     found: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    typed: str = (
+        ""  # what to type with `prepare` where a run's record names the rows, and its file may name others
+    )
 
     @property
     def mend(self) -> str:
         kinds = {one.kind for one in self.found} - {RENAMED}
-        return LABELS_ALONE if kinds and kinds <= NO_ENCODING else AGAIN
+        return (LABELS_ALONE if kinds and kinds <= NO_ENCODING else AGAIN) + self.typed
 
     def __str__(self) -> str:
         """Kinds with their numbers, the first differences, what to do."""
@@ -78,7 +84,7 @@ def compare(
     Where the manifest is the one that was prepared and isn't here, or clips are not (prepared data were copied), they
     are noted and nothing is said against them.
     """
-    result = Comparison(folder)
+    result = Comparison(folder, typed=_to_type(config, split))
     result.found += _settings(folder, index, config, encoders)
     made, now = index["made_of"], named_source(config.data, split)
     key, renamed = _renamed(split, made, now)
@@ -93,6 +99,19 @@ def compare(
         if result.found and renamed:
             result.found.insert(0, _of(Problem(str(folder), renamed, key), RENAMED))
     return result
+
+
+def _to_type(config: Config, split: str) -> str:
+    """The override that names a run's own rows: its record's, by which `evaluate` and `train --resume` go."""
+    record = read_record(config.run_dir) if split == "train" or config.data.splits_itself else None
+    if record is None or record.data.train != config.data.train:
+        return ""
+    train = config.data.model_dump(mode="json", exclude_none=True)["train"]
+    named = train if isinstance(train, str) else json.dumps(train)
+    return (
+        f" (the run {config.run_dir} has its own data.train: type {shlex.quote(f'data.train={named}')} with it if "
+        "the file names another)"
+    )
 
 
 def _renamed(split: str, made: Mapping, now: Mapping) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from pgdpo.data.schema import MANIFEST
 from pgdpo.data.video import write_video
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
-from pgdpo.evaluation.rewards import Reward, open_reward
+from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
 from pgdpo.evaluation.statistics import share
 from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
@@ -55,6 +55,8 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_pairs(config, "held_out", compare=not samples)  # once for all steps
+    if not samples:
+        try_reward(config, data.rows[0]["prompt"])
     family, aligned = load_trained(run, device)
     require_images(data, family)
     pair = ModelPair(run, family, aligned, device)

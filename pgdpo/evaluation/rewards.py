@@ -7,12 +7,15 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from pgdpo.console import say_once
 from pgdpo.data.toy_reward import true_reward
 from pgdpo.errors import InputError
+from pgdpo.problems import shown
+from pgdpo.settings import Config
 
 MOST_NAMES = 20  # of functions, in a message
 Reward = Callable[[np.ndarray, str], dict[str, float]]
@@ -58,7 +61,30 @@ def open_reward(name: str | None) -> Reward | None:
             f"evaluate.reward is {name!r}: `{module}` has no function `{function}`; allowed are "
             f"{', '.join(near or own[:MOST_NAMES]) or 'none: it has no functions'}"
         )
-    return lambda frames, prompt: _numbers(name, call(frames, prompt))
+    return lambda frames, prompt: _numbers(name, _called(name, call, frames, prompt))
+
+
+def try_reward(config: Config, prompt: str) -> None:
+    """Open `evaluate.reward` and call it once, on noise of the size of clips, so that it fails before anything is
+    sampled; a line says so. The toy's own is not called. Raises InputError as opening and calling it do."""
+    name = config.evaluate.reward
+    reward = open_reward(name)
+    if reward is None or name == "toy":
+        return
+    say_once(f"evaluate.reward: `{name}` is called once, on noise, to see that it can be")
+    noise = np.random.default_rng(0).integers(0, 256, (*config.data.sizes[0], 3), np.uint8)
+    reward(noise, prompt)
+
+
+def _called(name: str, call: Callable, frames: np.ndarray, prompt: str) -> Any:
+    try:
+        return call(frames, prompt)
+    except (Exception, SystemExit) as error:  # it is the user's code: it may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"evaluate.reward `{name}` failed ({reason}): it was called with {frames.dtype} frames "
+            f"{list(frames.shape)} and the prompt {shown(prompt)}: mend the function, or name another"
+        ) from error
 
 
 def _numbers(name: str, value) -> dict[str, float]:

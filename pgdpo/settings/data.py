@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from pgdpo.data.schema import KEYS
 from pgdpo.settings.section import Section
 
 Count = Annotated[int, Field(ge=1)]
@@ -52,8 +53,8 @@ class SplitConfig(Section):
     )
     by: Literal["prompt"] = Field(
         "prompt",
-        description="What decides, by its hash: the prompt, whatever its case and spaces. None stands on both sides; "
-        "rows that are added move no other.",
+        description="What decides, by its hash: the prompt, whatever its case, spaces and Unicode form. None stands on "
+        "both sides; rows that are added move no other.",
     )
 
 
@@ -106,6 +107,14 @@ class SelectRule(Section):
     share: float = Field(
         0.5, gt=0, lt=1, description="on_policy: share of pairs whose source is one of `sources`."
     )
+
+    @field_validator("quality")
+    @classmethod
+    def _may_be_a_number(cls, quality: str | None) -> str | None:
+        key = KEYS.get(quality)
+        if key is not None and not key.accepts(1):
+            raise ValueError(f"the rows' `{quality}` is {key.allowed}: name a column with a number")
+        return quality
 
     @model_validator(mode="after")
     def _fits(self) -> SelectRule:

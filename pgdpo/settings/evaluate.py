@@ -15,7 +15,8 @@ class EvaluateConfig(Section):
     reward: str | None = Field(
         None,
         description="Scores clips: `toy` (the toy's true reward), or `package.module:function` of an installed "
-        "package, called with uint8 frames [F, H, W, 3] and the prompt; a number, or a dict of numbers with `total`.",
+        "package, called with uint8 frames [F, H, W, 3] and the prompt; a finite number, or a dict of them with "
+        "`total`. `check` and `evaluate` first call it once on noise of the first of data's sizes.",
     )
     num_prompts: int = Field(32, ge=1, description="Held-out prompts that are sampled.")
     samples_per_prompt: int = Field(1, ge=1, description="Clips per prompt, each with its own seed.")

@@ -43,6 +43,18 @@ def test_labels_need_no_encoding(changed_world, counted, change):
     run_pgdpo("train", "config.yaml", "name=other")
 
 
+def test_a_runs_record_is_told_with_the_override_that_names_its_rows(changed_world):
+    """`prepare` with a file that names other manifests by now would never help."""
+    edited(0, weight=3)()
+    assert "data.train=" not in refused("train", "config.yaml", "name=other")
+    file = changed_world / "config.yaml"
+    file.write_text(file.read_text().replace("data/train.jsonl", "data/train-b.jsonl"))
+    said = refused("train", "config.yaml", "--resume")
+    assert "encodes nothing (the run out/dpo" in said and "type data.train=data/train.jsonl with it" in said
+    run_pgdpo("prepare", "config.yaml", "data.train=data/train.jsonl")
+    run_pgdpo("curate", "out/dpo")
+
+
 ANEW = {  # change: clips and prompts of both splits that are encoded, and what `prepare` says
     "row in front": (lambda: insert(0), (4, 0), "prepared 5 pairs (1 encoded, 4 kept; 0 prompts embedded)"),
     "swapped": (swap, (4, 0), "4 pairs (1 encoded, 3 kept;"),

@@ -199,6 +199,17 @@ def test_no_prompt_stands_on_both_sides_and_added_rows_move_none(
     assert wider is None or held <= wider["held_out"]
 
 
+@pytest.mark.parametrize(
+    "other", ["Cafe\u0301  bar", "caf\u00e9\u200b bar", "\uff43afe\u0301\u00a0BAR", "ca\u00adfé bar"]
+)
+def test_a_prompt_has_one_side_however_unicode_writes_it(other):
+    shares = [number / 50 for number in range(1, 50)]
+    assert [is_held_out(other, share) for share in shares] == [
+        is_held_out("café bar", share) for share in shares
+    ]
+    assert any(is_held_out("cafe bar", share) != is_held_out("café bar", share) for share in shares)
+
+
 def test_the_share_of_rows_is_near_what_was_asked(tmp_path):
     rng = random.Random(0)
     prompts = [f"prompt {rng.randrange(2000)}" for _ in range(6000)]

@@ -79,7 +79,13 @@ INPUTS = {
     "a reward's package": Input(rewarded, given("evaluate.reward=my_rewards:motion")),
     "a reward's import": Input(rewarded, broken_reward),
     "a reward's function": Input(rewarded, given("evaluate.reward=numpy:sise")),
+    "a reward that raises": Input(rewarded, given("evaluate.reward=numpy:mean")),
+    "a reward's numbers": Input(rewarded, given("evaluate.reward=numpy:isin")),
     "nothing held out": Input(evaluated, given("data.held_out=null"), "note"),
+    # where results go
+    "a file for the results": Input("train", given("output_dir=config.yaml")),
+    "a file for prepared pairs": Input("prepare", given("data.prepared=config.yaml")),
+    "a folder that can't be made": Input("train", given("output_dir=/proc/none")),
     # the machine, and the engine
     "a tracker": Input("train", no_tracker),
     "an NVMe folder": Input("train", given(*NVME, "train.nvme_path=/proc/nvme"), "warning"),

@@ -62,9 +62,9 @@ def read(config: Config) -> None:
 
 
 def rewarded(config: Config) -> None:
-    from pgdpo.evaluation.rewards import open_reward
+    from pgdpo.evaluation.rewards import try_reward
 
-    open_reward(config.evaluate.reward)
+    try_reward(config, "a ball")
 
 
 def timed(config: Config) -> None:

@@ -93,7 +93,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_look": {"empty(path)": Why.CLIP, "is turned by no multiple of 90": Why.CLIP},
         "_rate": {"times do not go forward: re-encode it": Why.CLIP},
         "_light": {"convert the clip to BT.709, PQ or HLG": By("bad rows")},
-        "_check_alike": {"the frame size changes inside the": Why.CLIP, "its colours change inside": Why.CLIP, "that it is turned changes": Why.CLIP},
+        "_check_alike": {
+            "the frame size changes inside the": Why.CLIP,
+            "its colours change inside": Why.CLIP,
+            "that it is turned changes": Why.CLIP,
+        },
     },
     "data.video.source": {
         "open_source": {"no such file: correct the path or": Why.CLIP},
@@ -287,7 +291,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_as_trained": {"_contradiction(given, {key: differing[key]": Why.ANOTHER},
         "check_writable": {
             "a file: name a folder for the results": By("a file for the results", "a file for prepared pairs"),
-            "cannot be written: name a folder": By("a folder that can't be made"),
+            "cannot be written (": By("a folder that can't be made"),
         },
     },
     "training.checkpoint": {

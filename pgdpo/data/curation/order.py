@@ -31,18 +31,23 @@ def stages(rule: OrderRule, rows: list[dict]) -> tuple[np.ndarray, str]:
     )
 
 
-def _implicit(file: Path, rows: list[dict]) -> np.ndarray:
+def read_margins(file: Path) -> dict[str, float]:
+    """Margin by pair. Raises InputError if the file is not there, or another's."""
     try:
-        margins = json.loads(file.read_text(encoding="utf-8"))["margin"]
+        return dict(json.loads(file.read_text(encoding="utf-8"))["margin"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"data.order.file is {file}: cannot be read ({error}): `pgdpo curate CONFIG --implicit-rewards` writes "
             "implicit_rewards.json into a trained run's folder"
         ) from error
+
+
+def _implicit(file: Path, rows: list[dict]) -> np.ndarray:
+    margins = read_margins(file)
     missing = [row["id"] for row in rows if row["id"] not in margins]
     if missing:
         raise InputError(
-            f"{file}: has no margin of pair `{missing[0]}` ({len(missing)} of {len(rows)} lack one): it is of other "
-            "pairs; write it anew with `pgdpo curate CONFIG --implicit-rewards`"
+            f"data.order.file is {file}: has no margin of pair `{missing[0]}` ({len(missing)} of {len(rows)} lack "
+            "one): it is of other pairs; write it anew with `pgdpo curate CONFIG --implicit-rewards`"
         )
     return np.array([margins[row["id"]] for row in rows], dtype=float)

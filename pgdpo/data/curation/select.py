@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pgdpo.data.schema import SIDES
-from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
 from pgdpo.settings import SelectRule
 
@@ -151,17 +150,18 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 def _source(rule: SelectRule, rows: list[dict], **_) -> tuple[np.ndarray, str]:
     found = [row.get("source") for row in rows]
-    counts = {name: found.count(name) for name in sorted(set(map(str, found)))}
-    unknown = [name for name in rule.sources if name not in counts]
+    known = sorted({name for name in found if name is not None})
+    unknown = [name for name in rule.sources if name not in known]
     if unknown:
-        raise InputError(
-            f"data.select `source` names {', '.join(unknown)}: the rows' sources are {', '.join(counts)}"
-        )
+        there = f"the rows' sources are {', '.join(known)}" if known else "no row has a `source`"
+        raise InputError(f"data.select `source` names {', '.join(unknown)}: {there}")
     return np.array([name in rule.sources for name in found]), f"source is one of {', '.join(rule.sources)}"
 
 
 def _on_policy(rule: SelectRule, rows: list[dict], *, seed: int, **_) -> tuple[np.ndarray, str]:
     """Drop pairs of the larger side until clips of the model itself (`sources`) make `share` of the pairs."""
+    from pgdpo.diffusion.draws import uniform  # needs torch, which `check` loads last
+
     own = np.array([row.get("source") in rule.sources for row in rows])
     wanted_others = own.sum() * (1 - rule.share) / rule.share
     if wanted_others <= (~own).sum():
