@@ -162,13 +162,15 @@ def test_clips_that_cannot_be_trained_on(config_file, manifest):
         text
     )
     text = with_clip(lambda: write_video(clip, frames[:9], 8))
-    assert re.search(r"pair `held_out-00000`: num_frames is 9 in .* and 12 in", text), text
+    assert re.search(r"pair `held_out-00000`: its row says num_frames 12 and .*chosen.mp4 has 9", text), text
     text = with_clip(lambda: clip.write_text("<html>not found</html>"))
     assert re.search(r"held_out-00000.*chosen.mp4: not a video", text), text
     write_video(clip, frames, 8)
     overrides = (f"output_dir={config_file.parent / 'fresh'}", f"data.train={manifest}", "data.held_out=null")
     text = refused("prepare", config_file, *overrides, "data.num_frames=13")
-    assert re.search(r"held_out-00000.*holds 12 frames and 13 were asked for", text), text
+    assert re.search(r"held_out-00000.*holds 12 frames at 8 frames a second and 13 were asked for", text), (
+        text
+    )
 
 
 def test_a_missing_manifest(config_file):

@@ -109,10 +109,13 @@ def _mended(
         result.dropped[name] = why
         return None
     infos = [clip.info for clip in pair.values()]
-    facts = {odd.key: getattr(infos[0], odd.key) for odd in unsaid(row.values, *infos)}
+    facts = {odd.key: _fact(odd.key, infos) for odd in unsaid(row.values, *infos)}
     wrong = list(facts)
     if wrong and name not in result.reencoded:
-        result.corrected[name] = ", ".join(f"{key} {row.values[key]:g} -> {facts[key]:g}" for key in wrong)
+        result.corrected[name] = ", ".join(
+            f"{key} {row.values[key]:g} -> {'left out' if facts[key] is None else f'{facts[key]:g}'}"
+            for key in wrong
+        )
     named = {key: _relative(row, key, pair, result) for key in row.clips}
     hashes = {
         f"sha256_{side}": clip.sha256 for side, clip in pair.items() if row.values.get(f"sha256_{side}")
@@ -132,6 +135,12 @@ def _unmendable(
         if why := misfit(clip.info, sizes, sampling):
             return f"{side}: {why}"
     return None
+
+
+def _fact(key: str, infos: Sequence[VideoInfo]) -> float | None:
+    """What a row may say of both clips; None where they are not the same."""
+    first, second = (getattr(info, key) for info in infos)
+    return first if key != "num_frames" or first == second else None
 
 
 def _not_made_alike(row: CheckedRow, infos: Sequence[VideoInfo]) -> str | None:

@@ -218,14 +218,20 @@ def unlike(chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
 
 
 def unsaid(row: Mapping, chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
-    """What a row says of its clips, and they are not."""
+    """What a row says of both clips, and one of them is not."""
     for key in SAID:
-        said, found = row.get(key), [getattr(info, key) for info in (chosen, rejected)]
-        if key in ("width", "height"):  # some count pixels as they are stored: not turned, not made square
-            found.append(chosen.stored[key == "height"])
-        if said is not None and not any(_same(key, each, said) for each in found):
-            what = f"its row says {key} {said:g} and {chosen.path} has {found[0]:g}"
-            yield Odd(key, what, said, f"{found[0]:g}", MEND_UNSAID)
+        said = row.get(key)
+        for info in (chosen, rejected) if said is not None else ():
+            found = [getattr(info, key)]
+            if key in (
+                "width",
+                "height",
+            ):  # some count pixels as they are stored: not turned, not made square
+                found.append(info.stored[key == "height"])
+            if not any(_same(key, each, said) for each in found):
+                what = f"its row says {key} {said:g} and {info.path} has {found[0]:g}"
+                yield Odd(key, what, said, f"{found[0]:g}", MEND_UNSAID)
+                break
 
 
 def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] | None = None) -> dict:
