@@ -171,6 +171,8 @@ def views_of(
     sound = [row for row in rows if not any(clips[row.clips[side]].error for side in SIDES)]
     for row in spread(sound, sampling.spans):
         infos = tuple(clips[row.clips[side]].info for side in SIDES)
+        if any(unlike(*infos)):
+            continue
         with contextlib.suppress(InputError):
             name = row.values["id"]
             plan = planned(name, infos, sizes[bucket_of(name, infos, sizes, sampling)], sampling)
