@@ -22,6 +22,7 @@ from pgdpo.data.video.picture import is_picture, read_image, read_picture
 from pgdpo.data.video.read import too_short
 from pgdpo.errors import InputError
 from pgdpo.settings import DataConfig
+from pgdpo.settings.data import spans_of
 
 KINDS_SAID = 8
 SAID = ("width", "height", "num_frames", "fps")  # what a row may say of both clips
@@ -45,7 +46,7 @@ class Sampling:
     @property
     def spans(self) -> int:
         """Pairs that a row gives."""
-        return int(self.clip.partition(":")[2] or 1)
+        return spans_of(self.clip)
 
     @classmethod
     def of(cls, data: DataConfig, fps: float | None) -> Sampling:

@@ -9,10 +9,11 @@ from pathlib import Path
 from pgdpo.data.toy_reward import ToyReward, true_reward
 from pgdpo.data.toy_scene import SPLITS, example, render
 from pgdpo.data.video import read_video, write_video
+from pgdpo.settings.model import TOY_FPS
 
 __all__ = ["ToyReward", "example", "render", "render_dataset", "true_reward"]
 
-SIDE, NUM_FRAMES, FPS = 64, 12, 8  # settings.model.TOY_FPS
+SIDE, NUM_FRAMES, FPS = 64, 12, int(TOY_FPS)
 FORMAT = 1  # part of the parameters: clips of another version of the toy world are rendered anew
 
 

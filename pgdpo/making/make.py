@@ -19,7 +19,7 @@ from pgdpo.data.manifest import SPAN_MARK
 from pgdpo.data.tables import Record, read_records
 from pgdpo.data.video import probe_video, read_frames, write_video
 from pgdpo.errors import InputError
-from pgdpo.evaluation.rewards import Reward, open_reward
+from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
 from pgdpo.settings import Config
@@ -82,6 +82,7 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
         raise InputError(
             "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
         )
+    try_reward(config, sources[0].prompt)
     jobs = [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
     done = _done(out, _digest(kind, config, sources))
     pair_of = _maker(kind, config, sources, reward)

@@ -160,6 +160,11 @@ class OrderRule(Section):
         return self
 
 
+def spans_of(clip: str) -> int:
+    """The N of `segments:N`, 1 of the other ways of `data.clip`."""
+    return int(clip.partition(":")[2] or 1)
+
+
 class DataConfig(Section):
     train: Manifests = Field(
         description="`toy`, or a manifest: JSONL or Parquet with id, prompt, chosen, rejected, as a path or a URL; or "
@@ -258,7 +263,7 @@ class DataConfig(Section):
     @property
     def pairs_per_row(self) -> int:
         """Pairs that a row of the manifest gives: the N of `segments:N`."""
-        return int(self.clip.partition(":")[2] or 1)
+        return spans_of(self.clip)
 
     @property
     def sizes(self) -> list[tuple[int, int, int]]:

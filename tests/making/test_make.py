@@ -232,3 +232,9 @@ def test_a_fast_clip_is_taken_at_the_models_rate(tmp_path, capfd, clip, first):
     assert "1 pairs of 60 frames a second: taken at 8 a second" in capfd.readouterr().out
     with pytest.raises(InputError, match="data.fps is `own`"):
         made("real", tmp_path / "clips.jsonl", tmp_path / "other", "data.fps=own")
+
+
+def test_a_reward_that_raises_ends_it_before_anything_is_written(clips, tmp_path):
+    with pytest.raises(InputError, match=r"evaluate.reward `numpy:mean` failed \(TypeError"):
+        made("corrupt", clips, tmp_path / "pairs", "evaluate.reward=numpy:mean")
+    assert not (tmp_path / "pairs").exists()
