@@ -24,11 +24,16 @@ SHAPES = [
 TINY = [((4, 2, 2, 3, 5), torch.bfloat16), ((6, 2, 2, 3, 5), torch.float32)]  # for the interpreter
 
 
-def pair_cases(op: str, fused: Callable, eager: Callable, shapes: list[tuple] = SHAPES) -> list[Case]:
+def pair_cases(
+    op: str, fused: Callable, eager: Callable, shapes: list[tuple] = SHAPES, launches: int = 2
+) -> list[Case]:
     """Both directions of functions of (prediction, target, reference) on every shape.
 
     Either direction moves three tensors: forward reads prediction, target and reference; backward reads the first two
     and writes the gradient.
+
+    Args:
+        launches: of the fused forward pass.
     """
     return [
         Case(
@@ -37,7 +42,7 @@ def pair_cases(op: str, fused: Callable, eager: Callable, shapes: list[tuple] = 
             shape=shape,
             dtype=dtype,
             moved=3 * torch.Size(shape).numel() * dtype.itemsize,
-            launches=launches,
+            launches=count,
             make=predictions(shape, dtype),
             variants={
                 "fused": timing(fused),
@@ -46,7 +51,7 @@ def pair_cases(op: str, fused: Callable, eager: Callable, shapes: list[tuple] = 
             },
         )
         for shape, dtype in shapes
-        for direction, launches, timing in (("forward", 2, forward), ("backward", 1, backward))
+        for direction, count, timing in (("forward", launches, forward), ("backward", 1, backward))
     ]
 
 

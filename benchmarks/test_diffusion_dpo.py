@@ -27,7 +27,7 @@ def published(pred, target, ref):
 
 
 def cases(shapes: list[tuple] = SHAPES) -> list[Case]:
-    return pair_cases("diffusion_dpo", fused, published, shapes)
+    return pair_cases("diffusion_dpo", fused, published, shapes, launches=3)
 
 
 CASES = cases()

@@ -100,7 +100,7 @@ def make_world(folder: Path, size: tuple[int, int, int], architectures: list[str
     for name in architectures:
         save_pipeline(folder / name, ARCHITECTURES[name])
         config = {
-            "output_dir": str(folder / f"out-{name}"),
+            "output_dir": str(folder / "out"),  # they share what is prepared
             "data": {
                 "train": str(folder / "train.jsonl"),
                 "num_frames": frames,
@@ -112,7 +112,7 @@ def make_world(folder: Path, size: tuple[int, int, int], architectures: list[str
             "train": {"steps": STEPS, "global_batch_pairs": 1, "cached_draws": STEPS // 2, "warmup_steps": 0},
         }
         (folder / f"{name}.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        app(["prepare", str(folder / f"{name}.yaml")], standalone_mode=False)
+    app(["prepare", str(folder / f"{name}.yaml")], standalone_mode=False)
 
 
 def save_pipeline(folder: Path, architecture: dict) -> None:

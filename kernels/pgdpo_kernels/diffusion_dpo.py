@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from .backend import takes_triton
+from .backend import takes_triton, warps
 from .checks import check_float, check_pairs
 from .layout import Segments, mask_rows
 from .pair_errors import checked_arguments, pair_errors
-from .pair_launch import empty_errors, launch_gradient, launch_sums, pair_rows, unpack_errors
+from .pair_launch import empty_errors, launch_gradient, launch_segment_sums, pair_rows, unpack_errors
 from .preference import Preference, check_weights, loss_from_errors
 from .types import PairErrors, PreferenceLoss
 
@@ -105,7 +105,7 @@ def _staged(pred, target, ref_pred, ref_errors, preference, weight, labels, wher
 
 
 def _fused(pred, target, ref_pred, ref_errors, preference, weight, labels, where) -> PreferenceLoss:
-    """Two launches forward, one backward."""
+    """Three launches forward, one backward."""
     target, ref_pred, index, axis, mask = checked_arguments(OP, pred, target, ref_pred, **where)
     shape = (pred.shape[0] // 2, max(index or (0,)) + 1)
     check_weights(OP, weight, labels, shape, pred.device)
@@ -162,27 +162,25 @@ def _diffusion_dpo(
     numbers: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`loss` [], `per_pair` [6, B], `errors`, `drift`, `cross`, and the slopes [3, B, S] for backward."""
-    from .dpo_kernel import PER_PAIR, preference_stage
+    from .dpo_kernel import PAIRS, PER_PAIR, preference_stage
 
     rows = pair_rows(pred, target, ref_pred, mask, index, frame_axis)
-    partials = launch_sums(rows, safeguard)
+    sums = launch_segment_sums(rows, safeguard)
     per_pair = torch.empty(PER_PAIR, rows.pairs, device=pred.device)
     slopes = torch.empty(3, rows.pairs, rows.segments, device=pred.device)
     loss = torch.empty((), device=pred.device)
     errors = empty_errors(rows, True, ref_pred is not None, safeguard)
     with torch.cuda.device_of(pred):
         preference_stage[(1,)](
-            partials,
-            partials if rows.cut.bounds is None else rows.cut.bounds,
-            partials if ref_errors is None else ref_errors,
-            partials if weight is None else weight.contiguous(),
-            partials if labels is None else labels.contiguous(),
+            sums,
+            sums if ref_errors is None else ref_errors,
+            sums if weight is None else weight.contiguous(),
+            sums if labels is None else labels.contiguous(),
             *errors,
             per_pair,
             slopes,
             loss,
             rows.pairs,
-            rows.cut.parts,
             rows.segments,
             *numbers,
             OBJECTIVE=objective,
@@ -193,7 +191,9 @@ def _diffusion_dpo(
             CACHED=ref_errors is not None,
             HAS_WEIGHT=weight is not None,
             LABELLED=labels is not None,
-            **rows.tile(),
+            PAIRS=PAIRS,
+            num_warps=warps(PAIRS),
+            enable_fp_fusion=True,
         )
     return loss, per_pair, *errors, slopes
 

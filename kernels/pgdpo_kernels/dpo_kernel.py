@@ -1,7 +1,7 @@
-"""The second stage of `diffusion_dpo_loss`: from partial sums to the loss and its slopes, in one program.
+"""The last stage of `diffusion_dpo_loss`: from each pair's sums to the loss and its slopes, in one program.
 
 The formulas are those of `preference.loss_from_errors`. One program, because the loss is a mean over the
-batch whose order must be fixed; it reads 40 bytes for every 24 to 190 kB that the first stage reads.
+batch whose order must be fixed; it reads ten numbers for each segment of a pair.
 """
 
 import triton
@@ -16,9 +16,8 @@ from .pair_kernels import (  # fmt: skip
     REF_CHOSEN,
     REF_REJECTED,
     SIZES,
-    segment_parts,
+    load_sums,
     store_means,
-    sum_parts,
 )
 
 LOSSES = tl.constexpr(0)
@@ -28,6 +27,7 @@ REWARD_REJECTED = tl.constexpr(3)
 ARS_ALPHA = tl.constexpr(4)
 IPR_GATE = tl.constexpr(5)
 PER_PAIR = 6
+PAIRS = 128  # a turn, one a thread
 
 
 @triton.jit
@@ -102,8 +102,7 @@ def store_slopes(
 
 @triton.jit(do_not_specialize=SIZES)
 def preference_stage(
-    partials,  # [10, B, parts]
-    bounds,  # int64 [S + 1]
+    sums,  # [10, B, S]
     ref_errors,  # [2B, S], with CACHED
     weight,  # [B]
     labels,  # [B, S]
@@ -114,7 +113,6 @@ def preference_stage(
     slopes,  # [3, B, S]: the loss by either side's sum of squares, times count; then that count
     loss,  # []
     pairs,
-    parts,
     segments,
     kappa,
     half_inverse_beta,
@@ -134,9 +132,7 @@ def preference_stage(
     CACHED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     LABELLED: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
     PAIRS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     step = pairs.to(tl.int64) * segments
     sum_of_losses = tl.zeros([PAIRS], tl.float32)
@@ -148,11 +144,8 @@ def preference_stage(
         better, worse, won, shared, total = zero, zero, zero, zero, zero
         segment = tl.program_id(0)
         while segment < segments:
-            begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
-            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-                partials, pair, pairs, parts, begin, end, HAS_REF, SAFEGUARD, PAIRS, PARTS
-            )
             cell = pair * segments + segment
+            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = load_sums(sums, cell, step, inside, HAS_REF, SAFEGUARD)
             inverse = store_means(
                 s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside,
                 HAS_REF, SAFEGUARD,

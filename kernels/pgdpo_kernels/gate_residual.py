@@ -51,7 +51,7 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
 
 def launch(kernel, op, x, branch, gate, table, out, *sums, **switches) -> None:
     """Forward and backward differ in what x and `out` are, and in the sums."""
-    groups = cut_rows(x, gate.shape[1], sums=switches.get("SUM_GATE", False))
+    groups = cut_rows(op, x, gate.shape[1])
     align, steps = strides(x, branch, gate)
     with torch.cuda.device_of(x):
         kernel[groups.grid](
@@ -78,13 +78,17 @@ def _gate(
     from .gate_residual_kernels import gate_forward
 
     hidden = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-    launch(gate_forward, "gate_forward", as_rows(residual), as_rows(branch), gate, table, hidden)
+    launch(gate_forward, "gate", as_rows(residual), as_rows(branch), gate, table, hidden)
     return hidden
 
 
 @_gate.register_fake
 def _(residual, branch, gate, table):
     return torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+
+
+def backward_launch(branch: torch.Tensor | None) -> str:
+    return "gate" if branch is None else "gate_sums"
 
 
 @torch.library.custom_op("pgdpo::gate_residual_backward", mutates_args=())
@@ -100,12 +104,12 @@ def _gate_backward(
 
     dhidden, branch = as_rows(dhidden), None if branch is None else as_rows(branch)
     dbranch = torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device)
-    groups = cut_rows(dhidden, gate.shape[1], sums=branch is not None)
+    groups = cut_rows(backward_launch(branch), dhidden, gate.shape[1])
     shape = (0 if branch is None else groups.batch, groups.groups, groups.parts, dhidden.shape[2])
     sums = dhidden.new_empty(shape, dtype=torch.float32)
     launch(
         gate_backward,
-        "gate_backward",
+        backward_launch(branch),
         dhidden,
         branch,
         gate,

@@ -104,7 +104,7 @@ def _norm(
     x, branch = as_rows(x), None if branch is None else as_rows(branch)
     hidden = x.new_empty(0 if branch is None else x.shape)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    groups = cut_rows(x, group_count(gate, scale, shift), sums=False)
+    groups = cut_rows("norm_forward", x, group_count(gate, scale, shift))
     align, steps = strides(x, branch, gate, scale, shift)
     given = (branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
     with torch.cuda.device_of(x):
@@ -160,7 +160,10 @@ def _norm_backward(
     dx = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=branch_dtype)
     sum_gate = branch is not None
-    cut = cut_rows(hidden, groups, sums=sum_norm or sum_gate)
+    launch = (
+        "norm_sums" if sum_norm or sum_gate else "norm_backward" if gate is None else "gate_norm_backward"
+    )
+    cut = cut_rows(launch, hidden, groups)
     width = hidden.shape[2]
     shape = (sum_count(sum_norm, sum_gate), cut.batch, groups, cut.parts, width)
     partials = dx.new_empty(shape, dtype=torch.float32)
@@ -185,7 +188,7 @@ def _norm_backward(
             SUM_GATE=sum_gate,
             ALIGN=align,
             CHUNK=cut.chunk,
-            **options("norm_backward", width),
+            **options(launch, width),
         )
     return dx, dbranch, sum_parts(partials)
 

@@ -8,14 +8,17 @@ import triton
 import triton.language as tl
 
 from .row_jit import (
+    centered,
     load_gain,
     load_modulation,
     load_offset,
     load_pieces,
-    norm_gradient,
     normalized,
+    reciprocal_root,
     rounded,
     store_pieces,
+    three_sums,
+    two_sums,
 )
 
 FORWARD_SIZES = ["x_batch", "x_row", "branch_batch", "branch_row", "gate_batch", "gate_group", "scale_batch"]
@@ -78,7 +81,7 @@ def norm_forward(
             a = rounded(a + branch_a, hidden, EMULATE_BF16)
             b = rounded(b + branch_b, hidden, EMULATE_BF16)
             store_pieces(hidden + out, a, b, D, A, B, EMULATE_BF16)
-        n_a, n_b, _ = normalized(a, b, eps, CENTER, D, A, B)
+        n_a, n_b = normalized(a, b, eps, CENTER, D, A, B)
         n_a, n_b = n_a * gain_a + offset_a, n_b * gain_b + offset_b
         store_pieces(y + out, n_a, n_b, D, A, B, EMULATE_BF16)
         row += 1
@@ -121,7 +124,6 @@ def norm_backward(
     gain_a, gain_b = load_gain(scale, scale_table, weight, SCALE, WEIGHT, D, A, B)
     if GATE != "none":
         gate += (batch * gate_batch + group * gate_group) * ALIGN
-        gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
     zero_a, zero_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
     shift_a, shift_b, scale_a, scale_b, sum_a, sum_b = zero_a, zero_b, zero_a, zero_b, zero_a, zero_b
 
@@ -132,16 +134,29 @@ def norm_backward(
         out = ((batch * groups) * rows + token) * D
         a, b = load_pieces(hidden + (batch * hidden_batch + token * hidden_row) * ALIGN, D, A, B)
         g_a, g_b = load_pieces(dy + (batch * dy_batch + token * dy_row) * ALIGN, D, A, B)
-        n_a, n_b, rstd = normalized(a, b, eps, CENTER, D, A, B)
+        if DHIDDEN:  # asked for before the sums, whose barriers no load passes
+            h_a, h_b = load_pieces(dhidden + (batch * dhidden_batch + token * dhidden_row) * ALIGN, D, A, B)
+        a, b = centered(a, b, CENTER, D, A, B)
+        t_a, t_b = g_a * gain_a, g_b * gain_b
+        # The three sums of a row's gradient in one go: along the normalized row n = a * rstd it is n * rstd * sum(t a).
+        if CENTER:
+            square, along, mean = three_sums(a * a, b * b, t_a * a, t_b * b, t_a, t_b, EMULATE_BF16)
+        else:
+            square, along = two_sums(a * a, b * b, t_a * a, t_b * b, EMULATE_BF16)
+            mean = 0.0
+        rstd = reciprocal_root(square / D, eps)
+        n_a, n_b = a * rstd, b * rstd
+        along, mean = along * rstd / D, mean / D
         if SUM_NORM:
             shift_a, shift_b = shift_a + g_a, shift_b + g_b
             scale_a, scale_b = scale_a + g_a * n_a, scale_b + g_b * n_b
-        x_a, x_b = norm_gradient(g_a * gain_a, g_b * gain_b, n_a, n_b, rstd, CENTER, D)
+        x_a, x_b = (t_a - n_a * along - mean) * rstd, (t_b - n_b * along - mean) * rstd
         if DHIDDEN:
-            h_a, h_b = load_pieces(dhidden + (batch * dhidden_batch + token * dhidden_row) * ALIGN, D, A, B)
             x_a, x_b = x_a + h_a, x_b + h_b
         store_pieces(dx + out, x_a, x_b, D, A, B, EMULATE_BF16)
         if GATE != "none":
+            # Read here, for each row: held from the start it takes the registers of another program's row.
+            gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
             store_pieces(dbranch + out, x_a * gate_a, x_b * gate_b, D, A, B, EMULATE_BF16)
             if SUM_GATE:
                 b_a, b_b = load_pieces(branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B)

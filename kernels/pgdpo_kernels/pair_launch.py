@@ -111,6 +111,28 @@ def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
     return partials
 
 
+def launch_segment_sums(rows: PairRows, cross: bool) -> torch.Tensor:
+    """Sums over each pair's segments, fp32 `[10, B, S]`, for a stage that needs all pairs in one program."""
+    from .pair_kernels import QUANTITIES, segment_sums
+
+    partials = launch_sums(rows, cross)
+    sums = torch.empty(QUANTITIES, rows.pairs, rows.segments, device=rows.pred.device)
+    tile = rows.tile()
+    with torch.cuda.device_of(rows.pred):
+        segment_sums[(-(-rows.pairs // tile["PAIRS"]) * rows.segments,)](
+            partials,
+            partials if rows.cut.bounds is None else rows.cut.bounds,
+            sums,
+            rows.pairs,
+            rows.cut.parts,
+            rows.segments,
+            HAS_REF=rows.ref is not None,
+            CROSS=cross,
+            **tile,
+        )
+    return sums
+
+
 def launch_gradient(
     rows: PairRows,
     like: torch.Tensor,

@@ -7,7 +7,17 @@ import torch
 from .backend import interpreting, takes_triton, warps
 from .checks import check_float, check_number
 from .reference import hidden as eager
-from .rows import as_rows, check_hidden, check_vector, cut_rows, obstacle, pieces, strides, sum_parts, threads
+from .rows import (
+    as_rows,
+    check_hidden,
+    check_vector,
+    cut_rows,
+    obstacle,
+    pieces,
+    strides,
+    sum_parts,
+    threads_and_rows,
+)
 
 NORMS = ("rms_full", "rms_head", "layer_head", "none")
 
@@ -120,7 +130,7 @@ def qk_options(op, q, cos, weight, bias, num_heads, norm) -> dict:
         "A": first,
         "B": second,
         "EMULATE_BF16": interpreting(),
-        "num_warps": max(1, warps(threads(op, width))),
+        "num_warps": max(1, warps(threads_and_rows(op, width)[0])),
         "enable_fp_fusion": True,
     }
 
@@ -145,7 +155,7 @@ def _qk(
 
     q, k = as_rows(q), as_rows(k)
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    groups = cut_rows(q, 1, sums=False)
+    groups = cut_rows("qk_forward", q, 1)
     align, steps = strides(q, k, cos)
     given = (q_weight, k_weight, q_bias, k_bias, cos, sin)
     with torch.cuda.device_of(q):
@@ -196,7 +206,8 @@ def _qk_backward(
     dq_out, dk_out = as_rows(dq_out), as_rows(dk_out)
     q, k = (grad if x is None else as_rows(x) for grad, x in ((dq_out, q), (dk_out, k)))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    groups = cut_rows(q, 1, sums=wants_sums)
+    launch = "qk_sums" if wants_sums else "qk_backward"
+    groups = cut_rows(launch, q, 1)
     width = sum_width(q, num_heads, norm)
     sums = dq.new_empty(2 if wants_sums else 0, 2, groups.grid[0], width, dtype=torch.float32)
     align, steps = strides(dq_out, dk_out, q, k, cos)
@@ -218,7 +229,7 @@ def _qk_backward(
             SUMS=wants_sums,
             ALIGN=align,
             CHUNK=groups.chunk,
-            **qk_options("qk_backward", q, cos, q_weight, None, num_heads, norm),
+            **qk_options(launch, q, cos, q_weight, None, num_heads, norm),
         )
     return dq, dk, sum_parts(sums)
 

@@ -7,7 +7,7 @@ a row are held in two tiles `a` and `b` of A + B >= H heads, each a power of two
 import triton
 import triton.language as tl
 
-from .row_jit import rounded
+from .row_jit import reciprocal_root, rounded, sum_pieces, two_sums
 
 
 @triton.jit
@@ -72,13 +72,24 @@ def load_table(
 
 
 @triton.jit
-def turn(
-    x, cos, sin, turned, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
-    SHARED: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
+def load_tables(
+    cos, sin, table, turned, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
+    SHARED: tl.constexpr, HALF: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
+    """What `turn` takes. Asked for before a row's sums, whose barriers no load passes."""
+    if ROPE:
+        cos_even, cos_odd = load_table(cos + table, turned, 1.0, FIRST, HEADS, HEAD, H, SHARED, HALF)
+        sin_even, sin_odd = load_table(sin + table, turned, 0.0, FIRST, HEADS, HEAD, H, SHARED, HALF)
+    else:
+        cos_even, cos_odd, sin_even, sin_odd = 1.0, 1.0, 0.0, 0.0
+    return cos_even, cos_odd, sin_even, sin_odd
+
+
+@triton.jit
+def turn(
+    x, cos_even, cos_odd, sin_even, sin_odd, HEADS: tl.constexpr, HEAD: tl.constexpr, BACK: tl.constexpr
+):
     """Rotate neighbouring elements, or (BACK) apply the transpose."""
-    cos_even, cos_odd = load_table(cos, turned, 1.0, FIRST, HEADS, HEAD, H, SHARED, HALF)
-    sin_even, sin_odd = load_table(sin, turned, 0.0, FIRST, HEADS, HEAD, H, SHARED, HALF)
     even, odd = tl.split(tl.reshape(x, [HEADS, HEAD // 2, 2]))
     if BACK:
         new_even, new_odd = even * cos_even + odd * sin_odd, odd * cos_odd - even * sin_even
@@ -91,7 +102,7 @@ def turn(
 def means(a, b, HEAD: tl.constexpr, H: tl.constexpr, NORM: tl.constexpr):
     """Over the whole row (a number for both tiles) or over each head."""
     if NORM == "rms_full":
-        total = (tl.sum(tl.sum(a, axis=1), axis=0) + tl.sum(tl.sum(b, axis=1), axis=0)) / (H * HEAD)
+        total = sum_pieces(a, b) / (H * HEAD)
         mean_a, mean_b = total, total
     else:
         mean_a, mean_b = tl.sum(a, axis=1)[:, None] / HEAD, tl.sum(b, axis=1)[:, None] / HEAD
@@ -104,7 +115,7 @@ def normalized_heads(a, b, eps, HEAD: tl.constexpr, H: tl.constexpr, NORM: tl.co
         mean_a, mean_b = means(a, b, HEAD, H, NORM)
         a, b = a - mean_a, b - mean_b
     square_a, square_b = means(a * a, b * b, HEAD, H, NORM)
-    rstd_a, rstd_b = 1.0 / tl.sqrt(square_a + eps), 1.0 / tl.sqrt(square_b + eps)
+    rstd_a, rstd_b = reciprocal_root(square_a, eps), reciprocal_root(square_b, eps)
     return a * rstd_a, b * rstd_b, rstd_a, rstd_b
 
 
@@ -125,6 +136,10 @@ def forward_rows(
     while row < end:
         a = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, 0, A, HEAD, H)
         b = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, A, B, HEAD, H)
+        turned = (row >= rope_start) & (row < rope_end)
+        table = (batch * cos_batch + (row - rope_start) * cos_row) * ALIGN
+        ce_a, co_a, se_a, so_a = load_tables(cos, sin, table, turned, 0, A, HEAD, H, SHARED, HALF, ROPE)
+        ce_b, co_b, se_b, so_b = load_tables(cos, sin, table, turned, A, B, HEAD, H, SHARED, HALF, ROPE)
         if NORM != "none":
             a, b, _, _ = normalized_heads(a, b, eps, HEAD, H, NORM)
         if WEIGHT:
@@ -133,10 +148,8 @@ def forward_rows(
             a, b = a + bias_a, b + bias_b
         if ROPE:
             # Eager rounds between norm and rotation; here both are one fp32 expression.
-            turned = (row >= rope_start) & (row < rope_end)
-            table = (batch * cos_batch + (row - rope_start) * cos_row) * ALIGN
-            a = turn(a, cos + table, sin + table, turned, 0, A, HEAD, H, SHARED, HALF, False)
-            b = turn(b, cos + table, sin + table, turned, A, B, HEAD, H, SHARED, HALF, False)
+            a = turn(a, ce_a, co_a, se_a, so_a, A, HEAD, False)
+            b = turn(b, ce_b, co_b, se_b, so_b, B, HEAD, False)
         store_tile(out + (batch * tokens + row) * (H * HEAD), a, 0, A, HEAD, H, EMULATE_BF16)
         store_tile(out + (batch * tokens + row) * (H * HEAD), b, A, B, HEAD, H, EMULATE_BF16)
         row += 1
@@ -188,14 +201,30 @@ def backward_rows(
     while row < end:
         g_a = load_tile(dy + (batch * dy_batch + row * dy_row) * ALIGN, 0, A, HEAD, H)
         g_b = load_tile(dy + (batch * dy_batch + row * dy_row) * ALIGN, A, B, HEAD, H)
-        if ROPE:
-            turned = (row >= rope_start) & (row < rope_end)
-            table = (batch * cos_batch + (row - rope_start) * cos_row) * ALIGN
-            g_a = turn(g_a, cos + table, sin + table, turned, 0, A, HEAD, H, SHARED, HALF, True)
-            g_b = turn(g_b, cos + table, sin + table, turned, A, B, HEAD, H, SHARED, HALF, True)
         if NORM != "none":
             a = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, 0, A, HEAD, H)
             b = load_tile(x + (batch * x_batch + row * x_row) * ALIGN, A, B, HEAD, H)
+        turned = (row >= rope_start) & (row < rope_end)
+        table = (batch * cos_batch + (row - rope_start) * cos_row) * ALIGN
+        ce_a, co_a, se_a, so_a = load_tables(cos, sin, table, turned, 0, A, HEAD, H, SHARED, HALF, ROPE)
+        ce_b, co_b, se_b, so_b = load_tables(cos, sin, table, turned, A, B, HEAD, H, SHARED, HALF, ROPE)
+        if ROPE:
+            g_a = turn(g_a, ce_a, co_a, se_a, so_a, A, HEAD, True)
+            g_b = turn(g_b, ce_b, co_b, se_b, so_b, B, HEAD, True)
+        if NORM == "rms_full":
+            t_a, t_b = g_a, g_b
+            if WEIGHT:
+                t_a, t_b = g_a * weight_a, g_b * weight_b
+            # Of the row as it is, so that both sums are taken in one go.
+            square, along = two_sums(a * a, b * b, t_a * a, t_b * b, EMULATE_BF16)
+            rstd = reciprocal_root(square / (H * HEAD), eps)
+            a, b = a * rstd, b * rstd
+            if SUMS:
+                dweight_a, dweight_b = dweight_a + g_a * a, dweight_b + g_b * b
+                dbias_a, dbias_b = dbias_a + g_a, dbias_b + g_b
+            along = along * rstd / (H * HEAD)
+            g_a, g_b = (t_a - a * along) * rstd, (t_b - b * along) * rstd
+        elif NORM != "none":
             a, b, rstd_a, rstd_b = normalized_heads(a, b, eps, HEAD, H, NORM)
             if SUMS:
                 dweight_a, dweight_b = dweight_a + g_a * a, dweight_b + g_b * b

@@ -50,31 +50,66 @@ def store_pieces(
 
 
 @triton.jit
+def add2(u, v, other_u, other_v):
+    return u + other_u, v + other_v
+
+
+@triton.jit
+def add3(u, v, w, other_u, other_v, other_w):
+    return u + other_u, v + other_v, w + other_w
+
+
+@triton.jit
 def sum_pieces(a, b):
-    return tl.sum(a, axis=0) + tl.sum(b, axis=0)
+    return tl.sum(a) + tl.sum(b)
+
+
+@triton.jit
+def two_sums(u_a, u_b, v_a, v_b, INTERPRETED: tl.constexpr):
+    """Two sums over a row that share their barriers. The interpreter reduces tuples element by element."""
+    if INTERPRETED:
+        u, v = sum_pieces(u_a, u_b), sum_pieces(v_a, v_b)
+    else:
+        first_u, first_v = tl.reduce((u_a, v_a), None, add2)
+        second_u, second_v = tl.reduce((u_b, v_b), None, add2)
+        u, v = first_u + second_u, first_v + second_v
+    return u, v
+
+
+@triton.jit
+def three_sums(u_a, u_b, v_a, v_b, w_a, w_b, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        u, v, w = sum_pieces(u_a, u_b), sum_pieces(v_a, v_b), sum_pieces(w_a, w_b)
+    else:
+        first_u, first_v, first_w = tl.reduce((u_a, v_a, w_a), None, add3)
+        second_u, second_v, second_w = tl.reduce((u_b, v_b, w_b), None, add3)
+        u, v, w = first_u + second_u, first_v + second_v, first_w + second_w
+    return u, v, w
+
+
+@triton.jit
+def reciprocal_root(mean_square, eps):
+    """1 / sqrt(mean_square + eps), each step rounded as IEEE asks: one number a row, so exactness costs nothing."""
+    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+
+
+@triton.jit
+def centered(a, b, CENTER: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """The row less its mean; what lies past D stays 0."""
+    if CENTER:
+        mean = tl.div_rn(sum_pieces(a, b), D * 1.0)
+        a, b = a - mean, b - mean
+        if A + B != D:
+            b = tl.where(A + tl.arange(0, B) < D, b, 0.0)
+    return a, b
 
 
 @triton.jit
 def normalized(a, b, eps, CENTER: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """The row over its standard deviation (CENTER) or its root mean square, and the reciprocal of that."""
-    if CENTER:
-        mean = sum_pieces(a, b) / D
-        a, b = a - mean, b - mean
-        if A + B != D:
-            b = tl.where(A + tl.arange(0, B) < D, b, 0.0)
-    rstd = 1.0 / tl.sqrt(sum_pieces(a * a, b * b) / D + eps)
-    return a * rstd, b * rstd, rstd
-
-
-@triton.jit
-def norm_gradient(g_a, g_b, n_a, n_b, rstd, CENTER: tl.constexpr, D: tl.constexpr):
-    """The gradient by the row, from that by the normalized row `n`. The pieces' padding is not kept 0."""
-    along = sum_pieces(g_a * n_a, g_b * n_b) / D
-    x_a, x_b = g_a - n_a * along, g_b - n_b * along
-    if CENTER:
-        mean = sum_pieces(g_a, g_b) / D
-        x_a, x_b = x_a - mean, x_b - mean
-    return x_a * rstd, x_b * rstd
+    """The row over its standard deviation (CENTER) or its root mean square."""
+    a, b = centered(a, b, CENTER, D, A, B)
+    rstd = reciprocal_root(tl.div_rn(sum_pieces(a * a, b * b), D * 1.0), eps)
+    return a * rstd, b * rstd
 
 
 @triton.jit

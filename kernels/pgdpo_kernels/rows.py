@@ -16,20 +16,30 @@ Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 Values = tuple[torch.Tensor | None, torch.Tensor | None]
 
 MAX_WIDTH = 8192
-FORWARD_ROWS = 4  # rows a program: enough to spare reloading the modulation, few enough to fill a GPU
-SUM_ROWS = 64  # where backward also sums over rows: the partial sums are then 1/32 of the tensor or less
+SUM_ROWS = (
+    64  # rows a program where backward sums over rows: the partial sums are then 1/32 of the tensor or less
+)
 SUM_TILE = (16, 128)
 
 
-def threads(op: str, width: int) -> int:
-    """The launch table, by op and D: 12 to 24 elements a thread, so that loads are wide and nothing spills."""
-    if width <= 512:
-        return 32 if width <= 256 else 64
-    if op == "norm_backward":  # holds six rows at once
-        return 128 if width <= 2048 else 256
-    if width <= 1536:
-        return 64
-    return 128 if width <= 3072 else 256
+LAUNCHES = {  # op: (D up to this, threads, rows a program)
+    "gate": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
+    "norm_forward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
+    "norm_backward": ((2048, 128, 4), (MAX_WIDTH, 256, 4)),
+    "gate_norm_backward": ((2048, 128, 4), (MAX_WIDTH, 256, 4)),
+    "qk_forward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
+    "qk_backward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
+    # What also sums over rows holds the sums as well.
+    "gate_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
+    "norm_sums": ((2048, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
+    "qk_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
+}
+
+
+def threads_and_rows(op: str, width: int) -> tuple[int, int]:
+    """Threads and rows of a program, by op and D alone."""
+    _, threads, rows = next(launch for launch in LAUNCHES[op] if width <= launch[0])
+    return (threads, rows) if width > 512 else (32 if width <= 256 else 64, rows)
 
 
 def pieces(width: int) -> tuple[int, int]:
@@ -128,10 +138,10 @@ def group_count(*values: torch.Tensor | None) -> int:
     return max((tensor.shape[1] for tensor in values if tensor is not None), default=1)
 
 
-def cut_rows(x: torch.Tensor, groups: int, sums: bool) -> Groups:
-    """A function of shapes alone, so that no sum depends on the device."""
+def cut_rows(op: str, x: torch.Tensor, groups: int) -> Groups:
+    """A function of op and shapes alone, so that no sum depends on the device."""
     rows = x.shape[1] // groups
-    chunk = SUM_ROWS if sums else FORWARD_ROWS
+    _, chunk = threads_and_rows(op, x.shape[2])
     return Groups(x.shape[0], groups, rows, -(-rows // chunk), chunk)
 
 
@@ -156,7 +166,7 @@ def options(op: str, width: int) -> dict:
         "A": a,
         "B": b,
         "EMULATE_BF16": interpreting(),
-        "num_warps": max(1, warps(threads(op, width))),
+        "num_warps": max(1, warps(threads_and_rows(op, width)[0])),
         "enable_fp_fusion": True,
     }
 

@@ -57,8 +57,8 @@ def pair_sums(full: bool) -> list[Case]:
 
 
 def pair_second_stage(full: bool) -> list[Case]:
-    from pgdpo_kernels.dpo_kernel import preference_stage
-    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
+    from pgdpo_kernels.dpo_kernel import PAIRS, preference_stage
+    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means, segment_sums
 
     out = []
     for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:
@@ -66,8 +66,11 @@ def pair_second_stage(full: bool) -> list[Case]:
         pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
         name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
         out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
-    fp32 = ("partials", "ref_errors", "weight", "errors", "drift", "cross", "per_pair", "slopes", "loss")
-    pointers = dict.fromkeys(fp32, "fp32") | {"bounds": "i64", "labels": "i64"}
+        name = name.replace("pair_means", "segment_sums")
+        pointers = dict.fromkeys(("partials", "sums"), "fp32") | {"bounds": "i64"}
+        out.append(Case(name, segment_sums, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
+    fp32 = ("sums", "ref_errors", "weight", "errors", "drift", "cross", "per_pair", "slopes", "loss")
+    pointers = dict.fromkeys(fp32, "fp32") | {"labels": "i64"}
     numbers = ("kappa", "half_inverse_beta", "smoothing", "ars_k", "ars_eps", "ars_clip", "ipr_weight")
     numbers += ("ipr_sharpness", "ipr_threshold", "safeguard_keep")
     for objective, ipr, labels in (
@@ -78,8 +81,7 @@ def pair_second_stage(full: bool) -> list[Case]:
         ("hinge", "none", True),
     )[: None if full else 2]:
         constants = dict(OBJECTIVE=objective, ARS=objective == "pg_dpo", IPR=ipr, SAFEGUARD=labels)
-        constants |= dict(HAS_REF=True, CACHED=False, HAS_WEIGHT=True, LABELLED=labels, HAS_TABLE=labels)
-        constants |= dict(PAIRS=TILE // 512, PARTS=512)
+        constants |= dict(HAS_REF=True, CACHED=False, HAS_WEIGHT=True, LABELLED=labels, PAIRS=PAIRS)
         name = f"preference_stage {objective} {ipr}" + " labels safeguard" * labels
         out.append(
             Case(
@@ -87,9 +89,8 @@ def pair_second_stage(full: bool) -> list[Case]:
                 preference_stage,
                 pointers,
                 constants,
-                TILE_THREADS,
+                PAIRS,
                 floats=numbers,
-                cuda_registers=TILE_REGISTERS,
             )
         )
     return out

@@ -30,11 +30,16 @@ def cases(full: bool) -> list[Case]:
 
 def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0)) -> Case:
     """`tensors` have the hidden states' dtype, `modulations` are fp32 as Wan's, `vectors` bf16 as a norm's."""
-    from pgdpo_kernels.rows import FORWARD_ROWS, SUM_ROWS, pieces, threads
+    from pgdpo_kernels.rows import pieces, threads_and_rows
 
+    launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}.get(
+        op, op
+    )
     summed = constants.get("SUM_NORM") or constants.get("SUM_GATE") or constants.get("SUMS")
+    launch = op.partition("_")[0] + "_sums" if summed else launch
     a, b = pieces(width)
-    constants = {"ALIGN": 8, "CHUNK": SUM_ROWS if summed else FORWARD_ROWS, "A": a, "B": b} | constants
+    threads, rows = threads_and_rows(launch, width)
+    constants = {"ALIGN": 8, "CHUNK": rows, "A": a, "B": b} | constants
     constants |= {"EMULATE_BF16": False}
     name = f"{op} {width} {kind}" + " summed" * bool(summed) + " branch" * constants.get("BRANCH", False)
     pointers = (
@@ -45,7 +50,7 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
         kernel,
         pointers,
         constants,
-        threads(op, width),
+        threads,
         floats=("eps",),
         wide_loads=wide[0],
         wide_stores=wide[1],

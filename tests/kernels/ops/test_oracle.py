@@ -43,7 +43,7 @@ def truncated(y: torch.Tensor) -> torch.Tensor:
 
 def test_stores_round_to_nearest():
     """Cutting off has twice the error of rounding, which a bound of twice eager's error lets pass."""
-    x, scale = X.detach(), SCALE.detach()
+    x, scale = X.detach().to(oracle.DEVICE), SCALE.detach().to(oracle.DEVICE)
     with set_backend("triton"):
         modulated, (turned, _) = norm_modulate(x, scale), qk_norm_rope(x, x, num_heads=5)
     exact = oracle.norm_modulate(x.double(), scale.double())
