@@ -16,20 +16,19 @@ Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 Values = tuple[torch.Tensor | None, torch.Tensor | None]
 
 MAX_WIDTH = 8192
-SUM_ROWS = (
-    64  # rows a program where backward sums over rows: the partial sums are then 1/32 of the tensor or less
-)
+SUM_ROWS = 64  # of a program where backward sums over rows: the partial sums are then 1/32 of the tensor or less
 SUM_TILE = (16, 128)
 
 
-LAUNCHES = {  # op: (D up to this, threads, rows a program)
+# op: (D up to this, threads, rows a program), the fastest on an H100: benchmarks/results/h100-20261126/tuning.jsonl.
+LAUNCHES = {
     "gate": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
-    "norm_forward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
-    "norm_backward": ((2048, 128, 4), (MAX_WIDTH, 256, 4)),
-    "gate_norm_backward": ((2048, 128, 4), (MAX_WIDTH, 256, 4)),
-    "qk_forward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
-    "qk_backward": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
-    # What also sums over rows holds the sums as well.
+    "norm_forward": ((3072, 64, 2), (MAX_WIDTH, 256, 4)),
+    "norm_backward": ((3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
+    "gate_norm_backward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
+    "qk_forward": ((1536, 64, 4), (2048, 64, 2), (3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
+    "qk_backward": ((1536, 128, 1), (2048, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
+    # What also sums over rows holds the sums as well; not tuned.
     "gate_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "norm_sums": ((2048, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "qk_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
