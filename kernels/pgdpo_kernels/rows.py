@@ -16,7 +16,9 @@ Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 Values = tuple[torch.Tensor | None, torch.Tensor | None]
 
 MAX_WIDTH = 8192
-SUM_ROWS = 64  # of a program where backward sums over rows: the partial sums are then 1/32 of the tensor or less
+SUM_ROWS = (
+    64  # of a program where backward sums over rows: the partial sums are then 1/32 of the tensor or less
+)
 SUM_TILE = (16, 128)
 
 
