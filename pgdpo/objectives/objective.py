@@ -10,7 +10,7 @@ from pgdpo.errors import InputError
 from pgdpo.objectives import modifiers
 from pgdpo.objectives.batch import Batch, PairInfo, Terms
 from pgdpo.objectives.registry import REGISTRY
-from pgdpo.objectives.spec import Needs, Spec, check_known, did_you_mean
+from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +106,11 @@ class Objective:
     @property
     def needs_cross(self) -> bool:
         return self.needs.cross
+
+    def notes(self) -> list[str]:
+        """What a run at these options must know: that it nearly is another objective, and what its batch is."""
+        near = self.spec.near(self.options)
+        return [f"{self.name} {near}"] * (near is not None) + [f"{self.name}: {POOLED}"] * self.spec.pools
 
     def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
         """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""

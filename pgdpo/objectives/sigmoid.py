@@ -146,7 +146,9 @@ NPO = Spec(
     confidence="code",
     compute=npo,
     options={"beta": beta()},
-    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted.",
+    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
+    "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "
+    "unconditional one: use the adapter so.",
 )
 INPO = Spec(
     name="inpo",

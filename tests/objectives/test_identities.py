@@ -46,7 +46,7 @@ DPO_IN_DISGUISE = [
     ("local_dpo", {"mask_weight": 0.0, "mask_sft": 0.0, "full_sft": 0.0}, {"masked": sample(2)}),
     ("uncertainty_dpo", {}, {"uncertainty": 0 * ONES}),
     ("adaptive_dpo", {}, {"uncertainty": 0 * ONES}),
-    ("video_dpo", {}, {"probability": 0.72 * ONES.double()}),
+    ("video_dpo", {}, {"gap_frequency": 0.72 * ONES.double()}),
     ("phygdpo", {}, {"reward_margin": ONES}),
     ("madpo", {"threshold": 0.3}, {"reward_margin": 0.3 * ONES.double()}),
     ("smpo", {"gamma": 1.0}, {"probability": ONES}),

@@ -179,10 +179,10 @@ def test_the_table_has_every_objective():
     table = markdown()
     body = [line for line in table.splitlines() if line.startswith("| `")]
     names = [line.split("`")[1] for line in body]
-    assert names[: len(available())] == available()
+    assert sorted(names[: len(available())]) == sorted(available())
     cells = {line.replace("\\|", "").count("|") for line in body[: len(available())]}
     assert cells == {8}
-    assert [row["name"] for row in rows()] == [f"`{name}`" for name in available()]
+    assert sorted(row["name"] for row in rows()) == sorted(f"`{name}`" for name in available())
     assert "not an equation of the paper" in table
 
 
