@@ -202,8 +202,8 @@ ADPO = Spec(
         ("target", "probability"): Needs(pairs=("probability",), soft=True),
         ("target", "reward"): Needs(pairs=("reward",)),
     },
-    note="The paper's temperature of the policy is 1/κ. With hard labels the target `probability` makes it dpo: they are "
-    "refused.",
+    note="The paper's temperature of the policy is 1/κ. With hard labels the target `probability` makes it dpo: they "
+    "are refused.",
 )
 DGPO = Spec(
     name="dgpo",

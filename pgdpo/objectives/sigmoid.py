@@ -145,6 +145,7 @@ NPO = Spec(
     formula="ℓ(−z)",
     confidence="code",
     compute=npo,
+    negative=True,
     options={"beta": beta()},
     note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
     "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "

@@ -135,6 +135,7 @@ class Spec:
     near: Callable[[Mapping[str, Any]], Near | None] = lambda options: (
         None
     )  # what it nearly is under its options
+    negative: bool = False  # it trains the unconditional branch of classifier-free guidance
     pools: bool = False  # its loss hangs on the other pairs of the batch
 
     def needs_with(self, options: Mapping[str, Any]) -> Needs:

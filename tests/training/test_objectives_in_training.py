@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pgdpo.errors import InputError
+from pgdpo.models.guidance import negative_branch
 from pgdpo.objectives import PairInfo, available, build_objective, needs_of
 from pgdpo.objectives.groups import TRAINS
 from pgdpo.training.metrics import pair_metrics, watch_gradients
@@ -432,7 +433,9 @@ class TestTheCatalogue:
     def test_it_trains(self, catalogue, name):
         rows = self.trained(catalogue, name)
         assert all(math.isfinite(row["loss"]) for row in rows)
-        assert rows[0]["margin"] == 0 != rows[-1]["margin"]  # the step between them moved the policy
+        if needs_of(name).reference:
+            assert rows[0]["margin"] == 0 != rows[-1]["margin"]  # the step between them moved the policy
+        assert rows[0]["gradient_norm"] > 0
 
     def test_the_columns_are_all_that_the_table_needs(self):
         needed = {column for name in TRAINS for column in needs_of(name).pairs}
@@ -457,13 +460,44 @@ def test_video_dpo_counts_the_gaps_of_scores(config_file):
 
 def test_smpo_and_adpo_refuse_hard_labels(config_file):
     override = prepare_with(config_file, probability=lambda row: 1.0)
-    for objective in ("smpo", "adpo"):
-        message = refusal(
-            config_file, override, f"objective={{name: {objective}}}", "diffusion.inversion_steps=2"
-        )
-        assert f"`{objective}` lives by how sure a label is" in message and "all 12 rows" in message
+    for objective, *more in (("smpo", "diffusion.inversion_steps=2"), ("adpo",)):
+        with pytest.raises(InputError, match=f"`{objective}` lives by how sure a label is.* all 12 rows"):
+            run_pgdpo("train", config_file, override, f"objective={{name: {objective}}}", *more)
 
 
 def test_linear_dpo_asks_for_its_reference(config_file):
     message = refusal(config_file, "objective={name: linear_dpo}")
     assert "follows the policy as an EMA" in message and "set train.reference to `ema`" in message
+
+
+def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, monkeypatch):
+    """In validation and in evaluation; without guidance there is no such branch."""
+    used = []
+    for place in ("training.validation", "evaluation.evaluate"):
+
+        def recorded(*arguments, place=place):
+            used.append(place)
+            return negative_branch(*arguments)
+
+        monkeypatch.setattr(f"pgdpo.{place}.negative_branch", recorded)
+    npo = (
+        "objective={name: npo, beta: 500}",
+        "train.steps=2",
+        "evaluate.every=2",
+        "evaluate.every_prompts=1",
+    )
+    run_pgdpo("train", config_file, "name=npo", *npo)
+    run_pgdpo("evaluate", config_file, "name=npo", *npo)
+    assert used == ["training.validation", "evaluation.evaluate"]
+    for changed, key in (
+        ("evaluate.guidance_scale=1", "evaluate.guidance_scale is 1"),
+        ("model.adapter=null", "evaluate.every is 2"),
+    ):
+        with pytest.raises(InputError, match=key):
+            run_pgdpo("train", config_file, *npo, changed)
+
+
+def test_a_run_says_what_its_objective_nearly_is_and_what_its_batch_is(config_file, capfd):
+    for name, said in (("cal_dpo", "is dpo at beta 5000 to a relative"), ("aot", "micro-batch of all ranks")):
+        train(config_file, name, f"objective={{name: {name}}}", "train.steps=1")
+        assert said in " ".join(capfd.readouterr().out.split())
