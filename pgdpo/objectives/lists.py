@@ -152,6 +152,7 @@ LPO = Spec(
     confidence="notes",
     compute=lpo,
     pools=True,
+    without={"group": "each pair is a list of two, which is dpo"},
     options={"beta": beta()},
     note="Lists of up to 8 from PairInfo.group and .rank; without them each pair is a list.",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +107,14 @@ class Objective:
     def needs_cross(self) -> bool:
         return self.needs.cross
 
-    def notes(self) -> list[str]:
-        """What a run at these options must know: that it nearly is another objective, and what its batch is."""
+    def notes(self, columns: Container[str]) -> list[str]:
+        """What a run at these options on rows with these columns must know: what it nearly is, and what its batch is."""
         near = self.spec.near(self.options)
-        return [f"{self.name} {near}"] * (near is not None) + [f"{self.name}: {POOLED}"] * self.spec.pools
+        found = [] if near is None else [f"{self.name} {near}"]
+        for column, then in self.spec.without.items():
+            if column not in columns:
+                found.append(f"{self.name}: no row has `{column}`: {then}")
+        return found + [f"{self.name}: {POOLED}"] * self.spec.pools
 
     def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
         """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""

@@ -115,7 +115,8 @@ class Near:
 
     def __str__(self) -> str:
         like = self.name if self.beta is None else f"{self.name} at beta {self.beta:g}"
-        return f"is {like} to a relative {self.within:.1g} of the gradient at these options: {self.differs}"
+        share = f", to {self.within:.1g} of its gradient" if self.within else ""
+        return f"is {like} at these options{share}: {self.differs}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ class Spec:
     near: Callable[[Mapping[str, Any]], Near | None] = lambda options: (
         None
     )  # what it nearly is under its options
+    without: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a column that it can do without, and what it is then
     negative: bool = False  # it trains the unconditional branch of classifier-free guidance
     pools: bool = False  # its loss hangs on the other pairs of the batch
 

@@ -243,8 +243,8 @@ class DataConfig(Section):
     )
     weight: WeightRule | None = Field(
         None,
-        description="What a pair's score margin says among all pairs': a factor of its loss, which multiplies the rows' "
-        "own, or the column that `video_dpo` reads.",
+        description="What a pair's score margin says among all pairs': a factor of its loss, which multiplies the "
+        "rows' own, or the column that `video_dpo` reads.",
     )
     pairs_per_shard: int = Field(32, ge=1, description="Pairs in one safetensors shard.")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of draws that see the empty prompt.")

@@ -224,15 +224,13 @@ def test_three_groups_hold_every_objective_once():
     assert [line.split("**")[1].lower() for line in headings] == list(GROUPS)
 
 
-def test_what_pools_its_batch_says_so():
+@pytest.mark.parametrize("name", NAMES)
+def test_what_pools_its_batch_says_so(name, monkeypatch):
     """Those whose formula asks for the other ranks' pairs."""
-    for name in NAMES:
-        spec = get_spec(name)
-        _, full = everything()
-        objective, asked = build_objective(name), []
-        with pytest.MonkeyPatch.context() as patch:
-            gathered = Batch.gathered
-            patch.setattr(Batch, "gathered", lambda *args: asked.append(1) or gathered(*args))
-            objective(everything()[0], full)
-        assert bool(asked) == spec.pools, name
-        assert ("not train.global_batch_pairs" in notes(spec)) == spec.pools
+    gathered, asked = Batch.gathered, []
+    monkeypatch.setattr(Batch, "gathered", lambda *args: asked.append(1) or gathered(*args))
+    errors, full = everything()
+    build_objective(name)(errors, full)
+    spec = get_spec(name)
+    assert bool(asked) == spec.pools
+    assert ("not train.global_batch_pairs" in notes(spec)) == spec.pools

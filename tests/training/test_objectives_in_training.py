@@ -498,6 +498,9 @@ def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, m
 
 
 def test_a_run_says_what_its_objective_nearly_is_and_what_its_batch_is(config_file, capfd):
-    for name, said in (("cal_dpo", "is dpo at beta 5000 to a relative"), ("aot", "micro-batch of all ranks")):
+    for name, said in (
+        ("cal_dpo", "is dpo at beta 5000 at these options, to 4e-06"),
+        ("aot", "micro-batch of all ranks"),
+    ):
         train(config_file, name, f"objective={{name: {name}}}", "train.steps=1")
         assert said in " ".join(capfd.readouterr().out.split())
