@@ -108,7 +108,7 @@ class Objective:
         return self.needs.cross
 
     def notes(self, columns: Container[str]) -> list[str]:
-        """What a run at these options on rows with these columns must know: what it nearly is, and what its batch is."""
+        """What a run on rows with these columns must know: what the objective nearly is, what its batch is."""
         near = self.spec.near(self.options)
         found = [] if near is None else [f"{self.name} {near}"]
         for column, then in self.spec.without.items():

@@ -411,6 +411,8 @@ class TestTheCatalogue:
         "segment_labels": lambda row: [1, -1 if row % 3 else 0],
         "tail": lambda row: [0.0, (row % 4) / 4],
         "uncertainty": lambda row: row / 12,
+        "group": lambda row: row // 2,
+        "rank": lambda row: [2 * (row % 2), 2 * (row % 2) + 1],
     }
 
     @pytest.fixture(scope="class")
@@ -440,7 +442,8 @@ class TestTheCatalogue:
     def test_the_columns_are_all_that_the_table_needs(self):
         needed = {column for name in TRAINS for column in needs_of(name).pairs}
         made = {"masked", "timestep", "gap_frequency"}  # from a picture, by the trainer, from scores
-        assert needed == made | set(self.COLUMNS)
+        lists = {"group", "rank"}  # read where they are
+        assert needed == made | (set(self.COLUMNS) - lists)
         for name in TRAINS:
             needs = needs_of(name)
             assert not needs.data or needs.noisy == "inverted", f"{name}: no prepared data hold {needs.data}"
@@ -499,8 +502,9 @@ def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, m
 
 def test_a_run_says_what_its_objective_nearly_is_and_what_its_batch_is(config_file, capfd):
     for name, said in (
-        ("cal_dpo", "is dpo at beta 5000 at these options, to 4e-06"),
-        ("aot", "micro-batch of all ranks"),
+        ("cal_dpo", "is dpo at beta 5000 at these options, to 4e-06 of its gradient"),
+        ("lpo", "no row has `group`: each pair is a list of two, which is dpo"),
+        ("aot", "one micro-batch of all ranks"),
     ):
         train(config_file, name, f"objective={{name: {name}}}", "train.steps=1")
         assert said in " ".join(capfd.readouterr().out.split())
