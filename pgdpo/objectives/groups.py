@@ -7,7 +7,7 @@ from pgdpo.objectives.spec import Spec
 
 GROUPS = {
     "trains here": "the published objective; a test trains it through the trainer with the data that it needs",
-    "formula only": "the published loss; the samples or the start that it was published with come from no prepared data",
+    "formula only": "the published loss; no prepared data hold the samples, or the start, that it was published with",
     "ours under a published name": "the idea is published, the form is ours, in part or whole; a test trains it too",
 }
 PLAIN = (
