@@ -174,6 +174,8 @@ def test_errors_of_the_configuration_stay_errors_with_fix(folder):
         ({"name": "dense_dpo"}, [{"segment_labels": [1] * 9}] * 2, "9 segments, and the latents have 4 frames"),
         ({"name": "dpo"}, [{"weight": 1}, {}], "column `weight` is missing in 1 of 2 rows"),
         ({"name": "smpo"}, [{}, {}], "column `probability` is missing in 2 of 2"),
+        ({"name": "video_dpo"}, [{"preference": 0.9}] * 2, "column `gap_frequency` is missing in 2 of 2"),
+        ({"name": "smpo"}, [{"preference": 1}, {"preference": 1}], "lives by how sure a label is"),
         ({"name": "dpo"}, [{"prompt": " ".join("abcdefghijk")}, {}], "has 11 different words"),
     ],
 )  # fmt: skip

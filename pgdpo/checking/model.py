@@ -33,7 +33,7 @@ from pgdpo.problems import Problem
 from pgdpo.settings import Config, DataConfig
 from pgdpo.training.engine import check_offload
 from pgdpo.training.memory import check_selective
-from pgdpo.training.pairs import check_noise, check_rows, divide_frames, frame_segments
+from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import (
     check_attention,
@@ -131,6 +131,7 @@ def _settings(inspected: Inspection, family: Family, prompt: str) -> Iterator[Pr
     config, gpu = inspected.loaded, torch.cuda.is_available()
     model, adapter, device = config.model, config.model.adapter, torch.device("cuda" if gpu else "cpu")
     name = config.objective["name"]
+    needs = needs_of(name, **config.objective_options)
     sharded = config.train.zero_stage == 3 and not model.random_init
     checks: dict[str, Callable[[], object]] = {
         "train.sequence_parallel": lambda: [
@@ -143,7 +144,8 @@ def _settings(inspected: Inspection, family: Family, prompt: str) -> Iterator[Pr
         "model.attention": lambda: check_attention(config, family, device),
         "model.gradient_checkpointing": lambda: check_selective(model),
         "model.kernels": lambda: check_kernels(model, family, device),
-        "objective.name": lambda: check_noise(name, needs_of(name, **config.objective_options), config),
+        "objective.name": lambda: check_noise(name, needs, config),
+        "train.reference": lambda: check_reference(name, needs, config),
         "evaluate.reward": lambda: try_reward(config, prompt),
     }
     for key, check in checks.items():

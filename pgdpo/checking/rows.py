@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from pgdpo.config import Inspection
-from pgdpo.data.columns import COLUMNS
+from pgdpo.data.columns import COLUMNS, are_hard, hard_labels
 from pgdpo.data.curation.order import read_margins
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.order import check_batches
@@ -73,13 +73,14 @@ def _how(column: str) -> str:
         "probability": "write `preference` (or `probability`)",
         "segment_labels": "write `segments` (or `segment_labels`)",
         "weight": "write 1 where nothing is known",
+        "gap_frequency": "set data.weight to {by: gap_frequency, score: NAME}, which counts it from the rows' `scores`",
         "label": "write [1, -1] for a pair",
     }
     return sources.get(column, f"write `{column}` into every row, or choose another objective")
 
 
 def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs: Needs) -> Iterator[Problem]:
-    """Ties and frequencies that an objective would misread."""
+    """Ties and hard labels that an objective would misread."""
     tied = [row for row in rows if row.values.get("preference") == TIE]
     if tied and ties == "keep" and not {"probability", "label_smoothing"} & set(needs.pairs):
         yield tied[0].problem(
@@ -90,15 +91,14 @@ def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs:
             suggestion="set data.ties to `drop`",
             severity="warning",
         )
-    derived = [row for row in rows if "probability" in columns(row.values)]
-    if name == "video_dpo" and derived:
-        yield derived[0].problem(
-            "`preference` stands in for `probability`, which video_dpo reads as the frequency of the pair's score gap",
+    labels = [{**columns(row.values), **row.values}.get("probability") for row in rows]
+    if needs.soft and None not in labels and are_hard(labels):
+        yield rows[0].problem(
+            hard_labels(name, len(rows)),
             key="probability",
-            value=derived[0].values["preference"],
-            allowed="a frequency from 0 to 1",
-            suggestion="write `probability` into every row",
-            severity="warning",
+            value=labels[0],
+            allowed="a number between 0 and 1 in some rows",
+            suggestion="write how sure each label is",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,12 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
         return
     name = config.objective["name"]
     needs = needs_of(name, **config.objective_options)
+    given = (
+        config.data.weight and config.data.weight.by
+    )  # the column that the rule makes, `gap_frequency` by its name
+    in_rows = replace(needs, pairs=tuple(column for column in needs.pairs if column != given))
     for rows in filter(None, findings.rows.values()):
-        findings.problems += column_problems(rows, name, needs)
+        findings.problems += column_problems(rows, name, in_rows)
         findings.problems += preference_problems(rows, config.data.ties, name, needs)
     train = findings.rows.get("train", [])
     held_out = findings.rows.get("held_out", [])

@@ -18,7 +18,7 @@ def objectives(
     name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
 ) -> None:
-    """List the objectives: paper, options, what data each needs, how sure its formula is.
+    """List the objectives in three groups: paper, options, what data each needs, how sure its formula is.
 
     Example: pgdpo objectives pg_dpo
     """

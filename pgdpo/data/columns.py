@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 NUMBER, SIDES, SEGMENTS = "number", "[chosen, rejected]", "list of one number per segment"
@@ -53,7 +54,22 @@ COLUMNS = {
     "group": Column(integer=True),
     "rank": Column((SIDES,), integer=True),
     "uncertainty": Column(least=0),
+    "gap_frequency": Column(least=0, most=1),
     "timestep_weight": Column(least=0),
     "advantage": Column((NUMBER, SIDES)),
     "label": Column((SIDES,), least=-1, most=1, integer=True),
 }  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
+
+
+def are_hard(probabilities: Iterable[float]) -> bool:
+    """Whether no label says how sure it is: all are 0 or 1."""
+    return all(probability in (0, 1) for probability in probabilities)
+
+
+def hard_labels(objective: str, rows: int) -> str:
+    """What is said of hard labels where the objective lives by soft ones."""
+    return (
+        f"objective `{objective}` lives by how sure a label is, and `probability` (or `preference`) is 0 or 1 in all "
+        f"{rows} rows: write a share of votes or a reward model's probability, between 0 and 1, into the manifest and "
+        "run `pgdpo prepare` again, or choose another objective"
+    )

@@ -26,6 +26,7 @@ from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
 from pgdpo.evaluation.statistics import share
 from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
+from pgdpo.models.guidance import negative_branch
 from pgdpo.models.lora_file import open_lora
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
@@ -305,7 +306,9 @@ def compare_samples(
 
 
 def _sample(config: Config, data: PreparedPairs, jobs: list[tuple[int, int]], which: str, pair: ModelPair):
-    with pair.model(which) as model:
+    with pair.model(which) as model, contextlib.ExitStack() as stack:
+        if which == "aligned" and config.trains_negative_branch:
+            stack.enter_context(negative_branch(model, lambda: pair.model("reference"), len(jobs)))
         return sample_latents(config, pair.family, model, data, jobs, pair.device)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pgdpo.objectives.batch import Batch, Terms, nll
-from pgdpo.objectives.spec import Option, Spec, beta
+from pgdpo.objectives.spec import Near, Option, Spec, beta
 
 
 def cal_dpo(batch: Batch, *, beta: float) -> Terms:
@@ -49,6 +51,15 @@ def flex_dpo(batch: Batch, *, beta_chosen: float, beta_rejected: float) -> Terms
     return Terms(nll(z), z)
 
 
+def _near_dpo(options: Mapping[str, float]) -> Near | None:
+    """Gradients by r_w at the reference: β/4 of ℓ(z), 1/β and 2·r_w (of order 1e-3) of the calibration."""
+    beta = options["beta"]
+    within = 4 / beta**2 + 0.02 / beta
+    if within > 0.02:
+        return None
+    return Near("dpo", within, "the calibration counts at a beta of about 2", beta)
+
+
 CAL_DPO = Spec(
     name="cal_dpo",
     paper="Cal-DPO, arXiv 2412.14516",
@@ -57,7 +68,9 @@ CAL_DPO = Spec(
     confidence="paper",
     compute=cal_dpo,
     options={"beta": beta()},
-    note="The targets take β itself. On mean errors they are of order 1e-4: felt at small β alone.",
+    near=_near_dpo,
+    note="The targets take β itself. On mean errors they are of order 1e-4: felt at a β of about 2, where ℓ(z) pulls "
+    "as much as they do; at the default β it is dpo to 1e-5 of the gradient.",
 )
 NCA = Spec(
     name="nca",
@@ -71,6 +84,7 @@ NCA = Spec(
 BCO = Spec(
     name="bco",
     paper="BCO, arXiv 2404.04656",
+    pools=True,
     summary="A binary classifier of chosen and rejected around the running mean of their rewards.",
     formula="ℓ(κr_w − δ) + ℓ(δ − κr_l), δ the running mean of κr over all samples so far",
     confidence="code",

@@ -33,6 +33,7 @@ class PairInfo:
     group: Tensor | None = None  # [B] integer id of the list or prompt; by default each pair is its own
     rank: Tensor | None = None  # [B, 2] place in the list, 0 is best, negative: not in the list
     uncertainty: Tensor | None = None  # [B] >= 0
+    gap_frequency: Tensor | None = None  # [B] in 0..1: share of all pairs with a score gap like this one
     timestep: Tensor | None = None  # [B] in the model's own unit
     timestep_weight: Tensor | None = None  # [B] omega_t, a factor of beta
     advantage: Tensor | None = None  # [B, 2], or [B] of the chosen, the rejected having its negative

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pgdpo.objectives.groups import GROUPS, group_of, grouped
 from pgdpo.objectives.modifiers import MODIFIERS
-from pgdpo.objectives.registry import REGISTRY
-from pgdpo.objectives.spec import CONFIDENCE, Needs, Option, Spec
+from pgdpo.objectives.spec import CONFIDENCE, POOLED, Needs, Option, Spec
 
 COLUMNS = ("name", "paper", "formula", "options", "needs", "confidence", "notes")
 NOTATION = """\
@@ -14,14 +14,18 @@ sg = stop-gradient. Where a formula shows β it is β itself. The loss is the me
 
 
 def rows() -> list[dict[str, str]]:
-    """A row per objective, in the registry's order, with the keys of `COLUMNS` and `summary`."""
-    return [_row(spec) for spec in REGISTRY.values()]
+    """A row per objective, by group, with the keys of `COLUMNS`, `group` and `summary`."""
+    return [_row(spec) for specs in grouped().values() for spec in specs]
 
 
 def markdown() -> str:
-    """The notation, the table of objectives and the table of modifiers, as Markdown."""
-    lines = [NOTATION, "", *_header(COLUMNS)]
-    lines += [_line([_cell(row[column]) for column in COLUMNS]) for row in rows()]
+    """The notation, a table of objectives for each group and the table of modifiers, as Markdown."""
+    lines = [NOTATION]
+    for group, meaning in GROUPS.items():
+        lines += ["", f"**{group.capitalize()}**: {meaning}.", "", *_header(COLUMNS)]
+        lines += [
+            _line([_cell(row[column]) for column in COLUMNS]) for row in rows() if row["group"] == group
+        ]
     lines += ["", "Modifiers, for any objective:", "", *_header(("modifier", "options"))]
     for name, known in MODIFIERS.items():
         options = {name: known} if isinstance(known, Option) else known
@@ -35,14 +39,22 @@ def _row(spec: Spec) -> dict[str, str]:
     needs += [f"{key}={value}: {_needs(more)}" for (key, value), more in spec.needs_if.items()]
     return {
         "name": f"`{spec.name}`",
+        "group": group_of(spec),
         "paper": spec.paper,
         "summary": spec.summary,
         "formula": spec.formula,
         "options": _options(spec.options),
         "needs": "; ".join(filter(None, needs)),
         "confidence": spec.confidence,
-        "notes": " ".join(filter(None, (spec.summary, spec.note))),
+        "note": notes(spec),
+        "notes": " ".join(filter(None, (spec.summary, notes(spec)))),
     }
+
+
+def notes(spec: Spec) -> str:
+    """The objective's note and what its batch is, as sentences."""
+    pooled = f"{POOLED[0].upper()}{POOLED[1:]}." if spec.pools else ""
+    return " ".join(filter(None, (spec.note, pooled)))
 
 
 def _options(options: dict[str, Option]) -> str:
@@ -55,11 +67,13 @@ def _default(option: Option) -> str:
 
 def _needs(needs: Needs) -> str:
     wanted = (
-        (needs.reference and not needs.predictions, "reference"),
+        (needs.reference and not needs.predictions and not needs.moving, "reference"),
+        (needs.moving, "a reference that follows the policy (train.reference: ema)"),
         (not needs.reference, "no reference"),
         (needs.predictions, "reference predictions"),
         (needs.cross, "cross"),
         *((True, name) for name in needs.pairs),
+        (needs.soft, "soft labels"),
         (bool(needs.data), needs.data),
     )
     return ", ".join(text for wanted_here, text in wanted if wanted_here)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pgdpo.objectives.batch import Batch, Terms, nll, with_scaled_gradient
-from pgdpo.objectives.spec import Option, Spec, beta
+from pgdpo.objectives.spec import Near, Option, Spec, beta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,24 @@ def reg_dpo(batch: Batch, *, beta: float, sft_weight: float) -> Terms:
     return Terms(nll(z) + sft_weight * batch.error_chosen, z)
 
 
+def _f_near_dpo(options: Mapping[str, Any]) -> Near | None:
+    """g'(r) is 1, e^(−r), σ(−r) or e^(−αr), with r of order 1e-3."""
+    beta, divergence = options["beta"], options["divergence"]
+    rate = {"reverse_kl": 0.0, "forward_kl": 1.0, "js": 0.5, "alpha": options["alpha"]}[divergence]
+    if 0.01 * rate > 0.02:
+        return None
+    differs = "take the divergence alpha with an alpha of 100 or more, near which g is curved"
+    return Near("dpo", 0.01 * rate, differs, beta / 2 if divergence == "js" else beta)
+
+
+def _near_dpo(options: Mapping[str, Any]) -> Near | None:
+    """Gradients by E_pw at the reference: β/4 of ℓ(z), r of the denoising term."""
+    within = 4 * options["sft_weight"] / options["beta"]
+    if within > 0.02:
+        return None
+    return Near("dpo", within, "the denoising term counts at a sft_weight of about beta/4", options["beta"])
+
+
 DPOP = Spec(
     name="dpop",
     paper="DPO-Positive (Smaug), arXiv 2402.13228",
@@ -97,12 +116,15 @@ F_DPO = Spec(
         "divergence": Option("forward_kl", "g", choices=("reverse_kl", "forward_kl", "js", "alpha")),
         "alpha": Option(0.5, "α of the alpha divergence; default ours", above=0),
     },
-    note=f"Exponents are clamped at {EXPONENT_LIMIT:g}. On mean errors r is far below 1, where every g is "
-    "nearly linear: forward_kl and alpha start as dpo, js as dpo with half the β.",
+    near=_f_near_dpo,
+    note=f"Exponents are clamped at {EXPONENT_LIMIT:g}. On mean errors r is of order 1e-3, where every g is nearly "
+    "linear: reverse_kl is dpo, forward_kl is dpo to 1e-3, js dpo with half the β, alpha dpo to α·1e-3: an α of "
+    "100 and more is itself.",
 )
 AOT = Spec(
     name="aot",
     paper="AOT, arXiv 2406.05882",
+    pools=True,
     summary="Rewards of chosen and of rejected are sorted over the batch, then compared place by place.",
     formula="ℓ(κ(r_w,(i) − r_l,(i))), (i) the i-th smallest of the batch",
     confidence="code",
@@ -136,4 +158,6 @@ REG_DPO = Spec(
     confidence="notes",
     compute=reg_dpo,
     options={"beta": beta(), "sft_weight": Option(1.0, "r; default ours", least=0)},
+    near=_near_dpo,
+    note="At the defaults the denoising term has 8e-4 of the gradient: felt at an r of about β/4.",
 )

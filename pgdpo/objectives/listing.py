@@ -7,13 +7,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pgdpo.objectives.docs import NOTATION, rows
+from pgdpo.objectives.groups import GROUPS
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.objective import get_spec
 from pgdpo.objectives.spec import CONFIDENCE
 
 
 def table() -> Table:
-    """A row per objective: what it is, where it comes from, its options, what it needs, how sure its formula is."""
+    """The objectives by group: what each is, its paper, its options, what it needs, how sure its formula is."""
     listing = Table(
         caption=f"`pgdpo objectives NAME` shows one with its formula. Modifiers of any: {', '.join(MODIFIERS)}.",
         caption_justify="left",
@@ -24,8 +25,12 @@ def table() -> Table:
     listing.add_column("what it does, paper", ratio=5, overflow="fold")
     listing.add_column("options, data needed", ratio=4, overflow="fold")
     listing.add_column("formula from", no_wrap=True)
+    group = ""
     for row in rows():
         spec = get_spec(row["name"].strip("`"))
+        if row["group"] != group:
+            group = row["group"]
+            listing.add_row("", f"[bold]{escape(group)}[/]: {escape(GROUPS[group])}", "", "")
         options = ", ".join(f"{key}={_plain(option.default)}" for key, option in spec.options.items())
         about = f"{escape(spec.summary)}\n[dim]{escape(spec.paper)}[/]"
         needs = f"{escape(options or 'no options')}\n[dim]{escape(row['needs'])}[/]"
@@ -43,11 +48,12 @@ def page(name: str) -> RenderableType:
     for label, text in (
         ("objective", name),
         ("paper", spec.paper),
+        ("stands as", f"{row['group']}: {GROUPS[row['group']]}"),
         ("what it does", spec.summary),
         ("loss", spec.formula),
         ("formula from", f"{spec.confidence}: {CONFIDENCE[spec.confidence]}"),
         ("needs", row["needs"]),
-        ("note", spec.note),
+        ("note", row["note"]),
     ):
         if text:
             facts.add_row(label, escape(text))

@@ -151,6 +151,8 @@ LPO = Spec(
     formula="−Σ_j [κr_j − LSE_{k≥j} κr_k]",
     confidence="notes",
     compute=lpo,
+    pools=True,
+    without={"group": "each pair is a list of two, which is dpo"},
     options={"beta": beta()},
     note="Lists of up to 8 from PairInfo.group and .rank; without them each pair is a list.",
 )
@@ -161,6 +163,7 @@ GDRO = Spec(
     formula="Σ_i [LSE_{j≥i} κr_j − Σ_{j≥i} q_i(j)·κr_j] + γ·E_p of the best, q_i = softmax_{j≥i}(reward/τ)",
     confidence="notes",
     compute=gdro,
+    pools=True,
     options={
         "beta": beta(),
         "tau": Option(0.05, "τ", above=0),
@@ -176,6 +179,7 @@ RANK_DPO = Spec(
     formula="Σ_{i≻j} |G_i−G_j|·|1/log(1+τ_i) − 1/log(1+τ_j)|·ℓ(κ(r_i − r_j)), G = 2^reward − 1",
     confidence="paper",
     compute=rank_dpo,
+    pools=True,
     options={"beta": beta()},
     needs=Needs(pairs=("reward",)),
     note="τ is the place in the list by reward, from 1; rewards of order 1 (the paper: five reward models).",
@@ -187,6 +191,7 @@ ADPO = Spec(
     formula="−Σ_i q_i·log softmax_i(κr)",
     confidence="ours",
     compute=adpo,
+    pools=True,
     options={
         "beta": beta(),
         "target": Option(
@@ -195,10 +200,11 @@ ADPO = Spec(
         "tau": Option(1.0, "τ of the target; default ours", above=0),
     },
     needs_if={
-        ("target", "probability"): Needs(pairs=("probability",)),
+        ("target", "probability"): Needs(pairs=("probability",), soft=True),
         ("target", "reward"): Needs(pairs=("reward",)),
     },
-    note="The paper's temperature of the policy is 1/κ.",
+    note="The paper's temperature of the policy is 1/κ. With hard labels the target `probability` makes it dpo: they "
+    "are refused.",
 )
 DGPO = Spec(
     name="dgpo",
@@ -207,6 +213,7 @@ DGPO = Spec(
     formula="mean_i sg[σ(Σ_j A_j·β·e_j/G)]·A_i·E_p,i",
     confidence="code",
     compute=dgpo,
+    pools=True,
     options={"beta": beta(100.0)},
     needs=Needs(pairs=("advantage",), data="groups (24 in the paper) with advantages"),
     note="β itself, without the half. Not bounded below.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from pgdpo.errors import InputError
 from pgdpo.objectives import modifiers
 from pgdpo.objectives.batch import Batch, PairInfo, Terms
 from pgdpo.objectives.registry import REGISTRY
-from pgdpo.objectives.spec import Needs, Spec, check_known, did_you_mean
+from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +106,15 @@ class Objective:
     @property
     def needs_cross(self) -> bool:
         return self.needs.cross
+
+    def notes(self, columns: Container[str]) -> list[str]:
+        """What a run on rows with these columns must know: what the objective nearly is, what its batch is."""
+        near = self.spec.near(self.options)
+        found = [] if near is None else [f"{self.name} {near}"]
+        for column, then in self.spec.without.items():
+            if column not in columns:
+                found.append(f"{self.name}: no row has `{column}`: {then}")
+        return found + [f"{self.name}: {POOLED}"] * self.spec.pools
 
     def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
         """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""

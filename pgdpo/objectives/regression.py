@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pgdpo.objectives.batch import Batch, Terms, nll
-from pgdpo.objectives.spec import Needs, Option, Spec, beta
+from pgdpo.objectives.spec import Near, Needs, Option, Spec, beta
 
 
 def capo(batch: Batch, *, beta: float) -> Terms:
@@ -34,6 +36,13 @@ def inversion_dpo(batch: Batch, *, beta: float, inverted_by: str) -> Terms:
     return Terms(nll(z), z)
 
 
+def _near_sft(options: Mapping[str, float]) -> Near | None:
+    """c is β/2 near the reference: below a hundredth, the second term of the target is lost."""
+    if options["beta"] > 0.02:
+        return None
+    return Near("sft", 2 * options["beta"], "the preference counts from a beta of about 0.1")
+
+
 CAPO = Spec(
     name="capo",
     paper="CaPO, arXiv 2502.02588",
@@ -52,7 +61,7 @@ LINEAR_DPO = Spec(
     confidence="code",
     compute=linear_dpo,
     options={"beta": beta(500.0), "eta": Option(0.1, "η; default ours", least=0, below=0.5)},
-    needs=Needs(data="a reference that follows the policy as an EMA (train.reference: ema)"),
+    needs=Needs(moving=True),
     note="β itself, without the half. The value isn't bounded below; only its gradient has a meaning.",
 )
 DSPO = Spec(
@@ -64,7 +73,8 @@ DSPO = Spec(
     compute=dspo,
     options={"beta": beta(0.001)},
     needs=Needs(predictions=True),
-    note="c takes β itself, z has κ = β/2.",
+    near=_near_sft,
+    note="c takes β itself, z has κ = β/2. At the published β the chosen's denoising loss is nearly all of it.",
 )
 INVERSION_DPO = Spec(
     name="inversion_dpo",

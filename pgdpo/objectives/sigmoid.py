@@ -145,8 +145,11 @@ NPO = Spec(
     formula="ℓ(−z)",
     confidence="code",
     compute=npo,
+    negative=True,
     options={"beta": beta()},
-    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted.",
+    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
+    "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "
+    "unconditional one: use the adapter so.",
 )
 INPO = Spec(
     name="inpo",

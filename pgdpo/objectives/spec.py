@@ -24,6 +24,11 @@ CONFIDENCE = {
     "ours": "the paper names the idea; the form is ours",
 }
 
+POOLED = (
+    "the batch that its pairs are compared in is one micro-batch of all ranks (ranks x train.micro_batch_pairs), not "
+    "train.global_batch_pairs"
+)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -80,6 +85,8 @@ class Needs:
     predictions: bool = False  # the reference's predictions, for `drift_*`; cached errors don't do
     cross: bool = False  # `PairErrors.cross`
     pairs: tuple[str, ...] = ()  # fields of `PairInfo`
+    soft: bool = False  # `probability` between 0 and 1 in some rows: with hard labels it is another objective
+    moving: bool = False  # a reference that follows the policy as an EMA
     noisy: str = "drawn"  # noisy latents and target: drawn | inverted | siblings (of one sampled path)
     data: str = ""  # anything else, in words
 
@@ -90,9 +97,26 @@ class Needs:
             predictions=self.predictions or other.predictions,
             cross=self.cross or other.cross,
             pairs=tuple(dict.fromkeys(self.pairs + other.pairs)),
+            soft=self.soft or other.soft,
+            moving=self.moving or other.moving,
             noisy=other.noisy if self.noisy == "drawn" else self.noisy,
             data="; ".join(filter(None, (self.data, other.data))),
         )
+
+
+@dataclass(frozen=True)
+class Near:
+    """The objective that another one nearly is at some values of its options."""
+
+    name: str
+    within: float  # relative difference of the gradients, for rewards of order 1e-3
+    differs: str  # the values at which it is itself
+    beta: float | None = None  # of the other one; None: it has none
+
+    def __str__(self) -> str:
+        like = self.name if self.beta is None else f"{self.name} at beta {self.beta:g}"
+        share = f", to {self.within:.1g} of its gradient" if self.within else ""
+        return f"is {like} at these options{share}: {self.differs}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +133,14 @@ class Spec:
     needs: Needs = field(default_factory=Needs)
     needs_if: Mapping[tuple[str, str], Needs] = field(default_factory=dict)  # what option=value changes
     note: str = ""
+    near: Callable[[Mapping[str, Any]], Near | None] = lambda options: (
+        None
+    )  # what it nearly is under its options
+    without: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a column that it can do without, and what it is then
+    negative: bool = False  # it trains the unconditional branch of classifier-free guidance
+    pools: bool = False  # its loss hangs on the other pairs of the batch
 
     def needs_with(self, options: Mapping[str, Any]) -> Needs:
         """What it needs under these options."""

@@ -28,6 +28,7 @@ KTO = Spec(
     formula="w_y·(1 − σ(y·β(r − z₀))), z₀ = sg max(0, mean r), mean over the pair's samples",
     confidence="code",
     compute=kto,
+    pools=True,
     options={
         "beta": beta(1000.0),
         "desirable_weight": Option(1.0, "weight of desirable samples", least=0),

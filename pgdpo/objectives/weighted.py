@@ -27,8 +27,8 @@ def adaptive_dpo(batch: Batch, *, beta: float, tau: float, gamma: float) -> Term
 
 def video_dpo(batch: Batch, *, beta: float, rarity_power: float) -> Terms:
     z = batch.logit(beta)
-    weight = (0.72 / batch.info("probability").clamp_min(1e-3)) ** rarity_power
-    return Terms(weight * nll(z), z)
+    weight = (0.72 / batch.info("gap_frequency").clamp_min(1e-3)) ** rarity_power
+    return Terms(weight * nll(z), z, stats={"video_dpo/weight": weight})
 
 
 def phygdpo(batch: Batch, *, beta: float) -> Terms:
@@ -115,8 +115,9 @@ VIDEO_DPO = Spec(
     confidence="code",
     compute=video_dpo,
     options={"beta": beta(), "rarity_power": Option(1.0, "b; default ours", least=0)},
-    needs=Needs(pairs=("probability",)),
-    note="`probability` is here the frequency of the pair's score gap in the data, clamped at 1e-3.",
+    needs=Needs(pairs=("gap_frequency",)),
+    note="p, clamped at 1e-3, is the share of all pairs whose score gap lies in the same of equal bins: "
+    "data.weight {by: gap_frequency, score: NAME} counts it from the rows' `scores`; 10 bins are ours.",
 )
 PHYGDPO = Spec(
     name="phygdpo",
@@ -138,9 +139,14 @@ SMPO = Spec(
     compute=smpo,
     options={"beta": beta(2000.0), "gamma": Option(10.0, "γ", above=0)},
     needs=Needs(
-        pairs=("probability",), noisy="inverted", data="noisy latents and target from DDIM inversion"
+        pairs=("probability",),
+        soft=True,
+        noisy="inverted",
+        data="noisy latents and target from DDIM inversion",
     ),
-    note="Each pair's own p̃; the public code takes the first pair's for the whole batch.",
+    note="Each pair's own p̃; the public code takes the first pair's for the whole batch. At p̃ = 1 it is inpo "
+    "with γ times the β, so hard labels are refused. The paper inverts by ReNoise, which refines each step by "
+    "fixed-point iterations: that is missing here, plain DDIM inversion stands in its place.",
 )
 SIPO = Spec(
     name="sipo",
@@ -164,6 +170,7 @@ BETA_DPO = Spec(
     formula="ℓ(z·clamp(1 + a(mean z − M), 0.01)), over the share ρ of pairs nearest to M, M the EMA of z",
     confidence="code",
     compute=beta_dpo,
+    pools=True,
     options={
         "beta": beta(),
         "sensitivity": Option(0.6, "a", least=0),

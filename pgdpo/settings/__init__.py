@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pgdpo.objectives import check_options, needs_of
+from pgdpo.objectives import check_options, get_spec, needs_of
 from pgdpo.settings.data import (
     DataConfig,
     OrderRule,
@@ -93,6 +93,11 @@ class Config(Section):
         return {key: value for key, value in self.objective.items() if key != "name"}
 
     @property
+    def trains_negative_branch(self) -> bool:
+        """Whether the trained weights take the place of the unconditional branch in guidance."""
+        return get_spec(self.objective["name"]).negative
+
+    @property
     def reference_mode(self) -> str:
         """`train.reference` with `auto` resolved."""
         if self.train.reference != "auto":
@@ -133,6 +138,8 @@ class Config(Section):
                 f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
                 "are shown, or leave evaluate.every out"
             )
+        if self.trains_negative_branch:
+            self._check_negative_branch()
         if self.train.reference == "adapter" and self.model.adapter is None:
             raise ValueError(
                 "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
@@ -168,6 +175,21 @@ class Config(Section):
                 "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
             )
         return self
+
+    def _check_negative_branch(self) -> None:
+        """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
+        name, adapter = self.objective["name"], self.model.adapter
+        if self.data.held_out is not None and self.evaluate.guidance_scale <= 1:
+            raise ValueError(
+                f"evaluate.guidance_scale is {self.evaluate.guidance_scale:g}, and objective `{name}` trains the "
+                "unconditional branch of guidance, which clips are then sampled without: set it above 1"
+            )
+        if self.evaluate.every is not None and (adapter is None or adapter.reference_starts_at_init):
+            raise ValueError(
+                f"evaluate.every is {self.evaluate.every}, and objective `{name}` trains the unconditional branch of "
+                "guidance: while it trains, the other branch is the model without the adapter; set model.adapter (with "
+                "model.adapter.reference: base where it has an init), or leave evaluate.every out"
+            )
 
     def _check_cached(self) -> None:
         """Raises ValueError where the reference's errors alone are not enough."""

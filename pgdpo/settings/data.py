@@ -135,10 +135,19 @@ class SelectRule(Section):
 
 
 class WeightRule(Section):
-    by: Literal["rarity"] = Field(description="rarity: pairs with a rare score margin count more (VideoDPO).")
+    by: Literal["rarity", "gap_frequency"] = Field(
+        description="rarity: pairs with a rare score margin count more, under any objective; gap_frequency: no factor, "
+        "but the column `gap_frequency`, the share of pairs in the same bin, of which `video_dpo` makes its own."
+    )
     score: str = Field(description="Name in the rows' `scores`, or `reward_margin`.")
     bins: int = Field(10, ge=2, description="Equal bins of the margin.")
-    power: float = Field(1.0, ge=0, description="The factor goes with share**-power.")
+    power: float = Field(1.0, ge=0, description="rarity: the factor goes with share**-power.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> WeightRule:
+        if self.by == "gap_frequency" and self.power != 1:
+            raise ValueError("`by: gap_frequency` takes no power: set objective.rarity_power of `video_dpo`")
+        return self
 
 
 class OrderRule(Section):
@@ -233,7 +242,9 @@ class DataConfig(Section):
         "each; by default an epoch is shuffled whole.",
     )
     weight: WeightRule | None = Field(
-        None, description="Factor of each pair's loss; multiplies the rows' own."
+        None,
+        description="What a pair's score margin says among all pairs': a factor of its loss, which multiplies the "
+        "rows' own, or the column that `video_dpo` reads.",
     )
     pairs_per_shard: int = Field(32, ge=1, description="Pairs in one safetensors shard.")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of draws that see the empty prompt.")

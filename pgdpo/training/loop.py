@@ -388,6 +388,8 @@ class Trainer:
             log_event(self.config.run_dir, done, "selection", str(kept))
         if self.objective.needs.data and self.objective.needs.noisy == "drawn":
             say(f"{self.objective.name} expects {self.objective.needs.data}; this is not checked")
+        for note in self.objective.notes(self.data.rows[0]):
+            say(note)
         say_beta(self.objective, math.prod(self.data.latent_shape))
 
 

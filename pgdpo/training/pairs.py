@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pgdpo.data.columns import COLUMNS
+from pgdpo.data.columns import COLUMNS, are_hard, hard_labels
 from pgdpo.data.prepared import PreparedPairs, has_mask
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
@@ -35,6 +35,7 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
     Raises InputError naming objective, column, the first row at fault and the file.
     """
     check_noise(objective.name, objective.needs, config)
+    check_reference(objective.name, objective.needs, config)
     check_rows(objective.name, objective.needs, data)
 
 
@@ -44,6 +45,17 @@ def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
         _check_masks(name, data)
     for column in COLUMNS:
         _check_column(column, data, name if column in needs.pairs else None)
+    if needs.soft and are_hard(row["probability"] for row in data.rows):
+        raise InputError(f"{data.folder / 'index.json'}: {hard_labels(name, len(data.rows))}")
+
+
+def check_reference(name: str, needs: Needs, config: Config) -> None:
+    """Raises InputError where the objective's reference follows the policy and the configuration's does not."""
+    if needs.moving and config.reference_mode != "ema":
+        raise InputError(
+            f"objective `{name}` needs a reference that follows the policy as an EMA, and train.reference is "
+            f"`{config.train.reference}`: set train.reference to `ema`"
+        )
 
 
 def check_noise(name: str, needs: Needs, config: Config) -> None:

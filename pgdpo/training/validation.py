@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 
 from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
 from pgdpo.data.video import write_video
 from pgdpo.models.family import Family
+from pgdpo.models.guidance import negative_branch, without_adapter
 from pgdpo.settings import Config
 from pgdpo.training.policy import open_pairs, require_images
 from pgdpo.training.trackers import Trackers
@@ -68,14 +71,17 @@ class Validation:
             return
         was_training = transformer.training
         transformer.eval()
-        latents = [
-            sample_latents(self._config, self._family, transformer, self._data, [job], self._device)[0]
-            for job in self._jobs
-        ]
+        latents = [self._sample(transformer, job) for job in self._jobs]
         transformer.train(was_training)
         if log:
             self._write(step, latents, log)
         dist.barrier()
+
+    def _sample(self, transformer: torch.nn.Module, job: tuple[int, int]) -> torch.Tensor:
+        with contextlib.ExitStack() as stack:
+            if self._config.trains_negative_branch:
+                stack.enter_context(negative_branch(transformer, lambda: without_adapter(transformer), 1))
+            return sample_latents(self._config, self._family, transformer, self._data, [job], self._device)[0]
 
     def _write(self, step: int, latents: list[torch.Tensor], log: Trackers) -> None:
         decoder = self._family.load_encoders(self._device)

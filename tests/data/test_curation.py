@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import auc, probe, statistics
 from pgdpo.data.curation.select import neighbour_entropy, select
-from pgdpo.data.curation.weight import weights
+from pgdpo.data.curation.weight import weighted, weights
 from pgdpo.data.order import Order
 from pgdpo.errors import InputError
 from pgdpo.settings import OrderRule, SelectRule, WeightRule
@@ -135,6 +135,20 @@ def test_rules_are_checked(rule, message):
 def test_a_resolved_rule_is_read_again():
     rule = SelectRule(by="margin", score="total", low=0.5)
     assert SelectRule.model_validate(rule.model_dump()) == rule
+
+
+def test_gap_frequency_is_the_share_of_pairs_in_the_same_bin_and_no_weight():
+    rng = np.random.default_rng(7)
+    margins = rng.normal(size=200)
+    rule = WeightRule(by="gap_frequency", score="total", bins=7)
+    found, _ = weighted(rule, [row(i, margin, 0.0, weight=2.0) for i, margin in enumerate(margins)])
+    width = (margins.max() - margins.min()) / 7
+    place = np.minimum((margins - margins.min()) // width, 6)
+    wanted = [(place == own).mean() for own in place]
+    assert [each["gap_frequency"] for each in found] == pytest.approx(wanted)
+    assert {each["weight"] for each in found} == {2.0}
+    with pytest.raises(ValueError, match="takes no power"):
+        WeightRule(by="gap_frequency", score="total", power=2.0)
 
 
 def test_rarity_weights_go_with_the_inverse_share():

@@ -289,7 +289,7 @@ def local_dpo(x, sg, o, info):
 
 
 def video_dpo(x, sg, o, info):
-    return (0.72 / info["probability"]) ** o["rarity_power"] * ell(zed(x, o, info))
+    return (0.72 / info["gap_frequency"]) ** o["rarity_power"] * ell(zed(x, o, info))
 
 
 def poly_dpo(x, sg, o, info):

@@ -60,6 +60,7 @@ def random_info(rng: np.random.Generator, pairs: int, segments: int) -> dict[str
         "tail": rng.uniform(0, 1, (pairs, segments)),
         "group": group,
         "rank": rank,
+        "gap_frequency": rng.uniform(0.05, 1, pairs),
         "uncertainty": rng.uniform(0, 1, pairs),
         "timestep": rng.uniform(0, 1, pairs),
         "timestep_weight": rng.uniform(0.2, 2, pairs),

@@ -8,7 +8,8 @@ import torch
 from objective_oracle import Errors
 from objective_samples import FIELDS, random_errors, to_torch
 
-from pgdpo.objectives import PairInfo, available, build_objective, get_spec
+from pgdpo.objectives import PairInfo, available, build_objective, check_options, get_spec
+from pgdpo_kernels import pair_errors
 
 pytestmark = pytest.mark.quick
 
@@ -46,7 +47,7 @@ DPO_IN_DISGUISE = [
     ("local_dpo", {"mask_weight": 0.0, "mask_sft": 0.0, "full_sft": 0.0}, {"masked": sample(2)}),
     ("uncertainty_dpo", {}, {"uncertainty": 0 * ONES}),
     ("adaptive_dpo", {}, {"uncertainty": 0 * ONES}),
-    ("video_dpo", {}, {"probability": 0.72 * ONES.double()}),
+    ("video_dpo", {}, {"gap_frequency": 0.72 * ONES.double()}),
     ("phygdpo", {}, {"reward_margin": ONES}),
     ("madpo", {"threshold": 0.3}, {"reward_margin": 0.3 * ONES.double()}),
     ("smpo", {"gamma": 1.0}, {"probability": ONES}),
@@ -203,3 +204,71 @@ def test_weights_scale_each_pair_s_loss():
     weighted = build_objective("dpo", beta=BETA)(errors, PairInfo(weight=weight))
     torch.testing.assert_close(weighted.per_pair, plain.per_pair * weight)
     torch.testing.assert_close(weighted.loss, (plain.per_pair * weight).mean())
+
+
+NEAR = [
+    ("cal_dpo", {}),
+    ("cal_dpo", {"beta": 50.0}),
+    *(("f_dpo", {"divergence": divergence}) for divergence in ("reverse_kl", "forward_kl", "js", "alpha")),
+    ("f_dpo", {"divergence": "alpha", "alpha": 1.5}),
+    ("reg_dpo", {}),
+    ("dspo", {}),
+]
+
+
+@pytest.mark.usefixtures("eager_kernels")
+@pytest.mark.parametrize(("name", "options"), NEAR)
+def test_what_nearly_is_another_objective_has_its_gradients(name, options):
+    """As near as it says, at rewards of order 1e-3; and at options that make it differ it claims nothing."""
+    near = get_spec(name).near(check_options(name, **options))
+    other = {} if near.beta is None else {"beta": near.beta}
+    found, wanted = (gradient_of(which, **given) for which, given in ((name, options), (near.name, other)))
+    assert (found - wanted).norm() <= (near.within + 1e-5) * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dpo", {}),
+        ("cal_dpo", {"beta": 2.0}),
+        ("f_dpo", {"divergence": "alpha", "alpha": 100.0}),
+        ("reg_dpo", {"sft_weight": 1250.0}),
+        ("dspo", {"beta": 0.1}),
+    ],
+)
+def test_what_is_itself_claims_to_be_near_nothing(name, options):
+    assert get_spec(name).near(check_options(name, **options)) is None
+
+
+@pytest.mark.usefixtures("eager_kernels")
+def test_no_other_objective_is_dpo_or_sft_at_its_defaults():
+    """Those that nearly are say so."""
+    info = {
+        "probability": 0.8, "reward_margin": 0.4, "uncertainty": 0.3, "timestep": 0.5, "gap_frequency": 0.2
+    }  # fmt: skip
+    pairs = PairInfo(**{key: torch.full((4,), value) for key, value in info.items()})
+    for name in available():
+        spec = get_spec(name)
+        if (
+            set(spec.needs_with(check_options(name)).pairs) - set(info)
+            or name in ("dpo", "sft", "inpo")
+            or spec.without
+        ):
+            continue
+        found = gradient_of(name, pairs)
+        likes = [gradient_of("sft", pairs)]
+        beta = check_options(name).get("beta", 5000.0)
+        likes += [gradient_of("dpo", pairs, beta=beta * factor) for factor in (0.5, 1.0, 2.0)]
+        alike = any((found - like).norm() < 5e-3 * like.norm() for like in likes)
+        assert alike <= (spec.near(check_options(name)) is not None), name
+
+
+def gradient_of(name, pairs=None, **options):
+    """d loss / d prediction, chosen and rejected, from errors of predictions near their reference's."""
+    generator = torch.Generator().manual_seed(5)
+    reference, target = torch.randn(2, 8, 1, 2, 4, 4, generator=generator) * 0.3
+    policy = reference + 2e-3 * torch.randn(reference.shape, generator=generator)
+    policy.requires_grad_()
+    output = build_objective(name, **options)(pair_errors(policy, target, reference, cross=True), pairs)
+    output.loss.backward()
+    return policy.grad

@@ -14,7 +14,9 @@ from objective_samples import random_errors, random_info, to_pair_info, to_torch
 from pgdpo.errors import InputError
 from pgdpo.objectives import available, build_objective, check_options, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
-from pgdpo.objectives.docs import markdown, rows
+from pgdpo.objectives.batch import Batch
+from pgdpo.objectives.docs import markdown, notes, rows
+from pgdpo.objectives.groups import GROUPS, TRAINS, grouped
 from pgdpo.objectives.spec import CONFIDENCE
 
 pytestmark = pytest.mark.quick
@@ -179,10 +181,10 @@ def test_the_table_has_every_objective():
     table = markdown()
     body = [line for line in table.splitlines() if line.startswith("| `")]
     names = [line.split("`")[1] for line in body]
-    assert names[: len(available())] == available()
+    assert sorted(names[: len(available())]) == sorted(available())
     cells = {line.replace("\\|", "").count("|") for line in body[: len(available())]}
     assert cells == {8}
-    assert [row["name"] for row in rows()] == [f"`{name}`" for name in available()]
+    assert sorted(row["name"] for row in rows()) == sorted(f"`{name}`" for name in available())
     assert "not an equation of the paper" in table
 
 
@@ -206,3 +208,29 @@ def test_saturation_advice():
     assert "saturates" in saturation_advice([10.0] * 11 + [1.0] * 9, 500)
     assert "does nothing" in saturation_advice([5e-4] * 11 + [1.0] * 9, 500)
     assert "near 1e+06 " in saturation_advice([5e-4] * 11 + [1.0] * 9, 500)
+
+
+def test_three_groups_hold_every_objective_once():
+    groups = grouped()
+    assert list(groups) == list(GROUPS)
+    assert sorted(spec.name for specs in groups.values() for spec in specs) == sorted(NAMES)
+    assert set(TRAINS) <= set(NAMES)
+    for spec in groups["trains here"]:
+        assert spec.confidence not in ("ours", "reconstructed") and spec.name in TRAINS
+    assert {row["name"]: row["group"] for row in rows()} == {
+        f"`{spec.name}`": group for group, specs in groups.items() for spec in specs
+    }
+    headings = [line for line in markdown().splitlines() if line.startswith("**")]
+    assert [line.split("**")[1].lower() for line in headings] == list(GROUPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_pools_its_batch_says_so(name, monkeypatch):
+    """Those whose formula asks for the other ranks' pairs."""
+    gathered, asked = Batch.gathered, []
+    monkeypatch.setattr(Batch, "gathered", lambda *args: asked.append(1) or gathered(*args))
+    errors, full = everything()
+    build_objective(name)(errors, full)
+    spec = get_spec(name)
+    assert bool(asked) == spec.pools
+    assert ("not train.global_batch_pairs" in notes(spec)) == spec.pools

@@ -181,6 +181,11 @@ INPUTS = {
     "inversion from above": Input(
         inverted, wan("2.2 t2v a14b", "model.expert=high_noise", "diffusion.inversion_steps=2")
     ),
+    "a reference that stands still": Input("train", given("objective={name: linear_dpo}")),
+    "hard labels": Input(
+        "train",
+        prepared_rows("objective={name: adpo}", first={"probability": 1.0}, second={"probability": 0.0}),
+    ),
     "masks": Input("train", given("objective={name: local_dpo}")),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(

@@ -334,6 +334,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "prepared pairs hold none. Call it": By("siblings"),
             "set diffusion.inversion_steps (10": By("inversion"),
         },
+        "check_rows": {"InputError(f\"{data.folder": By("hard labels", says=("lives by how sure a label is",))},
+        "check_reference": {"set train.reference to `ema`": By("a reference that stands still")},
         "_check_inversion": {
             "inversion is written for flow matching": By("inversion of v"),
             "inversion starts from the clip, and": By("inversion from above"),

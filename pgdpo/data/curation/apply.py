@@ -11,7 +11,7 @@ from pgdpo.console import progress_bar
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import probe, statistics
 from pgdpo.data.curation.select import Embed, Kept, select
-from pgdpo.data.curation.weight import weights
+from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.settings import DataConfig
 
@@ -41,8 +41,7 @@ def curated(
         indices, report = select(config.select, rows, embed=embed, seed=seed)
         rows = [rows[index] for index in indices]
     if config.weight:
-        factors, why = weights(config.weight, rows)
-        rows = [row | {"weight": float(factor)} for row, factor in zip(rows, factors, strict=True)]
+        rows, why = weighted(config.weight, rows)
         report.append(Kept(f"weight: {config.weight.by}", len(rows), len(rows), why))
     chunks = None
     if config.order:
