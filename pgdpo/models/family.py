@@ -7,7 +7,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import json
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pgdpo.models.text import TextReader
+    from pgdpo.models.tiling import Tiling
 
 Conditioning = dict[str, torch.Tensor]
 
@@ -41,6 +41,7 @@ class Encoders(Protocol):
     parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
     needs_image: bool  # the model is conditioned on an image beside the prompt
     readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
+    tiling: Tiling | None  # which clips go through the VAE in tiles; None: of none it makes any
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming the nearest sizes that fit."""
@@ -386,17 +387,3 @@ def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> t
     """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""
     kept = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules or [])
     return torch.float32 if kept else dtype
-
-
-class OneAtATime:
-    """Holds the part that was asked for last: VAE and text encoder are never in memory together."""
-
-    def __init__(self) -> None:
-        self._held: tuple[str, object] | None = None
-
-    def get(self, name: str, load: Callable):
-        if self._held is None or self._held[0] != name:
-            self._held = None
-            gc.collect()
-            self._held = (name, load())
-        return self._held[1]

@@ -51,10 +51,10 @@ class WanEncoders(PipelineEncoders):
         it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
         pipeline's own `prepare_latents` and `encode_image`.
         """
-        vae = self._parts.get("vae", self._load_vae)
+        picture, (height, width) = Image.fromarray(image), image.shape[:2]
+        vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
         pipeline = WanImageToVideoPipeline(None, None, vae, None, **self._clip, expand_timesteps=expand)
-        picture, (height, width) = Image.fromarray(image), image.shape[:2]
         pixels = pipeline.video_processor.preprocess(picture, height=height, width=width)
         channels = vae.config.z_dim
         _, condition, *_ = pipeline.prepare_latents(
