@@ -98,6 +98,7 @@ class Family:
         str, ...
     ] = ()  # classes that torch.compile takes one by one, where diffusers names none
     transformer_folder = "transformer"  # the part of the pipeline that trains
+    other_folder: str | None = None  # of the expert that doesn't train, which sampling asks too
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     image_names: tuple[str, ...] = ()  # conditioning that `encode_image` gives; none without an image
 
@@ -282,8 +283,12 @@ class Family:
         return InputError(f"model.transformer is {str(self.model.transformer)!r}: {what}")
 
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
-        """The transformer that the pipeline asks at `sigma`, given the one that this family trains."""
+        """The transformer that the pipeline asks at `sigma`, given the one that this family trains. Another one is
+        loaded when it is first asked for, and held until `release`."""
         return transformer
+
+    def release(self) -> None:
+        """Let go of what `expert_at`, and `sample` by it, has loaded."""
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""

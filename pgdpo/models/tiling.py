@@ -9,6 +9,7 @@ from chunk to chunk either way.)
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,7 +36,7 @@ class Tiling:
     """
 
     def __init__(self, encoders: PipelineEncoders) -> None:
-        self._encoders = encoders
+        self._encoders = weakref.proxy(encoders)  # whose VAE is to go with the last name for it
         self.asked = encoders.family.model.vae_tiling
         self._decided: dict[tuple[Way, Size], bool] = {}
 

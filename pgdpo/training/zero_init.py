@@ -32,14 +32,17 @@ def load_sharded(
     device: torch.device,
     deepspeed_config: dict,
     random_init_seed: int | None = None,
+    folder: str | None = None,
 ) -> torch.nn.Module:
     """What `family.load_transformer` gives, each parameter partitioned over all ranks; every rank must call it.
 
+    `folder`: of another transformer of the pipeline, of the same architecture.
     Raises InputError if the folder's safetensors lack a tensor of the architecture, or have it in another shape.
     """
     with init_empty_weights(include_buffers=False):
         transformer = family.from_architecture(family.architecture())
-    read = _reader(family, transformer, dtype, random_init_seed)
+    folder = folder or family.transformer_folder
+    read = _reader(family, folder, transformer, dtype, random_init_seed)
     shard = _Sharder(deepspeed_config)
     for prefix, module in transformer.named_modules():
         for name, meta in module.named_parameters(prefix, recurse=False):
@@ -87,7 +90,11 @@ class _Sharder:
 
 
 def _reader(
-    family: Family, transformer: torch.nn.Module, dtype: torch.dtype, random_init_seed: int | None
+    family: Family,
+    folder: str,
+    transformer: torch.nn.Module,
+    dtype: torch.dtype,
+    random_init_seed: int | None,
 ) -> Callable[[str], torch.Tensor] | None:
     """Name -> tensor on the CPU, on the main rank; None on the others.
 
@@ -98,18 +105,18 @@ def _reader(
     if random_init_seed is not None:
         fresh = family.load_transformer(dtype=dtype, random_init_seed=random_init_seed)
         return fresh.state_dict().pop
-    return _Safetensors(weights_folder(family), transformer).read
+    return _Safetensors(weights_folder(family, folder), transformer).read
 
 
-def weights_folder(family: Family) -> Path:
-    """The folder with the transformer's safetensors; that of a hub id is downloaded first."""
-    local = family.part_folder(family.transformer_folder)
+def weights_folder(family: Family, part: str) -> Path:
+    """The folder with a transformer's safetensors; that of a hub id is downloaded first."""
+    local = family.part_folder(part)
     if local is not None:
         return local
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(family.source, allow_patterns=[f"{family.transformer_folder}/*"])
-    return Path(folder) / family.transformer_folder
+    folder = snapshot_download(family.source, allow_patterns=[f"{part}/*"])
+    return Path(folder) / part
 
 
 def check_files(family: Family) -> None:
