@@ -12,10 +12,10 @@ from pgdpo.data.video import write_video
 from pgdpo.models.family import Family
 from pgdpo.models.held import free_memory
 from pgdpo.settings import Config
-from pgdpo.training.engine import build_frozen, deepspeed_config
+from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.policy import base_dtype, open_pairs, require_images
 from pgdpo.training.trackers import Trackers
-from pgdpo.training.zero_init import load_sharded
+from pgdpo.training.zero_init import gather_in_forward, load_sharded
 from pgdpo_kernels import pair_noise
 
 
@@ -110,5 +110,6 @@ def _sharded_expert(config: Config, family: Family, device: torch.device) -> tor
         deepspeed_config=deepspeed_config(config.train),
         folder=family.other_folder,
     )
+    gather_in_forward(other)
     family.adapt_other(other)
-    return build_frozen(other, config).module.eval()
+    return other.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ that a model wants in fp32.)
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,26 @@ def load_sharded(
             dist.broadcast(value, 0)
             setattr(module, name.rpartition(".")[2], value)
     return transformer.to(device)
+
+
+def gather_in_forward(transformer: torch.nn.Module) -> None:
+    """Let what `load_sharded` gave run forward without an engine: each module's parameters are whole while it runs.
+
+    DeepSpeed's engines gather ahead and are faster, but what they have run is never freed: a cache of theirs keeps it.
+    """
+    for module in transformer.modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            module.register_forward_pre_hook(functools.partial(_gather, own))
+            module.register_forward_hook(functools.partial(_part, own))
+
+
+def _gather(parameters: list[torch.nn.Parameter], *_: object) -> None:
+    parameters[0].all_gather(param_list=parameters)
+
+
+def _part(parameters: list[torch.nn.Parameter], *_: object) -> None:
+    parameters[0].partition(param_list=parameters, has_been_updated=False)
 
 
 def _value(
