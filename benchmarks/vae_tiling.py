@@ -1,15 +1,17 @@
 """What tiles change: latents and frames of each family's VAE in tiles against whole, their time, and the memory of
 whole ones as planned (`pgdpo/models/tiling.py`) and as measured:
 
-    python -m benchmarks.vae_tiling
+    python -m benchmarks.vae_tiling [--out FILE]
 
--> results/vae_tiling.json. The published architectures, with random weights (a trained VAE differs less or more), fp32, one
-clip of a few frames at 480x832 that moves smoothly; on a GPU the memory is torch's peak, else the process's. A relative
+-> results/vae_tiling.json, after each model. The published architectures with random weights (a trained VAE differs by
+another share), fp32, one clip at 480x832 that moves smoothly: of the frames that the model makes on a GPU, of a few on a
+CPU, where each model takes a quarter of an hour or more. Memory is torch's peak on a GPU, else the process's. A relative
 difference is the norm of what differs over the norm of what is whole.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable
@@ -17,22 +19,19 @@ from pathlib import Path
 
 import torch
 
-from pgdpo.data.buckets import size_name
-from pgdpo.data.files import write_json
-from pgdpo.evaluation.evaluate import machine, versions
 from pgdpo.models.encoders import PipelineEncoders
 from pgdpo.planning.published import published
 from pgdpo.settings import ModelConfig
 
-from .report import RESULTS
+from .report import RESULTS, machine, write
 
 FILE = RESULTS / "vae_tiling.json"
-CASES = {  # model -> (family, frames)
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", 5),
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", 5),
-    "hunyuanvideo-community/HunyuanVideo": ("hunyuan_video", 5),
-    "zai-org/CogVideoX-5b": ("cogvideox", 9),
-    "Lightricks/LTX-Video": ("ltx", 9),
+CASES = {  # model -> (family, frames on a GPU, on a CPU)
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", 81, 5),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", 81, 5),
+    "hunyuanvideo-community/HunyuanVideo": ("hunyuan_video", 81, 5),
+    "zai-org/CogVideoX-5b": ("cogvideox", 49, 9),
+    "Lightricks/LTX-Video": ("ltx", 81, 9),
 }
 HEIGHT, WIDTH = 480, 832
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +70,7 @@ def _status(key: str) -> int:
 
 def compare(encoders: PipelineEncoders, size: tuple[int, int, int]) -> dict:
     """One VAE both ways, encoding and decoding."""
-    family, found = encoders.family, {"size": size_name(size)}
+    family, found = encoders.family, {"size": "x".join(map(str, size))}
     torch.manual_seed(0)
     vae = family.vae_class.from_config(dict(family.meta_vae.config)).to(DEVICE).eval()
     weights = sum(parameter.nbytes for parameter in vae.parameters())
@@ -95,21 +94,16 @@ def compare(encoders: PipelineEncoders, size: tuple[int, int, int]) -> dict:
 
 
 def main() -> None:
-    found = {}
-    for path, (family, frames) in CASES.items():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=FILE)
+    out = parser.parse_args().out
+    about = {"machine": machine(), "largest_difference": "in standard deviations of what is whole"}
+    found: dict[str, dict] = {}
+    for path, (family, *frames) in CASES.items():
         encoders = published(ModelConfig(family=family, path=path)).load_encoders(DEVICE)
-        found[path] = compare(encoders, (frames, HEIGHT, WIDTH))
+        found[path] = compare(encoders, (frames[DEVICE.type == "cpu"], HEIGHT, WIDTH))
         print(path, found[path], flush=True)
-    write_json(
-        FILE,
-        {
-            "machine": machine(),
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "largest_difference": "in standard deviations of what is whole",
-            "models": found,
-        },
-    )
+        write({**about, "models": found}, "vae_tiling", out)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ class Wan(VaeFamily):
         index = self._read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._loaded = OneAtATime()
-        self.open_other: Callable[[], torch.nn.Module] | None = None  # in the place of a whole one, as ZeRO-3 wants
+        self.open_other: Callable[[], torch.nn.Module] | None = (
+            None  # in the place of a whole one, as ZeRO-3 wants
+        )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
 
