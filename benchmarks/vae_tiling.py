@@ -3,9 +3,9 @@ whole ones as planned (`pgdpo/models/tiling.py`) and as measured:
 
     python -m benchmarks.vae_tiling [--out FILE]
 
--> results/vae_tiling.json, after each model. The published architectures with random weights (a trained VAE differs by
-another share), fp32, one clip at 480x832 that moves smoothly: of the frames that the model makes on a GPU, of a few on a
-CPU, where each model takes a quarter of an hour or more. Memory is torch's peak on a GPU, else the process's. A relative
+-> results/vae_tiling.json, after each model. The published architectures with random weights (trained ones differ by
+another share), fp32, one clip at 480x832 that moves smoothly: of the frames that the model makes on a GPU, of a few on
+a CPU, where a model takes a quarter of an hour or more. Memory is torch's peak on a GPU, else the process's. A relative
 difference is the norm of what differs over the norm of what is whole.
 """
 
