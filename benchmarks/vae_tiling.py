@@ -4,9 +4,9 @@ whole ones as planned (`pgdpo/models/tiling.py`) and as measured:
     python -m benchmarks.vae_tiling [--out FILE]
 
 -> results/vae_tiling.json, after each model. The published architectures with random weights (trained ones differ by
-another share), fp32, one clip at 480x832 that moves smoothly: of the frames that the model makes on a GPU, of a few on
-a CPU, where a model takes a quarter of an hour or more. Memory is torch's peak on a GPU, else the process's. A relative
-difference is the norm of what differs over the norm of what is whole.
+another share), fp32, one clip that moves smoothly: of the size that the model makes on a GPU, on a CPU of one that
+takes minutes, larger than a tile. Memory is torch's peak on a GPU, else the process's. A relative difference is the norm of
+what differs over the norm of what is whole.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from pgdpo.settings import ModelConfig
 from .report import RESULTS, machine, write
 
 FILE = RESULTS / "vae_tiling.json"
-CASES = {  # model -> (family, frames on a GPU, on a CPU)
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", 81, 5),
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", 81, 5),
-    "hunyuanvideo-community/HunyuanVideo": ("hunyuan_video", 81, 5),
-    "zai-org/CogVideoX-5b": ("cogvideox", 49, 9),
-    "Lightricks/LTX-Video": ("ltx", 81, 9),
+CASES = {  # model -> (family, size on a GPU, on a CPU)
+    "Lightricks/LTX-Video": ("ltx", (81, 480, 832), (9, 480, 832)),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", (81, 480, 832), (1, 480, 832)),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", (81, 480, 832), (1, 320, 512)),
+    "zai-org/CogVideoX-5b": ("cogvideox", (49, 480, 720), (1, 288, 384)),
+    "hunyuanvideo-community/HunyuanVideo": ("hunyuan_video", (81, 480, 832), (1, 288, 288)),
 }
-HEIGHT, WIDTH = 480, 832
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -99,9 +98,9 @@ def main() -> None:
     out = parser.parse_args().out
     about = {"machine": machine(), "largest_difference": "in standard deviations of what is whole"}
     found: dict[str, dict] = {}
-    for path, (family, *frames) in CASES.items():
+    for path, (family, *sizes) in CASES.items():
         encoders = published(ModelConfig(family=family, path=path)).load_encoders(DEVICE)
-        found[path] = compare(encoders, (frames[DEVICE.type == "cpu"], HEIGHT, WIDTH))
+        found[path] = compare(encoders, sizes[DEVICE.type == "cpu"])
         print(path, found[path], flush=True)
         write({**about, "models": found}, "vae_tiling", out)
 
