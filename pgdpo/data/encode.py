@@ -48,7 +48,7 @@ class Work:
     def tiled(self, size: Size) -> bool | None:
         """Whether clips of this size are encoded in tiles; None where that is the same as whole."""
         tiling = self.encoders.tiling
-        return tiling.of(size, "encoded") if tiling is not None and tiling.cuts(size) else None
+        return tiling.of(size, "encoded") if tiling is not None and tiling.cuts(size, "encoded") else None
 
     def share(self) -> str:
         """Which part of the work a progress bar is of."""

@@ -21,7 +21,7 @@ def settle_tiling(work: Work) -> None:
     else by the memory of the rank that has least."""
     tiling = work.encoders.tiling
     for size in work.config.sizes if tiling is not None else ():
-        if tiling.asked != "auto" or not tiling.cuts(size):
+        if tiling.asked != "auto" or not tiling.cuts(size, "encoded"):
             continue
         there = work.earlier.tiled(size)
         if there is None:
@@ -61,6 +61,6 @@ def tiled_sizes(index: Mapping, encoders: Encoders) -> dict[Size, bool]:
 
 def _cut(encoders: Encoders, size: Size) -> bool:
     try:
-        return encoders.tiling is not None and encoders.tiling.cuts(size)
+        return encoders.tiling is not None and encoders.tiling.cuts(size, "encoded")
     except OSError:
         return True

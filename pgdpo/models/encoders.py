@@ -110,6 +110,9 @@ class PipelineEncoders:
         frames = VideoProcessor().postprocess_video(video, output_type="np")[0]
         return (frames * 255).round().astype(np.uint8)
 
+    def release(self) -> None:
+        self._parts.drop_others()
+
     def embed(self, pipeline: DiffusionPipeline, prompts: list[str]) -> list[Conditioning]:
         """Conditioning of each prompt by the pipeline's own `encode_prompt`."""
         raise NotImplementedError
@@ -132,6 +135,11 @@ class PipelineEncoders:
         return self.family.pipeline_class.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(
             self.device
         )
+
+    def largest_tile(self, way: Way) -> tuple[int, int]:
+        """Height and width in pixels up to which the VAE, set to tiling, makes one tile of a clip."""
+        vae = self.family.meta_vae
+        return vae.tile_sample_min_height, vae.tile_sample_min_width
 
     def open_vae(self, size: Size, way: Way) -> ModelMixin:
         """The VAE, set for clips of this size: whole or in tiles."""

@@ -62,6 +62,9 @@ class Encoders(Protocol):
     def decode_video(self, latents: torch.Tensor) -> np.ndarray:
         """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
 
+    def release(self) -> None:
+        """Let go of what is loaded; what is asked for later is loaded again."""
+
 
 @dataclass(frozen=True)
 class TokenSharing:

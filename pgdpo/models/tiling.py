@@ -40,15 +40,15 @@ class Tiling:
         self.asked = encoders.family.model.vae_tiling
         self._decided: dict[tuple[Way, Size], bool] = {}
 
-    def cuts(self, size: Size) -> bool:
+    def cuts(self, size: Size, way: Way) -> bool:
         """Whether clips of this size are larger than one tile: of others both ways give the same."""
-        vae, (_, height, width) = self._encoders.family.meta_vae, size
-        return height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
+        most, (_, height, width) = self._encoders.largest_tile(way), size
+        return height > most[0] or width > most[1]
 
     def of(self, size: Size, way: Way) -> bool:
         """Whether clips of this size are encoded (decoded) in tiles; that memory is too small for whole ones is
         said."""
-        if not self.cuts(size):
+        if not self.cuts(size, way):
             return False
         if (way, size) not in self._decided:
             self._decided[way, size] = self.asked == "tiled" or (

@@ -68,6 +68,9 @@ class ToyEncoders:
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
         return [{"prompt": self._encode(prompt)} for prompt in prompts]
 
+    def release(self) -> None:
+        """Nothing is ever loaded."""
+
     def _encode(self, prompt: str) -> torch.Tensor:
         return torch.stack([_word_vector(word) for word in _words(prompt)])
 

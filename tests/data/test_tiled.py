@@ -103,7 +103,7 @@ def test_ranks_go_the_way_of_the_one_with_least_memory(ranks, tiled, capfd):
         encoders=SimpleNamespace(
             tiling=SimpleNamespace(
                 asked="auto",
-                cuts=lambda _: True,
+                cuts=lambda *_: True,
                 of=lambda *_: ranks[0],
                 settle=lambda size, way, how: settled.update({(size, way): how}),
             )
