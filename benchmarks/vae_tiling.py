@@ -5,7 +5,7 @@ whole ones as planned (`pgdpo/models/tiling.py`) and as measured:
 
 -> results/vae_tiling.json, after each model. The published architectures with random weights (trained ones differ by
 another share), fp32, one clip that moves smoothly: of the size that the model makes on a GPU, on a CPU of one that
-takes minutes, larger than a tile. Memory: torch's peak on a GPU, else the process's. A relative difference is the norm of
+takes minutes, larger than a tile. Memory: of a GPU torch's peak, else the process's. Relative difference: the norm of
 what differs over the norm of what is whole.
 """
 

@@ -107,7 +107,7 @@ class Planner:
             sharding,
             kept.offloaded() if on_host else kept,
             inputs=self._inputs(2 * train.micro_batch_pairs),
-            sampled=self._sampled(config),
+            sampled=self.sampled(config),
         )
         memory = replace(memory, host=memory.host + on_host)
         step = plan_step(
@@ -186,7 +186,7 @@ class Planner:
             return sizes(copy)
         return [size._replace(trained=False) for size in self.sizes if size.trained]  # a second adapter
 
-    def _sampled(self, config: Config) -> list[Size]:
+    def sampled(self, config: Config) -> list[Size]:
         """Parameters of the expert that doesn't train, which validation loads beside the policy."""
         if config.evaluate.every is None or self.family.other_folder is None:
             return []

@@ -43,11 +43,10 @@ def test_what_was_prepared_stays_and_is_told_from_the_other_way(changed_world, c
     assert capfd.readouterr().out.count("clips of 5x16x272 are encoded in tiles: whole ones need") == 1
     tiles = prepared(changed_world).fingerprint
     memory(1 << 60)
-    prepare()
-    assert modes(changed_world) == {True} and counted["clips"] == CLIPS
     for command in ("prepare", "train"):
         run_pgdpo(command, "config.yaml", *WIDE)
         assert "clips of 5x16x272 were encoded in tiles and stay so" in capfd.readouterr().out
+    assert modes(changed_world) == {True} and counted["clips"] == CLIPS
     text = refused("train", "config.yaml", "name=other", *WIDE, "model.vae_tiling=whole")
     assert "clips of 5x16x272 were encoded tiled, this configuration asks for whole" in text
     assert run_check("config.yaml", [*WIDE, "model.vae_tiling=whole"]).exit_code == 2
@@ -61,8 +60,6 @@ def test_what_was_prepared_stays_and_is_told_from_the_other_way(changed_world, c
     assert "were encoded whole" in refused(
         "train", "config.yaml", "name=other", *WIDE, "model.vae_tiling=tiled"
     )
-    prepare("model.vae_tiling=tiled")
-    assert prepared(changed_world).fingerprint == tiles
 
 
 def test_an_earlier_versions_data_were_made_in_tiles(changed_world, counted, memory, capfd):
@@ -83,6 +80,7 @@ def test_an_earlier_versions_data_were_made_in_tiles(changed_world, counted, mem
     assert "encoded tiled" in refused("train", "config.yaml", *WIDE, "model.vae_tiling=whole")
 
 
+@pytest.mark.slow
 def test_a_prepare_that_was_cut_short_goes_on_as_it_began(changed_world, counted, memory):
     memory(1 << 60)
     prepare()
