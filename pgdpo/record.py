@@ -31,7 +31,7 @@ PLACES = {
 COMMANDS = {
     *(f"data.{key}" for key in ("held_out", "workers", "on_bad_data")),
     *(f"model.{key}" for key in ("attention", "kernels", "gradient_checkpointing", "other_adapter")),
-    *(f"model.{key}" for key in ("activation_offload", "compile")),
+    *(f"model.{key}" for key in ("activation_offload", "compile", "vae_tiling")),
     *(
         f"train.{key}"
         for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")

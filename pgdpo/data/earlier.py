@@ -15,7 +15,15 @@ from pgdpo.data.buckets import Size
 from pgdpo.data.clips import SAID, Sampling, probe_pair
 from pgdpo.data.made_of import FileEntry, entries
 from pgdpo.data.manifest import FILES, PairRow
-from pgdpo.data.shards import ENCODING, INDEX, note_of, tensors_sha256, written_files
+from pgdpo.data.shards import (
+    ENCODING,
+    INDEX,
+    note_of,
+    shard_notes,
+    tensors_sha256,
+    was_tiled,
+    written_files,
+)
 from pgdpo.models.family import Encoders
 
 READABLE = (
@@ -83,15 +91,25 @@ class Earlier:
             return None
         return {key: value for key, value in made.items() if key not in FILES}
 
+    def tiled(self, size: Size) -> bool | None:
+        """Whether the clips of this size that are here, or that a `prepare` that was cut short left, were encoded in
+        tiles; None where there are none."""
+        there = self._shards if self._rows else shard_notes(self.folder)
+        if self._rows and not self._same_clips:
+            return None  # all of them are made anew
+        return next((was_tiled(entry) for entry in there if tuple(entry["size"]) == tuple(size)), None)
+
     def pair(
-        self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str
+        self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str, *, tiled: bool | None
     ) -> dict[str, torch.Tensor] | None:
-        """The tensors of a pair of these files at this size and view. Raises InputError where its row says what isn't
-        so."""
+        """The tensors of a pair of these files at this size and view, encoded in tiles or whole (None: that is the
+        same). Raises InputError where its row says what isn't so."""
         name = self._by_identity.get(_identity(files, size, view)) if self._same_clips else None
         if name is None:
             return None
         was = self._rows[name]
+        if tiled not in (None, was_tiled(self._shards[was["shard"]])):
+            return None
         if any(row.extra.get(what) != was.get(what) for what in SAID):
             probe_pair(row)
         names = ["chosen", "rejected", *self._image, *(["mask"] if "mask" in files else [])]

@@ -45,6 +45,11 @@ class Work:
     def files(self, row: PairRow) -> dict[str, FileEntry]:
         return self.hashes.files(row, with_image=self.encoders.needs_image)
 
+    def tiled(self, size: Size) -> bool | None:
+        """Whether clips of this size are encoded in tiles; None where that is the same as whole."""
+        tiling = self.encoders.tiling
+        return tiling.of(size, "encoded") if tiling is not None and tiling.cuts(size, "encoded") else None
+
     def share(self) -> str:
         """Which part of the work a progress bar is of."""
         return f" (rank 0's share of {self.ranks.count})" if self.ranks.count > 1 else ""
@@ -104,8 +109,11 @@ class _Making:
         """The entry has `pairs` (id, key of the tensors, hash of their bytes, the span) and `bad` (id, reason)."""
         work, done = self.work, 0
         self._look()
+        # Files of earlier versions, which encoded in tiles, keep their key.
+        whole = ["whole"] if work.tiled(self.size) is False else []
+        known = list(self.known.items())
         key = content_key(
-            work.encoders.fingerprint, self.size, work.config.latent_dtype, list(self.known.items()), self.bad
+            work.encoders.fingerprint, self.size, work.config.latent_dtype, known, self.bad, *whole
         )
 
         def encode() -> tuple[dict[str, torch.Tensor], dict]:
@@ -173,6 +181,7 @@ class _Making:
         names = {name.split(".", 1)[1] for name in tensors} - {*SIDES, "mask"}
         shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
         about = {"names": sorted(names), "size": list(self.size), "latent_shape": shape}
+        about["tiled"] = bool(self.work.tiled(self.size))
         return tensors, {**about, "pairs": pairs, "bad": self.bad}
 
     def _read(
@@ -180,7 +189,8 @@ class _Making:
     ) -> tuple[dict[str, torch.Tensor] | None, PairPlan | None, dict[str, np.ndarray]]:
         """(the tensors, where they are taken over from before; else the plan, and both clips' frames)."""
         view = self.made_of[row.id]["view"]
-        found = self.work.earlier.pair(row, self.work.files(row), self.size, view)
+        tiled = self.work.tiled(self.size)
+        found = self.work.earlier.pair(row, self.work.files(row), self.size, view, tiled=tiled)
         if found is not None:
             return found, None, {}
         plan = self.plans.get(row.id) or plan_pair(row, self.size, self.work.sampling)

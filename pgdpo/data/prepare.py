@@ -39,6 +39,7 @@ from pgdpo.data.room import check_room
 from pgdpo.data.schema import cut_labels
 from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
 from pgdpo.data.sources import read_rows, sources_of
+from pgdpo.data.tiled import settle_tiling
 from pgdpo.errors import InputError
 from pgdpo.models.family import Encoders, Family
 from pgdpo.models.text import say_cut_prompts
@@ -96,6 +97,7 @@ def prepare(
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts)
     _check_room(work, family, buckets, prompts=len(prompts))
+    settle_tiling(work)
     text, embedded = _prepare_text(prompts, work)
     shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}

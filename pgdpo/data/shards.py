@@ -53,6 +53,17 @@ def written_files(folder: Path) -> dict[str, Path]:
     return {entry["key"]: note.with_suffix(".safetensors") for note, entry in sorted(notes.items()) if entry}
 
 
+def shard_notes(folder: Path) -> list[dict]:
+    """The entries of a folder's finished shards."""
+    return [entry for note in sorted(folder.glob("shard-*.json")) if (entry := _read_note(note))]
+
+
+def was_tiled(entry: Mapping) -> bool:
+    """Whether a shard's clips went through the VAE in tiles, where they are larger than one: earlier versions, which
+    don't say, always did it so."""
+    return entry.get("tiled", True)
+
+
 def content_key(*parts: object) -> str:
     """What a file is made from, as a hash."""
     return hashlib.sha256(json.dumps([ENCODING, *parts]).encode()).hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pgdpo.console import progress_bar
+from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import Sampling
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import is_file, is_url, plain
@@ -22,6 +23,7 @@ from pgdpo.data.manifest import CheckedRow, carried, spread
 from pgdpo.data.schema import LABELS, MANIFEST, SIDES, cut_labels
 from pgdpo.data.shards import ENCODING
 from pgdpo.data.sources import scan_sources, take
+from pgdpo.data.tiled import NAMES, kept, tiled_sizes
 from pgdpo.models.family import Encoders
 from pgdpo.problems import Problem, shown
 from pgdpo.record import read_record
@@ -86,6 +88,11 @@ def compare(
     """
     result = Comparison(folder, typed=_to_type(config, split))
     result.found += _settings(folder, index, config, encoders)
+    tiled = (
+        [size for size, was in tiled_sizes(index, encoders).items() if was] if encoders is not None else []
+    )
+    if tiled and encoders.tiling.asked == "auto":
+        result.notes.append(kept(folder, tiled))
     made, now = index["made_of"], named_source(config.data, split)
     key, renamed = _renamed(split, made, now)
     if now["toy"] != made["toy"]:
@@ -161,6 +168,14 @@ def _settings(
         if was != now:
             what = f"`{key}` is {was!r}, this configuration needs {now!r}"
             yield Difference(key, Problem(f"{folder}/index.json", what, f"data.{key}", now))
+    asked = config.model.vae_tiling
+    if encoders is not None and asked != "auto":
+        for size, was in tiled_sizes(index, encoders).items():
+            if NAMES[was] != asked:
+                what = f"clips of {size_name(size)} were encoded {NAMES[was]}, this configuration asks for {asked}"
+                yield Difference(
+                    "vae_tiling", Problem(f"{folder}/index.json", what, "model.vae_tiling", asked)
+                )
     if encoders is not None and index["encoders"] != encoders.fingerprint:
         then, here = ({**parts["clips"], **parts["text"]} for parts in (made["parts"], encoders.parts))
         other = [part for part in (then | here) if then.get(part) != here.get(part)]

@@ -302,6 +302,7 @@ def compare_samples(
                         "reward": reward(frames, sample["prompt"]) if reward else None,
                     }
                 samples.append(sample)
+    pair.family.release()
     return {**_rewards(samples, reward is not None), "samples": samples}
 
 

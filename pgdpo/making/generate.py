@@ -13,6 +13,7 @@ import torch
 
 from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
 from pgdpo.errors import InputError
+from pgdpo.models import open_family
 from pgdpo.models.family import Conditioning, Encoders, Family
 from pgdpo.settings import Config
 from pgdpo.training.policy import build_policy
@@ -27,9 +28,8 @@ class Generator:
 
     def __init__(self, config: Config, prompts: list[str], device: torch.device) -> None:
         self.config, self.device = config, device
-        plain = config.model.model_copy(update={"adapter": None})
-        self.family: Family
-        self.family, transformer = build_policy(config.model_copy(update={"model": plain}), device)
+        plain = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
+        self.family: Family = open_family(plain.model)
         if self.family.prediction != "flow":
             raise InputError(
                 f"model.family is {config.model.family}: it predicts {self.family.prediction}; clips are made by "
@@ -39,9 +39,10 @@ class Generator:
         self.encoders: Encoders = self.family.load_encoders(device)
         if self.encoders.needs_image:
             raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")
-        self.transformer = transformer.eval()
-        # All prompts first: text encoder and VAE are never in memory together, and loading them takes long.
+        # All prompts first: the text encoder is never in memory with VAE or transformer, and loading it takes long.
         self._text = dict(zip(["", *prompts], self.encoders.encode_prompts(["", *prompts]), strict=True))
+        self.encoders.release()
+        self.transformer = build_policy(plain, device)[1].eval()
 
     def from_noise(self, name: str, prompt: str, draw: int) -> np.ndarray:
         """A clip for the prompt, uint8 `[F, H, W, 3]`; (seed, name, draw) fix its noise."""

@@ -12,8 +12,10 @@ from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgdpo.errors import InputError
-from pgdpo.models.family import Conditioning, Family, OneAtATime
+from pgdpo.models.family import Conditioning, Family
+from pgdpo.models.held import OneAtATime
 from pgdpo.models.text import TextReader
+from pgdpo.models.tiling import Size, Tiling, Way
 
 
 class VaeFamily(Family):
@@ -27,11 +29,16 @@ class VaeFamily(Family):
         return vae.temporal_compression_ratio, vae.spatial_compression_ratio
 
     @functools.cached_property
-    def vae_shape(self) -> tuple[int, int, int]:
-        """(latent channels, frames, pixels on a side) of the folder's VAE, without its weights."""
+    def meta_vae(self) -> ModelMixin:
+        """The folder's VAE on the meta device: without its weights."""
         with torch.device("meta"):
             vae = self.vae_class.from_config(self.vae_class.load_config(self.source, subfolder="vae"))
-        return vae.config.latent_channels, *self.vae_factors(vae)
+        return vae.eval()
+
+    @property
+    def vae_shape(self) -> tuple[int, int, int]:
+        """(latent channels, frames, pixels on a side) of the folder's VAE."""
+        return self.meta_vae.config.latent_channels, *self.vae_factors(self.meta_vae)
 
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         channels, temporal, spatial = self.vae_shape
@@ -41,6 +48,12 @@ class VaeFamily(Family):
         """Raises InputError, naming the nearest sizes, unless VAE and transformer take such a clip."""
         _, temporal, spatial = self.vae_shape
         check_multiples(num_frames, height, width, spatial=spatial * self.patch[1], temporal=temporal)
+
+    def clip_size(self, latent_shape: tuple[int, ...]) -> Size:
+        """Frames, height and width of the clips whose latents are `(C, F, H, W)`."""
+        _, temporal, spatial = self.vae_shape
+        _, frames, height, width = latent_shape
+        return (frames - 1) * temporal + 1, height * spatial, width * spatial
 
     def pipeline_encoders(self, device: torch.device) -> PipelineEncoders:
         return self.encoders_class(self, device)
@@ -61,6 +74,7 @@ class PipelineEncoders:
         self.device = device
         self.text_length = family.text_length
         self.check_size = family.check_size
+        self.tiling = Tiling(self)
         self._parts = OneAtATime()
         digest = family.fingerprint("vae", *self.text_parts)
         self.fingerprint = f"{family.model.family}:{digest}:text{self.text_length}"
@@ -85,20 +99,27 @@ class PipelineEncoders:
 
     @torch.no_grad()
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
-        vae = self._parts.get("vae", self._load_vae)
+        vae = self.open_vae(frames.shape[:3], "encoded")
         pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.device, vae.dtype) / 127.5 - 1
-        return self.normalize(vae, vae.encode(pixels).latent_dist.mode())[0].float().cpu()
+        return self.encode(vae, pixels)[0].float().cpu()
 
     @torch.no_grad()
     def decode_video(self, latents: torch.Tensor) -> np.ndarray:
-        vae = self._parts.get("vae", self._load_vae)
+        vae = self.open_vae(self.family.clip_size(latents.shape), "decoded")
         video = self.decode(vae, latents[None].to(self.device, vae.dtype))
         frames = VideoProcessor().postprocess_video(video, output_type="np")[0]
         return (frames * 255).round().astype(np.uint8)
 
+    def release(self) -> None:
+        self._parts.drop_others()
+
     def embed(self, pipeline: DiffusionPipeline, prompts: list[str]) -> list[Conditioning]:
         """Conditioning of each prompt by the pipeline's own `encode_prompt`."""
         raise NotImplementedError
+
+    def encode(self, vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels `[1, 3, F, H, W]` -> what the transformer sees."""
+        return self.normalize(vae, vae.encode(pixels).latent_dist.mode())
 
     def normalize(self, vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
         """The VAE's latents `[1, C, F, H, W]` -> what the transformer sees: the pipeline's scaling factor."""
@@ -115,12 +136,24 @@ class PipelineEncoders:
             self.device
         )
 
+    def largest_tile(self, way: Way) -> tuple[int, int]:
+        """Height and width in pixels up to which the VAE, set to tiling, makes one tile of a clip."""
+        vae = self.family.meta_vae
+        return vae.tile_sample_min_height, vae.tile_sample_min_width
+
+    def open_vae(self, size: Size, way: Way) -> ModelMixin:
+        """The VAE, set for clips of this size: whole or in tiles."""
+        self._parts.drop_others("vae")
+        tiled = self.tiling.of(size, way)  # by the memory that is free beside what else is held
+        vae = self._parts.get("vae", self._load_vae)
+        (vae.enable_tiling if tiled else vae.disable_tiling)()
+        return vae
+
     def _load_vae(self) -> ModelMixin:
         # fp32: latents are made once and kept, so its time is paid once.
         vae = self.family.vae_class.from_pretrained(
             self.family.source, subfolder="vae", torch_dtype=torch.float32
         )
-        vae.enable_tiling()
         return vae.to(self.device).eval()
 
 

@@ -7,7 +7,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import json
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pgdpo.models.text import TextReader
+    from pgdpo.models.tiling import Tiling
 
 Conditioning = dict[str, torch.Tensor]
 
@@ -41,6 +41,7 @@ class Encoders(Protocol):
     parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
     needs_image: bool  # the model is conditioned on an image beside the prompt
     readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
+    tiling: Tiling | None  # which clips go through the VAE in tiles; None: of none it makes any
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming the nearest sizes that fit."""
@@ -60,6 +61,9 @@ class Encoders(Protocol):
 
     def decode_video(self, latents: torch.Tensor) -> np.ndarray:
         """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
+
+    def release(self) -> None:
+        """Let go of what is loaded; what is asked for later is loaded again."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Family:
         str, ...
     ] = ()  # classes that torch.compile takes one by one, where diffusers names none
     transformer_folder = "transformer"  # the part of the pipeline that trains
+    other_folder: str | None = None  # of the expert that doesn't train, which sampling asks too
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     image_names: tuple[str, ...] = ()  # conditioning that `encode_image` gives; none without an image
 
@@ -281,8 +286,12 @@ class Family:
         return InputError(f"model.transformer is {str(self.model.transformer)!r}: {what}")
 
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
-        """The transformer that the pipeline asks at `sigma`, given the one that this family trains."""
+        """The transformer that the pipeline asks at `sigma`, given the one that this family trains. Another one is
+        loaded when it is first asked for, and held until `release`."""
         return transformer
+
+    def release(self) -> None:
+        """Let go of what `expert_at`, and `sample` by it, has loaded."""
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""
@@ -386,17 +395,3 @@ def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> t
     """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""
     kept = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules or [])
     return torch.float32 if kept else dtype
-
-
-class OneAtATime:
-    """Holds the part that was asked for last: VAE and text encoder are never in memory together."""
-
-    def __init__(self) -> None:
-        self._held: tuple[str, object] | None = None
-
-    def get(self, name: str, load: Callable):
-        if self._held is None or self._held[0] != name:
-            self._held = None
-            gc.collect()
-            self._held = (name, load())
-        return self._held[1]

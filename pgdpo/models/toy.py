@@ -27,6 +27,7 @@ class ToyEncoders:
 
     text_length = TEXT_LENGTH
     needs_image = False
+    tiling = None
     readers = ()  # nothing is cut: a prompt of too many words is refused
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 
@@ -66,6 +67,9 @@ class ToyEncoders:
 
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
         return [{"prompt": self._encode(prompt)} for prompt in prompts]
+
+    def release(self) -> None:
+        """Nothing is ever loaded."""
 
     def _encode(self, prompt: str) -> torch.Tensor:
         return torch.stack([_word_vector(word) for word in _words(prompt)])

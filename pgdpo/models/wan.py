@@ -28,6 +28,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.held import OneAtATime
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
 
@@ -51,6 +52,10 @@ class Wan(VaeFamily):
         super().__init__(model)
         index = self._read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
+        self._loaded = OneAtATime()
+        self.open_other: Callable[[], torch.nn.Module] | None = (
+            None  # in the place of a whole one, as ZeRO-3 wants
+        )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
 
@@ -98,6 +103,7 @@ class Wan(VaeFamily):
             )
         self.boundary = boundary
         self.transformer_folder = EXPERTS[expert]
+        (self.other_folder,) = set(EXPERTS.values()) - {self.transformer_folder}
         self.sigma_range = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
 
     def _choose_task(self) -> None:
@@ -208,7 +214,7 @@ class Wan(VaeFamily):
     ) -> torch.Tensor:
         """The pipelines' loop around `predict`: they would encode the image again, with a VAE beside the transformer.
 
-        With two experts the other one answers on its own share, loaded when it is first asked.
+        With two experts the other one answers on its own share (`expert_at`).
         """
         scheduler = self.load_scheduler()
         scheduler.set_timesteps(steps, device=noise.device)
@@ -228,20 +234,23 @@ class Wan(VaeFamily):
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
         if self.model.expert is None or (sigma >= self.boundary) == (self.model.expert == "high_noise"):
             return transformer
-        return self._other_expert(transformer)
+        load = self.open_other or functools.partial(self._load_other, transformer)
+        return self._loaded.get("other expert", load)
 
-    def _other_expert(self, like: torch.nn.Module) -> torch.nn.Module:
-        """The expert that this run does not train, with `model.other_adapter` where one is named."""
-        if not hasattr(self, "_other"):
-            (folder,) = set(EXPERTS.values()) - {self.transformer_folder}
-            other = self._load_part(folder, like.dtype)
-            if self.model.other_adapter is not None:
-                state, metadata = WanPipeline.lora_state_dict(
-                    self.model.other_adapter, return_lora_metadata=True
-                )
-                WanPipeline.load_lora_into_transformer(state, other, metadata=metadata)
-            self._other = other.to(like.device).eval().requires_grad_(False)
-        return self._other
+    def release(self) -> None:
+        self._loaded.drop_others()
+
+    def _load_other(self, like: torch.nn.Module) -> torch.nn.Module:
+        """The expert that this run does not train, whole, beside the one that it does."""
+        other = self._load_part(self.other_folder, like.dtype)
+        self.adapt_other(other)
+        return other.to(like.device).eval().requires_grad_(False)
+
+    def adapt_other(self, other: torch.nn.Module) -> None:
+        """Put `model.other_adapter` into the expert that does not train, where one is named."""
+        if self.model.other_adapter is not None:
+            state, metadata = WanPipeline.lora_state_dict(self.model.other_adapter, return_lora_metadata=True)
+            WanPipeline.load_lora_into_transformer(state, other, metadata=metadata)
 
 
 def per_token(

@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pgdpo.models.encoders import PipelineEncoders
 from pgdpo.models.family import Conditioning
 from pgdpo.models.text import TextReader
+from pgdpo.models.tiling import Way
 
 if TYPE_CHECKING:
     from pgdpo.models.wan import Wan
@@ -51,10 +52,10 @@ class WanEncoders(PipelineEncoders):
         it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
         pipeline's own `prepare_latents` and `encode_image`.
         """
-        vae = self._parts.get("vae", self._load_vae)
+        picture, (height, width) = Image.fromarray(image), image.shape[:2]
+        vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
         pipeline = WanImageToVideoPipeline(None, None, vae, None, **self._clip, expand_timesteps=expand)
-        picture, (height, width) = Image.fromarray(image), image.shape[:2]
         pixels = pipeline.video_processor.preprocess(picture, height=height, width=width)
         channels = vae.config.z_dim
         _, condition, *_ = pipeline.prepare_latents(
@@ -80,6 +81,19 @@ class WanEncoders(PipelineEncoders):
     def decode(self, vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
         mean, std = _statistics(vae)
         return vae.decode(latents * std + mean, return_dict=False)[0]
+
+    def release(self) -> None:
+        self.__dict__.pop("_clip", None)
+        super().release()
+
+    def largest_tile(self, way: Way) -> tuple[int, int]:
+        """Wan 2.2 5B's VAE joins pixels into patches first and cuts these: its strides are in patches."""
+        vae, (height, width) = self.family.meta_vae, super().largest_tile(way)
+        patch = vae.config.patch_size if way == "encoded" else None
+        if patch is None:
+            return height, width
+        strides = vae.tile_sample_stride_height, vae.tile_sample_stride_width
+        return max(height, patch * strides[0]), max(width, patch * strides[1])
 
     def _load_text(self) -> DiffusionPipeline:
         pipeline = self.family.pipeline_class

@@ -32,6 +32,7 @@ class Memory:
     inputs: int
     activations: int
     buffers: int  # of the communication, and weights that ZeRO-3 has gathered
+    validation: int  # another expert, held while clips are sampled
     peak: int  # on the GPU
     host: int  # in the host's memory: what is offloaded
 
@@ -62,20 +63,24 @@ def rank_memory(
     activations: Activations,
     *,
     inputs: int,
+    sampled: Sequence[Size] = (),
 ) -> Memory:
     """Memory of the rank that holds most.
 
     Args:
         sizes, reference: parameters of the policy, and of a second copy if there is one.
         inputs: bytes of latents, noise, targets and conditioning of a micro-batch.
+        sampled: parameters of an expert that validation alone asks.
     """
     weights, copy = held(sizes, sharding), held(reference, sharding)
+    other = held(sampled, sharding)
     gradients, optimizer = gradient_bytes(sizes, sharding), optimizer_bytes(sizes, sharding)
     buffers = reduce_buffer(sizes, sharding) + gathered(sizes, sharding)
     host = 0
     if sharding.offload_parameters != "none":
-        shards = partitioned(sizes, sharding.world), partitioned(reference, sharding.world)
-        weights, copy, host = weights - shards[0], copy - shards[1], host + sum(shards)
+        shards = [partitioned(each, sharding.world) for each in (sizes, reference, sampled)]
+        weights, copy, other = weights - shards[0], copy - shards[1], other - shards[2]
+        host += sum(shards)
     if sharding.offload_optimizer != "none":
         host += optimizer + gradients
         largest = max(size.numel for size in sizes if size.trained) * FP32
@@ -84,8 +89,10 @@ def rank_memory(
     backward = _backward_peak(sizes, sharding, activations, gradients)
     # ZeRO 1 and 2 flatten the gradients of the partition into a second copy for the optimizer.
     step = 2 * gradients if sharding.stage in (1, 2) else gradients
-    peak = resident + max(backward, step)
-    return Memory(weights, gradients, optimizer, copy, inputs, activations.peak, buffers, peak, host)
+    # Between steps: one block's activations at a time, of fewer clips than a step's.
+    sampling = gradients + other + activations.floor if sampled else 0
+    peak = resident + max(backward, step, sampling)
+    return Memory(weights, gradients, optimizer, copy, inputs, activations.peak, buffers, other, peak, host)
 
 
 def _backward_peak(

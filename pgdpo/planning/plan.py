@@ -107,6 +107,7 @@ class Planner:
             sharding,
             kept.offloaded() if on_host else kept,
             inputs=self._inputs(2 * train.micro_batch_pairs),
+            sampled=self.sampled(config),
         )
         memory = replace(memory, host=memory.host + on_host)
         step = plan_step(
@@ -184,6 +185,12 @@ class Planner:
             copy = meta_policy(self.family, config, adapter=at_init).requires_grad_(False)
             return sizes(copy)
         return [size._replace(trained=False) for size in self.sizes if size.trained]  # a second adapter
+
+    def sampled(self, config: Config) -> list[Size]:
+        """Parameters of the expert that doesn't train, which validation loads beside the policy."""
+        if config.evaluate.every is None or self.family.other_folder is None:
+            return []
+        return sizes(meta_policy(self.family, config, adapter=False).requires_grad_(False))
 
     def _inputs(self, samples: int) -> int:
         """Latents, noisy latents, target, the policy's and the reference's prediction, and the conditioning."""

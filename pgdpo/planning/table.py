@@ -17,6 +17,7 @@ LABELS = {
     "inputs": "latents, predictions, prompt",
     "activations": "activations",
     "buffers": "communication, gathered weights",
+    "validation": "other expert, at validation",
 }
 
 
@@ -32,6 +33,8 @@ def table(plan: Plan, title: str) -> Table:
     shown.add_row("latents", "x".join(map(str, plan.latent_shape)), "channels, frames, height, width")
     shown.add_section()
     for name, size in memory.parts().items():
+        if name == "validation" and not size:
+            continue  # one model has two experts
         shown.add_row(LABELS[name], size_text(size), "")
     verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
     limit = f"a GPU, at most at once; {verdict} in {size_text(machine.usable)}"

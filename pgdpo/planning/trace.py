@@ -8,7 +8,6 @@ that are put into the model keep less.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+
+from pgdpo.models.alive import Alive, storage_of
 
 Build = Callable[
     [dict[str, int]], torch.nn.Module
@@ -79,7 +78,7 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
 
         if run.cuda:
             _put_cuda_rules(transformer, _CudaRules(autocast=run.bf16))
-        with _Alive(given) as alive:
+        with Alive(given) as alive:
             with (
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled=run.bf16),
@@ -89,11 +88,6 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
             del prediction
             loss.backward()
     return sum(saved.values()), alive.peak
-
-
-def storage_of(tensor: torch.Tensor) -> int:
-    """The identity of a tensor's storage while it lives; views share it."""
-    return tensor.untyped_storage()._cdata
 
 
 def _materialise(transformer: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -119,33 +113,6 @@ def _materialise(transformer: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
-
-
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operators made and that still live."""
-
-    def __init__(self, given: set[int]) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._known = set(given)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._count, out)
-        return out
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        storage, key = tensor.untyped_storage(), storage_of(tensor)
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.bytes += storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._free, key, storage.nbytes())
-
-    def _free(self, key: int, nbytes: int) -> None:
-        self._known.discard(key)
-        self.bytes -= nbytes
 
 
 class _CudaRules(TorchFunctionMode):

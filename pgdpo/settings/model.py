@@ -77,6 +77,13 @@ class ModelConfig(Section):
     frame_rate: float | None = Field(
         None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
     )
+    vae_tiling: Literal["auto", "whole", "tiled"] = Field(
+        "auto",
+        description="Clips go through the VAE `whole`, as the pipelines take them, or `tiled`, which needs less memory "
+        "and gives other latents; `auto`: tiled where a whole clip doesn't fit the memory that is free, which is said. "
+        "Prepared data stay as they are, unless this names the other way.",
+        json_schema_extra={"meant_by": ["tiling", "enable_tiling"]},
+    )
     attention: str = Field(
         "native", description="A diffusers attention backend: native, xformers, flash, ..."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,12 @@ from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
 from pgdpo.data.video import write_video
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch, without_adapter
+from pgdpo.models.held import free_memory
 from pgdpo.settings import Config
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.engine import deepspeed_config
+from pgdpo.training.policy import base_dtype, open_pairs, require_images
 from pgdpo.training.trackers import Trackers
+from pgdpo.training.zero_init import gather_in_forward, load_sharded
 from pgdpo_kernels import pair_noise
 
 
@@ -53,7 +57,8 @@ class Validation:
     """Every `evaluate.every` steps: clips of the first held-out prompts, from the same noise each time.
 
     They go to `run_dir/validation/step-<n>/` and to TensorBoard. Every rank samples the same (ZeRO-3 needs all of them
-    in each forward), the main rank decodes and writes. Opening them loads no weights.
+    in each forward), the main rank decodes and writes. Opening them loads no weights; what sampling and decoding load,
+    another expert and the VAE, is held for as long as they take.
     """
 
     def __init__(self, config: Config, family: Family, device: torch.device) -> None:
@@ -63,6 +68,8 @@ class Validation:
             return
         self._data = open_pairs(config, "held_out")
         require_images(self._data, family)
+        if family.other_folder is not None and config.train.zero_stage == 3:
+            family.open_other = functools.partial(_sharded_expert, config, family, device)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
     def show(self, step: int, transformer: torch.nn.Module, log: Trackers | None) -> None:
@@ -71,10 +78,14 @@ class Validation:
             return
         was_training = transformer.training
         transformer.eval()
-        latents = [self._sample(transformer, job) for job in self._jobs]
-        transformer.train(was_training)
+        try:
+            latents = [self._sample(transformer, job) for job in self._jobs]
+        finally:
+            transformer.train(was_training)
+            self._family.release()
         if log:
             self._write(step, latents, log)
+        free_memory()  # the VAE's too
         dist.barrier()
 
     def _sample(self, transformer: torch.nn.Module, job: tuple[int, int]) -> torch.Tensor:
@@ -92,3 +103,18 @@ class Validation:
             write_video(folder / f"{index:03d}.mp4", frames, fps)
             prompt = self._data.rows[index]["prompt"]
             log.clip(step, f"validation/{index:03d} {prompt}"[:80], frames, fps)
+
+
+def _sharded_expert(config: Config, family: Family, device: torch.device) -> torch.nn.Module:
+    """Under ZeRO-3, the expert that doesn't train: like the policy, each rank holds its share alone. All ranks ask for
+    it at one time."""
+    other = load_sharded(
+        family,
+        dtype=base_dtype(config),
+        device=device,
+        deepspeed_config=deepspeed_config(config.train),
+        folder=family.other_folder,
+    )
+    gather_in_forward(other)
+    family.adapt_other(other)
+    return other.eval().requires_grad_(False)

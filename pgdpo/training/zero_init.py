@@ -8,6 +8,7 @@ that a model wants in fp32.)
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,14 +33,17 @@ def load_sharded(
     device: torch.device,
     deepspeed_config: dict,
     random_init_seed: int | None = None,
+    folder: str | None = None,
 ) -> torch.nn.Module:
     """What `family.load_transformer` gives, each parameter partitioned over all ranks; every rank must call it.
 
+    `folder`: of another transformer of the pipeline, of the same architecture.
     Raises InputError if the folder's safetensors lack a tensor of the architecture, or have it in another shape.
     """
     with init_empty_weights(include_buffers=False):
         transformer = family.from_architecture(family.architecture())
-    read = _reader(family, transformer, dtype, random_init_seed)
+    folder = folder or family.transformer_folder
+    read = _reader(family, folder, transformer, dtype, random_init_seed)
     shard = _Sharder(deepspeed_config)
     for prefix, module in transformer.named_modules():
         for name, meta in module.named_parameters(prefix, recurse=False):
@@ -51,6 +55,26 @@ def load_sharded(
             dist.broadcast(value, 0)
             setattr(module, name.rpartition(".")[2], value)
     return transformer.to(device)
+
+
+def gather_in_forward(transformer: torch.nn.Module) -> None:
+    """Let what `load_sharded` gave run forward without an engine: each module's parameters are whole while it runs.
+
+    DeepSpeed's engines gather ahead and are faster, but what they have run is never freed: a cache of theirs keeps it.
+    """
+    for module in transformer.modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            module.register_forward_pre_hook(functools.partial(_gather, own))
+            module.register_forward_hook(functools.partial(_part, own))
+
+
+def _gather(parameters: list[torch.nn.Parameter], *_: object) -> None:
+    parameters[0].all_gather(param_list=parameters)
+
+
+def _part(parameters: list[torch.nn.Parameter], *_: object) -> None:
+    parameters[0].partition(param_list=parameters, has_been_updated=False)
 
 
 def _value(
@@ -87,7 +111,11 @@ class _Sharder:
 
 
 def _reader(
-    family: Family, transformer: torch.nn.Module, dtype: torch.dtype, random_init_seed: int | None
+    family: Family,
+    folder: str,
+    transformer: torch.nn.Module,
+    dtype: torch.dtype,
+    random_init_seed: int | None,
 ) -> Callable[[str], torch.Tensor] | None:
     """Name -> tensor on the CPU, on the main rank; None on the others.
 
@@ -98,18 +126,18 @@ def _reader(
     if random_init_seed is not None:
         fresh = family.load_transformer(dtype=dtype, random_init_seed=random_init_seed)
         return fresh.state_dict().pop
-    return _Safetensors(weights_folder(family), transformer).read
+    return _Safetensors(weights_folder(family, folder), transformer).read
 
 
-def weights_folder(family: Family) -> Path:
-    """The folder with the transformer's safetensors; that of a hub id is downloaded first."""
-    local = family.part_folder(family.transformer_folder)
+def weights_folder(family: Family, part: str) -> Path:
+    """The folder with a transformer's safetensors; that of a hub id is downloaded first."""
+    local = family.part_folder(part)
     if local is not None:
         return local
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(family.source, allow_patterns=[f"{family.transformer_folder}/*"])
-    return Path(folder) / family.transformer_folder
+    folder = snapshot_download(family.source, allow_patterns=[f"{part}/*"])
+    return Path(folder) / part
 
 
 def check_files(family: Family) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
@@ -14,6 +15,7 @@ from pgdpo.planning.model import Size
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
+from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "traced_once")
@@ -173,6 +175,34 @@ def test_offload_moves_bytes_to_the_host():
     assert optimizer.host == here.optimizer + here.gradients and optimizer.optimizer == 0
     assert both.host == optimizer.host + 500 * 2 + 250 * 4
     assert both.peak < optimizer.peak
+
+
+def test_validation_holds_another_expert_between_steps():
+    """Whole on each rank, in shares under ZeRO-3; where a step needs more, it adds nothing to the peak."""
+    million = 10**6  # larger than what ZeRO-3 leaves whole
+    sizes, other = [Size(million, 2, False), Size(1000, 4, True)], [Size(million, 2, False)]
+    for stage, share in ((1, 1), (3, 2)):
+        for most in (0, 8 * million):
+            found = [
+                rank_memory(
+                    sizes, [], Sharding(stage, 2, False), Activations(0, most, 0), inputs=0, sampled=asked
+                )
+                for asked in ([], other)
+            ]
+            assert [each.validation for each in found] == [0, 2 * million // share]
+            more = found[1].peak - found[0].peak
+            assert (more == 0) if most else (0 <= 2 * million // share - more < 10_000)
+
+
+def test_a_plan_counts_the_other_expert_of_wan_2_2(saved):
+    folder = saved(save_tiny, "2.2 t2v a14b")
+    given = ["model.expert=low_noise", "model.encoders=pipeline", f"model.path={folder}", "data.fps=own"]
+    sizes = ["data.num_frames=5", "data.height=16", "data.width=16"]
+    config = load_config("configs/quickstart.yaml", [*given, *sizes, "evaluate.every=1"])
+    planner = Planner(config)
+    other = WanTransformer3DModel.from_pretrained(folder / "transformer_2")
+    assert sum(size.numel for size in planner.sampled(config)) == sum(p.numel() for p in other.parameters())
+    assert planner.sampled(load_config("configs/quickstart.yaml", [*given, *sizes])) == []
 
 
 def test_a_moving_reference_stands_in_the_checkpoint():

@@ -1,0 +1,32 @@
+"""What validation loads for itself, it lets go."""
+
+import pytest
+from diffusers import WanTransformer3DModel
+
+from tests.models.tiny_pipelines import Road
+from tests.models.tiny_wan import SIZES, save_tiny
+from tests.training import expert_life
+from tests.worlds import run_pgdpo
+
+KIND = "2.2 t2v a14b"
+# Every tensor is partitioned, small ones too.
+ZERO_3 = ["train.zero_stage=3", "train.global_batch_pairs=2", "train.micro_batch_pairs=1"]
+
+
+@pytest.mark.usefixtures("eager_kernels")
+def test_the_other_expert_is_held_for_as_long_as_clips_are_sampled(saved, world, tmp_path, ranks):
+    """On one rank and, under ZeRO-3, in shares on two, with the clips of one that is whole."""
+    folder = saved(save_tiny, KIND)
+    config = Road("wan", folder, world, tmp_path, SIZES[KIND]).config(expert="low_noise")
+    run_pgdpo("prepare", config)
+    often = ["evaluate.every=1", "evaluate.every_prompts=1", "evaluate.sampling_steps=2", "train.steps=1"]
+    often += ["train.precision=bf16"]
+    (alone,) = ranks.call(expert_life.lives, str(config), often, ranks=1)
+    shared = ranks.call(expert_life.lives, str(config), [*often, "name=shared", *ZERO_3])
+    tensors = len(WanTransformer3DModel.from_pretrained(folder / "transformer").state_dict())
+    for found in (alone, *shared):
+        assert found["seen"] == tensors and found["alive"] == 0
+        assert found["equal"]
+    assert alone["whole"] == tensors
+    assert [found["whole"] for found in shared] == [0, 0]
+    assert shared[0]["latents"] == shared[1]["latents"]
