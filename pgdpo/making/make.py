@@ -61,7 +61,8 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
     `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
     Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away. The reward
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
-    cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest. What stands in `out` from a stopped call of the same settings is kept.
+    cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest. What
+    stands in `out` from a stopped call of the same settings is kept.
     Raises InputError for rows, clips, models and settings that don't fit, before anything is written.
     """
     if kind not in KINDS:

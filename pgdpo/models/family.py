@@ -195,7 +195,7 @@ class Family:
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
 
     def load_scheduler(self, flow_shift: float | None = None) -> diffusers.SchedulerMixin:
-        """The pipeline's own scheduler, of the class that its folder names; with `flow_shift`, with that shift alone."""
+        """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift."""
         any_scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # all keep their configuration alike
         name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
         scheduler = getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")

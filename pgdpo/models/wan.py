@@ -221,7 +221,7 @@ class Wan(VaeFamily):
     ) -> torch.Tensor:
         """The pipelines' loop around `predict`: they would encode the image again, with a VAE beside the transformer.
 
-        With two experts the other one answers on its own share, loaded when it is first asked; `guidance_scale_2` is the
+        With two experts the other one answers on its own share, loaded when first asked. `guidance_scale_2` is the
         low-noise one's, by default `guidance_scale`, which alone says whether there is guidance.
         """
         scheduler = self.load_scheduler(flow_shift)

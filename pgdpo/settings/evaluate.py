@@ -31,8 +31,8 @@ class EvaluateConfig(Section):
     guidance_scale_2: float | None = Field(
         None,
         ge=1,
-        description="wan 2.2 A14B: that of the low-noise expert; by default guidance_scale where that is set, else that "
-        "of the model's card.",
+        description="wan 2.2 A14B: that of the low-noise expert; by default guidance_scale where that is set, else the "
+        "model's card's.",
     )
     flow_shift: float | None = Field(
         None,

@@ -48,7 +48,7 @@ CARDS = {
     "toy": SampleSettings(16, 2.0),  # as configs/quickstart.yaml was measured
     # Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
     WAN21: SampleSettings(50, 5.0, negative_prompt=WAN_NEGATIVE),
-    # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low, high) = (3, 4).
+    # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise first).
     "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, WAN_NEGATIVE),
     # The same, wan_i2v_A14B.py.
     "wan22_i2v_a14b": SampleSettings(40, 3.5, 3.5, 5.0, WAN_NEGATIVE),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import say
+from pgdpo.console import say_once
 from pgdpo.data.buckets import size_name
 from pgdpo.data.files import write_json
 from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
@@ -67,7 +67,7 @@ def how_sampled(config: Config, family: Family, data: PreparedPairs) -> dict[str
                 f"evaluate.negative_prompt is {settings.negative_prompt!r}: {data.folder} does not hold it: run "
                 "`pgdpo prepare` again, which encodes this alone, or set it to '', which is there"
             )
-        say(f"{size_name(size)} is sampled with {settings}")
+        say_once(f"clips of {size_name(size)} are sampled with {settings}")
     return found
 
 
