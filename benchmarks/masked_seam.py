@@ -2,8 +2,8 @@
 
     python -m benchmarks.masked_seam [--clips 64]
 
--> results/masked_seam.json. The toy's fitted base model on the toy's chosen clips. The seam: mean |difference| of pixels
-that touch across the box's border, over that of pixels that touch inside it. The real clip has its own, to compare with.
+-> results/masked_seam.json. The toy's fitted base model on the toy's chosen clips. The seam: mean |difference| of
+pixels that touch across the border, over that of pixels that touch inside the box. The real clip has its own.
 """
 
 from __future__ import annotations

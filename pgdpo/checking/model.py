@@ -46,6 +46,7 @@ from pgdpo.training.policy import (
     require_images,
 )
 from pgdpo.training.trackers import check_trackers
+from pgdpo.training.validation import how_sampled
 from pgdpo.training.zero_init import check_files
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
@@ -264,7 +265,9 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
             say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
         data = open_pairs(config, split, compare=False)
         require_images(data, open_family(config.model))
-        if split == "train":
+        if split == "held_out":
+            how_sampled(config, open_family(config.model), data)
+        else:
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
             _left(config, data.rows)
