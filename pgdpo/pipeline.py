@@ -18,7 +18,7 @@ from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.record import identity_of, read_record
 from pgdpo.runs import Run, check_writable, open_run, places_of
-from pgdpo.settings import Config
+from pgdpo.settings import Config, sample_settings
 from pgdpo.training.published import at_step
 
 
@@ -37,12 +37,16 @@ def run_prepare(config: Config, *, full: bool = False) -> None:
         encoders = family.load_encoders(device)
         ranks.main_first(lambda: _render_toy(config))
         toy = config.output_dir / "toy"
+        how_sampled = sample_settings(config.evaluate, family.card, config.data.sizes[0][1:])
         for split in ("train", "held_out"):
             sources = sources_of(config.data, split, toy)
             if not sources:
                 continue
             folder = prepared_folder(config, split)
-            done = prepare(folder, config.data, family, encoders, ranks, split=split, toy=toy, full=full)
+            # Clips are sampled at held-out prompts; what is trained on does not follow from how.
+            negative = how_sampled.negative_prompt if split == "held_out" else ""
+            how = {"split": split, "toy": toy, "negative": negative, "full": full}
+            done = prepare(folder, config.data, family, encoders, ranks, **how)
             size = sum(entry["bytes"] for entry in [done.index["text"], *done.index["shards"]])
             named = ", ".join(str(source.manifest) for source in sources)
             say(f"prepared {done} of {named} -> {folder} ({size / 1e6:.1f} MB)")

@@ -14,6 +14,7 @@ import torch
 from pgdpo.checking.clips import Clip
 from pgdpo.config import Inspection
 from pgdpo.console import say
+from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
 from pgdpo.data.curation.apply import curated
 from pgdpo.data.locations import fetch, is_url
@@ -30,7 +31,7 @@ from pgdpo.models.text import cut_prompts
 from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective, needs_of
 from pgdpo.problems import Problem
-from pgdpo.settings import Config, DataConfig
+from pgdpo.settings import Config, DataConfig, sample_settings
 from pgdpo.training.engine import check_offload
 from pgdpo.training.memory import check_selective
 from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
@@ -45,6 +46,7 @@ from pgdpo.training.policy import (
     require_images,
 )
 from pgdpo.training.trackers import check_trackers
+from pgdpo.training.validation import how_sampled
 from pgdpo.training.zero_init import check_files
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
@@ -74,6 +76,7 @@ def model_problems(
         family.check_fps(config.data)
     except InputError as error:
         yield _of_message(inspected, str(error), "data.fps", config.data.fps)
+    yield from _shifts(inspected, family)
     try:
         misfits = list(_sizes(inspected, encoders))
         fits = not misfits
@@ -113,6 +116,24 @@ def _sizes(inspected: Inspection, encoders: Encoders) -> Iterator[Problem]:
         except InputError as error:
             yield _of_message(inspected, str(error), "data.buckets", list(size))
             return
+
+
+def _shifts(inspected: Inspection, family: Family) -> Iterator[Problem]:
+    """Where clips are sampled at a shift that is not training's."""
+    config = inspected.loaded
+    trained = config.diffusion.shift
+    for size in config.data.sizes:
+        sampled = sample_settings(config.evaluate, family.card, size[1:]).flow_shift
+        if sampled not in (None, trained):
+            yield inspected.problem(
+                "diffusion.shift",
+                f"trains with shift {trained:g} and samples {size_name(size)} with {sampled:g}: the noise levels that "
+                "count in sampling are seen at another rate in training",
+                value=trained,
+                allowed="any; usually that of sampling",
+                suggestion=f"set diffusion.shift to {sampled:g}, or evaluate.flow_shift to {trained:g}, unless meant",
+                severity="warning",
+            )
 
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
@@ -246,7 +267,9 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
             say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
         data = open_pairs(config, split, compare=False)
         require_images(data, open_family(config.model))
-        if split == "train":
+        if split == "held_out":
+            how_sampled(config, open_family(config.model), data)
+        else:
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
             _left(config, data.rows)

@@ -72,11 +72,13 @@ def prepare(
     *,
     split: str = "train",
     toy: Path = Path("toy"),
+    negative: str = "",
     full: bool = False,
 ) -> Prepared:
     """Encode every pair of `split` into `folder`; what is there and still valid is kept.
 
-    All `ranks` call it together. `toy`: the folder with the toy's manifests. `full`: read all clips for their hashes,
+    All `ranks` call it together. `toy`: the folder with the toy's manifests. `negative`: a prompt that is encoded with
+    the rows' own. `full`: read all clips for their hashes,
     also those of unchanged name, size and time.
     Raises InputError for a bad row or clip (more than 1% of them, where `data.on_bad_data` is `skip`) and for a disk
     that is too small, before the index is written.
@@ -93,7 +95,7 @@ def prepare(
     work = Work(folder, config, sampling, encoders, ranks, earlier, hashes)
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
-    prompts = sorted({row.prompt for row in rows} | {""})
+    prompts = sorted({row.prompt for row in rows} | {"", negative})
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts)
     _check_room(work, family, buckets, prompts=len(prompts))
@@ -172,8 +174,7 @@ def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRo
 
 
 def _prepare_text(prompts: Sequence[str], work: Work) -> tuple[dict, int]:
-    """(the index's part, how many were embedded) of every distinct prompt, and of the empty one (caption dropout,
-    guidance)."""
+    """(the index's part, how many were embedded) of every distinct prompt."""
     ranks = work.ranks
     parts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
     mine = range(ranks.rank, len(parts), ranks.count)

@@ -112,8 +112,17 @@ class PreparedPairs(Dataset):
         entry = self.index["shards"][row["shard"]]
         return self._checked(entry, row["key"], names, row["sha256"], f"pair `{row['id']}`")
 
+    def size_of(self, index: int) -> tuple[int, int, int]:
+        """(frames, height, width) that a pair's clips were encoded at."""
+        return tuple(self.index["shards"][self.rows[index]["shard"]]["size"])
+
+    def has_text(self, prompt: str) -> bool:
+        """Whether the prompt was encoded."""
+        return prompt_key(prompt) in self.index["text"]["prompts"]
+
     def text(self, prompt: str) -> dict[str, torch.Tensor]:
-        """Conditioning by one of the manifest's prompts (or the empty one), without a batch axis.
+        """Conditioning by one of the prompts that were encoded, without a batch axis: the manifest's, the empty one, of
+        held-out pairs the negative one.
 
         `prompt` `[text_length, D]`, zero-padded; `prompt_mask` `[text_length]`, true where a token stands; and what
         else the family's text encoders gave.

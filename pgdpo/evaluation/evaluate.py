@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,18 +25,19 @@ from pgdpo.diffusion.draws import sigma_at
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
 from pgdpo.evaluation.statistics import share
+from pgdpo.models import open_family
 from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch
 from pgdpo.models.lora_file import open_lora
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
-from pgdpo.settings import Config
+from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo.training.policy import build_policy, check_init, open_pairs, require_images
-from pgdpo.training.validation import sample_latents
+from pgdpo.training.validation import how_sampled, sample_latents
 from pgdpo_kernels import noise_pair, pair_errors
 
 REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors
@@ -58,6 +60,7 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
     data = open_pairs(config, "held_out", compare=not samples)  # once for all steps
     if not samples:
         try_reward(config, data.rows[0]["prompt"])
+    sampling = how_sampled(config, open_family(config.model), data)
     family, aligned = load_trained(run, device)
     require_images(data, family)
     pair = ModelPair(run, family, aligned, device)
@@ -68,7 +71,7 @@ def evaluate(run: Run, *, samples: dict | None = None) -> dict:
         "checkpoint": str(run.checkpoint.relative_to(run.folder)),
         **run.identity,
         "steps": run.state["step"],
-        "settings": settings_of(config, data),
+        "settings": settings_of(config, data, sampling),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
@@ -102,10 +105,15 @@ def _sampled(run: Run) -> Path:
     return run.evaluation / ".clips"
 
 
-def settings_of(config: Config, data: PreparedPairs) -> dict:
-    """What results must share to be compared: how clips were sampled and scored, and the held-out pairs."""
+def settings_of(config: Config, data: PreparedPairs, sampling: dict[str, SampleSettings]) -> dict:
+    """What results must share to be compared: how clips of each size were sampled, how scored, the held-out pairs."""
     shown = {"report_pairs", "report_clips", "every", "every_prompts", "fps", "batch"}
-    return {**config.evaluate.model_dump(mode="json", exclude=shown), "held_out": data.fingerprint}
+    resolved = {"sampling_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt"}
+    return {
+        **config.evaluate.model_dump(mode="json", exclude=shown | resolved),
+        "sampling": {size: asdict(how) for size, how in sampling.items()},
+        "held_out": data.fingerprint,
+    }
 
 
 class ModelPair:
@@ -330,14 +338,17 @@ def _rewards(samples: list[dict], scored: bool) -> dict:
 
 
 def objective_table(output_dir: Path, current: dict) -> list[dict]:
-    """One row for every run in `output_dir` that was evaluated, `current` among them."""
+    """One row for every run in `output_dir` that was evaluated, `current` among them; `alike`: in the same settings."""
     shown = ("run", "objective", "beta", "steps", "win_rate", "displacement", "reward")
     found = {current["run"]: current}
     for path in sorted(output_dir.glob("*/results.json")):
         other = read_results(path)
         if other is not None:
             found.setdefault(path.parent.name, other)
-    return [{name: results.get(name) for name in shown} for _, results in sorted(found.items())]
+    return [
+        {**{name: each.get(name) for name in shown}, "alike": each.get("settings") == current["settings"]}
+        for _, each in sorted(found.items())
+    ]
 
 
 def machine() -> str:

@@ -27,7 +27,7 @@ from pgdpo.evaluation.page import embedded, write_page
 from pgdpo.evaluation.sources import by_source
 from pgdpo.evaluation.steps import evaluated_steps, step_curves
 from pgdpo.runs import evaluation_of
-from pgdpo.settings import Config
+from pgdpo.settings import Config, SampleSettings
 
 TEMPLATE = "evaluation/report.html.jinja"
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
@@ -94,7 +94,7 @@ def write_report(
         sources=by_source(metrics, results),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
-        settings=_settings(config),
+        settings=_settings(config, results),
         costs=_costs(metrics, results),
         config_text=config_text,
     )
@@ -268,11 +268,12 @@ def _created(text: str | None) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M}"
 
 
-def _settings(config: dict) -> list[tuple[str, str]]:
+def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
     """What a reader asks for first; the rest stands in the whole configuration below it."""
     data, model, train = config["data"], config["model"], config["train"]
     adapter = model.get("adapter")
     options = {key: value for key, value in config["objective"].items() if key != "name"}
+    sampling = (results.get("settings") or {}).get("sampling") or {}
     return [
         ("Model", f"{model['family']}, {model['path']}"),
         ("Clips", f"{data['num_frames']} frames of {data['width']}×{data['height']}"),
@@ -288,6 +289,7 @@ def _settings(config: dict) -> list[tuple[str, str]]:
         ),
         ("Precision", f"{train['precision']}, ZeRO stage {train['zero_stage']}"),
         ("Seed", str(train["seed"])),
+        *((f"Sampled, {size}", str(SampleSettings(**how))) for size, how in sampling.items()),
     ]
 
 

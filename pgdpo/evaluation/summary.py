@@ -13,9 +13,11 @@ def summary_table(results: dict) -> Table:
 
     `results` is what `results.json` holds; this run's row is bold. Intervals are 95%.
     """
+    apart = not all(row["alike"] for row in results["objectives"])
     title = f"{objective_name(results['objective'])}: reference against aligned, equal seeds"
     table = Table(title=title, caption="win rate: share of clips scored above the reference's, ties half; "
-                  "displacement: share of held-out chosen clips that became less likely")  # fmt: skip
+                  "displacement: share of held-out chosen clips that became less likely"
+                  + ("; *: other settings or held-out pairs, no comparison" if apart else ""))  # fmt: skip
     table.add_column("run", no_wrap=True)
     for name in ("β", "steps", "reward", "win rate", "displacement"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -28,7 +30,7 @@ def summary_table(results: dict) -> Table:
             _share(row, "win_rate"),
             _share(row, "displacement"),
         ]
-        table.add_row(escape(row["run"]), *cells, style=style)
+        table.add_row(escape(row["run"]) + ("" if row["alike"] else " *"), *cells, style=style)
     return table
 
 

@@ -7,15 +7,17 @@ motion and are compared segment by segment. LocalDPO regenerates a region of a r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from pgdpo.console import say
 from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Conditioning, Encoders, Family
-from pgdpo.settings import Config
+from pgdpo.settings import Config, sample_settings
 from pgdpo.training.policy import build_policy
 from pgdpo_kernels import pair_noise
 
@@ -39,8 +41,13 @@ class Generator:
         self.encoders: Encoders = self.family.load_encoders(device)
         if self.encoders.needs_image:
             raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")
+        self.settings = sample_settings(
+            config.evaluate, self.family.card, (config.data.height, config.data.width)
+        )
+        say(f"clips are made with {self.settings}")
         # All prompts first: the text encoder is never in memory with VAE or transformer, and loading it takes long.
-        self._text = dict(zip(["", *prompts], self.encoders.encode_prompts(["", *prompts]), strict=True))
+        prompts = sorted({*prompts, self.settings.negative_prompt})
+        self._text = dict(zip(prompts, self.encoders.encode_prompts(prompts), strict=True))
         self.encoders.release()
         self.transformer = build_policy(plain, device)[1].eval()
 
@@ -53,20 +60,26 @@ class Generator:
     def from_clip(self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int) -> np.ndarray:
         """`frames` re-noised up to `sigma` and denoised for the prompt."""
         latents = self.encoders.encode_video(frames).to(self.device)
-        return self._decode(self._denoise(self._noisy(latents, sigma, name, draw), sigma, prompt))
+        noise = self._noise(name, draw, latents.shape)
+        return self._decode(self._denoise(_at_level(latents, noise, sigma), sigma, prompt))
 
     def inside(
         self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int, box: tuple[slice, slice]
     ) -> np.ndarray:
-        """As `from_clip`, inside a box of latent rows and columns; outside the real clip's latents stay."""
-        latents = self.encoders.encode_video(frames).to(self.device)
-        made = self._denoise(self._noisy(latents, sigma, name, draw), sigma, prompt)
-        mixed = latents.clone()
-        mixed[(..., *box)] = made[(..., *box)]
-        return self._decode(mixed)
+        """As `from_clip`, inside a box of latent rows and columns; outside the real clip's latents stay.
 
-    def _noisy(self, latents: torch.Tensor, sigma: float, name: str, draw: int) -> torch.Tensor:
-        return (1 - sigma) * latents + sigma * self._noise(name, draw, latents.shape)
+        What is outside stands at the level of each step, so that the model makes the box to match it (RePaint, arXiv
+        2201.09865, along flow matching's straight paths); at the last one it is the clip itself.
+        """
+        latents = self.encoders.encode_video(frames).to(self.device)
+        noise = self._noise(name, draw, latents.shape)
+
+        def outside(made: torch.Tensor, level: float) -> torch.Tensor:
+            mixed = _at_level(latents, noise, level)
+            mixed[(..., *box)] = made[(..., *box)]
+            return mixed
+
+        return self._decode(self._denoise(_at_level(latents, noise, sigma), sigma, prompt, outside))
 
     def _noise(self, name: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
         keys = {"pair_ids": torch.tensor([pair_hash(name)]), "draw": torch.tensor([draw])}
@@ -76,12 +89,18 @@ class Generator:
         )[0]
 
     @torch.no_grad()
-    def _denoise(self, latents: torch.Tensor, sigma: float, prompt: str) -> torch.Tensor:
-        """Euler's method along the model's velocity from `sigma` to 0, with classifier-free guidance."""
-        settings = self.config.evaluate
-        conditioning, empty = self._condition(prompt), self._condition("")
-        count = max(1, math.ceil(settings.sampling_steps * sigma))
-        shift = self.config.diffusion.shift
+    def _denoise(
+        self, latents: torch.Tensor, sigma: float, prompt: str, step_end: Callable | None = None
+    ) -> torch.Tensor:
+        """Euler's method along the model's velocity from `sigma` to 0, with classifier-free guidance.
+
+        `step_end`: (latents, their level) -> the latents to go on with.
+        """
+        settings = self.settings
+        conditioning, negative = self._condition(prompt), self._condition(settings.negative_prompt)
+        count = max(1, math.ceil(settings.steps * sigma))
+        # Without one, the scheduler shifts in a way of its own, for which training's shift stands.
+        shift = settings.flow_shift or self.config.diffusion.shift
         levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
         levels = shift * levels / (1 + (shift - 1) * levels)
         x = latents[None].float()
@@ -92,9 +111,11 @@ class Generator:
                 model = self.family.expert_at(self.transformer, here)
                 velocity = self.family.predict(model, x, at, conditioning).float()
                 if settings.guidance_scale > 1:
-                    plain = self.family.predict(model, x, at, empty).float()
-                    velocity = plain + settings.guidance_scale * (velocity - plain)
+                    plain = self.family.predict(model, x, at, negative).float()
+                    scale = self.family.guidance_at(here, settings.guidance_scale, settings.guidance_scale_2)
+                    velocity = plain + scale * (velocity - plain)
                 x = x + (there - here) * velocity
+                x = x if step_end is None else step_end(x[0], there)[None]
         return x[0]
 
     def _condition(self, prompt: str) -> Conditioning:
@@ -103,6 +124,10 @@ class Generator:
 
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
         return self.encoders.decode_video(latents.cpu())
+
+
+def _at_level(latents: torch.Tensor, noise: torch.Tensor, level: float) -> torch.Tensor:
+    return (1 - level) * latents + level * noise
 
 
 def _unshift(sigma: float, shift: float) -> float:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pgdpo.console import progress_bar, say
 from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
-from pgdpo.data.files import atomic_path, sha256_of
+from pgdpo.data.files import atomic_path, sha256_of, write_json
 from pgdpo.data.locations import clip_location, folder_of
 from pgdpo.data.manifest import SPAN_MARK
 from pgdpo.data.tables import Record, read_records
@@ -35,7 +35,7 @@ KINDS = {
 PARTIAL = ".rows.partial.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """One row of the list: what a pair is made from."""
 
@@ -44,7 +44,7 @@ class Source:
     video: str | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Made:
     """A pair before it is written; `plan`: what was taken of the real clip, None without one; `extra`: columns of its
     row."""
@@ -61,7 +61,8 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
     `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
     Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away. The reward
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
-    cannot tell apart is kept as a tie. What stands in `out` from a stopped call of the same settings is kept.
+    cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest. What
+    stands in `out` from a stopped call of the same settings is kept.
     Raises InputError for rows, clips, models and settings that don't fit, before anything is written.
     """
     if kind not in KINDS:
@@ -85,7 +86,7 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
     try_reward(config, sources[0].prompt)
     jobs = [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
     done = _done(out, _digest(kind, config, sources))
-    pair_of = _maker(kind, config, sources, reward)
+    pair_of = _maker(kind, config, sources, reward, out)
     skipped, seen = 0, []
     with (
         progress_bar(f"make {kind}", total=len(jobs)) as bar,
@@ -156,7 +157,7 @@ def _records(source: str) -> Iterator[Record]:
         ) from error
 
 
-def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | None) -> Callable:
+def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | None, out: Path) -> Callable:
     """(row, number) -> a pair, or None where the row gives none."""
     if kind == "corrupt":
         return lambda row, number: _corrupted(config, row, number)
@@ -171,6 +172,7 @@ def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | No
         } - {None}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Generator(config, sorted(prompts), device)
+    write_json(out / "sampling.json", dataclasses.asdict(model.settings))
     if kind == "guided":
         return lambda row, number: _guided(config, model, row, number, reward)
     ways = {"masked": _masked, "real": _real, "prompts": _prompts}

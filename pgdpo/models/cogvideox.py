@@ -170,7 +170,7 @@ class CogVideoX(VaeFamily):
         transformer: CogVideoXTransformer3DModel,
         noise: torch.Tensor,
         conditioning: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         *,
         steps: int,
         guidance_scale: float,
@@ -183,7 +183,7 @@ class CogVideoX(VaeFamily):
         generators = [torch.Generator(noise.device).manual_seed(seed) for seed in seeds]
         return pipeline(
             prompt_embeds=conditioning["prompt"],
-            negative_prompt_embeds=empty["prompt"],
+            negative_prompt_embeds=negative["prompt"],
             height=height,
             width=width,
             num_frames=1,  # `latents` fix it

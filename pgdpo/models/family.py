@@ -89,17 +89,15 @@ class Family:
 
     transformer_class: type
     pipeline_class: type
-    prediction = (
-        "flow"  # what the transformer predicts: flow (eps - x) | v | epsilon; see pgdpo_kernels.noise_pair
-    )
+    # What the transformer predicts: flow (eps - x) | v | epsilon; see pgdpo_kernels.noise_pair.
+    prediction = "flow"
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
     sharing: TokenSharing
     attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
-    repeated_blocks: tuple[
-        str, ...
-    ] = ()  # classes that torch.compile takes one by one, where diffusers names none
+    # Classes that torch.compile takes one by one, where diffusers names none.
+    repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
     other_folder: str | None = None  # of the expert that doesn't train, which sampling asks too
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
@@ -113,6 +111,11 @@ class Family:
             self.text_length = ToyEncoders.text_length
         elif Path(self.source).is_dir():
             self._check_parts(Path(self.source))
+
+    @property
+    def card(self) -> str:
+        """Which of `settings.sampling.CARDS` says how this model is sampled."""
+        return "toy" if self.model.encoders == "toy" else self.model.family
 
     @property
     def own_fps(self) -> float:
@@ -196,11 +199,15 @@ class Family:
         """Video tokens of latents of shape `(C, F, H, W)`."""
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
 
-    def load_scheduler(self) -> diffusers.SchedulerMixin:
-        """The pipeline's own scheduler, of the class that its folder names."""
+    def load_scheduler(self, flow_shift: float | None = None) -> diffusers.SchedulerMixin:
+        """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift."""
         any_scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # all keep their configuration alike
         name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
-        return getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        scheduler = getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        if flow_shift is None:
+            return scheduler
+        key = "flow_shift" if "flow_shift" in scheduler.config else "shift"  # multistep solvers | Euler's
+        return scheduler.from_config(scheduler.config, use_dynamic_shifting=False, **{key: flow_shift})
 
     def from_architecture(self, config: dict) -> torch.nn.Module:
         """A transformer with fresh weights on the current default device."""
@@ -293,6 +300,10 @@ class Family:
     def release(self) -> None:
         """Let go of what `expert_at`, and `sample` by it, has loaded."""
 
+    def guidance_at(self, sigma: float, first: float, second: float | None) -> float:
+        """Of the guidance scales of a pipeline of two experts, the one at `sigma`; `second` is None without them."""
+        return first
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""
         encoders = ToyEncoders() if self.model.encoders == "toy" else self
@@ -325,14 +336,16 @@ class Family:
         transformer: torch.nn.Module,
         noise: torch.Tensor,
         conditioning: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         *,
         steps: int,
         guidance_scale: float,
+        flow_shift: float | None = None,
     ) -> torch.Tensor:
         """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own pipeline.
 
-        `empty`: the conditioning of the empty prompt, for classifier-free guidance.
+        `negative`: the conditioning of the negative prompt, for classifier-free guidance. `flow_shift` as
+        `load_scheduler` takes it. A model of two experts takes `guidance_scale_2` too, one of no flow no `flow_shift`.
         """
         raise NotImplementedError
 

@@ -94,10 +94,11 @@ class HunyuanVideo(VaeFamily):
         transformer: HunyuanVideoTransformer3DModel,
         noise: torch.Tensor,
         conditioning: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         *,
         steps: int,
         guidance_scale: float,
+        flow_shift: float | None = None,
     ) -> torch.Tensor:
         """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it."""
         parts = {"vae": None, "text_encoder": None, "tokenizer": None}
@@ -106,16 +107,16 @@ class HunyuanVideo(VaeFamily):
             text_encoder_2=None,
             tokenizer_2=None,
             transformer=transformer,
-            scheduler=self.load_scheduler(),
+            scheduler=self.load_scheduler(flow_shift),
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             prompt_embeds=conditioning["prompt"],
             prompt_attention_mask=conditioning["prompt_mask"],
             pooled_prompt_embeds=conditioning["pooled"],
-            negative_prompt_embeds=empty["prompt"],
-            negative_prompt_attention_mask=empty["prompt_mask"],
-            negative_pooled_prompt_embeds=empty["pooled"],
+            negative_prompt_embeds=negative["prompt"],
+            negative_prompt_attention_mask=negative["prompt_mask"],
+            negative_pooled_prompt_embeds=negative["pooled"],
             height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
             width=16,
             num_frames=1,

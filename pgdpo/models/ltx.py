@@ -111,12 +111,13 @@ class LTX(VaeFamily):
         transformer: LTXVideoTransformer3DModel,
         noise: torch.Tensor,
         conditioning: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         *,
         steps: int,
         guidance_scale: float,
+        flow_shift: float | None = None,
     ) -> torch.Tensor:
-        pipeline = LTXPipeline(self.load_scheduler(), None, None, None, transformer)
+        pipeline = LTXPipeline(self.load_scheduler(flow_shift), None, None, None, transformer)
         pipeline.set_progress_bar_config(disable=True)
         _, temporal, spatial = self.vae_shape
         pipeline.vae_temporal_compression_ratio = temporal
@@ -125,8 +126,8 @@ class LTX(VaeFamily):
         tokens = pipeline(
             prompt_embeds=conditioning["prompt"],
             prompt_attention_mask=conditioning["prompt_mask"],
-            negative_prompt_embeds=empty["prompt"],
-            negative_prompt_attention_mask=empty["prompt_mask"],
+            negative_prompt_embeds=negative["prompt"],
+            negative_prompt_attention_mask=negative["prompt_mask"],
             height=height * spatial,
             width=width * spatial,
             num_frames=(frames - 1) * temporal + 1,

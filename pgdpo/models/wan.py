@@ -31,6 +31,7 @@ from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.models.held import OneAtATime
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
+from pgdpo.settings.sampling import WAN21
 
 TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
@@ -58,6 +59,16 @@ class Wan(VaeFamily):
         )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
+
+    @property
+    def card(self) -> str:
+        if self.model.encoders == "toy":
+            return "toy"
+        if self.expand_timesteps:
+            return "wan22_ti2v_5b"
+        if self.model.expert is None:
+            return WAN21
+        return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
 
     @property
     def own_fps(self) -> float:
@@ -207,29 +218,37 @@ class Wan(VaeFamily):
         transformer: torch.nn.Module,
         noise: torch.Tensor,
         conditioning: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         *,
         steps: int,
         guidance_scale: float,
+        guidance_scale_2: float | None = None,
+        flow_shift: float | None = None,
     ) -> torch.Tensor:
         """The pipelines' loop around `predict`: they would encode the image again, with a VAE beside the transformer.
 
-        With two experts the other one answers on its own share (`expert_at`).
+        With two experts the other one answers on its own share (`expert_at`). `guidance_scale_2` is the
+        low-noise one's, by default `guidance_scale`, which alone says whether there is guidance.
         """
-        scheduler = self.load_scheduler()
+        scheduler = self.load_scheduler(flow_shift)
         scheduler.set_timesteps(steps, device=noise.device)
         latents = noise
         for timestep in scheduler.timesteps:
-            expert = self.expert_at(transformer, float(timestep) / self.num_train_timesteps)
+            sigma = float(timestep) / self.num_train_timesteps
+            expert = self.expert_at(transformer, sigma)
             at = timestep.expand(len(latents))
             predicted = self._predict_at(expert, latents, at, conditioning)
             if guidance_scale > 1:
-                without = self._predict_at(expert, latents, at, empty)
-                predicted = without + guidance_scale * (predicted - without)
+                without = self._predict_at(expert, latents, at, negative)
+                scale = self.guidance_at(sigma, guidance_scale, guidance_scale_2)
+                predicted = without + scale * (predicted - without)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents
+
+    def guidance_at(self, sigma: float, first: float, second: float | None) -> float:
+        return first if self.model.expert is None or second is None or sigma >= self.boundary else second
 
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
         if self.model.expert is None or (sigma >= self.boundary) == (self.model.expert == "high_noise"):

@@ -22,6 +22,7 @@ from pgdpo.settings.data import (
 )
 from pgdpo.settings.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.settings.model import AdapterConfig, DiffusionConfig, ModelConfig
+from pgdpo.settings.sampling import SampleSettings, sample_settings
 from pgdpo.settings.section import Section
 from pgdpo.settings.train import TrainConfig
 
@@ -34,6 +35,7 @@ __all__ = [
     "MakeConfig",
     "ModelConfig",
     "OrderRule",
+    "SampleSettings",
     "SelectRule",
     "Section",
     "SourceConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "ToyConfig",
     "TrainConfig",
     "WeightRule",
+    "sample_settings",
 ]
 
 
@@ -156,6 +159,14 @@ class Config(Section):
         if self.model.other_adapter is not None and self.model.expert is None:
             raise ValueError(
                 "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.evaluate.guidance_scale_2 is not None and self.model.expert is None:
+            raise ValueError(
+                "evaluate.guidance_scale_2 is for the second of two experts: set model.expert, or leave it out"
+            )
+        if self.evaluate.flow_shift is not None and self.model.family == "cogvideox":
+            raise ValueError(
+                "evaluate.flow_shift is for flow matching, model.family is `cogvideox`, which is none: leave it out"
             )
         if self.model.transformer is not None and self.model.random_init:
             raise ValueError(

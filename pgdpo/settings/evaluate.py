@@ -20,8 +20,31 @@ class EvaluateConfig(Section):
     )
     num_prompts: int = Field(32, ge=1, description="Held-out prompts that are sampled.")
     samples_per_prompt: int = Field(1, ge=1, description="Clips per prompt, each with its own seed.")
-    sampling_steps: int = Field(50, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance; 1 switches it off.")
+    sampling_steps: int | None = Field(
+        None, ge=1, description="Denoising steps; by default those of the model's card."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        description="Classifier-free guidance; 1 switches it off; by default that of the model's card.",
+    )
+    guidance_scale_2: float | None = Field(
+        None,
+        ge=1,
+        description="wan 2.2 A14B: that of the low-noise expert; by default guidance_scale where that is set, else the "
+        "model's card's.",
+    )
+    flow_shift: float | None = Field(
+        None,
+        gt=0,
+        description="Shift of the noise levels that are sampled at, as diffusion.shift; by default that of the model's "
+        "card for the size, else what the pipeline's scheduler does.",
+    )
+    negative_prompt: str | None = Field(
+        None,
+        description="What guidance leads away from; by default that of the model's card. `prepare` encodes it with the "
+        "held-out prompts.",
+    )
     draws_per_pair: int = Field(8, ge=1, description="Noise levels at which held-out pairs are compared.")
     batch: int = Field(1, ge=1, description="Clips or pairs per forward.")
     fps: float | None = Field(

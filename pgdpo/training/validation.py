@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
+from pgdpo.console import say_once
+from pgdpo.data.buckets import size_name
+from pgdpo.data.files import write_json
 from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
 from pgdpo.data.video import write_video
+from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch, without_adapter
 from pgdpo.models.held import free_memory
-from pgdpo.settings import Config
+from pgdpo.settings import Config, SampleSettings, sample_settings
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.policy import base_dtype, open_pairs, require_images
 from pgdpo.training.trackers import Trackers
@@ -30,7 +35,9 @@ def sample_latents(
     jobs: list[tuple[int, int]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Latents `[N, C, F, H, W]` for `jobs`: (index of the pair whose prompt it is, seed of the initial noise)."""
+    """Latents `[N, C, F, H, W]` for `jobs`, all of one size: (index of the pair whose prompt it is, seed of the initial
+    noise)."""
+    settings = sample_settings(config.evaluate, family.card, data.size_of(jobs[0][0])[1:])
     items = [data[index, seed] for index, seed in jobs]
     noise = pair_noise(
         (len(jobs), *items[0]["chosen"].shape),
@@ -41,16 +48,33 @@ def sample_latents(
         dtype=torch.float32,
     )
     conditioning = [item["conditioning"] for item in items]
-    empty = [item | data.text("") for item in conditioning]
+    negative = [item | data.text(settings.negative_prompt) for item in conditioning]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         return family.sample(
             transformer,
             noise,
             to_device(stack_conditioning(conditioning), device),
-            to_device(stack_conditioning(empty), device),
-            steps=config.evaluate.sampling_steps,
-            guidance_scale=config.evaluate.guidance_scale,
+            to_device(stack_conditioning(negative), device),
+            **settings.told,
         )
+
+
+def how_sampled(config: Config, family: Family, data: PreparedPairs) -> dict[str, SampleSettings]:
+    """How clips of each size of `data` are sampled, by the size's name. Says it.
+
+    Raises InputError where the negative prompt was not prepared.
+    """
+    found = {}
+    for bucket in data.buckets:
+        size = data.size_of(bucket[0])
+        found[size_name(size)] = settings = sample_settings(config.evaluate, family.card, size[1:])
+        if not data.has_text(settings.negative_prompt):
+            raise InputError(
+                f"evaluate.negative_prompt is {settings.negative_prompt!r}: {data.folder} does not hold it: run "
+                "`pgdpo prepare` again, which encodes this alone, or set it to '', which is there"
+            )
+        say_once(f"clips of {size_name(size)} are sampled with {settings}")
+    return found
 
 
 class Validation:
@@ -70,6 +94,7 @@ class Validation:
         require_images(self._data, family)
         if family.other_folder is not None and config.train.zero_stage == 3:
             family.open_other = functools.partial(_sharded_expert, config, family, device)
+        self._settings = how_sampled(config, family, self._data)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
     def show(self, step: int, transformer: torch.nn.Module, log: Trackers | None) -> None:
@@ -98,6 +123,7 @@ class Validation:
         decoder = self._family.load_encoders(self._device)
         folder, fps = self._config.run_dir / "validation" / f"step-{step:08d}", self._config.written_fps
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "sampling.json", {size: asdict(how) for size, how in self._settings.items()})
         for (index, _), clip in zip(self._jobs, latents, strict=True):
             frames = decoder.decode_video(clip.cpu())
             write_video(folder / f"{index:03d}.mp4", frames, fps)

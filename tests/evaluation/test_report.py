@@ -66,7 +66,7 @@ def made_results() -> dict:
         "buckets": {name: bucket for name in BUCKETS},
         "samples": [],
         "objectives": [
-            {"run": "ours", "objective": "pg_dpo", **shared},
+            {"run": "ours", "objective": "pg_dpo", **shared, "alike": True},
             {
                 "run": "[red]theirs",
                 "objective": "sft",
@@ -74,6 +74,7 @@ def made_results() -> dict:
                 "beta": None,
                 "win_rate": None,
                 "reward": None,
+                "alike": False,
             },
         ],
     }
@@ -318,7 +319,7 @@ def test_summary_has_a_line_per_run():
     console.print(summary_table(made_results()))
     text = console.file.getvalue()
     assert "0.500 → 0.700" in text and "75% (62%–85%)" in text and "25% (13%–42%)" in text
-    assert "[red]theirs" in text
+    assert "[red]theirs *" in text and "ours *" not in text and "no comparison" in text
 
 
 def test_figures_by_manifest_are_means_over_pairs_at_the_runs_end(run):

@@ -1,17 +1,24 @@
 """Pairs made from real mp4 clips, by corruption and by the shipped toy model; each way keeps what it promises."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pgdpo.config import load_config
+from pgdpo.data.prepared import pair_hash
 from pgdpo.data.video import read_video, write_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.making import make as making
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
+from pgdpo_kernels import pair_noise
+from tests.models.tiny_pipelines import save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_wan import save_tiny
 from tests.worlds import metrics, read_manifest, run_pgdpo
 
 FAST = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
@@ -89,6 +96,57 @@ def test_masked_changes_the_box_alone(clips, tmp_path):
         for side in changed:
             changed[side] += change[inside == side].mean()
     assert changed[True] > 3 * changed[False]
+
+
+FLOW = {
+    "toy": None,
+    "wan": (functools.partial(save_tiny, "2.1 t2v"), (5, 32, 48)),
+    "hunyuan_video": (save_tiny_hunyuan_video, (5, 32, 48)),
+    "ltx": (save_tiny_ltx, (9, 64, 96)),
+}
+
+
+@pytest.mark.parametrize("family", FLOW)
+def test_outside_the_box_the_clip_stands_at_every_steps_level(family, saved, tmp_path):
+    """The model sees it noised to the level that it is asked about; at the end it is the clip's latents to the bit."""
+    from pgdpo.making.generate import Generator
+
+    overrides = [f"output_dir={tmp_path}", "evaluate.sampling_steps=5"]
+    size = (8, 24, 24)
+    if family != "toy":
+        save, size = FLOW[family]
+        sizes = [f"data.{key}={n}" for key, n in zip(("num_frames", "height", "width"), size, strict=True)]
+        overrides += [
+            f"model.family={family}",
+            f"model.path={saved(save)}",
+            "model.encoders=pipeline",
+            *sizes,
+        ]
+    config = load_config("configs/quickstart.yaml", overrides)
+    model = Generator(config, ["a red circle"], torch.device("cpu"))
+    clip = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    latents = model.encoders.encode_video(clip)
+    noise = pair_noise(
+        (1, *latents.shape), seed=config.make.seed, pair_ids=torch.tensor([pair_hash("x")]), draw=3
+    )
+    box = (slice(1, 2), slice(0, 2))
+    outside = torch.ones(latents.shape, dtype=torch.bool)
+    outside[(..., *box)] = False
+    seen, decoded, predict = [], [], model.family.predict
+
+    def recorded(transformer, noisy, sigma, conditioning):
+        seen.append((noisy[0].clone(), float(sigma)))
+        return predict(transformer, noisy, sigma, conditioning)
+
+    model.family.predict = recorded
+    model.encoders.decode_video = decoded.append
+    model.inside("x", clip, "a red circle", 0.8, 3, box)
+    assert len({level for _, level in seen}) == 4  # 0.8 of five steps
+    for noisy, level in seen:
+        known = (1 - level) * latents + level * noise[0]
+        torch.testing.assert_close(noisy[outside], known[outside], rtol=0, atol=1e-5)
+    assert torch.equal(decoded[0][outside], latents[outside])
+    assert (decoded[0][~outside] != latents[~outside]).all()
 
 
 @pytest.mark.usefixtures("eager_kernels")

@@ -212,6 +212,7 @@ INPUTS = {
     "no margins": Input("train", given("data.order={by: implicit_reward, file: gone.json}")),
     "others' margins": Input("train", others_margins),
     # prepared pairs
+    "a negative prompt": Input("train", given("evaluate.every=1", "evaluate.negative_prompt=a red square")),
     "no JSON": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{"))),
     "another format": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{}"))),
     "other sizes": Input("train", given("data.height=32")),

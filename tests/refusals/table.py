@@ -380,6 +380,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "training.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
     "training.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
     "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},
+    "training.validation": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
     "training.zero_init": {
         "_Safetensors.__init__": {
             "no tensor `": By("a tensor missing"),

@@ -1,0 +1,207 @@
+"""Clips are sampled as each model's card says: what `evaluate` makes is what the real pipeline makes when told that."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from PIL import Image
+
+from pgdpo.config import load_config
+from pgdpo.errors import InputError
+from pgdpo.evaluation.steps import evaluated_steps
+from pgdpo.settings import EvaluateConfig, sample_settings
+from pgdpo.settings.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
+from pgdpo.training.validation import sample_latents
+from pgdpo_kernels import pair_noise
+from tests.models.tiny_pipelines import (
+    PROMPT,
+    conditioning_of,
+    open_tiny,
+    save_tiny_cogvideox,
+    save_tiny_hunyuan_video,
+    save_tiny_ltx,
+)
+from tests.models.tiny_wan import SIZES, picture, save_tiny
+from tests.worlds import run_pgdpo, write_config
+
+# card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
+TOLD = {
+    "wan21": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
+    "wan22_t2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 4.0, "guidance_scale_2": 3.0}, 12.0),
+    "wan22_i2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}, 5.0),
+    "wan22_ti2v_5b": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 5.0),
+    "hunyuan_video": ({"num_inference_steps": 50, "guidance_scale": 6.0, "true_cfg_scale": 1.0}, 7.0),
+    "cogvideox": ({"num_inference_steps": 50, "guidance_scale": 6.0}, None),
+    "ltx": ({"num_inference_steps": 50, "guidance_scale": 3.0}, None),
+}
+# card, how its folder is saved, model keys, size
+CASES = {
+    "2.1 t2v": ("wan21", (save_tiny, "2.1 t2v"), {}, SIZES["2.1 t2v"]),
+    "2.1 i2v": ("wan21", (save_tiny, "2.1 i2v"), {}, SIZES["2.1 i2v"]),
+    "2.2 t2v": (
+        "wan22_t2v_a14b",
+        (save_tiny, "2.2 t2v a14b"),
+        {"expert": "low_noise"},
+        SIZES["2.2 t2v a14b"],
+    ),
+    "2.2 i2v": (
+        "wan22_i2v_a14b",
+        (save_tiny, "2.2 i2v a14b"),
+        {"expert": "high_noise"},
+        SIZES["2.2 i2v a14b"],
+    ),
+    "2.2 5b": ("wan22_ti2v_5b", (save_tiny, "2.2 ti2v 5b"), {}, SIZES["2.2 ti2v 5b"]),
+    "hunyuan_video": ("hunyuan_video", (save_tiny_hunyuan_video,), {}, (5, 32, 48)),
+    "cogvideox": ("cogvideox", (save_tiny_cogvideox,), {"rotary": False}, (9, 32, 48)),
+    "ltx": ("ltx", (save_tiny_ltx,), {}, (9, 64, 96)),
+}
+
+
+class HeldOut:
+    """One prepared pair, as `sample_latents` reads it."""
+
+    def __init__(self, family, size, image) -> None:
+        self.family, self.size, self.image = family, size, image
+
+    def size_of(self, index):
+        return self.size
+
+    def text(self, prompt):
+        return {name: tensor[0] for name, tensor in conditioning_of(self.family, [prompt]).items()}
+
+    def __getitem__(self, item):
+        chosen = torch.empty(self.family.latent_shape(*self.size))
+        return {
+            "chosen": chosen,
+            "pair_id": 7,
+            "draw": item[1],
+            "conditioning": {**self.text(PROMPT), **self.image},
+        }
+
+
+SLOW = ("2.1 i2v", "2.2 i2v")  # the brothers that are left run all that is ours
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES],
+)
+def case(request, saved):
+    """(card, family, its real pipeline, size, options of the call, the image's conditioning)."""
+    card, (save, *what), keys, size = CASES[request.param]
+    saving = {"rotary": keys.pop("rotary")} if "rotary" in keys else {}
+    folder = saved(save, *what, **saving)
+    family = open_tiny("wan" if card.startswith("wan") else card, folder, **keys)
+    pipeline = family.pipeline_class.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    frames, height, width = size
+    options, given = {"num_frames": frames, "height": height, "width": width}, {}
+    if family.image_names:
+        options["image"] = Image.fromarray(picture(what[0]))
+        given = family.load_encoders(torch.device("cpu")).encode_image(picture(what[0]), frames)
+    return card, family, pipeline, size, options, given
+
+
+def packed(card, latents):
+    """As the pipeline takes and gives them."""
+    return {"cogvideox": lambda x: x.transpose(1, 2), "ltx": lambda x: x.flatten(2).transpose(1, 2)}.get(
+        card, lambda x: x
+    )(latents)
+
+
+def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_says(case, monkeypatch):
+    card, family, pipeline, size, options, image = case
+    told, shift = TOLD[card]
+    negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(family.model.family, "")
+    if shift is not None:
+        kind, key = (
+            (UniPCMultistepScheduler, "flow_shift")
+            if card.startswith("wan")
+            else (FlowMatchEulerDiscreteScheduler, "shift")
+        )
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **{key: shift})
+    noise = pair_noise((1, *family.latent_shape(*size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
+    with torch.no_grad():
+        theirs = pipeline(
+            prompt=PROMPT,
+            negative_prompt=negative,
+            latents=packed(card, noise),
+            output_type="latent",
+            **options,
+            **told,
+        ).frames
+    handed = []
+    call = type(pipeline).__call__
+
+    def recorded(self, *arguments, **keywords):
+        handed.append((keywords, self.scheduler.config))
+        return call(self, *arguments, **keywords)
+
+    monkeypatch.setattr(type(pipeline), "__call__", recorded)
+    config = SimpleNamespace(evaluate=EvaluateConfig(), train=SimpleNamespace(precision="fp32"))
+    transformer = getattr(pipeline, family.transformer_folder)
+    data = HeldOut(family, size, image)
+    ours = sample_latents(config, family, transformer, data, [(0, 0)], torch.device("cpu"))
+    assert torch.equal(packed(card, ours), theirs)
+    for keywords, scheduler in handed:  # Wan's loop is ours: it encodes no image beside the transformer
+        assert {name: keywords[name] for name in told} == told
+        assert shift is None or scheduler["shift"] == shift
+    assert bool(handed) != card.startswith("wan")
+
+
+def test_every_family_has_a_card_and_what_is_set_goes_before_it():
+    assert set(TOLD) | {"toy"} == set(CARDS)
+    for card, (told, shift) in TOLD.items():
+        found = sample_settings(EvaluateConfig(), card, (480, 832))
+        assert found.steps == told["num_inference_steps"] and found.flow_shift == shift
+        assert found.guidance_scale_2 == told.get("guidance_scale_2")
+        given = EvaluateConfig(sampling_steps=3, guidance_scale=2.5, flow_shift=1.5, negative_prompt="blurry")
+        found = sample_settings(given, card, (720, 1280))
+        assert (found.steps, found.guidance_scale, found.flow_shift) == (3, 2.5, 1.5)
+        assert found.guidance_scale_2 == (2.5 if "guidance_scale_2" in told else None)  # as WanPipeline
+        assert found.negative_prompt == "blurry"
+
+
+@pytest.mark.parametrize(
+    ("size", "shift"), [((480, 832), 3.0), ((832, 480), 3.0), ((720, 1280), 5.0), ((960, 960), 5.0)]
+)
+def test_wan_2_1s_shift_follows_the_size(size, shift):
+    assert sample_settings(EvaluateConfig(), "wan21", size).flow_shift == shift
+
+
+@pytest.mark.parametrize(
+    ("key", "family"), [("guidance_scale_2", "wan"), ("guidance_scale_2", "ltx"), ("flow_shift", "cogvideox")]
+)
+def test_a_setting_that_a_model_does_not_take_is_refused(tmp_path, key, family):
+    config = write_config(tmp_path / "c.yaml", tmp_path / "out", "toy")
+    overrides = [f"evaluate.{key}=3", f"model.family={family}"]
+    overrides += [] if family == "wan" else ["model.encoders=pipeline", "model.path=a/b"]
+    with pytest.raises(InputError, match=rf"evaluate.{key} is for .*leave it out"):
+        load_config(config, overrides)
+
+
+@pytest.mark.usefixtures("eager_kernels")
+def test_a_negative_prompt_is_prepared_and_results_of_other_settings_are_told_apart(world, tmp_path):
+    config = write_config(tmp_path / "c.yaml", tmp_path / "out", world / "tiny_wan")
+    shutil.copytree(world / "out/prepared", tmp_path / "out/prepared")
+    shutil.copytree(world / "out/toy", tmp_path / "out/toy")
+    index = tmp_path / "out/prepared/train/index.json"
+    before = index.read_text()
+    run_pgdpo("train", config)
+    run_pgdpo("evaluate", config)
+    first = json.loads((tmp_path / "out/dpo/results.json").read_text())
+    other = ["evaluate.negative_prompt=a red square"]
+    with pytest.raises(InputError, match=r"evaluate.negative_prompt is 'a red square'.*pgdpo prepare"):
+        run_pgdpo("evaluate", config, *other)
+    run_pgdpo("prepare", config, *other)
+    files = [json.loads(text)["text"]["files"] for text in (before, index.read_text())]
+    assert files[0] == files[1]  # what a run trains on does not follow from how clips are sampled
+    run_pgdpo("evaluate", config, *other)
+    second = json.loads((tmp_path / "out/dpo/results.json").read_text())
+    assert first["settings"]["sampling"] != second["settings"]["sampling"]
+    assert second["settings"]["sampling"]["4x16x16"]["negative_prompt"] == "a red square"
+    assert "a red square" in (tmp_path / "out/dpo/report.html").read_text()
+    assert evaluated_steps(tmp_path / "out/dpo", first) == ([], 1)  # they are not compared
