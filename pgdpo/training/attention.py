@@ -146,7 +146,9 @@ def _try_attention(
         )
     mask = torch.ones(len(query), 1, 1, query.shape[1], dtype=torch.bool, device=query.device)
     mask[0, ..., -PADDING:] = False
-    mend = f"{mask_needed}, and prompts of several lengths need a mask: set 1, or use `native`"
+    mend = (
+        f"{mask_needed}: prompts of several lengths in one forward need a mask; set 1 there, or use `native`"
+    )
     if mask_needed is not None and (reason := _refusal(name, query, mask)):
         raise InputError(f"model.{key} is {name!r}: it takes no mask ({reason}). {mend}")
     try:
