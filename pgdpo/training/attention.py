@@ -139,7 +139,7 @@ def _try_attention(
         raise InputError(f"model.{key} is {name!r}; diffusers knows {', '.join(known)}")
     if name == "native":
         return
-    if not _chosen(transformer):
+    if not chooses_backend(transformer):
         raise InputError(
             f"model.{key} is {name!r}: diffusers calls torch's attention in a {type(transformer).__name__}, "
             "whatever the backend; use `native`"
@@ -168,8 +168,8 @@ def _try_attention(
         )
 
 
-def _chosen(transformer: torch.nn.Module) -> bool:
-    """Whether diffusers can choose the backend of any of its attention."""
+def chooses_backend(transformer: torch.nn.Module) -> bool:
+    """Whether diffusers lets the backend of any of its attention be chosen."""
     return any(
         hasattr(getattr(module, "processor", None), "_attention_backend") for module in transformer.modules()
     )

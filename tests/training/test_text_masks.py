@@ -1,5 +1,6 @@
 """Padding of text: trimmed, never attended to; no mask where none is needed. By every backend that runs here."""
 
+import functools
 import json
 
 import pytest
@@ -14,11 +15,18 @@ from pgdpo.data.prepared import padded_text, stack_conditioning
 from pgdpo.errors import InputError
 from pgdpo.training import attention
 from pgdpo.training.memory import save_memory
-from tests.models.tiny_pipelines import Road, open_tiny, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_pipelines import (
+    Road,
+    open_tiny,
+    save_tiny_cogvideox,
+    save_tiny_hunyuan_video,
+    save_tiny_ltx,
+)
+from tests.models.tiny_wan import save_tiny
 from tests.worlds import metrics, run_pgdpo
 
 SAVE = {"hunyuan_video": save_tiny_hunyuan_video, "ltx": save_tiny_ltx}
-SIZE = {"hunyuan_video": (9, 32, 48), "ltx": (9, 64, 96)}
+SIZE = {"hunyuan_video": (9, 32, 48), "ltx": (9, 64, 96), "wan": (9, 32, 48), "cogvideox": (9, 32, 48)}
 BACKENDS = ("native", "_native_math", "flex", "xformers")
 
 
@@ -144,6 +152,30 @@ def test_a_pair_trains_with_a_backend_that_takes_no_mask(opened, name, settings)
     torch.testing.assert_close(gradients["_native_flash"], gradients["native"], rtol=1e-4, atol=1e-6)
 
 
+def test_a_prompt_is_sampled_with_a_backend_that_takes_no_mask(opened):
+    """By the pipeline, and with guidance by an empty prompt of another length."""
+    found = {}
+    for backend in ("native", "_native_flash"):
+        family, transformer = opened("hunyuan_video", backend)
+        noise, _, conditioning = inputs(family, [7])
+        _, _, empty = inputs(family, [2])
+        found[backend] = family.sample(transformer, noise, conditioning, empty, steps=2, guidance_scale=2.0)
+    torch.testing.assert_close(found["_native_flash"], found["native"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_text_whose_padding_counts_keeps_it(saved, name):
+    save = {
+        "wan": (save_tiny, "2.1 t2v"),
+        "cogvideox": (functools.partial(save_tiny_cogvideox, rotary=False),),
+    }
+    family = open_tiny(name, saved(*save[name]))
+    _, _, conditioning = inputs(family, [5, 17])
+    assert family.trimmed(conditioning).keys() == conditioning.keys()
+    assert all(torch.equal(family.trimmed(conditioning)[key], conditioning[key]) for key in conditioning)
+
+
+@pytest.mark.slow
 def test_blocks_are_not_compiled_for_each_length_of_text(opened):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
