@@ -5,8 +5,8 @@
 -> results/masks.json. Tiny pipelines of diffusers' classes with random weights, two samples whose prompts have 5 and 17
 tokens. Against `native`: the prediction and the gradient by all weights. Influence: the largest change of a prediction
 when the padding's embeddings are others. Where CUDA is missing, xformers' kernel is stood in for by what it computes,
-softmax(q k' + bias) v, and the rows say so. "before" is diffusers' own path, which gives that kernel the mask's ones and
-zeros as a bias. Bytes of the bias are computed, from the shapes of configs/hunyuan_video.yaml.
+softmax(q k' + bias) v, and the rows say so. "before" is diffusers' own path, which gives that kernel the mask's ones
+and zeros as a bias. Bytes of the bias are computed, from the shapes of configs/hunyuan_video.yaml.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ class ModelConfig(Section):
         None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
     )
     attention: str = Field(
-        "native", description="A diffusers attention backend: native, xformers, flash, ..."
+        "native",
+        description="A diffusers attention backend: native, xformers, flash, ... ltx: attention to text stays native.",
     )
     reference_attention: str | None = Field(
         None,

@@ -1,6 +1,5 @@
 """Padding of text: trimmed, never attended to; no mask where none is needed. By every backend that runs here."""
 
-import functools
 import json
 
 import pytest
@@ -165,11 +164,8 @@ def test_a_prompt_is_sampled_with_a_backend_that_takes_no_mask(opened):
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_text_whose_padding_counts_keeps_it(saved, name):
-    save = {
-        "wan": (save_tiny, "2.1 t2v"),
-        "cogvideox": (functools.partial(save_tiny_cogvideox, rotary=False),),
-    }
-    family = open_tiny(name, saved(*save[name]))
+    folder = saved(save_tiny, "2.1 t2v") if name == "wan" else saved(save_tiny_cogvideox, rotary=False)
+    family = open_tiny(name, folder)
     _, _, conditioning = inputs(family, [5, 17])
     assert family.trimmed(conditioning).keys() == conditioning.keys()
     assert all(torch.equal(family.trimmed(conditioning)[key], conditioning[key]) for key in conditioning)
