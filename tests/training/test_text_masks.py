@@ -240,3 +240,15 @@ def test_cached_errors_of_other_batches_are_to_the_bit_the_policys(saved, world,
     still = ("train.steps=6", "train.learning_rate=1e-30", "train.warmup_steps=0")
     run_pgdpo("train", *given, *still, "train.reference=cached", "name=cached")
     assert [row["margin"] for row in metrics(tmp_path / "out", "cached")] == [0.0] * 6
+
+
+@pytest.mark.usefixtures("eager_kernels")
+def test_a_run_of_one_pair_a_forward_takes_a_backend_without_masks(saved, world, tmp_path):
+    """From the command on: FLOPs, which are counted on a model of their own, are asked for too."""
+    road = Road("hunyuan_video", saved(save_tiny_hunyuan_video), world, tmp_path, SIZE["hunyuan_video"])
+    options = ("train.micro_batch_pairs=1", "evaluate.batch=1", "model.attention=_native_flash")
+    given = (road.config(), *options)
+    for command in ("prepare", "train"):
+        run_pgdpo(command, *given)
+    first, second = metrics(tmp_path / "out", "dpo")
+    assert first["margin"] == 0.0 != second["margin"]
