@@ -32,12 +32,12 @@ from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective, needs_of
 from pgdpo.problems import Problem
 from pgdpo.settings import Config, DataConfig, sample_settings
+from pgdpo.training.attention import check_attention
 from pgdpo.training.engine import check_offload
 from pgdpo.training.memory import check_selective
 from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
 from pgdpo.training.policy import (
-    check_attention,
     check_kernels,
     compare_prepared,
     open_adapter,

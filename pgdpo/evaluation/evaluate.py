@@ -211,7 +211,7 @@ def excess_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict[
 
 def _errors(batch: dict, level: float, seed: int, pair: ModelPair):
     latents = batch["latents"].to(pair.device)
-    conditioning = to_device(batch["conditioning"], pair.device)
+    conditioning = to_device(pair.family.trimmed(batch["conditioning"]), pair.device)
     sigma = torch.full((len(batch["ids"]),), level, device=pair.device)
     keys = {"pair_ids": batch["pair_ids"].to(pair.device), "draw": batch["draw"].to(pair.device)}
     noisy, target = noise_pair(

@@ -120,7 +120,7 @@ class Generator:
 
     def _condition(self, prompt: str) -> Conditioning:
         text = padded_text(self._text[prompt], self.encoders.text_length)
-        return to_device(stack_conditioning([text]), self.device)
+        return to_device(self.family.trimmed(stack_conditioning([text])), self.device)
 
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
         return self.encoders.decode_video(latents.cpu())

@@ -94,7 +94,12 @@ class Family:
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
     sharing: TokenSharing
-    attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
+    masks_text = (
+        False  # the transformer attends to no padding of text, and takes a mask that says where it stands
+    )
+    masked_attention: str | None = (
+        None  # a block's attention that has that mask, where it is to the text alone
+    )
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
@@ -320,6 +325,26 @@ class Family:
     def level(self, sigma: torch.Tensor) -> torch.Tensor:
         """What `noise_pair` takes as `level` for the share `sigma` of the way to pure noise."""
         return sigma
+
+    def trimmed(self, conditioning: Conditioning) -> Conditioning:
+        """Conditioning `[N, ...]` whose text ends with the longest of the N, where padding does not count.
+
+        `prompt_mask` is left out where all are as long: attention then needs no mask. Reads the mask's values, so that
+        it is best called before they go to a GPU.
+        """
+        if not self.masks_text:
+            return conditioning
+        lengths = conditioning["prompt_mask"].sum(1).tolist()
+        longest = max(*lengths, 1)
+        trimmed = dict(conditioning)
+        for name in ("prompt", "prompt_mask"):
+            trimmed[name] = conditioning[name][:, :longest]
+        if min(lengths) == longest:
+            del trimmed["prompt_mask"]
+        return trimmed
+
+    def drop_whole_masks(self, transformer: torch.nn.Module) -> None:
+        """Have attention get no mask in calls in which all text counts, where diffusers' forward would make one."""
 
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning

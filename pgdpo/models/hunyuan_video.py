@@ -50,7 +50,7 @@ class HunyuanVideo(VaeFamily):
     vae_class = AutoencoderKLHunyuanVideo
     encoders_class = HunyuanVideoEncoders
     text_length = TEXT_LENGTH
-    attention_mask = torch.bool
+    masks_text = True
     # Text attends behind the video, in blocks of two streams and of one; its refiner runs whole on every rank.
     sharing = TokenSharing(
         blocks=("transformer_blocks", "single_transformer_blocks"), attention="attn", arguments={}, rope_dim=0
@@ -75,6 +75,9 @@ class HunyuanVideo(VaeFamily):
             "pooled": torch.empty(batch, config["pooled_projection_dim"]),
         }
 
+    def drop_whole_masks(self, transformer: HunyuanVideoTransformer3DModel) -> None:
+        WholeText(transformer)
+
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -82,7 +85,7 @@ class HunyuanVideo(VaeFamily):
             hidden_states=noisy,
             timestep=sigma * self.num_train_timesteps,
             encoder_hidden_states=conditioning["prompt"],
-            encoder_attention_mask=conditioning["prompt_mask"].to(noisy.dtype),
+            encoder_attention_mask=text_mask(conditioning, noisy.dtype),
             pooled_projections=conditioning["pooled"],
             guidance=torch.full_like(sigma, self.guidance * 1000),
             return_dict=False,
@@ -101,6 +104,7 @@ class HunyuanVideo(VaeFamily):
         flow_shift: float | None = None,
     ) -> torch.Tensor:
         """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it."""
+        conditioning, negative = self.trimmed(conditioning), self.trimmed(negative)
         parts = {"vae": None, "text_encoder": None, "tokenizer": None}
         pipeline = HunyuanVideoPipeline(
             **parts,
@@ -112,10 +116,10 @@ class HunyuanVideo(VaeFamily):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             prompt_embeds=conditioning["prompt"],
-            prompt_attention_mask=conditioning["prompt_mask"],
+            prompt_attention_mask=text_mask(conditioning, transformer.dtype),
             pooled_prompt_embeds=conditioning["pooled"],
             negative_prompt_embeds=negative["prompt"],
-            negative_prompt_attention_mask=negative["prompt_mask"],
+            negative_prompt_attention_mask=text_mask(negative, transformer.dtype),
             negative_pooled_prompt_embeds=negative["pooled"],
             height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
             width=16,
@@ -126,3 +130,35 @@ class HunyuanVideo(VaeFamily):
             true_cfg_scale=guidance_scale,
             output_type="latent",
         ).frames
+
+
+def text_mask(conditioning: Conditioning, dtype: torch.dtype) -> torch.Tensor:
+    """`[N, L]`, one where a token stands; where no mask is needed, one element that is expanded to that shape.
+
+    The forward of diffusers wants a mask in any case. By its strides `WholeText` sees on the host that all are ones.
+    """
+    if (mask := conditioning.get("prompt_mask")) is not None:
+        return mask.to(dtype)
+    prompt = conditioning["prompt"]
+    return torch.ones((), dtype=dtype, device=prompt.device).expand(prompt.shape[:2])
+
+
+class WholeText:
+    """Takes the mask over video and text out of the blocks' arguments in calls whose text has no padding.
+
+    A mask of ones alone keeps attention from its flash kernels, and some backends from running at all. What backward
+    recomputes of a block is of the newest call, and is computed as that one was.
+    """
+
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel) -> None:
+        self.whole = False
+        transformer.register_forward_pre_hook(self._look, with_kwargs=True)
+        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+            block.register_forward_pre_hook(self._drop)
+
+    def _look(self, transformer: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        self.whole = kwargs["encoder_attention_mask"].stride() == (0, 0)
+
+    def _drop(self, block: torch.nn.Module, args: tuple) -> tuple | None:
+        """`args`: hidden states, those of the text, modulation, the mask, rotary embeddings, ..."""
+        return (*args[:3], None, *args[4:]) if self.whole else None

@@ -53,8 +53,8 @@ class LTX(VaeFamily):
     vae_class = AutoencoderKLLTXVideo
     encoders_class = LTXEncoders
     text_length = TEXT_LENGTH
-    attention_mask = torch.float32
-    # The mask is that of cross-attention to text, which every rank has whole.
+    masks_text = True
+    masked_attention = "attn2"  # to text, which every rank has whole
     sharing = TokenSharing(blocks=("transformer_blocks",), attention="attn1", arguments={}, rope_dim=1)
 
     def __init__(self, model: ModelConfig) -> None:
@@ -84,7 +84,7 @@ class LTX(VaeFamily):
             hidden_states=self._pack(noisy),
             encoder_hidden_states=conditioning["prompt"],
             timestep=sigma * self.num_train_timesteps,
-            encoder_attention_mask=conditioning["prompt_mask"],
+            encoder_attention_mask=conditioning.get("prompt_mask"),
             num_frames=frames,
             height=height,
             width=width,

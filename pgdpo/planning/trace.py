@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -82,6 +83,7 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
             with (
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled=run.bf16),
+                attention_backend("native"),
             ):
                 prediction = run.predict(transformer, *inputs)
             loss = prediction.float().square().mean()

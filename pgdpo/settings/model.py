@@ -85,7 +85,8 @@ class ModelConfig(Section):
         json_schema_extra={"meant_by": ["tiling", "enable_tiling"]},
     )
     attention: str = Field(
-        "native", description="A diffusers attention backend: native, xformers, flash, ..."
+        "native",
+        description="A diffusers attention backend: native, xformers, flash, ... ltx: attention to text stays native.",
     )
     reference_attention: str | None = Field(
         None,

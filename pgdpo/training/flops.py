@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgdpo.models.family import Family
@@ -27,7 +28,8 @@ def forward_flops(family: Family, latent_shape: tuple[int, ...]) -> int:
 def forward_flops_by_op(family: Family, latent_shape: tuple[int, ...]) -> dict[str, int]:
     """The same by aten operator. Attention is two batched products (`bmm`) on the meta device, and nothing else is."""
     config = family.architecture()
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    # diffusers makes the backend that was chosen for one model that of all to come.
+    with torch.device("meta"), attention_backend("native"), FlopCounterMode(display=False) as counter:
         transformer = family.from_architecture(config)
         family.predict(
             transformer,

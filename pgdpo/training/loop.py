@@ -203,7 +203,8 @@ class Trainer:
 
         Returns (the objective's output, the errors, sigma `[B]`).
         """
-        sample = draw_sample(batch, self.config, self.family, self.device)
+        cached = self.config.reference_mode == "cached"
+        sample = draw_sample(batch, self.config, self.family, self.device, cached=cached)
         if self.config.diffusion.inversion_steps is not None:
             sample = self._inverted(sample)
         where = sample.noisy, sample.both, sample.conditioning

@@ -32,10 +32,18 @@ class Sample:
         return torch.cat([self.sigma, self.sigma])
 
 
-def draw_sample(batch: dict, config: Config, family: Family, device: torch.device) -> Sample:
-    """A batch (of `collate`) with the timesteps and noise of its draws: a pure function of seed, pair and draw."""
+def draw_sample(
+    batch: dict, config: Config, family: Family, device: torch.device, *, cached: bool = False
+) -> Sample:
+    """A batch (of `collate`) with the timesteps and noise of its draws: a pure function of seed, pair and draw.
+
+    `cached`: the reference's errors are computed apart from the policy's. Pairs then meet in other batches, and their
+    text keeps its padding where there are several: its length, and so the rounding, would hang on who is met.
+    """
     latents = batch["latents"].to(device)
-    conditioning = to_device(batch["conditioning"], device)
+    apart = cached and config.train.micro_batch_pairs > 1
+    conditioning = batch["conditioning"] if apart else family.trimmed(batch["conditioning"])
+    conditioning = to_device(conditioning, device)
     keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
     sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
     noisy, target = noise_pair(

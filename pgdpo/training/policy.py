@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pgdpo.models.lora_file import Update, init_digest, open_lora
 from pgdpo.models.targets import check_targets
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training.agreement import from_main
+from pgdpo.training.attention import check_attention, choose_attention
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
@@ -68,7 +68,7 @@ def build_policy(
         add_adapter(transformer, lora, config.train.seed)
         if updates:
             start_from(transformer, updates, lora)
-    transformer.set_attention_backend(config.model.attention)
+    choose_attention(transformer, family, config.model.attention)
     if fused := fuse(transformer, config.model.kernels, device):
         say(f"fused ops in {len(fused)} modules of the transformer")
     if family.repeated_blocks:
@@ -118,81 +118,6 @@ def check_kernels(model: ModelConfig, family: Family, device: torch.device) -> N
         with torch.device("meta"):
             transformer = family.from_architecture(family.architecture())
         fuse(transformer, model.kernels, device)
-
-
-def check_attention(config: Config, family: Family, device: torch.device) -> None:
-    """Try the attention backends once in the dtype that training will use, the policy's backward too; without weights.
-
-    Raises InputError if diffusers does not know a backend, or this model's attention takes none; MachineError if it has
-    no operator (for masks) on this device.
-    """
-    with torch.device("meta"):
-        transformer = family.from_architecture(family.architecture())
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    mask = family.attention_mask
-    if mask is not None:
-        mask = torch.ones(1, 1, 1, 16, device=device, dtype=torch.bool if mask == torch.bool else dtype)
-    query = torch.zeros(1, 16, 1, transformer.config.attention_head_dim, device=device, dtype=dtype)
-    _try_attention("attention", config.model.attention, transformer, query.requires_grad_(), mask)
-    if config.model.reference_attention is not None:
-        _try_attention(
-            "reference_attention", config.model.reference_attention, transformer, query.detach(), mask
-        )
-
-
-def _try_attention(
-    key: str,
-    name: str,
-    transformer: torch.nn.Module,
-    query: torch.Tensor,  # (B, tokens, heads, head size); with a gradient where the backward is wanted
-    mask: torch.Tensor | None,
-) -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        raise InputError(f"model.{key} is {name!r}; diffusers knows {', '.join(known)}")
-    if name != "native" and not _processors(transformer):
-        raise InputError(
-            f"model.{key} is {name!r}: diffusers calls torch's attention in a {type(transformer).__name__}, "
-            "whatever the backend; use `native`"
-        )
-    try:
-        transformer.set_attention_backend(name)
-        backend = AttentionBackendName(name)
-        output = dispatch_attention_fn(query, query, query, attn_mask=mask, backend=backend)
-        if query.requires_grad:
-            output.sum().backward()
-    except (NotImplementedError, RuntimeError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MachineError(
-            f"model.{key} is {name!r}: it has no operator for {query.device.type} with {query.dtype}, head size "
-            f"{query.shape[-1]}{'' if mask is None else ' and a mask'} here ({reason}); use `native`, or another of "
-            f"{', '.join(known)}"
-        ) from error
-
-
-def with_attention(forward: Callable, transformer: torch.nn.Module, name: str) -> Callable:
-    """`forward` in which `transformer` uses another attention backend; before and after it uses its own."""
-    processors = _processors(transformer)
-
-    def switched(*args, **kwargs):
-        own = [processor._attention_backend for processor in processors]
-        try:
-            for processor in processors:
-                processor._attention_backend = name
-            return forward(*args, **kwargs)
-        finally:
-            for processor, backend in zip(processors, own, strict=True):
-                processor._attention_backend = backend
-
-    return switched
-
-
-def _processors(transformer: torch.nn.Module) -> list:
-    """The attention processors whose backend diffusers can choose."""
-    found = (getattr(module, "processor", None) for module in transformer.modules())
-    return [processor for processor in found if hasattr(processor, "_attention_backend")]
 
 
 def open_pairs(config: Config, split: str, *, compare: bool = True, **options: Any) -> PreparedPairs:

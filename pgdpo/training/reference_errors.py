@@ -74,7 +74,7 @@ def compute_errors(config: Config) -> Path:
 @torch.no_grad()
 def _errors(batch: dict, config: Config, family, forward, frames: int, device: torch.device) -> ErrorRows:
     """`frames`: of the longest clips prepared; the sums of shorter ones are followed by zeros."""
-    sample = draw_sample(batch, config, family, device)
+    sample = draw_sample(batch, config, family, device, cached=True)
     pred = forward(sample.noisy, sample.both, sample.conditioning)
     sums = frame_sums(pred, sample.target, sample.mask)
     sums = torch.nn.functional.pad(sums, (0, frames - sums.shape[-1]))

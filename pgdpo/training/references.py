@@ -16,9 +16,10 @@ from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import open_rows
 from pgdpo.settings import Config
 from pgdpo.training import engine as engines
+from pgdpo.training.attention import with_attention
 from pgdpo.training.pair_batching import Joint, batched
 from pgdpo.training.parallel import Ranks
-from pgdpo.training.policy import base_dtype, base_identity, build_policy, with_attention
+from pgdpo.training.policy import base_dtype, base_identity, build_policy
 
 MOVING = ("ema", "synced")
 
@@ -40,12 +41,12 @@ def build_reference(
     if mode == "adapter":
         at_init = config.model.adapter.reference_starts_at_init
         forward = reference_adapter(transformer, policy)[0] if at_init else adapter_off(transformer, policy)
-        return Live(_attending(forward, transformer, config))
+        return Live(_attending(forward, transformer, family, config))
     if mode == "frozen":
         return Live(frozen_copy(config, family, ranks, device)[0])
     if config.model.adapter is not None:
         forward, followed = reference_adapter(transformer, policy)
-        forward = _attending(forward, transformer, config)
+        forward = _attending(forward, transformer, family, config)
     else:
         forward, copy = frozen_copy(config, family, ranks, device)
         followed = second_copy(transformer, copy)
@@ -69,13 +70,13 @@ def frozen_copy(
     _, transformer = build_policy(config, device, adapter=at_init, ranks=ranks)
     frozen = engines.build_frozen(transformer, config)
     forward = batched(family, frozen, config.train.pair_batching)
-    return _attending(forward, transformer, config), transformer
+    return _attending(forward, transformer, family, config), transformer
 
 
-def _attending(forward: Forward, transformer: torch.nn.Module, config: Config) -> Forward:
+def _attending(forward: Forward, transformer: torch.nn.Module, family: Family, config: Config) -> Forward:
     """`forward` with the reference's own attention backend, where it has one."""
     name = config.model.reference_attention
-    return forward if name is None else with_attention(forward, transformer, name)
+    return forward if name is None else with_attention(forward, transformer, family, name)
 
 
 def open_cached(config: Config, family: Family, data: PreparedPairs, device: torch.device) -> CachedErrors:

@@ -23,10 +23,12 @@ from tests.refusals.making import (
     curated,
     damaged,
     damaged_errors,
+    deaf_to_masks,
     flipped,
     fused_and_apart,
     given,
     hunyuan_image,
+    hunyuan_video,
     lora,
     lora_folder,
     ltx,
@@ -98,6 +100,10 @@ INPUTS = {
     "a backend's name": Input("train", given("model.attention=xfomers")),
     "a backend's operator": Input("train", given("model.attention=xformers"), "warning"),
     "a backend for cogvideox": Input(attended, cogvideox("model.attention=_native_flash")),
+    "a backend without masks": Input(
+        attended, hunyuan_video("model.attention=_native_flash", "train.micro_batch_pairs=2")
+    ),
+    "a backend that attends to padding": Input(attended, deaf_to_masks),
     "no Triton": Input("train", no_interpreter, "warning"),
     "what is kept": Input(
         "train", given("model.gradient_checkpointing=selective", "model.attention=_native_math")

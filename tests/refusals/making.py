@@ -124,6 +124,24 @@ def fused_and_apart(place: Place) -> list[str]:
     ]
 
 
+def hunyuan_video(*overrides: str) -> Callable[[Place], list[str]]:
+    return lambda place: [
+        *pipeline(place.model(save_tiny_hunyuan_video)),
+        "model.family=hunyuan_video",
+        *overrides,
+    ]
+
+
+def deaf_to_masks(place: Place) -> list[str]:
+    """A backend that lets its mask lie."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    backends, name = _AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH
+    math = backends[name]
+    place.patch.setitem(backends, name, lambda *, attn_mask=None, **inputs: math(**inputs))
+    return hunyuan_video("model.attention=_native_math", "train.micro_batch_pairs=2")(place)
+
+
 def hunyuan_image(place: Place) -> list[str]:
     folder = place.model(save_tiny_hunyuan_video, transformer={"image_condition_type": "latent_concat"})
     return [*pipeline(folder), "model.family=hunyuan_video"]

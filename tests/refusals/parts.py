@@ -36,7 +36,7 @@ def adapted(config: Config) -> None:
 
 
 def attended(config: Config) -> None:
-    from pgdpo.training.policy import check_attention
+    from pgdpo.training.attention import check_attention
 
     check_attention(config, opened(config), torch.device("cpu"))
 

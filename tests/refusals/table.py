@@ -294,6 +294,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "cannot be written (": By("a folder that can't be made"),
         },
     },
+    "training.attention": {
+        "_try_attention": {
+            "diffusers knows": By("a backend's name"),
+            "diffusers calls torch's attention": By("a backend for cogvideox"),
+            "it takes no mask": By("a backend without masks"),
+            "use `native`, or another of": By("a backend's operator"),
+            "it attends to padding": By("a backend that attends to padding"),
+        },
+    },
     "training.checkpoint": {
         "Checkpoints.newest": {"damaged_step(path, damage)": Why.RUN},
         "Checkpoints._give_up": {"error": Why.RUN},
@@ -362,11 +371,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "fuse": {
             "model.kernels is `triton`: Triton needs": By("no Triton"),
             "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
-        },
-        "_try_attention": {
-            "diffusers knows": By("a backend's name"),
-            "diffusers calls torch's attention": By("a backend for cogvideox"),
-            "use `native`, or another of": By("a backend's operator"),
         },
         "_refuse_stale": {"InputError(refused)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
         "check_init": {"it is another LoRA than the run started": Why.RUN},
