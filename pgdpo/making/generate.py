@@ -15,7 +15,7 @@ from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_d
 from pgdpo.errors import InputError
 from pgdpo.models.family import Conditioning, Encoders, Family
 from pgdpo.settings import Config
-from pgdpo.training.policy import build_policy
+from pgdpo.training.policy import build_policy, compute_dtype
 from pgdpo_kernels import pair_noise
 
 
@@ -84,14 +84,14 @@ class Generator:
         levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
         levels = shift * levels / (1 + (shift - 1) * levels)
         x = latents[None].float()
-        half = self.config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        dtype = compute_dtype(self.config)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             for here, there in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
                 at = torch.full((1,), here, device=self.device)
                 model = self.family.expert_at(self.transformer, here)
-                velocity = self.family.predict(model, x, at, conditioning).float()
+                velocity = self.family.predict(model, x.to(dtype), at, conditioning).float()
                 if settings.guidance_scale > 1:
-                    plain = self.family.predict(model, x, at, empty).float()
+                    plain = self.family.predict(model, x.to(dtype), at, empty).float()
                     velocity = plain + settings.guidance_scale * (velocity - plain)
                 x = x + (there - here) * velocity
         return x[0]

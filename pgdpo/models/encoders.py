@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgdpo.errors import InputError
-from pgdpo.models.family import Conditioning, Family, OneAtATime
+from pgdpo.models.family import Conditioning, Family
 from pgdpo.models.text import TextReader
 
 
@@ -122,6 +124,20 @@ class PipelineEncoders:
         )
         vae.enable_tiling()
         return vae.to(self.device).eval()
+
+
+class OneAtATime:
+    """Holds the part that was asked for last: VAE and text encoder are never in memory together."""
+
+    def __init__(self) -> None:
+        self._held: tuple[str, object] | None = None
+
+    def get(self, name: str, load: Callable):
+        if self._held is None or self._held[0] != name:
+            self._held = None
+            gc.collect()
+            self._held = (name, load())
+        return self._held[1]
 
 
 def check_multiples(num_frames: int, height: int, width: int, *, spatial: int, temporal: int) -> None:

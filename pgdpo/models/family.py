@@ -7,7 +7,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import json
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from pgdpo.errors import InputError
+from pgdpo.models.kept import compute_kept_in_fp32, hold_in
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
 from pgdpo.settings import DataConfig, ModelConfig
 
@@ -93,6 +93,9 @@ class Family:
     sharing: TokenSharing
     attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
+    told_rounded: str | None = (
+        None  # what the pipeline rounds of what it tells, and how; runs up to 0.1 did not
+    )
     repeated_blocks: tuple[
         str, ...
     ] = ()  # classes that torch.compile takes one by one, where diffusers names none
@@ -199,7 +202,7 @@ class Family:
 
     def from_architecture(self, config: dict) -> torch.nn.Module:
         """A transformer with fresh weights on the current default device."""
-        return self.transformer_class.from_config(config)
+        return compute_kept_in_fp32(self.transformer_class.from_config(config))
 
     def load_transformer(self, *, dtype: torch.dtype, random_init_seed: int | None = None) -> torch.nn.Module:
         """The pipeline's transformer; modules that diffusers keeps in fp32 stay so.
@@ -212,16 +215,14 @@ class Family:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init_seed)
             transformer = self.from_architecture(self.architecture())
-        for name, parameter in transformer.named_parameters():
-            parameter.data = parameter.data.to(held_dtype(transformer, name, dtype))
-        return transformer
+        return hold_in(transformer, dtype)
 
     def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
         """A transformer of the pipeline, from its subfolder or from `model.transformer`."""
         own = self.start_folder if folder == self.transformer_folder else None
         source, where = (self.source, {"subfolder": folder}) if own is None else (str(own), {})
         try:
-            return self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
+            transformer = self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             if own is not None:
@@ -232,6 +233,7 @@ class Family:
                 f"model.path is {self.model.path!r}: the weights in {folder}/ do not load ({reason}): copy the folder "
                 "whole, or set model.random_init to train its architecture from random weights"
             ) from error
+        return compute_kept_in_fp32(transformer)
 
     @property
     def start_folder(self) -> Path | None:
@@ -301,10 +303,22 @@ class Family:
         """What `noise_pair` takes as `level` for the share `sigma` of the way to pure noise."""
         return sigma
 
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """What the pipeline tells its transformer at the noise level `sigma` `[N]`, to the bit.
+
+        fp32, as FlowMatchEulerDiscreteScheduler's timesteps are. Where a pipeline rounds, several noise levels are told
+        as one: the model then answers for the number that it is told, in training as in sampling.
+        """
+        return sigma * self.num_train_timesteps
+
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`."""
+        """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`.
+
+        All is told as its pipeline tells it: in the dtype of `noisy`, which stands for the dtype that the pipeline's
+        transformer is loaded in.
+        """
         raise NotImplementedError
 
     def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
@@ -380,23 +394,3 @@ def _with_defaults(kind: type, config: dict) -> dict:
         name: None if value is inspect.Parameter.empty else json.loads(json.dumps(value))
         for name, value in found.items()
     }
-
-
-def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""
-    kept = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules or [])
-    return torch.float32 if kept else dtype
-
-
-class OneAtATime:
-    """Holds the part that was asked for last: VAE and text encoder are never in memory together."""
-
-    def __init__(self) -> None:
-        self._held: tuple[str, object] | None = None
-
-    def get(self, name: str, load: Callable):
-        if self._held is None or self._held[0] != name:
-            self._held = None
-            gc.collect()
-            self._held = (name, load())
-        return self._held[1]

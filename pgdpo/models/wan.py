@@ -28,6 +28,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.kept import computes_in
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
 
@@ -53,6 +54,11 @@ class Wan(VaeFamily):
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
+        scheduler = self.load_scheduler()
+        scheduler.set_timesteps(1)
+        self.whole_timesteps = not scheduler.timesteps.is_floating_point()
+        if self.whole_timesteps:
+            self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
 
     @property
     def own_fps(self) -> float:
@@ -163,26 +169,32 @@ class Wan(VaeFamily):
             shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
         return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
 
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """As `Family.timestep`: int64, rounded down, under UniPCMultistepScheduler, which Wan's folders name."""
+        timestep = super().timestep(sigma)
+        return timestep.long() if self.whole_timesteps else timestep
+
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        return self._predict_at(transformer, noisy, sigma * self.num_train_timesteps, conditioning)
+        return self._predict_at(transformer, noisy, self.timestep(sigma), conditioning)
 
     def _predict_at(
         self, transformer: Callable, noisy: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The transformer's call as the pipelines make it; `timestep` `[N]`."""
-        image = conditioning.get("image_latents")
+        given = {name: tensor.to(noisy.dtype) for name, tensor in conditioning.items()}
+        image = given.get("image_latents")
         if self.expand_timesteps:
             noisy, timestep = per_token(noisy, timestep, image)
         elif image is not None:
             noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
-        attended = conditioning.get("image_embeds")
+        attended = given.get("image_embeds")
         clip = {} if attended is None else {"encoder_hidden_states_image": attended}
         return transformer(
             hidden_states=noisy,
             timestep=timestep,
-            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states=given["prompt"],
             return_dict=False,
             **clip,
         )[0]
@@ -215,10 +227,10 @@ class Wan(VaeFamily):
         latents = noise
         for timestep in scheduler.timesteps:
             expert = self.expert_at(transformer, float(timestep) / self.num_train_timesteps)
-            at = timestep.expand(len(latents))
-            predicted = self._predict_at(expert, latents, at, conditioning)
+            at, noisy = timestep.expand(len(latents)), latents.to(computes_in(expert, latents.device))
+            predicted = self._predict_at(expert, noisy, at, conditioning)
             if guidance_scale > 1:
-                without = self._predict_at(expert, latents, at, empty)
+                without = self._predict_at(expert, noisy, at, empty)
                 predicted = without + guidance_scale * (predicted - without)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         if self.expand_timesteps and self.image_names:
@@ -249,11 +261,11 @@ def per_token(
     timestep: torch.Tensor,  # [N]
     image: torch.Tensor | None,  # [N, C, 1, H, W]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the transformer's input, its timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
+    """(the transformer's input, its fp32 timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
     count, _, frames, height, width = noisy.shape
-    timesteps = timestep.view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
+    timesteps = timestep.float().view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
     if image is not None:
-        noisy = torch.cat([image.to(noisy.dtype), noisy[:, :, 1:]], dim=2)
+        noisy = torch.cat([image, noisy[:, :, 1:]], dim=2)
         timesteps[:, 0] = 0
     return noisy, timesteps.view(count, -1)
 

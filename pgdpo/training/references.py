@@ -18,7 +18,7 @@ from pgdpo.settings import Config
 from pgdpo.training import engine as engines
 from pgdpo.training.pair_batching import Joint, batched
 from pgdpo.training.parallel import Ranks
-from pgdpo.training.policy import base_dtype, base_identity, build_policy, with_attention
+from pgdpo.training.policy import base_dtype, base_identity, build_policy, told_rounded, with_attention
 
 MOVING = ("ema", "synced")
 
@@ -104,6 +104,7 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {
         "reference weights": base_identity(config, family),
+        **told_rounded(config),
         **lora,
         "reference dtype": str(base_dtype(config)),
         "prepared data": data.files_fingerprint,
