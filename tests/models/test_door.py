@@ -1,6 +1,7 @@
 """The test at the door: training tells a transformer, bit for bit, what its own pipeline tells it at that step."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -18,6 +19,7 @@ from pgdpo.training.policy import open_pairs, run_identity
 from pgdpo.training.resume import check_resume, described
 from tests.models.door import MODES, Door, differences, recorded
 from tests.models.tiny_pipelines import open_tiny, save_tiny_hunyuan_video
+from tests.models.tiny_wan import save_tiny
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -58,20 +60,27 @@ def named(name: str, precision: str, step: int) -> dict[str, str]:
     return found
 
 
-def open_door(saved, name: str, precision: str = "bf16", **options) -> Door:
-    mode = MODES[name]
-    return Door(mode, saved(mode.save, *mode.saved, **mode.options), precision, **options)
+@pytest.fixture(scope="module")
+def doors(saved):
+    """`doors(name, precision, adapter)`: a door and its calls, made once."""
+
+    @functools.cache
+    def opened(name: str, precision: str = "bf16", adapter: bool = True):
+        mode = MODES[name]
+        door = Door(mode, saved(mode.save, *mode.saved, **mode.options), precision, adapter=adapter)
+        return door, list(door.calls())
+
+    return opened
 
 
 @pytest.mark.parametrize(("name", "precision", "adapter"), EVERY)
-def test_training_tells_what_the_pipeline_tells(name, precision, adapter, saved):
+def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors):
     """Held alike, and with an adapter that adds nothing yet, the transformer also answers alike.
 
     Up to where a matrix lies in memory, by which its product may be rounded. (Timesteps of 0.4 more, or guidance 6000,
     change these answers by 3% to 6%.)
     """
-    door = open_door(saved, name, precision, adapter=adapter)
-    calls = list(door.calls())
+    door, calls = doors(name, precision, adapter)
     assert calls
     for step, (ours, theirs, answer, their_answer) in enumerate(calls):
         kinds = differences(door.transformer, ours, theirs)
@@ -96,17 +105,17 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, saved)
         ("cogvideox 2b", "hidden_states", lambda told: told.transpose(1, 2).contiguous()),
     ],
 )
-def test_another_number_is_found(name, argument, spoil, saved):
-    door = open_door(saved, name)
-    ours, theirs, *_ = next(iter(door.calls()))
+def test_another_number_is_found(name, argument, spoil, doors):
+    door, calls = doors(name)
+    ours, theirs, *_ = calls[0]
     with pytest.raises(AssertionError):
         differences(door.transformer, ours | {argument: spoil(ours[argument])}, theirs)
 
 
 @pytest.mark.parametrize("name", ["wan 2.1 t2v", "hunyuan_video"])
-def test_sampling_under_autocast_tells_what_training_tells(name, saved):
+def test_sampling_under_autocast_tells_what_training_tells(name, doors):
     """Weights that are held in fp32 while bf16 is computed in: the pipeline would go by how they are held."""
-    door = open_door(saved, name, adapter=False)
+    door, _ = doors(name, adapter=False)
     noise = torch.randn(2, *door.batch["latents"].shape[1:])
     conditioning = {key: tensor.float() for key, tensor in door.batch["conditioning"].items()}
     conditioning["prompt_mask"] = door.batch["conditioning"]["prompt_mask"]
@@ -142,8 +151,7 @@ def test_policy_and_reference_are_told_the_same(config_file):
 
 def test_what_diffusers_keeps_in_fp32_computes_in_fp32(saved):
     """Wan's time embedder, under autocast, to the bit as without it; with an adapter, in a copy, with its gradient."""
-    door = open_door(saved, "wan 2.1 t2v")
-    transformer = door.family.load_transformer(dtype=torch.bfloat16)
+    transformer = open_tiny("wan", saved(save_tiny, "2.1 t2v")).load_transformer(dtype=torch.bfloat16)
     add_adapter(transformer, AdapterConfig(target_modules=["linear_1", "to_q"], rank=2), seed=0)
     steps = torch.randn(3, 16)
     for model in (transformer, copy.deepcopy(transformer)):
@@ -163,11 +171,12 @@ def test_what_diffusers_keeps_in_fp32_computes_in_fp32(saved):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("wan 2.1 i2v", ["time_embedder"]), ("hunyuan_video", []), ("ltx", [])]
+    ("name", "kept"),
+    [("wan 2.1 i2v", ["time_embedder"]), ("hunyuan_video", []), ("cogvideox 5b", []), ("ltx", [])],
 )
-def test_only_what_has_a_matrix_product_is_changed(name, kept, saved):
+def test_only_what_has_a_matrix_product_is_changed(name, kept, doors):
     """Norms cast their own inputs, tables are added in fp32: nothing around them."""
-    transformer = open_door(saved, name).family.load_transformer(dtype=torch.bfloat16)
+    transformer = doors(name)[0].family.load_transformer(dtype=torch.bfloat16)
     changed = [path for path, module in transformer.named_modules() if "forward" in vars(module)]
     assert [path.rpartition(".")[2] for path in changed] == kept
     state = set(transformer.state_dict())
@@ -186,7 +195,7 @@ def test_guidance_is_rounded_before_it_is_multiplied(guidance, saved):
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0, 12.0])
 def test_whole_timesteps_are_those_of_every_schedule(shift, saved):
 
-    family = open_door(saved, "wan 2.1 t2v").family
+    family = open_tiny("wan", saved(save_tiny, "2.1 t2v"))
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
