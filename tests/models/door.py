@@ -97,17 +97,22 @@ class Door:
         self._generate(
             torch.randn(2, *self.batch["latents"].shape[1:]), None
         )  # the schedule, as the pipeline sets it
-        asked = [i for i, sigma in enumerate(self._levels()) if self._asked(i, sigma)]
+        asked = [i for i in range(len(self.levels())) if self.asked(i)]
         exact = self._config("fp32", adapter=True)
-        noisy = [self._at(sigma, draw_sample, exact).noisy for sigma in self._levels()]
+        noisy = [self._at(sigma, draw_sample, exact).noisy for sigma in self.levels()]
         with recorded(getattr(self.pipeline, self.family.transformer_folder)) as theirs:
             self._generate(noisy[0], lambda step: noisy[step] if step < len(noisy) else None)
         with recorded(self.transformer) as ours:
             for step in asked:
-                sample = self._at(self._levels()[step], draw_sample, self.config)
+                sample = self._at(self.levels()[step], draw_sample, self.config)
                 self.forward(sample.noisy, sample.both, sample.conditioning)
         for mine, their in zip(ours, theirs, strict=True):
             yield mine[0], their[0], mine[1], their[1]
+
+    def forward_call(self, arguments: dict) -> torch.Tensor:
+        """The transformer's answer to a call that was recorded, or to a changed one, in training's autocast."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.transformer(**arguments)[0]
 
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
@@ -172,14 +177,14 @@ class Door:
         with mock.patch("pgdpo.training.noising.sigmas", lambda *_, **__: sigma.view(1)):
             return draw_sample(self.batch, config, self.family, torch.device("cpu"))
 
-    def _levels(self) -> list[torch.Tensor]:
+    def levels(self) -> list[torch.Tensor]:
         """The noise levels of the pipeline's steps; of a timestep of CogVideoX, the middle of those that mean it."""
         scheduler = self.pipeline.scheduler
         if self.family.prediction == "flow":
             return list(scheduler.sigmas[: len(scheduler.timesteps)].float())
         return list((scheduler.timesteps + 0.5) / 1000)
 
-    def _asked(self, step: int, sigma: torch.Tensor) -> bool:
+    def asked(self, step: int) -> bool:
         """Whether the pipeline asks this transformer, of two experts maybe."""
         low, high = self.family.sigma_range
         told = self.pipeline.scheduler.timesteps[step] / 1000
