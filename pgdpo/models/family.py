@@ -93,9 +93,8 @@ class Family:
     sharing: TokenSharing
     attention_mask: torch.dtype | None = None  # of the mask that the transformer gives to attention
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
-    told_rounded: str | None = (
-        None  # what the pipeline rounds of what it tells, and how; runs up to 0.1 did not
-    )
+    # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
+    told_rounded: str | None = None
     repeated_blocks: tuple[
         str, ...
     ] = ()  # classes that torch.compile takes one by one, where diffusers names none

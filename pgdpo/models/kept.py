@@ -37,14 +37,13 @@ def compute_kept_in_fp32(transformer: torch.nn.Module) -> torch.nn.Module:
     for name, module in transformer.named_modules():
         own = name.rpartition(".")[2]
         if own in (transformer._keep_in_fp32_modules or []) and any(p.ndim > 1 for p in module.parameters()):
-            module.forward = types.MethodType(
-                _without_autocast, module
-            )  # bound, so that a copy's is the copy's
+            # Bound as a method, so that a deep copy of the module computes with the copy's weights.
+            module.forward = types.MethodType(_without_autocast, module)
     return transformer
 
 
 def _without_autocast(module: torch.nn.Module, *inputs, **options):
-    device = next(module.parameters()).device.type
+    device = inputs[0].device.type  # offloaded weights lie elsewhere until they are used
     known = torch.amp.is_autocast_available(device)  # not of the meta device
     with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
         return type(module).forward(module, *inputs, **options)

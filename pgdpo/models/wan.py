@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2, text- and image-to-video, as diffusers has them (WanTransformer3DModel; arXiv 2503.20314).
 
-Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. What
-differs between the models is read from the folder:
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma, rounded
+down where the folder's scheduler does so. What differs between the models is read from the folder:
 
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
