@@ -194,10 +194,16 @@ class Family:
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
 
     def load_scheduler(self) -> diffusers.SchedulerMixin:
-        """The pipeline's own scheduler, of the class that its folder names."""
+        """The pipeline's own scheduler, of the class that its folder names. Raises InputError if it cannot be read."""
         any_scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # all keep their configuration alike
-        name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
-        return getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        try:
+            name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
+            return getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        except (OSError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"model.path is {self.model.path!r}: its scheduler cannot be read "
+                f"({' '.join(str(error).split())[:200]}): take the model's own scheduler/scheduler_config.json"
+            ) from error
 
     def from_architecture(self, config: dict) -> torch.nn.Module:
         """A transformer with fresh weights on the current default device."""
@@ -305,8 +311,7 @@ class Family:
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """What the pipeline tells its transformer at the noise level `sigma` `[N]`, to the bit.
 
-        fp32, as FlowMatchEulerDiscreteScheduler's timesteps are. Where a pipeline rounds, several noise levels are told
-        as one: the model then answers for the number that it is told, in training as in sampling.
+        fp32, as FlowMatchEulerDiscreteScheduler's are. Where a pipeline rounds, several levels are told as one number.
         """
         return sigma * self.num_train_timesteps
 

@@ -19,6 +19,7 @@ import torch
 from diffusers import (
     AutoencoderKLWan,
     DiffusionPipeline,
+    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -54,11 +55,7 @@ class Wan(VaeFamily):
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
-        scheduler = self.load_scheduler()
-        scheduler.set_timesteps(1)
-        self.whole_timesteps = not scheduler.timesteps.is_floating_point()
-        if self.whole_timesteps:
-            self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
+        self._read_timesteps()
 
     @property
     def own_fps(self) -> float:
@@ -78,6 +75,18 @@ class Wan(VaeFamily):
         if found not in known:
             raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
         return dict(index)
+
+    def _read_timesteps(self) -> None:
+        """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways."""
+        bare = self.model.encoders == "toy" and Path(self.source).is_dir()
+        if bare and not (Path(self.source) / "scheduler").is_dir():
+            scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+        else:
+            scheduler = self.load_scheduler()
+        scheduler.set_timesteps(1)
+        self.whole_timesteps = not scheduler.timesteps.is_floating_point()
+        if self.whole_timesteps:
+            self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
 
     def _choose_expert(self, boundary: float | None) -> None:
         """Which transformer trains, and its share of the noise levels: the pipeline changes over at `boundary`."""
