@@ -36,7 +36,7 @@ from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
-from pgdpo.training.policy import build_policy, check_init, open_pairs, require_images
+from pgdpo.training.policy import build_policy, check_init, compute_dtype, open_pairs, require_images
 from pgdpo.training.validation import how_sampled, sample_latents
 from pgdpo_kernels import noise_pair, pair_errors
 
@@ -126,7 +126,7 @@ class ModelPair:
         self.device = device
         self.aligned = aligned
         self.base = None if adapter else build_policy(config, device)[1].eval()
-        self._half = config.train.precision == "bf16"
+        self.dtype = compute_dtype(config)
         self._at_init = adapter is not None and adapter.reference_starts_at_init
         if self._at_init:
             check_init(config, run.state["identity"])
@@ -140,7 +140,8 @@ class ModelPair:
         if switched:
             self._switch(reference=True)
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            half = self.dtype == torch.bfloat16
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 yield self.base if which == "reference" and self.base is not None else self.aligned
         finally:
             if switched:
@@ -220,7 +221,9 @@ def _errors(batch: dict, level: float, seed: int, pair: ModelPair):
     predictions = {}
     for which in ("reference", "aligned"):
         with pair.model(which) as model:
-            predictions[which] = pair.family.predict(model, noisy, torch.cat([sigma, sigma]), conditioning)
+            predictions[which] = pair.family.predict(
+                model, noisy.to(pair.dtype), torch.cat([sigma, sigma]), conditioning
+            )
     mask = pair.family.loss_mask(latents, conditioning)
     return pair_errors(predictions["aligned"], target, predictions["reference"], mask=mask)
 

@@ -18,7 +18,7 @@ from pgdpo.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Conditioning, Encoders, Family
 from pgdpo.settings import Config, sample_settings
-from pgdpo.training.policy import build_policy
+from pgdpo.training.policy import build_policy, compute_dtype
 from pgdpo_kernels import pair_noise
 
 
@@ -104,14 +104,14 @@ class Generator:
         levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
         levels = shift * levels / (1 + (shift - 1) * levels)
         x = latents[None].float()
-        half = self.config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        dtype = compute_dtype(self.config)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             for here, there in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
                 at = torch.full((1,), here, device=self.device)
                 model = self.family.expert_at(self.transformer, here)
-                velocity = self.family.predict(model, x, at, conditioning).float()
+                velocity = self.family.predict(model, x.to(dtype), at, conditioning).float()
                 if settings.guidance_scale > 1:
-                    plain = self.family.predict(model, x, at, negative).float()
+                    plain = self.family.predict(model, x.to(dtype), at, negative).float()
                     scale = self.family.guidance_at(here, settings.guidance_scale, settings.guidance_scale_2)
                     velocity = plain + scale * (velocity - plain)
                 x = x + (there - here) * velocity

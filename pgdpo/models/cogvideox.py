@@ -143,7 +143,7 @@ class CogVideoX(VaeFamily):
     ) -> torch.Tensor:
         return transformer(
             hidden_states=noisy.transpose(1, 2),  # (N, F, C, H, W)
-            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states=conditioning["prompt"].to(noisy.dtype),
             timestep=self.timestep(sigma),
             image_rotary_emb=self._rotary(noisy),
             return_dict=False,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pgdpo.errors import InputError
+from pgdpo.models.kept import compute_kept_in_fp32, hold_in
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
 from pgdpo.settings import DataConfig, ModelConfig
 
@@ -101,6 +102,8 @@ class Family:
         None  # a block's attention that has that mask, where it is to the text alone
     )
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
+    # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
+    told_rounded: str | None = None
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
@@ -205,10 +208,19 @@ class Family:
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
 
     def load_scheduler(self, flow_shift: float | None = None) -> diffusers.SchedulerMixin:
-        """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift."""
+        """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift.
+
+        Raises InputError if it cannot be read.
+        """
         any_scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # all keep their configuration alike
-        name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
-        scheduler = getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        try:
+            name = any_scheduler.load_config(self.source, subfolder="scheduler")["_class_name"]
+            scheduler = getattr(diffusers, name).from_pretrained(self.source, subfolder="scheduler")
+        except (OSError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"model.path is {self.model.path!r}: its scheduler cannot be read "
+                f"({' '.join(str(error).split())[:200]}): take the model's own scheduler/scheduler_config.json"
+            ) from error
         if flow_shift is None:
             return scheduler
         key = "flow_shift" if "flow_shift" in scheduler.config else "shift"  # multistep solvers | Euler's
@@ -216,7 +228,7 @@ class Family:
 
     def from_architecture(self, config: dict) -> torch.nn.Module:
         """A transformer with fresh weights on the current default device."""
-        return self.transformer_class.from_config(config)
+        return compute_kept_in_fp32(self.transformer_class.from_config(config))
 
     def load_transformer(self, *, dtype: torch.dtype, random_init_seed: int | None = None) -> torch.nn.Module:
         """The pipeline's transformer; modules that diffusers keeps in fp32 stay so.
@@ -229,16 +241,14 @@ class Family:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init_seed)
             transformer = self.from_architecture(self.architecture())
-        for name, parameter in transformer.named_parameters():
-            parameter.data = parameter.data.to(held_dtype(transformer, name, dtype))
-        return transformer
+        return hold_in(transformer, dtype)
 
     def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
         """A transformer of the pipeline, from its subfolder or from `model.transformer`."""
         own = self.start_folder if folder == self.transformer_folder else None
         source, where = (self.source, {"subfolder": folder}) if own is None else (str(own), {})
         try:
-            return self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
+            transformer = self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             if own is not None:
@@ -249,6 +259,7 @@ class Family:
                 f"model.path is {self.model.path!r}: the weights in {folder}/ do not load ({reason}): copy the folder "
                 "whole, or set model.random_init to train its architecture from random weights"
             ) from error
+        return compute_kept_in_fp32(transformer)
 
     @property
     def start_folder(self) -> Path | None:
@@ -346,10 +357,21 @@ class Family:
     def drop_whole_masks(self, transformer: torch.nn.Module) -> None:
         """Have attention get no mask in calls in which all text counts, where diffusers' forward would make one."""
 
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """What the pipeline tells its transformer at the noise level `sigma` `[N]`, to the bit.
+
+        fp32, as FlowMatchEulerDiscreteScheduler's are. Where a pipeline rounds, several levels are told as one number.
+        """
+        return sigma * self.num_train_timesteps
+
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`."""
+        """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`.
+
+        All is told as its pipeline tells it: in the dtype of `noisy`, which stands for the dtype that the pipeline's
+        transformer is loaded in.
+        """
         raise NotImplementedError
 
     def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
@@ -427,9 +449,3 @@ def _with_defaults(kind: type, config: dict) -> dict:
         name: None if value is inspect.Parameter.empty else json.loads(json.dumps(value))
         for name, value in found.items()
     }
-
-
-def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""
-    kept = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules or [])
-    return torch.float32 if kept else dtype

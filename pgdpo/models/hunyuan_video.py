@@ -3,6 +3,11 @@
 Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. The
 released weights are distilled from classifier-free guidance: they take the guidance scale as an input, and training
 tells them the one that sampling does.
+
+Guidance and timestep come in the transformer's dtype, as the pipeline hands them over: guidance 6 in bf16 is told as
+bf16(6) * 1000 = 6016, and a step at timestep 937.5 as 936. Both are 8-bit significands, so that up to four noise levels
+of the scheduler's thousand are told as one. Exact numbers would be others than sampling ever tells: the embeddings of
+6000 and 6016 have a cosine of 0.63.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.kept import computes_in
 from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 
@@ -60,6 +66,7 @@ class HunyuanVideo(VaeFamily):
         super().__init__(model)
         self.guidance = GUIDANCE if model.guidance is None else model.guidance
         self.told = (self.guidance,)
+        self.told_rounded = "guidance and timestep, to the dtype of train.precision"
         kind = self._architecture.get("image_condition_type")
         if kind is not None:
             raise InputError(
@@ -83,13 +90,17 @@ class HunyuanVideo(VaeFamily):
     ) -> torch.Tensor:
         return transformer(
             hidden_states=noisy,
-            timestep=sigma * self.num_train_timesteps,
-            encoder_hidden_states=conditioning["prompt"],
+            timestep=self.timestep(sigma).to(noisy.dtype),
+            encoder_hidden_states=conditioning["prompt"].to(noisy.dtype),
             encoder_attention_mask=text_mask(conditioning, noisy.dtype),
-            pooled_projections=conditioning["pooled"],
-            guidance=torch.full_like(sigma, self.guidance * 1000),
+            pooled_projections=conditioning["pooled"].to(noisy.dtype),
+            guidance=self.told_guidance(noisy),
             return_dict=False,
         )[0]
+
+    def told_guidance(self, noisy: torch.Tensor) -> torch.Tensor:
+        """`[N]`, of the dtype and the device of `noisy` `[N, ...]`: rounded, then multiplied, as the pipeline does."""
+        return torch.full_like(noisy[:, 0, 0, 0, 0], self.guidance) * 1000.0
 
     @torch.no_grad()
     def sample(
@@ -103,7 +114,11 @@ class HunyuanVideo(VaeFamily):
         guidance_scale: float,
         flow_shift: float | None = None,
     ) -> torch.Tensor:
-        """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it."""
+        """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it.
+
+        The pipeline rounds the guidance to the dtype that the weights are held in, which under autocast is not that of
+        the pipeline that the trained model will be loaded in: it is told here as in training.
+        """
         conditioning, negative = self.trimmed(conditioning), self.trimmed(negative)
         parts = {"vae": None, "text_encoder": None, "tokenizer": None}
         pipeline = HunyuanVideoPipeline(
@@ -114,22 +129,26 @@ class HunyuanVideo(VaeFamily):
             scheduler=self.load_scheduler(flow_shift),
         )
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            prompt_embeds=conditioning["prompt"],
-            prompt_attention_mask=text_mask(conditioning, transformer.dtype),
-            pooled_prompt_embeds=conditioning["pooled"],
-            negative_prompt_embeds=negative["prompt"],
-            negative_prompt_attention_mask=text_mask(negative, transformer.dtype),
-            negative_pooled_prompt_embeds=negative["pooled"],
-            height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
-            width=16,
-            num_frames=1,
-            latents=noise,
-            num_inference_steps=steps,
-            guidance_scale=self.guidance,
-            true_cfg_scale=guidance_scale,
-            output_type="latent",
-        ).frames
+        guidance = self.told_guidance(noise.to(computes_in(transformer, noise.device)))
+        with transformer.register_forward_pre_hook(
+            lambda module, inputs, options: (inputs, {**options, "guidance": guidance}), with_kwargs=True
+        ):
+            return pipeline(
+                prompt_embeds=conditioning["prompt"],
+                prompt_attention_mask=text_mask(conditioning, transformer.dtype),
+                pooled_prompt_embeds=conditioning["pooled"],
+                negative_prompt_embeds=negative["prompt"],
+                negative_prompt_attention_mask=text_mask(negative, transformer.dtype),
+                negative_pooled_prompt_embeds=negative["pooled"],
+                height=16,  # `latents` alone fix the size; the pipeline only checks that these divide by 16
+                width=16,
+                num_frames=1,
+                latents=noise,
+                num_inference_steps=steps,
+                guidance_scale=self.guidance,
+                true_cfg_scale=guidance_scale,
+                output_type="latent",
+            ).frames
 
 
 def text_mask(conditioning: Conditioning, dtype: torch.dtype) -> torch.Tensor:

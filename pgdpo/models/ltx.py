@@ -82,8 +82,8 @@ class LTX(VaeFamily):
         _, temporal, spatial = self.vae_shape
         prediction = transformer(
             hidden_states=self._pack(noisy),
-            encoder_hidden_states=conditioning["prompt"],
-            timestep=sigma * self.num_train_timesteps,
+            encoder_hidden_states=conditioning["prompt"].to(noisy.dtype),
+            timestep=self.timestep(sigma),
             encoder_attention_mask=conditioning.get("prompt_mask"),
             num_frames=frames,
             height=height,

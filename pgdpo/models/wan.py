@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2, text- and image-to-video, as diffusers has them (WanTransformer3DModel; arXiv 2503.20314).
 
-Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. What
-differs between the models is read from the folder:
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma, rounded
+down where the folder's scheduler does so. What differs between the models is read from the folder:
 
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
@@ -19,6 +19,7 @@ import torch
 from diffusers import (
     AutoencoderKLWan,
     DiffusionPipeline,
+    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -29,6 +30,7 @@ from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
 from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.models.held import OneAtATime
+from pgdpo.models.kept import computes_in
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
 from pgdpo.settings.sampling import WAN21
@@ -59,6 +61,7 @@ class Wan(VaeFamily):
         )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
+        self._read_timesteps()
 
     @property
     def card(self) -> str:
@@ -88,6 +91,18 @@ class Wan(VaeFamily):
         if found not in known:
             raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
         return dict(index)
+
+    def _read_timesteps(self) -> None:
+        """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways."""
+        bare = self.model.encoders == "toy" and Path(self.source).is_dir()
+        if bare and not (Path(self.source) / "scheduler").is_dir():
+            scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+        else:
+            scheduler = self.load_scheduler()
+        scheduler.set_timesteps(1)
+        self.whole_timesteps = not scheduler.timesteps.is_floating_point()
+        if self.whole_timesteps:
+            self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
 
     def _choose_expert(self, boundary: float | None) -> None:
         """Which transformer trains, and its share of the noise levels: the pipeline changes over at `boundary`."""
@@ -180,26 +195,32 @@ class Wan(VaeFamily):
             shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
         return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
 
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """As `Family.timestep`: int64, rounded down, under UniPCMultistepScheduler, which Wan's folders name."""
+        timestep = super().timestep(sigma)
+        return timestep.long() if self.whole_timesteps else timestep
+
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        return self._predict_at(transformer, noisy, sigma * self.num_train_timesteps, conditioning)
+        return self._predict_at(transformer, noisy, self.timestep(sigma), conditioning)
 
     def _predict_at(
         self, transformer: Callable, noisy: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The transformer's call as the pipelines make it; `timestep` `[N]`."""
-        image = conditioning.get("image_latents")
+        given = {name: tensor.to(noisy.dtype) for name, tensor in conditioning.items()}
+        image = given.get("image_latents")
         if self.expand_timesteps:
             noisy, timestep = per_token(noisy, timestep, image)
         elif image is not None:
             noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
-        attended = conditioning.get("image_embeds")
+        attended = given.get("image_embeds")
         clip = {} if attended is None else {"encoder_hidden_states_image": attended}
         return transformer(
             hidden_states=noisy,
             timestep=timestep,
-            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states=given["prompt"],
             return_dict=False,
             **clip,
         )[0]
@@ -236,10 +257,10 @@ class Wan(VaeFamily):
         for timestep in scheduler.timesteps:
             sigma = float(timestep) / self.num_train_timesteps
             expert = self.expert_at(transformer, sigma)
-            at = timestep.expand(len(latents))
-            predicted = self._predict_at(expert, latents, at, conditioning)
+            at, noisy = timestep.expand(len(latents)), latents.to(computes_in(expert, latents.device))
+            predicted = self._predict_at(expert, noisy, at, conditioning)
             if guidance_scale > 1:
-                without = self._predict_at(expert, latents, at, negative)
+                without = self._predict_at(expert, noisy, at, negative)
                 scale = self.guidance_at(sigma, guidance_scale, guidance_scale_2)
                 predicted = without + scale * (predicted - without)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
@@ -277,11 +298,11 @@ def per_token(
     timestep: torch.Tensor,  # [N]
     image: torch.Tensor | None,  # [N, C, 1, H, W]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the transformer's input, its timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
+    """(the transformer's input, its fp32 timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
     count, _, frames, height, width = noisy.shape
-    timesteps = timestep.view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
+    timesteps = timestep.float().view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
     if image is not None:
-        noisy = torch.cat([image.to(noisy.dtype), noisy[:, :, 1:]], dim=2)
+        noisy = torch.cat([image, noisy[:, :, 1:]], dim=2)
         timesteps[:, 0] = 0
     return noisy, timesteps.view(count, -1)
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from pgdpo.models.adapter import add_adapter
-from pgdpo.models.family import Family, held_dtype
+from pgdpo.models.family import Family
+from pgdpo.models.kept import hold_in
 from pgdpo.settings import Config
 from pgdpo.training.policy import base_dtype
 
@@ -31,8 +32,7 @@ def meta_policy(
         transformer = family.from_architecture(family.architecture())
         for name, depth in (depths or {}).items():
             del getattr(transformer, name)[depth:]
-        for name, parameter in transformer.named_parameters():
-            parameter.data = parameter.data.to(held_dtype(transformer, name, base_dtype(config)))
+        hold_in(transformer, base_dtype(config))
         if adapter and config.model.adapter is not None:
             add_adapter(transformer, config.model.adapter, config.train.seed)
     return transformer.train()

@@ -24,6 +24,7 @@ from pgdpo.settings import Config
 from pgdpo.training.flops import forward_flops_by_op
 from pgdpo.training.memory import save_memory
 from pgdpo.training.parallel import check_sequence_parallel
+from pgdpo.training.policy import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Planner:
 
         def inputs():
             return (
-                torch.empty(samples, *shape),
+                torch.empty(samples, *shape, dtype=compute_dtype(self.config)),
                 torch.empty(samples),
                 self.family.example_conditioning(samples, shape),
             )

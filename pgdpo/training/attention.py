@@ -22,6 +22,7 @@ from pgdpo.console import say
 from pgdpo.errors import InputError, MachineError
 from pgdpo.models.family import Family
 from pgdpo.settings import Config
+from pgdpo.training.policy import compute_dtype
 
 TRIAL = (2, 32, 1)  # samples, tokens, heads
 PADDING = 12  # tokens of the first sample that are masked
@@ -104,7 +105,7 @@ def check_attention(config: Config, family: Family, device: torch.device) -> Non
     route_masks()
     with torch.device("meta"):
         transformer = family.from_architecture(family.architecture())
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = compute_dtype(config)
     shape = (*TRIAL, transformer.config.attention_head_dim)
     query = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     needed = mask_needed(config, family)

@@ -229,13 +229,14 @@ class Trainer:
         by_reference = self.objective.options.get("inverted_by") == "reference"
         # By default the policy, as in DDIM-InPO's public code.
         model = self.reference.predict if by_reference else self.policy
+        dtype = sample.noisy.dtype
         noisy, target = invert(
-            lambda noisy, level: model(noisy, level, sample.conditioning),
+            lambda noisy, level: model(noisy.to(dtype), level, sample.conditioning),
             sample.latents,
             sample.both,
             steps=self.config.diffusion.inversion_steps,
         )
-        return replace(sample, noisy=noisy, target=target)
+        return replace(sample, noisy=noisy.to(dtype), target=target)
 
     def _build_policy(self) -> pair_batching.Joint:
         train = self.config.train

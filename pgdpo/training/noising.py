@@ -11,6 +11,7 @@ from pgdpo.diffusion.draws import sigmas
 from pgdpo.models.family import Conditioning, Family
 from pgdpo.reference import broadcast_mask
 from pgdpo.settings import Config
+from pgdpo.training.policy import compute_dtype
 from pgdpo_kernels import noise_pair
 
 
@@ -21,7 +22,7 @@ class Sample:
     latents: torch.Tensor  # [2B, C, F, H, W]
     conditioning: Conditioning
     sigma: torch.Tensor  # [B]
-    noisy: torch.Tensor  # [2B, C, F, H, W]
+    noisy: torch.Tensor  # [2B, C, F, H, W], in the dtype that the transformer is told in
     target: torch.Tensor  # [2B, C, F, H, W]
     mask: torch.Tensor | None  # where the error counts
     region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the pairs' own masks
@@ -55,6 +56,7 @@ def draw_sample(
         prediction=family.prediction,
     )
     mask = family.loss_mask(latents, conditioning)
+    noisy = noisy.to(compute_dtype(config))
     return Sample(latents, conditioning, sigma, noisy, target, mask, region_of(batch["mask"], mask, latents))
 
 

@@ -90,8 +90,12 @@ def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
 
 def base_dtype(config: Config) -> torch.dtype:
     """bf16 with an adapter: the frozen weights are held in bf16; without one all weights stay fp32 (they train)."""
-    half = config.train.precision == "bf16" and config.model.adapter is not None
-    return torch.bfloat16 if half else torch.float32
+    return compute_dtype(config) if config.model.adapter is not None else torch.float32
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Of matrix products, and of all that the transformer is told: a pipeline of that dtype tells it the same."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
 
 def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> list[str]:
@@ -207,7 +211,17 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
         "data_hash": data.fingerprint,
         "rows_hash": rows_hash(data),
         **({"init_hash": init} if init else {}),
+        **told_rounded(config),
     }
+
+
+def told_rounded(config: Config) -> dict:
+    """What the model is told in other numbers than runs before this rule told it; empty where they are the same.
+
+    Beside the hash of the weights, which stay those that a run was trained on.
+    """
+    rounded = open_family(config.model).told_rounded
+    return {"told_rounded": rounded} if rounded else {}
 
 
 def rows_hash(data: PreparedPairs) -> str:

@@ -19,7 +19,7 @@ from pgdpo.training import engine as engines
 from pgdpo.training.attention import with_attention
 from pgdpo.training.pair_batching import Joint, batched
 from pgdpo.training.parallel import Ranks
-from pgdpo.training.policy import base_dtype, base_identity, build_policy
+from pgdpo.training.policy import base_dtype, base_identity, build_policy, told_rounded
 
 MOVING = ("ema", "synced")
 
@@ -105,6 +105,7 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {
         "reference weights": base_identity(config, family),
+        **told_rounded(config),
         **lora,
         "reference dtype": str(base_dtype(config)),
         "prepared data": data.files_fingerprint,

@@ -65,9 +65,8 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
 
 
 def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple]:
-    none = {
-        "init_hash": None
-    }  # says that there was no LoRA to start from; other hashes may be newer than the record
+    # No LoRA to start from, and nothing told that is rounded; other hashes may be newer than the record.
+    none = {"init_hash": None, "told_rounded": None}
     before = none | flat(state["config"]) | flat(state["identity"])
     now = none | dumped(config) | flat(identity)
     given = flat(config.model_dump(mode="json", exclude_defaults=True))

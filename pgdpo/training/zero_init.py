@@ -21,7 +21,8 @@ from safetensors import safe_open
 
 from pgdpo.console import is_main_rank
 from pgdpo.errors import InputError
-from pgdpo.models.family import Family, held_dtype
+from pgdpo.models.family import Family
+from pgdpo.models.kept import held_dtype
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name, also of the index's shards
 

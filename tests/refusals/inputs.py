@@ -133,7 +133,10 @@ INPUTS = {
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
     "no transformer": Input("train", given("model.path=nowhere/here/there")),
-    "a broken config": Input(opened, broken_config),
+    "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
+    "a broken scheduler": Input(
+        opened, lambda place: broken_config(place, "scheduler/scheduler_config.json")
+    ),
     "no VAE": Input(opened, lambda place: without(place, "vae")),
     "another VAE": Input(opened, wan("2.1 t2v", vae={"_class_name": "AutoencoderKL"})),
     "another transformer": Input(

@@ -153,9 +153,9 @@ def without(place: Place, part: str, kind: str = "2.1 t2v") -> list[str]:
     return pipeline(folder)
 
 
-def broken_config(place: Place) -> list[str]:
+def broken_config(place: Place, file: str) -> list[str]:
     folder = place.model(save_tiny, "2.1 t2v")
-    (folder / "transformer" / "config.json").write_text("{")
+    (folder / file).write_text("{")
     return pipeline(folder)
 
 

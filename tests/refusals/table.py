@@ -160,6 +160,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "give a local diffusers folder, or": By("a broken config"),
             "its transformer is a": By("another transformer"),
         },
+        "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
         "Family._load_part": {
             "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
             "or set model.random_init": Why.WEIGHTS,

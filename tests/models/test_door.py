@@ -1,0 +1,216 @@
+"""The test at the door: training tells a transformer, bit for bit, what its own pipeline tells it at that step."""
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+from pgdpo.config import load_config
+from pgdpo.data.prepared import collate
+from pgdpo.errors import InputError
+from pgdpo.models.adapter import add_adapter
+from pgdpo.models.kept import compute_kept_in_fp32
+from pgdpo.settings import AdapterConfig
+from pgdpo.training.loop import Trainer
+from pgdpo.training.policy import open_pairs, run_identity
+from pgdpo.training.resume import check_resume, described
+from tests.models.door import MODES, Door, differences, recorded
+from tests.models.tiny_pipelines import open_tiny, save_tiny_hunyuan_video
+from tests.models.tiny_wan import save_tiny
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
+EVERY = [pytest.param(name, "bf16", True, id=f"{name} bf16") for name in MODES]
+# Held in fp32 and computed in bf16; and fp32 throughout.
+WHOLE = ("wan 2.2 ti2v 5b i2v", "hunyuan_video")
+QUICK = ("wan 2.1 i2v", "hunyuan_video", "cogvideox 5b", "ltx")
+EVERY += [
+    pytest.param(
+        name,
+        precision,
+        adapter,
+        id=f"{name} {precision}{'' if adapter else ' whole'}",
+        marks=() if name in (QUICK if adapter else WHOLE) else pytest.mark.slow,
+    )
+    for name in MODES
+    for precision, adapter in (("fp32", True), ("bf16", False))
+]
+
+
+def named(name: str, precision: str, step: int) -> dict[str, str]:
+    """The differences that are meant, by `door.KINDS`; all other arguments are equal to the bit.
+
+    - attention_kwargs: nobody gives any.
+    - encoder_hidden_states_image: Wan's image-to-video pipeline names it also where no CLIP image is attended to.
+    - text and its mask, where the transformer has one: the pipeline encodes padding, which the mask hides.
+    - HunyuanVideo's timestep in bf16: the pipeline's first latents, and with them its first timestep, are fp32. It is
+      1000, which bf16 holds; all later ones come in bf16.
+    """
+    family = name.split()[0]
+    found = {"attention_kwargs": "absent"}
+    if name.startswith("wan 2.2") and " i2v" in name:
+        found["encoder_hidden_states_image"] = "absent"
+    if family in ("hunyuan_video", "ltx"):
+        found |= {"encoder_hidden_states": "padding", "encoder_attention_mask": "padding"}
+    if family == "hunyuan_video" and precision == "bf16" and step == 0:
+        found["timestep"] = "dtype"
+    return found
+
+
+@pytest.fixture(scope="module")
+def doors(saved):
+    """`doors(name, precision, adapter)`: a door and its calls, made once."""
+
+    @functools.cache
+    def opened(name: str, precision: str = "bf16", adapter: bool = True):
+        mode = MODES[name]
+        door = Door(mode, saved(mode.save, *mode.saved, **mode.options), precision, adapter=adapter)
+        return door, list(door.calls())
+
+    return opened
+
+
+@pytest.mark.parametrize(("name", "precision", "adapter"), EVERY)
+def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors):
+    """Held alike, and with an adapter that adds nothing yet, the transformer also answers alike.
+
+    Up to where a matrix lies in memory, by which its product may be rounded. (Timesteps of 0.4 more, or guidance 6000,
+    change these answers by 3% to 6%.)
+    """
+    door, calls = doors(name, precision, adapter)
+    assert calls
+    for step, (ours, theirs, answer, their_answer) in enumerate(calls):
+        kinds = differences(door.transformer, ours, theirs)
+        assert {key: kind for key, kind in kinds.items() if kind != "equal"} == named(name, precision, step)
+        if adapter:
+            off = (answer.double() - their_answer.double()).norm() / their_answer.double().norm()
+            assert off < {"fp32": 1e-5, "bf16": 2e-3}[precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "spoil"),
+    [
+        ("wan 2.1 t2v", "timestep", lambda told: told + 1),
+        ("wan 2.2 ti2v 5b i2v", "timestep", lambda told: told.flip(1)),
+        ("wan 2.1 i2v", "encoder_hidden_states_image", lambda told: told.float() * 1.001),
+        ("hunyuan_video", "guidance", lambda told: torch.full_like(told.float(), 6000)),
+        ("hunyuan_video", "encoder_attention_mask", torch.ones_like),
+        ("ltx", "encoder_hidden_states", lambda told: told + 1),
+        ("ltx", "rope_interpolation_scale", lambda told: (told[0] * 2, *told[1:])),
+        ("ltx", "rope", lambda told: (told[0].flip(1), told[1])),
+        ("cogvideox 5b", "image_rotary_emb", lambda told: (told[1], told[0])),
+        ("cogvideox 2b", "hidden_states", lambda told: told.transpose(1, 2).contiguous()),
+    ],
+)
+def test_another_number_is_found(name, argument, spoil, doors):
+    door, calls = doors(name)
+    ours, theirs, *_ = calls[0]
+    with pytest.raises(AssertionError):
+        differences(door.transformer, ours | {argument: spoil(ours[argument])}, theirs)
+
+
+@pytest.mark.parametrize("name", ["wan 2.1 t2v", "hunyuan_video"])
+def test_sampling_under_autocast_tells_what_training_tells(name, doors):
+    """Weights that are held in fp32 while bf16 is computed in: the pipeline would go by how they are held."""
+    door, _ = doors(name, adapter=False)
+    noise = torch.randn(2, *door.batch["latents"].shape[1:])
+    conditioning = {key: tensor.float() for key, tensor in door.batch["conditioning"].items()}
+    conditioning["prompt_mask"] = door.batch["conditioning"]["prompt_mask"]
+    with recorded(door.transformer) as sampled, torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        door.family.sample(door.transformer, noise, conditioning, conditioning, steps=4, guidance_scale=1.0)
+    scheduler = door.pipeline.scheduler
+    scheduler.set_timesteps(4) if name.startswith("wan") else scheduler.set_timesteps(
+        sigmas=[1, 0.75, 0.5, 0.25]
+    )
+    with recorded(door.transformer) as trained:
+        for sigma in scheduler.sigmas[:4]:
+            door.forward(noise.to(torch.bfloat16), sigma.expand(2), conditioning)
+    for (sample, _), (train, _) in zip(sampled, trained, strict=True):
+        for told in {"timestep", "guidance"} & train.keys():
+            assert torch.equal(sample[told].double(), train[told].double()), told
+        assert "guidance" not in train or train["guidance"].tolist() == [6016, 6016]
+
+
+def test_policy_and_reference_are_told_the_same(config_file):
+    """Through the trainer's engine, in bf16: two calls a step, equal to the bit, and so the first loss is ln 2."""
+
+    config = load_config(config_file, ["train.precision=bf16", "train.global_batch_pairs=2"])
+    trainer = Trainer(config)
+    batch = collate([trainer.data[index, 0] for index in range(config.train.micro_batch_pairs)])
+    with recorded(trainer.engine.module) as calls:
+        output, *_ = trainer.pair_loss(batch)
+    (reference, answer), (policy, other) = calls
+    assert policy["hidden_states"].dtype == policy["encoder_hidden_states"].dtype == torch.bfloat16
+    assert policy["timestep"].dtype == torch.int64
+    assert differences(trainer.engine.module, policy, reference) == dict.fromkeys(policy, "equal")
+    assert torch.equal(answer, other) and float(output.loss) == float(torch.tensor(2.0).log())
+
+
+def test_what_diffusers_keeps_in_fp32_computes_in_fp32(saved):
+    """Wan's time embedder, under autocast, to the bit as without it; with an adapter, in a copy, with its gradient."""
+    transformer = open_tiny("wan", saved(save_tiny, "2.1 t2v")).load_transformer(dtype=torch.bfloat16)
+    add_adapter(transformer, AdapterConfig(target_modules=["linear_1", "to_q"], rank=2), seed=0)
+    steps = torch.randn(3, 16)
+    for model in (transformer, copy.deepcopy(transformer)):
+        embedder = model.condition_embedder.time_embedder
+        plain = type(embedder).forward(embedder, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = embedder(steps)
+            half = type(embedder).forward(embedder, steps)
+        assert found.dtype == torch.float32 and torch.equal(found, plain)
+        assert half.dtype == torch.bfloat16 and not torch.equal(half.float(), plain)
+        found.sum().backward()
+        trained = [p for p in embedder.parameters() if p.requires_grad]
+        assert trained and all(p.grad is not None for p in trained)
+        with torch.no_grad():
+            next(p for p in embedder.parameters()).add_(1)  # a copy computes with its own weights
+        assert not torch.equal(embedder(steps), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("wan 2.1 i2v", ["time_embedder"]), ("hunyuan_video", []), ("cogvideox 5b", []), ("ltx", [])],
+)
+def test_only_what_has_a_matrix_product_is_changed(name, kept, doors):
+    """Norms cast their own inputs, tables are added in fp32: nothing around them."""
+    transformer = doors(name)[0].family.load_transformer(dtype=torch.bfloat16)
+    changed = [path for path, module in transformer.named_modules() if "forward" in vars(module)]
+    assert [path.rpartition(".")[2] for path in changed] == kept
+    state = set(transformer.state_dict())
+    assert set(compute_kept_in_fp32(transformer).state_dict()) == state
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.3, 6.0, 6.02, 7.25])
+def test_guidance_is_rounded_before_it_is_multiplied(guidance, saved):
+
+    family = open_tiny("hunyuan_video", saved(save_tiny_hunyuan_video), guidance=guidance)
+    for dtype in (torch.float32, torch.bfloat16):
+        told = family.told_guidance(torch.zeros(2, 4, 1, 2, 2, dtype=dtype))
+        assert torch.equal(told, torch.tensor([guidance] * 2, dtype=dtype) * 1000.0)
+
+
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0, 12.0])
+def test_whole_timesteps_are_those_of_every_schedule(shift, saved):
+
+    family = open_tiny("wan", saved(save_tiny, "2.1 t2v"))
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+    for steps in (1, 2, 3, 7, 20, 30, 40, 50, 100):
+        scheduler.set_timesteps(steps)
+        assert torch.equal(family.timestep(scheduler.sigmas[:steps]), scheduler.timesteps)
+
+
+def test_a_run_that_was_told_other_numbers_is_not_gone_on_with(config_file):
+    """As one that was begun before timesteps were rounded: its record says nothing of them."""
+
+    config = load_config(config_file)
+    identity = run_identity(config, open_pairs(config, "train"))
+    state = json.loads(json.dumps({"step": 2, **described(config, identity)}))
+    check_resume(config.run_dir, state, config, identity, ())
+    del state["identity"]["told_rounded"]
+    with pytest.raises(InputError, match="its told_rounded is None, .*'timesteps, to whole ones by UniPC"):
+        check_resume(config.run_dir, state, config, identity, ())
