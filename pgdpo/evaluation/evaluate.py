@@ -29,6 +29,7 @@ from pgdpo.models import open_family
 from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch
+from pgdpo.models.kept import compute_dtype
 from pgdpo.models.lora_file import open_lora
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
@@ -36,7 +37,7 @@ from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
 from pgdpo.training.export import load_trained
 from pgdpo.training.metrics import BUCKETS, bucket_name
-from pgdpo.training.policy import build_policy, check_init, compute_dtype, open_pairs, require_images
+from pgdpo.training.policy import build_policy, check_init, open_pairs, require_images
 from pgdpo.training.validation import how_sampled, sample_latents
 from pgdpo_kernels import noise_pair, pair_errors
 

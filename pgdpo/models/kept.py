@@ -7,6 +7,13 @@ import types
 
 import torch
 
+from pgdpo.settings import Config
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Of matrix products, and of all that the transformer is told: a pipeline of that dtype tells it the same."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+
 
 def held_dtype(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype of one of the transformer's tensors in a model of `dtype`: diffusers keeps some modules in fp32."""

@@ -10,6 +10,7 @@ import torch
 
 from pgdpo.data.order import check_batches
 from pgdpo.errors import InputError
+from pgdpo.models.kept import compute_dtype
 from pgdpo.models.targets import check_targets
 from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective
@@ -24,7 +25,6 @@ from pgdpo.settings import Config
 from pgdpo.training.flops import forward_flops_by_op
 from pgdpo.training.memory import save_memory
 from pgdpo.training.parallel import check_sequence_parallel
-from pgdpo.training.policy import compute_dtype
 
 
 @dataclass(frozen=True)

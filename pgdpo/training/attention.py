@@ -21,8 +21,8 @@ from diffusers.models.attention_dispatch import (
 from pgdpo.console import say
 from pgdpo.errors import InputError, MachineError
 from pgdpo.models.family import Family
+from pgdpo.models.kept import compute_dtype
 from pgdpo.settings import Config
-from pgdpo.training.policy import compute_dtype
 
 TRIAL = (2, 32, 1)  # samples, tokens, heads
 PADDING = 12  # tokens of the first sample that are masked

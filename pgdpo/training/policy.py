@@ -21,6 +21,7 @@ from pgdpo.errors import InputError, MachineError
 from pgdpo.models import open_family
 from pgdpo.models.adapter import add_adapter, start_from
 from pgdpo.models.family import Family
+from pgdpo.models.kept import compute_dtype
 from pgdpo.models.lora_file import Update, init_digest, open_lora
 from pgdpo.models.targets import check_targets
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
@@ -91,11 +92,6 @@ def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
 def base_dtype(config: Config) -> torch.dtype:
     """bf16 with an adapter: the frozen weights are held in bf16; without one all weights stay fp32 (they train)."""
     return compute_dtype(config) if config.model.adapter is not None else torch.float32
-
-
-def compute_dtype(config: Config) -> torch.dtype:
-    """Of matrix products, and of all that the transformer is told: a pipeline of that dtype tells it the same."""
-    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
 
 def fuse(transformer: torch.nn.Module, kernels: str, device: torch.device) -> list[str]:

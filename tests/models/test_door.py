@@ -77,8 +77,8 @@ def doors(saved):
 def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors):
     """Held alike, and with an adapter that adds nothing yet, the transformer also answers alike.
 
-    Up to where a matrix lies in memory, by which its product may be rounded. (Timesteps of 0.4 more, or guidance 6000,
-    change these answers by 3% to 6%.)
+    Up to where a matrix lies in memory, and how long trimmed text is, by which its product may be rounded. (Timesteps of
+    0.4 more, or guidance 6000, change these answers by 3% to 6%.)
     """
     door, calls = doors(name, precision, adapter)
     assert calls
@@ -87,7 +87,7 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         assert {key: kind for key, kind in kinds.items() if kind != "equal"} == named(name, precision, step)
         if adapter:
             off = (answer.double() - their_answer.double()).norm() / their_answer.double().norm()
-            assert off < {"fp32": 1e-5, "bf16": 2e-3}[precision]
+            assert off < {"fp32": 1e-5, "bf16": 5e-3}[precision]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         ("wan 2.2 ti2v 5b i2v", "timestep", lambda told: told.flip(1)),
         ("wan 2.1 i2v", "encoder_hidden_states_image", lambda told: told.float() * 1.001),
         ("hunyuan_video", "guidance", lambda told: torch.full_like(told.float(), 6000)),
-        ("hunyuan_video", "encoder_attention_mask", torch.ones_like),
+        ("hunyuan_video", "encoder_attention_mask", torch.zeros_like),
         ("ltx", "encoder_hidden_states", lambda told: told + 1),
         ("ltx", "rope_interpolation_scale", lambda told: (told[0] * 2, *told[1:])),
         ("ltx", "rope", lambda told: (told[0].flip(1), told[1])),
