@@ -77,8 +77,8 @@ def doors(saved):
 def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors):
     """Held alike, and with an adapter that adds nothing yet, the transformer also answers alike.
 
-    Up to where a matrix lies in memory, and how long trimmed text is, by which its product may be rounded. (Timesteps of
-    0.4 more, or guidance 6000, change these answers by 3% to 6%.)
+    Up to where a matrix lies in memory and how long trimmed text is, by which products are rounded. (Timesteps of 0.4
+    more, or guidance 6000, change these answers by 3% to 6%.)
     """
     door, calls = doors(name, precision, adapter)
     assert calls
