@@ -79,11 +79,10 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
 
         if run.cuda:
             _put_cuda_rules(transformer, _CudaRules(autocast=run.bf16))
-        with Alive(given) as alive:
+        with Alive(given) as alive, attention_backend("native"):  # in backward too, which recomputes
             with (
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled=run.bf16),
-                attention_backend("native"),
             ):
                 prediction = run.predict(transformer, *inputs)
             loss = prediction.float().square().mean()

@@ -205,9 +205,9 @@ class TestMasks:
         override, boxes = self.prepare(config_file)
         ids, calls = [], []
 
-        def drawn(batch, *arguments):
+        def drawn(batch, *arguments, **options):
             ids.append(batch["ids"])
-            return draw_sample(batch, *arguments)
+            return draw_sample(batch, *arguments, **options)
 
         def recorded(pred, target, ref_pred, **options):
             calls.append([x.detach().double().numpy() for x in (pred, target, ref_pred)])

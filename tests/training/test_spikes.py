@@ -92,6 +92,7 @@ class TinyRun:
         self.columns = {
             "probability": 0.05 + 0.9 * self.uniform(PAIRS),
             "reward_margin": 0.5 + self.normal(PAIRS),
+            "gap_frequency": 0.05 + 0.95 * self.uniform(PAIRS),
             "reward": self.uniform(PAIRS, 2),
             "segment_labels": torch.randint(-1, 2, (PAIRS, 2), generator=self.random).float(),
             "tail": self.uniform(PAIRS, 2),
