@@ -108,9 +108,13 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
         config.data.weight and config.data.weight.by
     )  # the column that the rule makes, `gap_frequency` by its name
     in_rows = replace(needs, pairs=tuple(column for column in needs.pairs if column != given))
-    for rows in filter(None, findings.rows.values()):
-        findings.problems += column_problems(rows, name, in_rows)
-        findings.problems += preference_problems(rows, config.data.ties, name, needs)
+    for split, rows in findings.rows.items():
+        if rows:
+            findings.problems += column_problems(rows, name, in_rows)
+            asked = (
+                needs if split == "train" else replace(needs, soft=False)
+            )  # what trains asks for soft labels
+            findings.problems += preference_problems(rows, config.data.ties, name, asked)
     train = findings.rows.get("train", [])
     held_out = findings.rows.get("held_out", [])
     findings.problems += amount_problems(train, held_out, inspected)

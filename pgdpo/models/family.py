@@ -104,6 +104,9 @@ class Family:
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
     told_rounded: str | None = None
+    kept_in_fp32: str | None = (
+        None  # what autocast doesn't round: see `pgdpo/models/kept.py`; of the identity too
+    )
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains

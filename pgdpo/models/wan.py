@@ -47,6 +47,7 @@ class Wan(VaeFamily):
     pipeline_class = WanPipeline
     vae_class = AutoencoderKLWan
     encoders_class = WanEncoders
+    kept_in_fp32 = "the time embedder in fp32"
     text_length = TEXT_LENGTH
     # A timestep per token goes with its token. Text and image are cross-attended.
     sharing = TokenSharing(blocks=("blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1)
@@ -93,12 +94,14 @@ class Wan(VaeFamily):
         return dict(index)
 
     def _read_timesteps(self) -> None:
-        """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways."""
+        """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways. (Whole or
+        not is no matter of shifts; a dynamic one would ask for the number of tokens.)"""
         bare = self.model.encoders == "toy" and Path(self.source).is_dir()
         if bare and not (Path(self.source) / "scheduler").is_dir():
             scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
         else:
             scheduler = self.load_scheduler()
+            scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
         scheduler.set_timesteps(1)
         self.whole_timesteps = not scheduler.timesteps.is_floating_point()
         if self.whole_timesteps:

@@ -22,7 +22,7 @@ from pgdpo.settings.data import (
 )
 from pgdpo.settings.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.settings.model import AdapterConfig, DiffusionConfig, ModelConfig
-from pgdpo.settings.sampling import SampleSettings, sample_settings
+from pgdpo.settings.sampling import WAN21, SampleSettings, sample_settings
 from pgdpo.settings.section import Section
 from pgdpo.settings.train import TrainConfig
 
@@ -190,10 +190,17 @@ class Config(Section):
     def _check_negative_branch(self) -> None:
         """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
         name, adapter = self.objective["name"], self.model.adapter
-        if self.data.held_out is not None and self.evaluate.guidance_scale <= 1:
+        card = (
+            "toy"
+            if self.model.encoders == "toy"
+            else {"wan": WAN21}.get(self.model.family, self.model.family)
+        )
+        scale = sample_settings(self.evaluate, card, (480, 832)).guidance_scale  # of no card a matter of size
+        if self.data.held_out is not None and scale <= 1:
+            by_card = "" if self.evaluate.guidance_scale is not None else " by the model's card"
             raise ValueError(
-                f"evaluate.guidance_scale is {self.evaluate.guidance_scale:g}, and objective `{name}` trains the "
-                "unconditional branch of guidance, which clips are then sampled without: set it above 1"
+                f"evaluate.guidance_scale is {scale:g}{by_card}, and objective `{name}` trains the unconditional "
+                "branch of guidance, which clips are then sampled without: set it above 1"
             )
         if self.evaluate.every is not None and (adapter is None or adapter.reference_starts_at_init):
             raise ValueError(

@@ -212,17 +212,28 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
 
 
 def told_rounded(config: Config) -> dict:
-    """What the model is told in other numbers than runs before this rule told it; empty where they are the same.
+    """What the model is told, or computes, in other numbers than in runs before this rule; empty where in the same.
 
     Beside the hash of the weights, which stay those that a run was trained on.
     """
-    rounded = open_family(config.model).told_rounded
-    return {"told_rounded": rounded} if rounded else {}
+    family = open_family(config.model)
+    kept = family.kept_in_fp32 if compute_dtype(config) != torch.float32 else None
+    found = "; ".join(filter(None, (family.told_rounded, kept)))
+    return {"told_rounded": found} if found else {}
+
+
+# Columns that came when there were runs already: in the hash only of rows that have them, so that older hashes stay.
+LATER_LABELS = ("gap_frequency",)
 
 
 def rows_hash(data: PreparedPairs) -> str:
     """Digest of the rows that are held (id, prompt and labels) and, where they are visited in shares, of these."""
-    rows = [[row["id"], row["prompt"], *(row.get(key) for key in LABELS)] for row in data.rows]
+    first = [key for key in LABELS if key not in LATER_LABELS]
+    rows = [
+        [row["id"], row["prompt"], *(row.get(key) for key in first)]
+        + [[key, row[key]] for key in LATER_LABELS if row.get(key) is not None]
+        for row in data.rows
+    ]
     if data.shares is None:
         return _digest(rows)
     places = {name: place for place, name in enumerate(data.shares)}
