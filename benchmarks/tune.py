@@ -26,7 +26,7 @@ from .test_hidden_ops import MODELS, TINY, model_cases
 THREADS, ROWS = (64, 128, 256, 512), (1, 2, 4)
 LAUNCH_OF = {
     ("norm_modulate", "forward"): "norm_forward",
-    ("gate_residual_norm_modulate", "forward"): "norm_forward",
+    ("gate_residual_norm_modulate", "forward"): "gate_norm_forward",
     ("norm_modulate", "backward"): "norm_backward",
     ("gate_residual_norm_modulate", "backward"): "gate_norm_backward",
     ("gate_residual", "forward"): "gate",

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pgdpo.config import covered, validated
+from pgdpo.console import say_once
 from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError
 from pgdpo.problems import raise_errors
@@ -105,6 +106,25 @@ def identity_of(folder: Path, checkpoint: Path | None = None) -> dict | None:
     return next((read_state(path).get("identity") for path in paths if has_whole_state(path)), None)
 
 
+# What `evaluate` sampled with where nothing was set, before it went by the model's card.
+OLD_SAMPLING = {"sampling_steps": 50, "guidance_scale": 5.0}
+
+
+def without_old_defaults(config: Mapping) -> Mapping:
+    """A record from before sampling went by the model's card, without the defaults of then: written down they would
+    look as if somebody had set them, and go before a part of what the card says."""
+    evaluate = config.get("evaluate")
+    if not isinstance(evaluate, Mapping) or "flow_shift" in evaluate:
+        return config
+    kept = {key: value for key, value in evaluate.items() if OLD_SAMPLING.get(key) != value}
+    if kept != evaluate:
+        say_once(
+            "the run was trained before clips were sampled as the model's card says: steps and guidance that were left "
+            "at 50 and 5 then are the card's now (evaluate.sampling_steps, evaluate.guidance_scale)"
+        )
+    return {**config, "evaluate": kept}
+
+
 def _validated(where: Path, state: Mapping) -> Config:
     config = state.get("config")
     if not isinstance(config, dict):
@@ -112,6 +132,6 @@ def _validated(where: Path, state: Mapping) -> Config:
     versions = state.get("versions")
     made_by = versions.get("pgdpo") if isinstance(versions, dict) else None
     by = f", made by pgdpo {made_by}" if made_by else ""
-    loaded, problems = validated(Config, f"{where} (a run's record{by})", {}, config)
+    loaded, problems = validated(Config, f"{where} (a run's record{by})", {}, without_old_defaults(config))
     raise_errors(problems)
     return loaded

@@ -104,7 +104,8 @@ def _norm(
     x, branch = as_rows(x), None if branch is None else as_rows(branch)
     hidden = x.new_empty(0 if branch is None else x.shape)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    groups = cut_rows("norm_forward", x, group_count(gate, scale, shift))
+    launch = "norm_forward" if branch is None else "gate_norm_forward"
+    groups = cut_rows(launch, x, group_count(gate, scale, shift))
     align, steps = strides(x, branch, gate, scale, shift)
     given = (branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
     with torch.cuda.device_of(x):
@@ -125,7 +126,7 @@ def _norm(
             CENTER=norm == "layer",
             ALIGN=align,
             CHUNK=groups.chunk,
-            **options("norm_forward", x.shape[2]),
+            **options(launch, x.shape[2]),
         )
     return hidden, y
 

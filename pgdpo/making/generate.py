@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,6 +46,10 @@ class Generator:
         self.settings = sample_settings(
             config.evaluate, self.family.card, (config.data.height, config.data.width)
         )
+        if (
+            self.settings.flow_shift is None
+        ):  # its scheduler shifts in a way of its own; the steps here, as training does
+            self.settings = replace(self.settings, flow_shift=config.diffusion.shift)
         say(f"clips are made with {self.settings}")
         # All prompts first: the text encoder is never in memory with VAE or transformer, and loading it takes long.
         prompts = sorted({*prompts, self.settings.negative_prompt})
@@ -100,8 +105,7 @@ class Generator:
         settings = self.settings
         conditioning, negative = self._condition(prompt), self._condition(settings.negative_prompt)
         count = max(1, math.ceil(settings.steps * sigma))
-        # Without one, the scheduler shifts in a way of its own, for which training's shift stands.
-        shift = settings.flow_shift or self.config.diffusion.shift
+        shift = settings.flow_shift
         levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
         levels = shift * levels / (1 + (shift - 1) * levels)
         x = latents[None].float()

@@ -281,6 +281,8 @@ def _digest(kind: str, config: Config, sources: list[Source]) -> str:
         config.make.model_dump(),
         config.data.model_dump(include={"num_frames", "height", "width", "clip", "upsample"}),
         config.fps,
+        config.diffusion.shift,
+        config.train.precision,
     ]
     parts += [config.model.model_dump(mode="json"), config.evaluate.model_dump(mode="json")]
     parts += [[row.id, row.prompt, row.video and sha256_of(Path(row.video))] for row in sources]

@@ -95,7 +95,7 @@ class Tiling:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take: of a GPU, or of the host within its container's limit."""
+    """Memory that this process can still take: of a GPU, or of the host within a container's limit (cgroup v2)."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

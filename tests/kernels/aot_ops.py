@@ -36,7 +36,13 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
         op, op
     )
     summed = constants.get("SUM_NORM") or constants.get("SUM_GATE") or constants.get("SUMS")
-    launch = op.partition("_")[0] + "_sums" if summed else launch
+    launch = (
+        op.partition("_")[0] + "_sums"
+        if summed
+        else "gate_norm_forward"
+        if constants.get("BRANCH")
+        else launch
+    )
     a, b = pieces(width)
     threads, rows = threads_and_rows(launch, width)
     constants = {"ALIGN": 8, "CHUNK": rows, "A": a, "B": b} | constants
