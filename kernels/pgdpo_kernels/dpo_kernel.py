@@ -1,4 +1,4 @@
-"""The last stage of `diffusion_dpo_loss`: from each pair's sums to the loss and its slopes, in one program.
+"""The later stages of `diffusion_dpo_loss`: each pair's sums, then from those the loss and its slopes in one program.
 
 The formulas are those of `preference.loss_from_errors`. One program, because the loss is a mean over the
 batch whose order must be fixed; it reads ten numbers for each segment of a pair.
@@ -9,6 +9,10 @@ import triton.language as tl
 
 from .jit import softplus
 from .pair_kernels import (  # fmt: skip
+    COUNT,
+    CROSS_TERM,
+    DRIFT_CHOSEN,
+    DRIFT_REJECTED,
     EXCESS_CHOSEN,
     EXCESS_REJECTED,
     POLICY_CHOSEN,
@@ -16,8 +20,9 @@ from .pair_kernels import (  # fmt: skip
     REF_CHOSEN,
     REF_REJECTED,
     SIZES,
-    load_sums,
+    segment_parts,
     store_means,
+    sum_parts,
 )
 
 LOSSES = tl.constexpr(0)
@@ -28,6 +33,64 @@ ARS_ALPHA = tl.constexpr(4)
 IPR_GATE = tl.constexpr(5)
 PER_PAIR = 6
 PAIRS = 128  # a turn, one a thread
+
+
+@triton.jit(do_not_specialize=SIZES)
+def segment_sums(
+    partials,  # [10, B, parts]
+    bounds,  # int64 [S + 1]
+    sums,  # [10, B, S]
+    pairs,
+    parts,
+    segments,
+    HAS_REF: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    CROSS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """What `pair_means` adds up, not yet divided: for a stage that needs all pairs in one program."""
+    program = tl.program_id(0).to(tl.int64)
+    segment = program % segments
+    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
+    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
+        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
+    )
+    step = pairs.to(tl.int64) * segments
+    out, inside = sums + pair * segments + segment, pair < pairs
+    tl.store(out + POLICY_CHOSEN * step, s0, mask=inside)
+    tl.store(out + POLICY_REJECTED * step, s1, mask=inside)
+    tl.store(out + COUNT * step, s2, mask=inside)
+    if HAS_REF:
+        tl.store(out + EXCESS_CHOSEN * step, s3, mask=inside)
+        tl.store(out + EXCESS_REJECTED * step, s4, mask=inside)
+        tl.store(out + REF_CHOSEN * step, s5, mask=inside)
+        tl.store(out + REF_REJECTED * step, s6, mask=inside)
+        tl.store(out + DRIFT_CHOSEN * step, s7, mask=inside)
+        tl.store(out + DRIFT_REJECTED * step, s8, mask=inside)
+    if CROSS:
+        tl.store(out + CROSS_TERM * step, s9, mask=inside)
+
+
+@triton.jit
+def load_sums(sums, cell, step, inside, HAS_REF: tl.constexpr, CROSS: tl.constexpr):
+    """The ten of `segment_sums` at these cells; those that were not asked for are 0."""
+    s0 = tl.load(sums + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
+    s1 = tl.load(sums + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
+    s2 = tl.load(sums + COUNT * step + cell, mask=inside, other=0.0)
+    zero = s0 * 0.0
+    s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero
+    if HAS_REF:
+        s3 = tl.load(sums + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
+        s4 = tl.load(sums + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
+        s5 = tl.load(sums + REF_CHOSEN * step + cell, mask=inside, other=0.0)
+        s6 = tl.load(sums + REF_REJECTED * step + cell, mask=inside, other=0.0)
+        s7 = tl.load(sums + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
+        s8 = tl.load(sums + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
+    if CROSS:
+        s9 = tl.load(sums + CROSS_TERM * step + cell, mask=inside, other=0.0)
+    return s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
 
 
 @triton.jit

@@ -219,64 +219,6 @@ def sum_parts(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=SIZES)
-def segment_sums(
-    partials,  # [10, B, parts]
-    bounds,  # int64 [S + 1]
-    sums,  # [10, B, S]
-    pairs,
-    parts,
-    segments,
-    HAS_REF: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
-    CROSS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """What `pair_means` adds up, not yet divided: for a stage that needs all pairs in one program."""
-    program = tl.program_id(0).to(tl.int64)
-    segment = program % segments
-    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
-    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
-    )
-    step = pairs.to(tl.int64) * segments
-    out, inside = sums + pair * segments + segment, pair < pairs
-    tl.store(out + POLICY_CHOSEN * step, s0, mask=inside)
-    tl.store(out + POLICY_REJECTED * step, s1, mask=inside)
-    tl.store(out + COUNT * step, s2, mask=inside)
-    if HAS_REF:
-        tl.store(out + EXCESS_CHOSEN * step, s3, mask=inside)
-        tl.store(out + EXCESS_REJECTED * step, s4, mask=inside)
-        tl.store(out + REF_CHOSEN * step, s5, mask=inside)
-        tl.store(out + REF_REJECTED * step, s6, mask=inside)
-        tl.store(out + DRIFT_CHOSEN * step, s7, mask=inside)
-        tl.store(out + DRIFT_REJECTED * step, s8, mask=inside)
-    if CROSS:
-        tl.store(out + CROSS_TERM * step, s9, mask=inside)
-
-
-@triton.jit
-def load_sums(sums, cell, step, inside, HAS_REF: tl.constexpr, CROSS: tl.constexpr):
-    """The ten of `segment_sums` at these cells; those that were not asked for are 0."""
-    s0 = tl.load(sums + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
-    s1 = tl.load(sums + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
-    s2 = tl.load(sums + COUNT * step + cell, mask=inside, other=0.0)
-    zero = s0 * 0.0
-    s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero
-    if HAS_REF:
-        s3 = tl.load(sums + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
-        s4 = tl.load(sums + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
-        s5 = tl.load(sums + REF_CHOSEN * step + cell, mask=inside, other=0.0)
-        s6 = tl.load(sums + REF_REJECTED * step + cell, mask=inside, other=0.0)
-        s7 = tl.load(sums + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
-        s8 = tl.load(sums + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
-    if CROSS:
-        s9 = tl.load(sums + CROSS_TERM * step + cell, mask=inside, other=0.0)
-    return s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
-
-
 @triton.jit
 def store_means(
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside,

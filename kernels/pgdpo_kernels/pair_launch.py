@@ -113,7 +113,8 @@ def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
 
 def launch_segment_sums(rows: PairRows, cross: bool) -> torch.Tensor:
     """Sums over each pair's segments, fp32 `[10, B, S]`, for a stage that needs all pairs in one program."""
-    from .pair_kernels import QUANTITIES, segment_sums
+    from .dpo_kernel import segment_sums
+    from .pair_kernels import QUANTITIES
 
     partials = launch_sums(rows, cross)
     sums = torch.empty(QUANTITIES, rows.pairs, rows.segments, device=rows.pred.device)

@@ -26,7 +26,8 @@ from pgdpo.data.sources import shares_of
 from pgdpo.errors import InputError, MachineError
 from pgdpo.evaluation.rewards import try_reward
 from pgdpo.models import open_family
-from pgdpo.models.family import Encoders, Family
+from pgdpo.models.family import Family
+from pgdpo.models.protocols import Encoders
 from pgdpo.models.text import cut_prompts
 from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective, needs_of

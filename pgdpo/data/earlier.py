@@ -24,7 +24,7 @@ from pgdpo.data.shards import (
     was_tiled,
     written_files,
 )
-from pgdpo.models.family import Encoders
+from pgdpo.models.protocols import Encoders
 
 READABLE = (
     INDEX - 1,

@@ -23,7 +23,7 @@ from pgdpo.data.ranks import Ranks
 from pgdpo.data.schema import SIDES
 from pgdpo.data.shards import content_key, tensors_sha256, write_once
 from pgdpo.errors import InputError
-from pgdpo.models.family import Encoders
+from pgdpo.models.protocols import Encoders
 from pgdpo.settings import DataConfig
 
 LOOKS = 4  # clips that are looked at at a time

@@ -41,7 +41,8 @@ from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write
 from pgdpo.data.sources import read_rows, sources_of
 from pgdpo.data.tiled import settle_tiling
 from pgdpo.errors import InputError
-from pgdpo.models.family import Encoders, Family
+from pgdpo.models.family import Family
+from pgdpo.models.protocols import Encoders
 from pgdpo.models.text import say_cut_prompts
 from pgdpo.settings import DataConfig, fps_of
 

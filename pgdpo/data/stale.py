@@ -24,7 +24,7 @@ from pgdpo.data.schema import LABELS, MANIFEST, SIDES, cut_labels
 from pgdpo.data.shards import ENCODING
 from pgdpo.data.sources import scan_sources, take
 from pgdpo.data.tiled import NAMES, kept, tiled_sizes
-from pgdpo.models.family import Encoders
+from pgdpo.models.protocols import Encoders
 from pgdpo.problems import Problem, shown
 from pgdpo.record import read_record
 from pgdpo.settings import Config

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pgdpo.console import say
 from pgdpo.data.buckets import Size, size_name
 from pgdpo.data.shards import was_tiled
-from pgdpo.models.family import Encoders
+from pgdpo.models.protocols import Encoders
 
 if TYPE_CHECKING:
     from pgdpo.data.encode import Work

@@ -17,8 +17,9 @@ from pgdpo.console import say
 from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.models.family import Conditioning, Encoders, Family
+from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
+from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.settings import Config, sample_settings
 from pgdpo.training.policy import build_policy
 from pgdpo_kernels import pair_noise

@@ -18,7 +18,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily, check_multiples
-from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 

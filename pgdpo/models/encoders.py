@@ -12,8 +12,9 @@ from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgdpo.errors import InputError
-from pgdpo.models.family import Conditioning, Family
+from pgdpo.models.family import Family
 from pgdpo.models.held import OneAtATime
+from pgdpo.models.protocols import Conditioning
 from pgdpo.models.text import TextReader
 from pgdpo.models.tiling import Size, Tiling, Way
 

@@ -20,8 +20,8 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.models.kept import computes_in
+from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 

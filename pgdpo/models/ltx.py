@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DM
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.family import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.text import TextReader
 from pgdpo.settings import DataConfig, ModelConfig
 

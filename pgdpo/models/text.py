@@ -12,7 +12,7 @@ from pgdpo.problems import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pgdpo.models.family import Encoders
+    from pgdpo.models.protocols import Encoders
 
 AT_A_TIME = 1024  # prompts that are tokenized
 SHOWN = 6  # words that a message says were read last

@@ -28,9 +28,9 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import VaeFamily
-from pgdpo.models.family import Conditioning, TokenSharing
 from pgdpo.models.held import OneAtATime
 from pgdpo.models.kept import computes_in
+from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.settings import ModelConfig
 from pgdpo.settings.sampling import WAN21

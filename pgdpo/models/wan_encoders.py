@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pgdpo.models.encoders import PipelineEncoders
-from pgdpo.models.family import Conditioning
+from pgdpo.models.protocols import Conditioning
 from pgdpo.models.text import TextReader
 from pgdpo.models.tiling import Way
 

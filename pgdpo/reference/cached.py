@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 
 from pgdpo.errors import InputError
-from pgdpo.models.family import Conditioning
+from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.protocol import Comparison, Reference
 from pgdpo.reference.store import MEND, ErrorRows
 from pgdpo_kernels import PairErrors, pair_errors

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from pgdpo.models.family import Conditioning
+from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.protocol import Comparison, Forward, Reference
 from pgdpo_kernels import pair_errors
 

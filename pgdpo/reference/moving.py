@@ -14,7 +14,7 @@ import torch
 
 from pgdpo.errors import InputError
 from pgdpo.models.adapter import NAME, REFERENCE
-from pgdpo.models.family import Conditioning
+from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.live import Live
 from pgdpo.reference.protocol import Forward
 

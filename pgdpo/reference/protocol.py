@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from pgdpo.models.family import Conditioning
+from pgdpo.models.protocols import Conditioning
 from pgdpo_kernels import PairErrors, pair_errors
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]

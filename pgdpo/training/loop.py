@@ -383,15 +383,13 @@ class Trainer:
             f"{dist.get_world_size()} rank(s); {trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
-        for line in self.data.described_shares(steps * batch):
+        for line in (*self.data.described_shares(steps * batch), *self.objective.notes(self.data.rows[0])):
             say(line)
         for kept in self.data.curation:
             say(f"data.select {kept}")
             log_event(self.config.run_dir, done, "selection", str(kept))
         if self.objective.needs.data and self.objective.needs.noisy == "drawn":
             say(f"{self.objective.name} expects {self.objective.needs.data}; this is not checked")
-        for note in self.objective.notes(self.data.rows[0]):
-            say(note)
         say_beta(self.objective, math.prod(self.data.latent_shape))
 
 

@@ -8,8 +8,9 @@ import torch
 
 from pgdpo.data.prepared import to_device
 from pgdpo.diffusion.draws import sigmas
-from pgdpo.models.family import Conditioning, Family
+from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
+from pgdpo.models.protocols import Conditioning
 from pgdpo.reference import broadcast_mask
 from pgdpo.settings import Config
 from pgdpo_kernels import noise_pair

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import deepspeed
 import torch
 
-from pgdpo.models.family import Conditioning, Family
+from pgdpo.models.family import Family
+from pgdpo.models.protocols import Conditioning
 from pgdpo.reference import Forward
 from pgdpo.settings import Config
 from pgdpo.training import engine as engines

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from pgdpo.models.family import TokenSharing
+from pgdpo.models.protocols import TokenSharing
 
 
 def share_tokens(

@@ -57,8 +57,8 @@ def pair_sums(full: bool) -> list[Case]:
 
 
 def pair_second_stage(full: bool) -> list[Case]:
-    from pgdpo_kernels.dpo_kernel import PAIRS, preference_stage
-    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means, segment_sums
+    from pgdpo_kernels.dpo_kernel import PAIRS, preference_stage, segment_sums
+    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
     for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:

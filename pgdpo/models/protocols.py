@@ -1,0 +1,68 @@
+"""What families and encoders are to each other and to the trainer: conditioning, encoders, how tokens are shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pgdpo.models.text import TextReader
+    from pgdpo.models.tiling import Tiling
+
+Conditioning = dict[str, torch.Tensor]
+
+
+class Encoders(Protocol):
+    """What `prepare` needs of a VAE and a text encoder, and `evaluate` to look at latents."""
+
+    text_length: int  # tokens that `prompt` is zero-padded to
+    fingerprint: str  # changes when the same clip or prompt would be encoded differently
+    parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
+    needs_image: bool  # the model is conditioned on an image beside the prompt
+    readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
+    tiling: Tiling | None  # which clips go through the VAE in tiles; None: of none it makes any
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raises InputError, naming the nearest sizes that fit."""
+
+    def load_tokenizer(self, folder: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of one of `readers`."""
+
+    def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
+        """Conditioning of each prompt, without a batch axis: `prompt` fp32 `[L, D]` with L <= text_length, without
+        padding, and what else the family wants, of one shape for all prompts."""
+
+    def encode_image(self, image: np.ndarray, num_frames: int) -> Conditioning:
+        """uint8 `[H, W, 3]` -> the image's conditioning, without a batch axis; asked where `needs_image`."""
+
+    def encode_video(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 `[F, H, W, 3]` -> normalised fp32 latents `[C, F', H', W']`."""
+
+    def decode_video(self, latents: torch.Tensor) -> np.ndarray:
+        """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
+
+    def release(self) -> None:
+        """Let go of what is loaded; what is asked for later is loaded again."""
+
+
+@dataclass(frozen=True)
+class TokenSharing:
+    """Where ranks can share a clip's tokens (sequence parallelism, `training/ulysses.py`).
+
+    The first block's `hidden_states` are split, the outputs of `proj_out` are gathered. What lies between must compute
+    each token by itself, but for the attention that is named here and cross-attention to text.
+    """
+
+    blocks: tuple[str, ...]  # lists of blocks, in the order of the forward
+    attention: str  # a block's attention over all tokens
+    arguments: dict[str, int]  # of the transformer, that go by tokens: name -> dim of the tokens
+    rope_dim: int | None  # of the tokens in the tables of `rope`; None: it is no part of the transformer
+    text_first: bool = False  # where text and video attend together: the text stands before the video
+    processor: type | None = (
+        None  # stands in for diffusers' own where that does not ask diffusers' dispatcher
+    )
