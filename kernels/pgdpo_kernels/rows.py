@@ -26,7 +26,7 @@ SUM_TILE = (16, 128)
 LAUNCHES = {
     "gate": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
     "norm_forward": ((3072, 64, 2), (MAX_WIDTH, 256, 4)),
-    "gate_norm_forward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 4)),
+    "gate_norm_forward": ((1536, 64, 1), (3072, 128, 1), (MAX_WIDTH, 256, 4)),
     "norm_backward": ((3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "gate_norm_backward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "qk_forward": ((1536, 64, 4), (2048, 64, 2), (3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
