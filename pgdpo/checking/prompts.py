@@ -39,7 +39,7 @@ def negative_prompt_problems(inspected: Inspection, family: Family, encoders: En
     config, key = inspected.loaded, "evaluate.negative_prompt"
     prompt = sample_settings(config.evaluate, family.card, config.data.sizes[0][1:]).negative_prompt
     cuts = cut_prompts(encoders, [prompt]).get(prompt, [])
-    yield from _too_long(encoders, prompt, cuts, inspected.problem, key, "the negative prompt")
+    yield from _too_long(encoders, prompt, cuts, inspected.problem, key, key)
 
 
 def _too_long(
@@ -65,4 +65,10 @@ def _too_long(
             encoders.check_prompt(prompt)
         except InputError as error:
             what, _, allowed = str(error).rpartition("; ")
-            yield problem(what=what, key=key, value=prompt, allowed=allowed, suggestion="shorten the prompt")
+            yield problem(
+                what=f"{about}: {what}",
+                key=key,
+                value=prompt,
+                allowed=allowed,
+                suggestion="shorten the prompt",
+            )

@@ -6,6 +6,7 @@ import pytest
 
 from pgdpo.checking import run_check
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.errors import InputError
 from tests.changed_data import (
     SPLITS,
     edit,
@@ -96,6 +97,12 @@ def test_negative_prompts_are_added_and_go_with_their_text_encoder(changed_world
     run_pgdpo("prepare", "config.yaml", "evaluate.negative_prompt=ugly")
     (card, ugly), added = PreparedPairs(folder).index["negative"]["written"], counted["prompts"]
     assert (ugly, added) == ("ugly", 1)
+    damaged = folder / PreparedPairs(folder).index["negative"]["files"][1]["file"]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + bytes([damaged.read_bytes()[-1] ^ 1]))
+    with pytest.raises(InputError, match=rf"{damaged.name}: its SHA-256 is .*pgdpo prepare"):
+        PreparedPairs(folder)
+    run_pgdpo("prepare", "config.yaml")
+    assert PreparedPairs(folder).text("ugly") and counted["prompts"] == 2
     flip_weights("text_encoder")()
     run_pgdpo("prepare", "config.yaml", "evaluate.negative_prompt=blurry")
     data = PreparedPairs(folder)
