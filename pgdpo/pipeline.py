@@ -47,7 +47,8 @@ def run_prepare(config: Config, *, full: bool = False) -> None:
             negative = how_sampled.negative_prompt if split == "held_out" else ""
             how = {"split": split, "toy": toy, "negative": negative, "full": full}
             done = prepare(folder, config.data, family, encoders, ranks, **how)
-            size = sum(entry["bytes"] for entry in [done.index["text"], *done.index["shards"]])
+            texts = [done.index["text"], done.index["negative"]]
+            size = sum(entry["bytes"] for entry in [*texts, *done.index["shards"]])
             named = ", ".join(str(source.manifest) for source in sources)
             say(f"prepared {done} of {named} -> {folder} ({size / 1e6:.1f} MB)")
 

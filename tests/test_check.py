@@ -185,6 +185,14 @@ def test_what_the_objective_and_the_encoders_need(folder, objective, more, messa
     assert len(errors) >= 1 and message in errors[0].what and errors[0].line and errors[0].allowed
 
 
+@pytest.mark.parametrize(("guidance", "refused"), [(2.0, 1), (1.0, 0)])
+def test_a_negative_prompt_that_the_encoder_does_not_take(folder, guidance, refused):
+    sampled = {"negative_prompt": " ".join("abcdefghij"), "guidance_scale": guidance}
+    findings = check(folder, [row(number) for number in range(4)], evaluate=sampled)
+    assert [problem.key for problem in findings.problems] == ["evaluate.negative_prompt"] * refused
+    assert all("has 10 different words" in problem.what and problem.line for problem in findings.problems)
+
+
 def test_buckets(folder):
     buckets = [[4, 16, 16], [4, 16, 32]]
     rows = [row(0), row(1, "wide", "wide", label=[1, 0]), row(2, "short", "short", label=[1, 0])]

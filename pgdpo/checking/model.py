@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pgdpo.checking.clips import Clip
+from pgdpo.checking.prompts import negative_prompt_problems, row_prompt_problems
 from pgdpo.config import Inspection
 from pgdpo.console import say
 from pgdpo.data.buckets import size_name
@@ -28,8 +29,6 @@ from pgdpo.evaluation.rewards import try_reward
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
-from pgdpo.models.text import cut_prompts
-from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective, needs_of
 from pgdpo.problems import Problem
 from pgdpo.settings import Config, DataConfig, sample_settings
@@ -88,7 +87,8 @@ def model_problems(
         given = [*splits.get("held_out", []), *splits["train"]]
         yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
         for rows in splits.values():
-            yield from _token_lengths(encoders, rows)
+            yield from row_prompt_problems(encoders, rows)
+        yield from negative_prompt_problems(inspected, family, encoders)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         yield inspected.problem(
@@ -218,39 +218,6 @@ def _segments(family: Family, pairs: Iterable[tuple[CheckedRow, PairPlan]]) -> I
                 suggestion="write `segments`, or take whole clips",
                 severity="warning",
             )
-
-
-def _token_lengths(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
-    """Prompts that are empty, or longer than what a text encoder reads."""
-    cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
-    for row in rows:
-        prompt, about = row.values["prompt"], f"`prompt` of pair `{row.values['id']}`"
-        if not prompt.strip():
-            yield row.problem(
-                f"{about} is empty",
-                key="prompt",
-                value=prompt,
-                allowed="what both clips were made for",
-                suggestion="write the prompt, unless the model is trained without any",
-                severity="warning",
-            )
-        for cut in cuts.get(prompt, []):
-            yield row.problem(
-                f"{about} has {cut}",
-                key="prompt",
-                value=cut.tokens,
-                allowed=f"at most {cut.kept} tokens",
-                suggestion="shorten the prompt, or let its end tell nothing new",
-                severity="warning",
-            )
-        if isinstance(encoders, ToyEncoders):
-            try:
-                encoders.check_prompt(prompt)
-            except InputError as error:
-                what, _, allowed = str(error).rpartition("; ")
-                yield row.problem(
-                    what, key="prompt", value=prompt, allowed=allowed, suggestion="shorten the prompt"
-                )
 
 
 def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem]:

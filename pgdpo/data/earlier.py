@@ -52,7 +52,7 @@ class Earlier:
         self.ids = [row["id"] for row in index.get("pairs", [])]
         self._shards = index.get("shards", [])
         self._image = index.get("image", [])
-        self._text = index.get("text", {})
+        self._texts = [index.get("text", {}), index.get("negative", {})]
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
         made = index["made_of"] if index.get("format") in READABLE else {}
         self.pairs: dict[str, dict] = made.get("pairs", {})
@@ -62,7 +62,10 @@ class Earlier:
         self._same_clips = (
             same and parts.get("clips") == encoders.parts["clips"] and made["latent_dtype"] == latent_dtype
         )
-        self._same_text = same and parts.get("text") == encoders.parts["text"]
+        same_encoder = parts.get("text") == encoders.parts["text"]
+        self._same_text = same and same_encoder
+        # Asked of another text encoder, which may read what this one refuses, they are not asked of this one.
+        self.negatives: list[str] = self._texts[1].get("written", []) if same_encoder else []
         self._by_identity = {
             _identity(entries(files), self._size(name), files.get("view", "")): name
             for name, files in self.pairs.items()
@@ -117,10 +120,11 @@ class Earlier:
 
     def prompt(self, key: str) -> dict[str, torch.Tensor] | None:
         """The embedding under a prompt's key."""
-        if not self._same_text or key not in self._text["prompts"]:
+        text = next((text for text in self._texts if key in text.get("prompts", {})), None)
+        if not self._same_text or text is None:
             return None
-        number, digest = self._text["prompts"][key]
-        return self._taken(self._text["files"][number], key, self._text["names"], digest)
+        number, digest = text["prompts"][key]
+        return self._taken(text["files"][number], key, text["names"], digest)
 
     def superseded(self, groups: Sequence[Sequence[str]]) -> int:
         """Bytes of the shards that hold none of these groups of ids, and stay beside the new ones to the end."""

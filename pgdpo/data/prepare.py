@@ -2,9 +2,10 @@
 
 A prepared folder holds, for every size (bucket), `shard-<F>x<H>x<W>-00000.safetensors`, ... (`<i>.chosen`,
 `<i>.rejected` of shape [C, F, H, W], `<i>.mask` [1, F, H, W] where the row has a mask, and `<i>.<name>` for a
-conditioning image); `text-00000.safetensors`, ... with
-`<prompt key>.<name>` for every distinct prompt; beside each a `.json` that says what it was made from; and, written
-last, `index.json` with the SHA-256 of every file, every pair and every prompt, the rows, and what all of it was made of
+conditioning image); `text-00000.safetensors`, ... with `<prompt key>.<name>` for every distinct prompt;
+`negative-00000.safetensors`, ... with a negative prompt each: they are no part of the pairs, another one is added, and
+those that are there stay as they are. Beside each file a `.json` says what it was made from; and, written last,
+`index.json` has the SHA-256 of every file, every pair and every prompt, the rows, and what all of it was made of
 (`made_of.py`).
 
 Which pairs stand in a file, and its bytes, follow from the rows alone. Prepared again, a file made from the same is
@@ -78,9 +79,9 @@ def prepare(
 ) -> Prepared:
     """Encode every pair of `split` into `folder`; what is there and still valid is kept.
 
-    All `ranks` call it together. `toy`: the folder with the toy's manifests. `negative`: a prompt that is encoded with
-    the rows' own. `full`: read all clips for their hashes,
-    also those of unchanged name, size and time.
+    All `ranks` call it together. `toy`: the folder with the toy's manifests. `negative`: a negative prompt, encoded
+    beside the rows' own and those of before. `full`: read all clips for their hashes, also those of unchanged name,
+    size and time.
     Raises InputError for a bad row or clip (more than 1% of them, where `data.on_bad_data` is `skip`) and for a disk
     that is too small, before the index is written.
     """
@@ -96,12 +97,13 @@ def prepare(
     work = Work(folder, config, sampling, encoders, ranks, earlier, hashes)
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
-    prompts = sorted({row.prompt for row in rows} | {"", negative})
+    prompts = sorted({row.prompt for row in rows} | {""})
+    negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
-        say_cut_prompts(encoders, prompts)
-    _check_room(work, family, buckets, prompts=len(prompts))
+        say_cut_prompts(encoders, prompts + negatives)
+    _check_room(work, family, buckets, prompts=len(prompts) + len(negatives))
     settle_tiling(work)
-    text, embedded = _prepare_text(prompts, work)
+    text, negative_text, embedded = _prepare_text(prompts, negatives, work)
     shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
     check_bad(bad, len(rows), config.on_bad_data, where)
@@ -109,6 +111,7 @@ def prepare(
     made_of = {name: made for shard in shards for name, made in shard.made_of.items()}
     pairs = {row.id: made_of[row.id] if row.id in made_of else work.files(row) for row in rows}
     index = _index(rows, text, files, bad, pairs, config, encoders)
+    index["negative"] = negative_text
     index["made_of"] = record(config, split, encoders.parts, sampling, pairs)
     if ranks.rank == 0:
         for line in views_said((pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair):
@@ -119,7 +122,7 @@ def prepare(
                 f"  {unequal} pairs have clips of two lengths: of the longer as much counts as of the shorter"
             )
         write_json(folder / "index.json", index)
-        _remove_stale(folder, [*text["files"], *files])
+        _remove_stale(folder, [*text["files"], *negative_text["files"], *files])
         for reason in bad.values():
             say(f" {reason}", first="skipped")
     ranks.gather(None)  # nobody reads the folder before its index is there
@@ -174,24 +177,34 @@ def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRo
     return buckets, bad
 
 
-def _prepare_text(prompts: Sequence[str], work: Work) -> tuple[dict, int]:
-    """(the index's part, how many were embedded) of every distinct prompt."""
+def _prepare_text(prompts: Sequence[str], negatives: list[str], work: Work) -> tuple[dict, dict, int]:
+    """(the index's part of the distinct prompts, that of the negative ones, how many were embedded)."""
     ranks = work.ranks
-    parts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
+    texts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
+    parts = [
+        *((f"text-{number:05d}", part) for number, part in enumerate(texts)),
+        *((f"negative-{number:05d}", [prompt]) for number, prompt in enumerate(negatives)),
+    ]
     mine = range(ranks.rank, len(parts), ranks.count)
     done: dict[int, tuple[dict, int]] = {}
-    with progress_bar(f"encode prompts{work.share()}", total=sum(len(parts[n]) for n in mine)) as bar:
+    with progress_bar(f"encode prompts{work.share()}", total=sum(len(parts[n][1]) for n in mine)) as bar:
         for number in mine:
-            part, embedded = parts[number], []
+            (stem, part), embedded = parts[number], []
             key = content_key(work.encoders.fingerprint, part)
-            path = work.earlier.place(f"text-{number:05d}", key)
+            path = work.earlier.place(stem, key)
             make = functools.partial(_embed, part, work, embedded)
             done[number] = write_once(path, key, make), len(embedded)
             bar.advance(len(part))
     found = in_order(ranks.gather(done))
     files = [entry for entry, _ in found]
-    text = {
-        "names": files[0]["names"],
+    negative = {**_text_index(files[len(texts) :]), "written": negatives}
+    return _text_index(files[: len(texts)]), negative, sum(count for _, count in found)
+
+
+def _text_index(files: Sequence[dict]) -> dict:
+    """The index's part of the text files with these entries; of no file there are no names."""
+    return {
+        "names": files[0]["names"] if files else [],
         "bytes": sum(entry["bytes"] for entry in files),
         "files": [{key: value for key, value in entry.items() if key != "prompts"} for entry in files],
         "prompts": {
@@ -200,7 +213,6 @@ def _prepare_text(prompts: Sequence[str], work: Work) -> tuple[dict, int]:
             for key, digest in entry["prompts"].items()
         },
     }
-    return text, sum(count for _, count in found)
 
 
 def _embed(prompts: Sequence[str], work: Work, embedded: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
@@ -256,7 +268,7 @@ def _index(
 def _remove_stale(folder: Path, entries: Sequence[dict]) -> None:
     paths = {folder / entry["file"] for entry in entries}
     kept = paths | {note_of(path) for path in paths}
-    for path in {*folder.glob("shard-*"), *folder.glob("text*")} - kept:
+    for path in {*folder.glob("shard-*"), *folder.glob("text*"), *folder.glob("negative-*")} - kept:
         path.unlink()
 
 

@@ -116,18 +116,24 @@ class PreparedPairs(Dataset):
         """(frames, height, width) that a pair's clips were encoded at."""
         return tuple(self.index["shards"][self.rows[index]["shard"]]["size"])
 
+    @property
+    def _texts(self) -> list[dict]:
+        """The index's parts with prompts: the rows' and the empty one; negative ones, which earlier data lack."""
+        return [self.index[part] for part in ("text", "negative") if part in self.index]
+
     def has_text(self, prompt: str) -> bool:
         """Whether the prompt was encoded."""
-        return prompt_key(prompt) in self.index["text"]["prompts"]
+        return any(prompt_key(prompt) in text["prompts"] for text in self._texts)
 
     def text(self, prompt: str) -> dict[str, torch.Tensor]:
         """Conditioning by one of the prompts that were encoded, without a batch axis: the manifest's, the empty one, of
-        held-out pairs the negative one.
+        held-out pairs the negative ones.
 
         `prompt` `[text_length, D]`, zero-padded; `prompt_mask` `[text_length]`, true where a token stands; and what
         else the family's text encoders gave.
         """
-        text, key = self.index["text"], prompt_key(prompt)
+        key = prompt_key(prompt)
+        text = next(text for text in self._texts if key in text["prompts"])
         number, digest = text["prompts"][key]
         tensors = self._checked(text["files"][number], key, text["names"], digest, f"prompt {prompt!r}")
         return padded_text(tensors, self.index["text_length"])
@@ -151,15 +157,16 @@ class PreparedPairs(Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all files, and over which pairs are held if not all are."""
+        """SHA-256 over the hashes of the pairs' files, and over which pairs are held if not all are."""
         return hashlib.sha256("".join([*self._file_hashes(), self._restriction]).encode()).hexdigest()[:16]
 
     @property
     def files_fingerprint(self) -> str:
-        """SHA-256 over the hashes of all files, whichever of their pairs are held."""
+        """SHA-256 over the hashes of the pairs' files, whichever of their pairs are held."""
         return hashlib.sha256("".join(self._file_hashes()).encode()).hexdigest()[:16]
 
     def _file_hashes(self) -> list[str]:
+        """Without negative prompts: how clips are sampled is no part of the pairs."""
         return [entry["sha256"] for entry in (*self.index["text"]["files"], *self.index["shards"])]
 
     @functools.cached_property
@@ -230,7 +237,7 @@ class PreparedPairs(Dataset):
 
     def _verify(self, first: int, step: int) -> dict[str, str]:
         """File name -> what is wrong with it."""
-        entries = [*self.index["text"]["files"], *self.index["shards"]]
+        entries = [*(entry for text in self._texts for entry in text["files"]), *self.index["shards"]]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda entry: _wrong_size(self.folder / entry["file"], entry), entries))
             found[first::step] = pool.map(self._verify_file, entries[first::step])

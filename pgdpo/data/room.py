@@ -56,8 +56,11 @@ def check_room(
         images += count * beside if needs_image else 0
     regions = sum(count * mask_bytes(family, size) for size, count in masks.items())
     need = latents + text + images + regions
-    names = ["text-*.safetensors", *(f"shard-{size_name(size)}-*.safetensors" for size in pairs)]
-    there = sum(file.stat().st_size for name in names for file in folder.glob(name)) - superseded
+    stems = ["text", "negative", *(f"shard-{size_name(size)}" for size in pairs)]
+    there = (
+        sum(file.stat().st_size for stem in stems for file in folder.glob(f"{stem}-*.safetensors"))
+        - superseded
+    )
     free = shutil.disk_usage(_existing(folder)).free
     parts = f"latents {_gb(latents)}, prompts at most {_gb(text)}" + (
         f", images {_gb(images)}" if images else ""

@@ -47,9 +47,8 @@ def note_of(path: Path) -> Path:
 
 def written_files(folder: Path) -> dict[str, Path]:
     """The key of every finished file of a folder -> the file."""
-    notes = {
-        note: _read_note(note) for pattern in ("shard-*.json", "text-*.json") for note in folder.glob(pattern)
-    }
+    patterns = ("shard-*.json", "text-*.json", "negative-*.json")
+    notes = {note: _read_note(note) for pattern in patterns for note in folder.glob(pattern)}
     return {entry["key"]: note.with_suffix(".safetensors") for note, entry in sorted(notes.items()) if entry}
 
 

@@ -93,7 +93,7 @@ def _prepared(config: Config) -> tuple[int, int] | None:
         if index.get("sizes") != [list(size) for size in config.data.sizes]:
             return None
         latents += sum(entry["bytes"] for entry in index["shards"])
-        text += sum(entry["bytes"] for entry in index["text"]["files"])
+        text += index["text"]["bytes"] + index.get("negative", {"bytes": 0})["bytes"]
     return latents, text
 
 

@@ -42,8 +42,8 @@ class EvaluateConfig(Section):
     )
     negative_prompt: str | None = Field(
         None,
-        description="What guidance leads away from; by default that of the model's card. `prepare` encodes it with the "
-        "held-out prompts.",
+        description="What guidance leads away from; by default that of the model's card. `prepare` encodes it beside "
+        "the held-out pairs, where earlier ones stay.",
     )
     draws_per_pair: int = Field(8, ge=1, description="Noise levels at which held-out pairs are compared.")
     batch: int = Field(1, ge=1, description="Clips or pairs per forward.")

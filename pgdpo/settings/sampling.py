@@ -15,7 +15,7 @@ class SampleSettings:
     guidance_scale: float
     guidance_scale_2: float | None = None  # of Wan 2.2's low-noise expert
     flow_shift: float | None = None  # None: the scheduler's own
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # empty too where there is no guidance, which alone reads it
 
     @property
     def told(self) -> dict[str, float]:
@@ -67,7 +67,10 @@ WAN21_SHIFTS = {480: 3.0, 720: 5.0}
 
 
 def sample_settings(evaluate: EvaluateConfig, card: str, size: tuple[int, int]) -> SampleSettings:
-    """Of the model that `card` names in `CARDS`, for clips of `size` (height, width); keys of `evaluate` go before."""
+    """Of the model that `card` names in `CARDS`, for clips of `size` (height, width); keys of `evaluate` go before.
+
+    Without guidance (a `guidance_scale` of 1) no negative prompt is read, and none is named.
+    """
     found = CARDS[card]
     if card == WAN21:
         side = min(WAN21_SHIFTS, key=lambda side: abs(side - min(size)))
@@ -82,4 +85,5 @@ def sample_settings(evaluate: EvaluateConfig, card: str, size: tuple[int, int]) 
         "flow_shift": evaluate.flow_shift,
         "negative_prompt": evaluate.negative_prompt,
     }
-    return dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
+    found = dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
+    return found if found.guidance_scale > 1 else dataclasses.replace(found, negative_prompt="")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import shlex
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
+import yaml
 
 from pgdpo.console import say_once
 from pgdpo.data.buckets import size_name
@@ -71,10 +74,21 @@ def how_sampled(config: Config, family: Family, data: PreparedPairs) -> dict[str
         if not data.has_text(settings.negative_prompt):
             raise InputError(
                 f"evaluate.negative_prompt is {settings.negative_prompt!r}: {data.folder} does not hold it: run "
-                "`pgdpo prepare` again, which encodes this alone, or set it to '', which is there"
+                f"`pgdpo prepare CONFIG {_asking_for(settings)}`, which encodes this alone and keeps earlier ones, or "
+                "set it to '', which is there"
             )
         say_once(f"clips of {size_name(size)} are sampled with {settings}")
     return found
+
+
+def _asking_for(settings: SampleSettings) -> str:
+    """What `prepare` must be given to encode the negative prompt, whatever its file says: a run's record may have what
+    the file no longer has. Without guidance it would encode none."""
+    negative = settings.negative_prompt
+    quoted = yaml.safe_dump(negative, default_style='"', allow_unicode=True, width=math.inf).strip()
+    return shlex.join(
+        [f"evaluate.negative_prompt={quoted}", f"evaluate.guidance_scale={settings.guidance_scale}"]
+    )
 
 
 class Validation:

@@ -6,6 +6,7 @@ import pytest
 
 from pgdpo.checking import run_check
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.errors import InputError
 from tests.changed_data import (
     SPLITS,
     edit,
@@ -85,9 +86,45 @@ def test_prepare_makes_only_what_changed_and_the_same_as_from_nothing(changed_wo
     kept, fresh = (PreparedPairs(changed_world / out / "prepared/train") for out in ("out", "fresh"))
     assert kept.fingerprint == fresh.fingerprint
     assert kept.rows == fresh.rows
-    named = {entry["file"] for entry in (*kept.index["shards"], *kept.index["text"]["files"])}
+    named = {entry["file"] for part in ("text", "negative") for entry in kept.index[part]["files"]}
+    named |= {entry["file"] for entry in kept.index["shards"]}
     assert {path.name for path in kept.folder.glob("*.safetensors")} == named  # nothing else is left
     assert stale_differences("config.yaml") == []
+
+
+def test_negative_prompts_are_added_and_go_with_their_text_encoder(changed_world, counted):
+    folder = changed_world / "out/prepared/held_out"
+    run_pgdpo("prepare", "config.yaml", "evaluate.negative_prompt=ugly")
+    (card, ugly), added = PreparedPairs(folder).index["negative"]["written"], counted["prompts"]
+    assert (ugly, added) == ("ugly", 1)
+    damaged = folder / PreparedPairs(folder).index["negative"]["files"][1]["file"]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + bytes([damaged.read_bytes()[-1] ^ 1]))
+    with pytest.raises(InputError, match=rf"{damaged.name}: its SHA-256 is .*pgdpo prepare"):
+        PreparedPairs(folder)
+    run_pgdpo("prepare", "config.yaml")
+    assert PreparedPairs(folder).text("ugly") and counted["prompts"] == 2
+    flip_weights("text_encoder")()
+    run_pgdpo("prepare", "config.yaml", "evaluate.negative_prompt=blurry")
+    data = PreparedPairs(folder)
+    assert data.index["negative"]["written"] == ["blurry"]
+    assert not data.has_text(card) and not data.has_text("ugly")
+    assert len([*folder.glob("negative-*.safetensors")]) == 1
+
+
+def test_pairs_prepared_without_a_part_for_negative_prompts_are_read_as_they_are(changed_world, counted):
+    folder = changed_world / "out/prepared/held_out"
+    before = PreparedPairs(folder)
+    index = json.loads((folder / "index.json").read_text())
+    del index["negative"]
+    (folder / "index.json").write_text(json.dumps(index))
+    for name in folder.glob("negative-*"):
+        name.unlink()
+    earlier = PreparedPairs(folder)
+    assert earlier.fingerprint == before.fingerprint and earlier.has_text("")
+    assert not earlier.has_text("ugly")
+    run_pgdpo("prepare", "config.yaml", "evaluate.negative_prompt=ugly")
+    assert counted == {"clips": 0, "prompts": 1}
+    assert PreparedPairs(folder).fingerprint == before.fingerprint
 
 
 def test_earlier_files_stay_until_the_new_index_stands(changed_world, counted, monkeypatch):

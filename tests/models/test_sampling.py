@@ -1,20 +1,26 @@
 """Clips are sampled as each model's card says: what `evaluate` makes is what the real pipeline makes when told that."""
 
 import json
+import re
+import shlex
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pgdpo.config import load_config
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
 from pgdpo.evaluation.steps import evaluated_steps
-from pgdpo.settings import EvaluateConfig, sample_settings
+from pgdpo.settings import EvaluateConfig, SampleSettings, sample_settings
 from pgdpo.settings.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
-from pgdpo.training.validation import sample_latents
+from pgdpo.training.validation import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,
@@ -82,6 +88,7 @@ class HeldOut:
         }
 
 
+WITHOUT = {"guidance_scale": 1.0}  # guidance
 SLOW = ("2.1 i2v", "2.2 i2v")  # the brothers that are left run all that is ours
 
 
@@ -166,6 +173,8 @@ def test_every_family_has_a_card_and_what_is_set_goes_before_it():
         assert (found.steps, found.guidance_scale, found.flow_shift) == (3, 2.5, 1.5)
         assert found.guidance_scale_2 == (2.5 if "guidance_scale_2" in told else None)  # as WanPipeline
         assert found.negative_prompt == "blurry"
+        without = given.model_copy(update={"guidance_scale": 1.0})
+        assert sample_settings(without, card, (720, 1280)).negative_prompt == ""  # which nothing would read
 
 
 @pytest.mark.parametrize(
@@ -196,15 +205,35 @@ def test_a_negative_prompt_is_prepared_and_results_of_other_settings_are_told_ap
     run_pgdpo("train", config)
     run_pgdpo("evaluate", config)
     first = json.loads((tmp_path / "out/dpo/results.json").read_text())
-    other = ["evaluate.negative_prompt=a red square"]
-    with pytest.raises(InputError, match=r"evaluate.negative_prompt is 'a red square'.*pgdpo prepare"):
+    other = ['evaluate.negative_prompt="a red square: it\'s #1"']
+    reader = PreparedPairs(tmp_path / "out/prepared/held_out")  # as a training that goes on
+    with pytest.raises(
+        InputError, match=r"evaluate.negative_prompt is .a red square.*pgdpo prepare"
+    ) as refused:
         run_pgdpo("evaluate", config, *other)
-    run_pgdpo("prepare", config, *other)
+    typed = re.search(r"`pgdpo prepare CONFIG (.*?)`", str(refused.value))[1]
+    unlike = write_config(tmp_path / "unlike.yaml", tmp_path / "out", world / "tiny_wan", evaluate=WITHOUT)
+    run_pgdpo("prepare", unlike, *shlex.split(typed))  # whatever else the file says
+    run_pgdpo("prepare", unlike, "evaluate.negative_prompt=nothing would read this")
+    run_pgdpo("prepare", config, "evaluate.negative_prompt=a later one")
     files = [json.loads(text)["text"]["files"] for text in (before, index.read_text())]
     assert files[0] == files[1]  # what a run trains on does not follow from how clips are sampled
+    held_out = PreparedPairs(reader.folder)
+    assert held_out.index["negative"]["written"] == ["a red square: it's #1", "a later one"]
+    assert held_out.fingerprint == reader.fingerprint
+    assert all(torch.isfinite(reader.text(row["prompt"])["prompt"]).all() for row in reader.rows)
     run_pgdpo("evaluate", config, *other)
     second = json.loads((tmp_path / "out/dpo/results.json").read_text())
+    assert first["settings"]["held_out"] == second["settings"]["held_out"]
     assert first["settings"]["sampling"] != second["settings"]["sampling"]
-    assert second["settings"]["sampling"]["4x16x16"]["negative_prompt"] == "a red square"
+    assert second["settings"]["sampling"]["4x16x16"]["negative_prompt"] == "a red square: it's #1"
     assert "a red square" in (tmp_path / "out/dpo/report.html").read_text()
     assert evaluated_steps(tmp_path / "out/dpo", first) == ([], 1)  # they are not compared
+
+
+@given(prompt=st.text(st.characters(exclude_categories=["Cs"])))
+def test_what_is_to_be_typed_is_read_as_the_negative_prompt(prompt):
+    first, second = shlex.split(_asking_for(SampleSettings(1, 6.0, negative_prompt=prompt)))
+    key, _, value = first.partition("=")
+    assert (key, yaml.safe_load(value)) == ("evaluate.negative_prompt", prompt)
+    assert second == "evaluate.guidance_scale=6.0"

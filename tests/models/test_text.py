@@ -115,9 +115,13 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
         data=data,
         model={"family": "hunyuan_video", "encoders": "pipeline"},
         train={"global_batch_pairs": 2},
-        evaluate={"reward": None},
+        evaluate={"reward": None, "negative_prompt": prompts[2]},
     )
     findings = run_check(str(config))
+    [negative] = [problem for problem in findings.problems if problem.key == "evaluate.negative_prompt"]
+    assert (
+        negative.what.startswith("evaluate.negative_prompt has 90 tokens") and negative.severity == "warning"
+    )
     long = [problem for problem in findings.problems if problem.key == "prompt"]
     assert [(problem.line, problem.value, problem.severity) for problem in long] == [
         (1, 101, "warning"),

@@ -1,0 +1,75 @@
+"""Prompts that text encoders cut or refuse: the rows' and the negative one of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from pgdpo.config import Inspection
+from pgdpo.data.manifest import CheckedRow
+from pgdpo.errors import InputError
+from pgdpo.models.family import Family
+from pgdpo.models.protocols import Encoders
+from pgdpo.models.text import Cut, cut_prompts
+from pgdpo.models.toy import ToyEncoders
+from pgdpo.problems import Problem
+from pgdpo.settings import sample_settings
+
+
+def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
+    """Prompts that are empty, or longer than what a text encoder reads.
+
+    Raises OSError where a tokenizer is on a hub that cannot be reached, as `negative_prompt_problems` does.
+    """
+    cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
+    for row in rows:
+        prompt, about = row.values["prompt"], f"`prompt` of pair `{row.values['id']}`"
+        if not prompt.strip():
+            yield row.problem(
+                f"{about} is empty",
+                key="prompt",
+                value=prompt,
+                allowed="what both clips were made for",
+                suggestion="write the prompt, unless the model is trained without any",
+                severity="warning",
+            )
+        yield from _too_long(encoders, prompt, cuts.get(prompt, []), row.problem, "prompt", about)
+
+
+def negative_prompt_problems(inspected: Inspection, family: Family, encoders: Encoders) -> Iterator[Problem]:
+    """The negative prompt that clips are sampled with, the file's or the card's; of none there is nothing to say."""
+    config, key = inspected.loaded, "evaluate.negative_prompt"
+    prompt = sample_settings(config.evaluate, family.card, config.data.sizes[0][1:]).negative_prompt
+    cuts = cut_prompts(encoders, [prompt]).get(prompt, [])
+    yield from _too_long(encoders, prompt, cuts, inspected.problem, key, key)
+
+
+def _too_long(
+    encoders: Encoders,
+    prompt: str,
+    cuts: Sequence[Cut],
+    problem: Callable[..., Problem],
+    key: str,
+    about: str,
+) -> Iterator[Problem]:
+    """`problem`: makes one of the row or configuration that the prompt stands in, under `key`."""
+    for cut in cuts:
+        yield problem(
+            what=f"{about} has {cut}",
+            key=key,
+            value=cut.tokens,
+            allowed=f"at most {cut.kept} tokens",
+            suggestion="shorten the prompt, or let its end tell nothing new",
+            severity="warning",
+        )
+    if isinstance(encoders, ToyEncoders):
+        try:
+            encoders.check_prompt(prompt)
+        except InputError as error:
+            what, _, allowed = str(error).rpartition("; ")
+            yield problem(
+                what=f"{about}: {what}",
+                key=key,
+                value=prompt,
+                allowed=allowed,
+                suggestion="shorten the prompt",
+            )
