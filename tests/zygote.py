@@ -43,12 +43,15 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         starts = "ranks" in request
-        answer = {"pids": _start(request)} if starts else _wait(exits, request["pids"], request["timeout"])
+        answer = (
+            {"pids": _start(request, exits)} if starts else _wait(exits, request["pids"], request["timeout"])
+        )
         answers.write(json.dumps(answer) + "\n")
     gc.unfreeze()
 
 
-def _start(request: dict) -> list[int]:
+def _start(request: dict, exits: dict[int, dict]) -> list[int]:
+    """The ranks' pids; what an earlier child of that number left in `exits` is no longer its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,6 +60,7 @@ def _start(request: dict) -> list[int]:
         pid = os.fork()
         if pid == 0:
             _become_rank(rank, port, request)
+        exits.pop(pid, None)
         pids.append(pid)
     return pids
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from pgdpo.training.published import checkpoints_of, latest_checkpoint, step_of
+from tests import zygote
 from tests.worlds import losses, metrics
 
 
@@ -161,3 +162,11 @@ def test_an_exception_beside_the_hashing_of_a_save(run, tally):
     named = all("rank 1" in job.text(rank) and "injected" in job.text(rank) for rank in range(2))
     assert named, [job.text(rank) for rank in range(2)]
     tally(17, 1, all(codes) and step_of(latest_checkpoint(run.folder)) == 2)
+
+
+def test_a_rank_is_not_taken_for_an_earlier_one_of_its_number(monkeypatch):
+    """The system gives numbers again, within hours of a suite that starts many processes."""
+    monkeypatch.setattr(zygote.os, "fork", lambda: 7)
+    exits = {7: {"code": 0, "time": 1.0}, 8: {"code": 0, "time": 1.0}}
+    assert zygote._start({"ranks": 1}, exits) == [7]
+    assert exits == {8: {"code": 0, "time": 1.0}}
