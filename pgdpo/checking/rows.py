@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from pgdpo.config import Inspection
-from pgdpo.data.columns import COLUMNS, are_hard, hard_labels
+from pgdpo.data.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.data.curation.order import read_margins
 from pgdpo.data.manifest import CheckedRow
 from pgdpo.data.order import check_batches
@@ -42,7 +42,7 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
                 f"column `{column}` is missing in {len(lacking)} of {len(rows)} rows, this one first; {reason}",
                 key=column,
                 allowed=f"a {kind}, in every row",
-                suggestion=_how(column),
+                suggestion=how_to_get(column),
             )
             continue
         if column == "segment_labels" and all(row.get("segments") for row in values):
@@ -66,17 +66,6 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
             allowed="a path or a URL, in every row",
             suggestion="name each pair's mask",
         )
-
-
-def _how(column: str) -> str:
-    sources = {
-        "probability": "write `preference` (or `probability`)",
-        "segment_labels": "write `segments` (or `segment_labels`)",
-        "weight": "write 1 where nothing is known",
-        "gap_frequency": "set data.weight to {by: gap_frequency, score: NAME}, which counts it from the rows' `scores`",
-        "label": "write [1, -1] for a pair",
-    }
-    return sources.get(column, f"write `{column}` into every row, or choose another objective")
 
 
 def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs: Needs) -> Iterator[Problem]:

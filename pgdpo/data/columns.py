@@ -61,6 +61,18 @@ COLUMNS = {
 }  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
 
 
+def how_to_get(column: str) -> str:
+    """What to do so that rows hold a column that an objective needs."""
+    sources = {
+        "probability": "write `preference` (or `probability`)",
+        "segment_labels": "write `segments` (or `segment_labels`)",
+        "weight": "write 1 where nothing is known",
+        "gap_frequency": "set data.weight to {by: gap_frequency, score: NAME}, which counts it from the rows' `scores`",
+        "label": "write [1, -1] for a pair",
+    }
+    return sources.get(column, f"write `{column}` into every row, or choose another objective")
+
+
 def are_hard(probabilities: Iterable[float]) -> bool:
     """Whether no label says how sure it is: all are 0 or 1."""
     return all(probability in (0, 1) for probability in probabilities)

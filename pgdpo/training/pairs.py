@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pgdpo.data.columns import COLUMNS, are_hard, hard_labels
+from pgdpo.data.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.data.prepared import PreparedPairs, has_mask
 from pgdpo.errors import InputError
 from pgdpo.models import open_family
@@ -112,7 +112,7 @@ def _check_column(column: str, data: PreparedPairs, needed_by: str | None) -> No
         others = f"{sum(present)} of {len(rows)} rows have it"
         raise InputError(
             f"{where} ({kind}) in every row: row {lacking + 1}, pair `{rows[lacking]['id']}`, of {file} has none "
-            f"({others}); add it {mend}"
+            f"({others}); {how_to_get(column)}, then run `pgdpo prepare` again"
         )
     for number, row in enumerate(rows, start=1):
         if not kind.accepts(row[column]):
