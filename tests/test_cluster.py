@@ -53,9 +53,11 @@ def test_torchrun_on_two_nodes_is_one_run(config_file):
     train = ["train", str(config_file), "name=nodes", "train.steps=1"]
     nodes = [start("torchrun.sh", *train, **where, OMP_NUM_THREADS=1, TRITON_INTERPRET=0) for _ in range(2)]
     for done in map(finish, nodes):
-        assert done.returncode == 0, done.stderr
+        # torchrun's own: the launcher that holds the store can be gone before the other asks it for the last time.
+        assert done.returncode == 0 or "RendezvousConnectionError" in done.stderr, done.stderr
         assert "NCCL_DEBUG=INFO" in done.stderr and "NCCL_SOCKET_IFNAME=^lo,docker" in done.stderr
     folder = config_file.parent / "out" / "nodes"
+    assert (folder / "checkpoints" / "step-00000001" / "manifest.json").is_file()  # all ranks came to the end
     assert json.loads((folder / "run.json").read_text())["ranks"] == 2
     assert (folder / "run-rank1.log").is_file()
     assert losses(config_file.parent / "out", "nodes") == [np.log(np.float32(2))]
