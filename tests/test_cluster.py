@@ -52,8 +52,10 @@ def test_torchrun_on_two_nodes_is_one_run(config_file):
     where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port(), "NCCL_DEBUG": "INFO"}
     train = ["train", str(config_file), "name=nodes", "train.steps=1"]
     nodes = [start("torchrun.sh", *train, **where, OMP_NUM_THREADS=1, TRITON_INTERPRET=0) for _ in range(2)]
-    for done in map(finish, nodes):
-        # torchrun's own: the launcher that holds the store can be gone before the other asks it for the last time.
+    ended = [finish(node) for node in nodes]
+    # torchrun's own: the launcher that holds the store can be gone before the other asks it for the last time.
+    assert 0 in [done.returncode for done in ended]
+    for done in ended:
         assert done.returncode == 0 or "RendezvousConnectionError" in done.stderr, done.stderr
         assert "NCCL_DEBUG=INFO" in done.stderr and "NCCL_SOCKET_IFNAME=^lo,docker" in done.stderr
     folder = config_file.parent / "out" / "nodes"

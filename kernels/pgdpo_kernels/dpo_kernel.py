@@ -20,9 +20,8 @@ from .pair_kernels import (  # fmt: skip
     REF_CHOSEN,
     REF_REJECTED,
     SIZES,
-    segment_parts,
+    program_sums,
     store_means,
-    sum_parts,
 )
 
 LOSSES = tl.constexpr(0)
@@ -50,15 +49,11 @@ def segment_sums(
     PARTS: tl.constexpr,
 ):
     """What `pair_means` adds up, not yet divided: for a stage that needs all pairs in one program."""
-    program = tl.program_id(0).to(tl.int64)
-    segment = program % segments
-    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
-    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
+    cell, inside, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = program_sums(
+        partials, bounds, pairs, parts, segments, HAS_REF, HAS_TABLE, CROSS, PAIRS, PARTS
     )
     step = pairs.to(tl.int64) * segments
-    out, inside = sums + pair * segments + segment, pair < pairs
+    out = sums + cell
     tl.store(out + POLICY_CHOSEN * step, s0, mask=inside)
     tl.store(out + POLICY_REJECTED * step, s1, mask=inside)
     tl.store(out + COUNT * step, s2, mask=inside)

@@ -220,6 +220,23 @@ def sum_parts(
 
 
 @triton.jit
+def program_sums(
+    partials, bounds, pairs, parts, segments,
+    HAS_REF: tl.constexpr, HAS_TABLE: tl.constexpr, CROSS: tl.constexpr, PAIRS: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """(cells in [B, S], which of them exist, the ten sums): of this program's PAIRS pairs in its one segment."""
+    program = tl.program_id(0).to(tl.int64)
+    segment = program % segments
+    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
+    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
+        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
+    )
+    return pair * segments + segment, pair < pairs, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
+
+
+@triton.jit
 def store_means(
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside,
     HAS_REF: tl.constexpr, CROSS: tl.constexpr,
@@ -257,15 +274,10 @@ def pair_means(
     PAIRS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    segment = program % segments
-    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
-    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
+    cell, inside, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = program_sums(
+        partials, bounds, pairs, parts, segments, HAS_REF, HAS_TABLE, CROSS, PAIRS, PARTS
     )
     step = pairs.to(tl.int64) * segments
-    cell, inside = pair * segments + segment, pair < pairs
     store_means(
         s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside, HAS_REF, CROSS
     )

@@ -19,6 +19,14 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cud
 TARGETS["gfx942"] = ("hip", "gfx942", 64)
 
 
+# Bytes that ptxas of triton 3.9 puts aside by itself, below the registers that there are. Nothing else may.
+SPILLS = {
+    ("qk_backward 1536 bf16", "sm_100"): 16,
+    ("norm_backward 1536 fp32 summed", "sm_80"): 8,
+    ("qk_backward 2048 fp32 summed", "sm_100"): 24,
+}
+
+
 @dataclass
 class Case:
     """One kernel with one choice of dtypes and constants, as its launcher would compile it."""
@@ -117,8 +125,7 @@ def widths(text: str, backend: str) -> tuple[int, int, int]:
 
 def failures(case: Case, report: Report) -> list[str]:
     out = []
-    # ptxas puts up to a few words aside by itself where one more program then fits a multiprocessor.
-    if report.spill > (0 if report.target == "sm_90" else 32):
+    if report.spill > SPILLS.get((report.name, report.target), 0):
         out.append(f"spills {report.spill}")
     if case.wide_loads + case.wide_stores and report.narrow:
         out.append(f"{report.narrow} loads or stores of 8 or 16 bits")

@@ -87,7 +87,8 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         assert {key: kind for key, kind in kinds.items() if kind != "equal"} == named(name, precision, step)
         if adapter:
             off = (answer.double() - their_answer.double()).norm() / their_answer.double().norm()
-            assert off < {"fp32": 1e-5, "bf16": 5e-3}[precision]
+            trimmed = door.family.masks_text
+            assert off < {"fp32": 1e-5, "bf16": 5e-3 if trimmed else 2e-3}[precision]
 
 
 @pytest.mark.parametrize(

@@ -86,15 +86,12 @@ def results(function, inputs, seed: int = 0) -> list[torch.Tensor]:
 
 
 def assert_no_worse(fused, eager, exact, factor: float = 2.0) -> None:
-    """The fused error against float64 is at most twice eager's own, plus a rounding of the largest number.
-
-    Hidden states, and so the terms that a gradient is the difference of, are of size 1: their rounding is no error.
-    """
+    """The fused error against float64 is at most twice eager's own, plus a rounding of the largest number."""
     assert len(fused) == len(eager) == len(exact)
     for index, (ours, theirs, truth) in enumerate(zip(fused, eager, exact, strict=True)):
         assert ours.shape == truth.shape, index
         scale = truth.abs().max().item()
-        bound = factor * (theirs.double() - truth).abs().max().item() + 4e-7 * max(scale, 1.0)
+        bound = factor * (theirs.double() - truth).abs().max().item() + 4e-7 * max(scale, 1e-3)
         if ours.dtype != torch.float32:
             bound += torch.finfo(ours.dtype).eps * scale
         error = (ours.double() - truth).abs().max().item()
