@@ -94,8 +94,8 @@ class TrainConfig(Section):
     watchdog_seconds: float = Field(
         1800,
         gt=0,
-        description="A rank that stands still for so many seconds ends the run with all stacks written down; longer "
-        "than the longest save, validation or micro-batch.",
+        description="A rank that comes no further for so many seconds ends the run with all stacks written down: "
+        "longer than a block, a denoising step of validation, or a file of 256 MB takes.",
     )
     trackers: list[Literal["wandb", "trackio", "swanlab"]] = Field(
         [], description="Services that get the metrics, besides metrics.jsonl and TensorBoard."

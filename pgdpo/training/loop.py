@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,13 @@ from pgdpo.settings import Config
 from pgdpo.training import engine as engines
 from pgdpo.training import pair_batching, references
 from pgdpo.training.beta import BetaWatch, say_beta
+from pgdpo.training.blocks import each_block
 from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
 from pgdpo.training.events import failure_logged, log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
 from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
-from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_memory, watch_gradients
+from pgdpo.training.metrics import StepMetrics, finite_only, note, pair_metrics, peak_memory, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
@@ -110,8 +112,8 @@ class Trainer:
         """
         train = self.config.train
         with (
-            Watchdog(self.config.run_dir, train.watchdog_seconds) as self.watchdog,
             StopSignals(self._log_end_at_once) as self.signals,
+            Watchdog(self.config.run_dir, train.watchdog_seconds, self.signals) as self.watchdog,
         ):
             done = self._begin(resume, restart, step, fallback, allow_change)
             with failure_logged(self.config.run_dir, lambda: self.watchdog.step):
@@ -132,13 +134,16 @@ class Trainer:
                     if log:
                         log.log(done, values)
                     self.guard.raise_end()
-                    bar.advance(note=_note(values))
+                    bar.advance(note=note(values))
                     self.beta_watch.report(done)
                     self.validation.show(done, self.engine.module, log)
                     if done % train.checkpoint_every == 0 or done == train.steps:
                         self._save(done)
             last = self._published(done)
         except Stopped as stop:
+            traceback.clear_frames(
+                stop.__traceback__
+            )  # they hold the activations of a step that was broken off
             last = self._published(done)
             if done > (step_of(last) if last else 0):
                 self._save(done)
@@ -173,10 +178,11 @@ class Trainer:
             batch = next(loaded)
             self.watchdog.at("computing", step + 1)
             seed_torch(self.config.train.seed, batch["pair_ids"], batch["draw"])
-            output, errors, sigma = self.pair_loss(batch)
-            self.guard.see(output, errors, batch)
-            watch_gradients(errors)
-            norm = self.policy.backward(output.loss)
+            with each_block(self.watchdog.moved), each_block(self.signals.block):
+                output, errors, sigma = self.pair_loss(batch)
+                self.guard.see(output, errors, batch)
+                watch_gradients(errors)
+                norm = self.policy.backward(output.loss)
             metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, self.device), batch["rows"])
             self.beta_watch.add(output.logits)
         fault = self.guard.settle(step)
@@ -391,10 +397,3 @@ class Trainer:
         if self.objective.needs.data and self.objective.needs.noisy == "drawn":
             say(f"{self.objective.name} expects {self.objective.needs.data}; this is not checked")
         say_beta(self.objective, math.prod(self.data.latent_shape))
-
-
-def _note(values: dict) -> str:
-    shown = {"loss": "loss", "acc": "implicit_accuracy", "displaced": "displacement"}
-    return "  ".join(
-        f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None
-    )

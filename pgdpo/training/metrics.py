@@ -183,3 +183,11 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def note(values: dict) -> str:
+    """What stands behind the progress bar."""
+    shown = {"loss": "loss", "acc": "implicit_accuracy", "displaced": "displacement"}
+    return "  ".join(
+        f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None
+    )

@@ -27,6 +27,7 @@ from pgdpo.models.targets import check_targets
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training.agreement import from_main
 from pgdpo.training.attention import check_attention, choose_attention
+from pgdpo.training.blocks import tell_of_blocks
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
@@ -75,6 +76,7 @@ def build_policy(
     if family.repeated_blocks:
         transformer._repeated_blocks = list(family.repeated_blocks)
     save_memory(transformer, config.model)
+    tell_of_blocks(transformer)
     if ranks is not None:
         share_tokens(transformer, family.sharing, ranks.sequence_group)
     return family, transformer.train()

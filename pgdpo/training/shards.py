@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from pgdpo.errors import InputError
+from pgdpo.progress import moved
 
 SHARD_BYTES = 1 << 28  # of a file: what a rank writes while it gathers the next one
 HELD = 6  # files of a rank that may be in memory, not yet written or hashed: 1.5 GB
@@ -72,6 +73,7 @@ class HashedFiles:
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
+            moved("files are hashed")
         return {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
 
 
@@ -79,8 +81,10 @@ def _write(path: Path, parts: list[bytes | memoryview]) -> None:
     with path.open("wb") as file:
         for part in parts:
             file.write(part)
+            moved(f"{path.name} is written")
         file.flush()
         os.fsync(file.fileno())
+    moved(f"{path.name} is on the disk")
 
 
 class ShardWriter:
@@ -104,6 +108,7 @@ class ShardWriter:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Give the tensor, whole on every rank, to the rank that has least; files of a few MB stay together."""
+        moved(f"{name} is gathered")
         size = tensor.numel() * tensor.element_size()
         owner = min(range(self.world), key=lambda rank: self._owned[rank] // SHARD_BYTES)
         self._owned[owner] += size

@@ -18,18 +18,25 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pgdpo.console import console, say
 from pgdpo.errors import INTERRUPTED, TERMINATED, Stopped
+from pgdpo.progress import heard_by
 from pgdpo.training import agreement
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the last one that any rank got is told
+LOOK_SECONDS = 2.0  # so often the ranks ask each other inside of a micro-batch
 APART = 0.5  # seconds: wrappers pass on what the terminal has sent already, and that is no second Ctrl-C
 
 
 class StopSignals:
     """While entered, the signals are noted instead of ending the process; `check` ends all ranks together.
+
+        with StopSignals() as signals:
+            signals.check()                          # all ranks come here, once a micro-batch
+            with each_block(signals.block): ...      # and here, block by block
+            with heard_by(signals.apart()): ...      # each its own share of something: each leaves it for itself
 
     A second Ctrl-C ends the process at once, whatever it waits in: a thread sees it, since Python's own handlers wait
     for the main thread, which may stand in a collective or in a file system. `at_once` is called first, for at most a
@@ -38,7 +45,8 @@ class StopSignals:
     """
 
     def __init__(self, at_once: Callable[[], object] = lambda: None) -> None:
-        self._received = 0  # 1 + the place in STOPPING
+        self.received = 0  # 1 + the place in STOPPING; other ranks' too, as the watchdog hears of them
+        self._blocks, self._stride, self._began = 0, 1, time.monotonic()
         self._at_once = at_once
         self._leave = contextlib.ExitStack()
 
@@ -65,14 +73,35 @@ class StopSignals:
 
     def check(self) -> None:
         """Call it on all ranks at the same points. Raises Stopped on all of them if one rank was signalled."""
-        (received,) = agreement.highest(self._received)
-        if received:
-            number = STOPPING[received - 1]
-            by_hand = number == signal.SIGINT
-            raise Stopped("Ctrl-C" if by_hand else number.name, INTERRUPTED if by_hand else TERMINATED)
+        now = time.monotonic()
+        received, milliseconds = agreement.highest(self.received, int(1000 * (now - self._began)))
+        # How many blocks the slowest rank computes between two looks: a number that all ranks know.
+        self._stride = max(1, int(self._blocks * LOOK_SECONDS * 1000) // max(1, milliseconds))
+        self._blocks, self._began = 0, now
+        _raise_stopped(received)
+
+    def block(self) -> None:
+        """As `check`, which it follows; all ranks call it equally often, and ask each other every few seconds."""
+        self._blocks += 1
+        if self._blocks % self._stride == 0:
+            _raise_stopped(*agreement.highest(self.received))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around a long stage in which each rank does a share of its own, and says `progress.moved`.
+
+        A rank leaves the stage as soon as it knows of a signal, its own or by the watchdog another's; then all `check`.
+        """
+        with contextlib.suppress(_Left), heard_by(_Leaving(self)):
+            yield
+        self.check()
+
+    def hear(self, received: int) -> None:
+        """What another rank received."""
+        self.received = max(self.received, received)
 
     def _note(self, number: int, frame: object) -> None:
-        self._received = max(self._received, 1 + STOPPING.index(number))
+        self.hear(1 + STOPPING.index(number))
 
     def _listen(self, heard: socket.socket) -> None:
         """The thread: every signal's number arrives here as a byte, at once."""
@@ -85,7 +114,7 @@ class StopSignals:
                 if first is None and signal.SIGINT in numbers:
                     first = time.monotonic()
                     with contextlib.suppress(OSError):  # nobody reads it any more
-                        say("stopping after this step to save; Ctrl-C again ends at once", first="Ctrl-C: ")
+                        say("stopping to save; Ctrl-C again ends at once", first="Ctrl-C: ")
                 elif first is not None and again & set(numbers) and time.monotonic() > first + APART:
                     self._end()
 
@@ -98,6 +127,30 @@ class StopSignals:
     def _say_last(self) -> None:
         console.show_cursor(True)  # a progress bar hides it
         self._at_once()
+
+
+class _Left(Exception):
+    """A rank's way out of its share."""
+
+
+class _Leaving:
+    """Leaves the main thread's work; what other threads have begun, such as a save, they finish."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+
+    def moved(self, what: str) -> None:
+        if self._signals.received and threading.current_thread() is threading.main_thread():
+            raise _Left(what)
+
+    stage = moved
+
+
+def _raise_stopped(received: int) -> None:
+    if received:
+        number = STOPPING[received - 1]
+        by_hand = number == signal.SIGINT
+        raise Stopped("Ctrl-C" if by_hand else number.name, INTERRUPTED if by_hand else TERMINATED)
 
 
 def leave_signals_to_parent() -> None:

@@ -1,7 +1,9 @@
 """Ends all ranks, and names the one at fault, when a rank died, failed or stands still.
 
 Every rank holds a TCP connection to the main rank. A process that is killed closes it at once, whatever its peers
-wait in; a rank that is stopped or stuck stops moving its counter, and the one that is furthest behind is named.
+wait in; a rank that is stopped or stuck stops counting, and the one that is furthest behind is named. What counts is
+progress (`pgdpo.progress`, a transformer's blocks), so that a long validation or save is no standstill. The ranks also
+hear over it that one of them got a signal.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from rich.markup import escape
 
 from pgdpo.console import console, say
 from pgdpo.errors import InputError, Stopped
+from pgdpo.progress import heard_by
 from pgdpo.training import agreement
 from pgdpo.training.events import log_event
-from pgdpo.training.signals import leave_signals_to_parent
+from pgdpo.training.signals import StopSignals, leave_signals_to_parent
 
 BEAT = 0.5  # seconds between two reports
 SILENT = 6 * BEAT  # without a report for so long, the whole process stands still
@@ -39,31 +42,37 @@ class Standing:
 
     rank: int
     host: str = ""
-    counter: int = 0
+    counter: int = 0  # of phases: ranks that are ahead wait for those behind
+    units: int = 0  # of work within a phase, of which a rank may have more than another
     phase: str = "starting"
     moved: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     left: bool = False
 
-    def update(self, counter: int, phase: str) -> None:
+    def update(self, counter: int, units: int, phase: str) -> None:
         self.heard = time.monotonic()
-        if counter != self.counter:
-            self.counter, self.phase, self.moved = counter, phase, self.heard
+        if (counter, units) != (self.counter, self.units):
+            self.counter, self.units, self.phase, self.moved = counter, units, phase, self.heard
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}"
 
 
 class Watchdog:
-    """`with Watchdog(run_dir, seconds) as watchdog:` around the training; `watchdog.at("saving", 3)` moves it on.
+    """`with Watchdog(run_dir, seconds, signals) as watchdog:` around the training; `watchdog.at("saving", 3)` moves it
+    on, and so does what `pgdpo.progress` is told.
 
-    A rank that stays at one place for `seconds` ends the run: every rank that can writes the stacks of its threads
-    to `stacks-rank<N>.txt` in `run_dir` and exits with 1. An error that leaves the block is told to all ranks.
+    A rank that others may wait for, and that makes no progress for `seconds`, ends the run: every rank that can writes
+    the stacks of its threads to `stacks-rank<N>.txt` in `run_dir` and exits with 1. An error that leaves the block is
+    told to all ranks. `signals` hears what another rank's received.
     """
 
-    def __init__(self, run_dir: Path, seconds: float) -> None:
+    def __init__(self, run_dir: Path, seconds: float, signals: StopSignals) -> None:
         self.run_dir, self.seconds = run_dir, seconds
         self.step = 0
+        self._signals = signals
+        self._at = "starting"
+        self._leave = contextlib.ExitStack()
         self._own = Standing(dist.get_rank(), socket.gethostname())
         self._closing = threading.Event()
         self._lines: list[_Line] = []  # to the main rank, or from it to all others
@@ -71,16 +80,27 @@ class Watchdog:
 
     def at(self, phase: str, step: int) -> None:
         """The rank enters a phase ("computing") of a step; all ranks go through the same ones in the same order."""
-        self.step = step
-        self._own.update(self._own.counter + 1, f"{phase} step {step}")
+        self.step, self._at = step, f"{phase} step {step}"
+        self._own.update(self._own.counter + 1, 0, self._at)
+
+    def stage(self, what: str) -> None:
+        """As `at`, within a step."""
+        self._own.update(self._own.counter + 1, 0, f"{self._at}, {what}")
+
+    def moved(self, what: str = "") -> None:
+        """Some of a phase's work is done."""
+        own = self._own
+        own.update(own.counter, own.units + 1, f"{self._at}, {what}" if what else own.phase)
 
     def __enter__(self) -> Watchdog:
+        self._leave.enter_context(heard_by(self))
         watch = self._connect() if dist.get_world_size() > 1 else self._watch_alone
         self._thread = threading.Thread(target=watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._leave.close()
         if error is not None and not isinstance(error, (Stopped, agreement.RankError)):
             if isinstance(error, RuntimeError) and not isinstance(error, InputError):
                 self._closing.wait(
@@ -118,11 +138,12 @@ class Watchdog:
         """A rank's thread: report, listen."""
         main = Standing(0, "the main rank's machine")
         while not self._closing.wait(BEAT):
-            line.send({"counter": self._own.counter, "phase": self._own.phase})
+            line.send(self._report())
             self._own.heard = time.monotonic()
             for message in line.receive():
                 main.heard = time.monotonic()
                 main.left = main.left or "left" in message
+                self._signals.hear(message.get("received", 0))
                 if "verdict" in message:
                     self._end(message["verdict"], stacks=message["stacks"], grace=message["grace"])
             if main.left:
@@ -132,6 +153,11 @@ class Watchdog:
             if main.heard < time.monotonic() - SILENT:
                 main.moved = main.heard  # silent: as if it had stood still since
                 self._judge([main])
+
+    def _report(self) -> dict:
+        own = self._own
+        place = {"counter": own.counter, "units": own.units, "phase": own.phase}
+        return place | {"received": self._signals.received}
 
     def _watch_all(self, listener: socket.socket, token: str) -> None:
         """The main rank's thread: accept, listen, judge."""
@@ -152,7 +178,7 @@ class Watchdog:
                             self._verdict(f"{standing} is gone: killed, or its machine failed")
                 self._own.heard = time.monotonic()
                 for line in self._lines:
-                    line.send({})
+                    line.send({"received": self._signals.received})
                 self._judge([self._own, *ranks.values()])
 
     def _hear(self, line: _Line, ranks: dict[_Line, Standing], token: str) -> None:
@@ -168,19 +194,24 @@ class Watchdog:
             elif "left" in message:
                 ranks[line].left = True
             elif "counter" in message:
-                ranks[line].update(message["counter"], message["phase"])
+                ranks[line].update(message["counter"], message["units"], message["phase"])
+                self._signals.hear(message["received"])
 
     def _judge(self, ranks: list[Standing]) -> None:
         now = time.monotonic()
         there = [standing for standing in ranks if not standing.left]
-        if not there or min(standing.moved for standing in there) > now - self.seconds:
+        still = [standing for standing in there if standing.moved <= now - self.seconds]
+        if not still:
             return
-        silent = [standing for standing in there if standing.heard < now - SILENT]
-        behind = min(standing.counter for standing in there)
-        guilty = silent or [standing for standing in there if standing.counter == behind]
+        silent = [standing for standing in still if standing.heard < now - SILENT]
+        behind = min(standing.counter for standing in there)  # those that are ahead may wait for them
+        guilty = silent or [standing for standing in still if standing.counter == behind]
+        if not guilty:
+            return
         named = ", ".join(f"{standing} ({standing.phase})" for standing in guilty)
         since = now - min(standing.moved for standing in guilty)
-        self._verdict(f"{named} stands still since {since:.0f} s", stacks=True)
+        limit = f"train.watchdog_seconds is {self.seconds:g}"
+        self._verdict(f"{named} stands still since {since:.0f} s ({limit})", stacks=True)
 
     def _verdict(self, text: str, *, stacks: bool = False, grace: float = 0.0) -> None:
         """Tell all ranks why the run ends, and end this one."""

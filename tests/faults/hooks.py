@@ -77,6 +77,18 @@ def slow_steps(rank: int, *, seconds: float) -> None:
     Trainer.pair_loss = slowly
 
 
+def slow_blocks(rank: int, *, seconds: float) -> None:
+    """Each block of the transformer takes so long, forward and backward, and prints when; ranks look at each."""
+    from pgdpo.training import blocks, signals
+
+    def passed():
+        time.sleep(seconds)
+        print("block", time.time(), flush=True)  # to the run's log
+
+    signals.LOOK_SECONDS = 0
+    blocks._told.append(passed)
+
+
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
     from pgdpo.training.loop import Trainer

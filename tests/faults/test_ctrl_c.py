@@ -50,7 +50,7 @@ def test_the_first_saves_and_says_how_to_go_on(start, fault_config, straight, ta
     codes = job.wait(40)
     step = stopped_at(run_dir)
     text = job.text(0)
-    assert "Ctrl-C: stopping after this step to save; Ctrl-C again ends at once" in text
+    assert "Ctrl-C: stopping to save; Ctrl-C again ends at once" in text
     assert f"stopped: Ctrl-C after step {step}; go on with --resume" in text and "Traceback" not in text
     start(*command, "--resume", ranks=2).succeed()
     assert read_events(run_dir)[-1]["event"] == "finished"

@@ -1,6 +1,5 @@
 """Faults 13 to 17: ranks that are killed, stopped, stuck, signalled, or fail inside a save."""
 
-import json
 import random
 import signal
 import time
@@ -84,21 +83,6 @@ def test_a_rank_that_stands_still(run, tally, fault):
     assert named, text
     assert "loop.py" in stacks, stacks
     tally(14, 1, codes[1 - victim] == 1 and codes[victim] != 0, seconds_to_exit=round(other, 2))
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
-def test_a_signal_to_one_rank_stops_all_at_one_step(run, tally, name):
-    job = run("train.checkpoint_every=100", hook="slow_steps", seconds=0.05)
-    wait_for_step(run.folder, 2)
-    sent = time.time()
-    job.signal(1, getattr(signal, name))
-    codes = job.wait(40)
-    steps = len(metrics(run.folder.parent, "faulty"))
-    saved = step_of(latest_checkpoint(run.folder))
-    events = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
-    assert max(end["time"] for end in job.exits) - sent <= 30
-    assert [event["step"] for event in events if event["event"] == "stopped"] == [saved]
-    tally(15, 1, codes == [143, 143] and saved == steps and run.finish())
 
 
 def signalled_in_saves(run, trials: int, seed: int = 0) -> int:
