@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+
+# A rank may have a whole validation or download more to do than another. NCCL's groups give up after ten minutes; here
+# the watchdog ends what stands still, and a rank that dies breaks its connections.
+LONG = datetime.timedelta(days=30)
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
 
@@ -34,7 +39,7 @@ def _group(purpose: str) -> dist.ProcessGroup:
     if any(made_for is not world for made_for, _ in _groups):
         _groups.clear()  # an earlier process group was destroyed
     if (world, purpose) not in _groups:
-        _groups[world, purpose] = dist.new_group(backend="gloo")
+        _groups[world, purpose] = dist.new_group(backend="gloo", timeout=LONG)
     return _groups[world, purpose]
 
 
@@ -43,6 +48,11 @@ def highest(*values: int) -> list[int]:
     tensor = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=control_group())
     return tensor.tolist()
+
+
+def meet() -> None:
+    """Wait for all ranks, however long it takes."""
+    dist.barrier(group=control_group())
 
 
 def gather(value: object, group: dist.ProcessGroup | None = None) -> list:

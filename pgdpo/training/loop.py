@@ -25,8 +25,8 @@ from pgdpo.objectives import ObjectiveOutput, build_objective
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import CachedErrors, Live, Reference
 from pgdpo.settings import Config
+from pgdpo.training import agreement, pair_batching, references
 from pgdpo.training import engine as engines
-from pgdpo.training import pair_batching, references
 from pgdpo.training.beta import BetaWatch, say_beta
 from pgdpo.training.blocks import each_block
 from pgdpo.training.checkpoint import Checkpoints
@@ -273,7 +273,7 @@ class Trainer:
         run_dir = self.config.run_dir
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
-        dist.barrier()
+        agreement.meet()
         last = self.checkpoints.newest(fallback=fallback, step=step)
         if last is not None and not resume:
             raise InputError(
@@ -305,7 +305,7 @@ class Trainer:
                 say(f" -> {aside}", first=f"what the run has of the steps after {done}")
                 told = f"to step {done}; what came after it: {aside.name}"
                 log_event(self.config.run_dir, done, "went back", told)
-        dist.barrier()
+        agreement.meet()
 
     def _load(self, path: Path) -> dict:
         """Put a checkpoint into engine, objective and reference. Returns its state."""

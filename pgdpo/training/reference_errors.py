@@ -21,6 +21,7 @@ from pgdpo.models import open_family
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
 from pgdpo.settings import Config
+from pgdpo.training import agreement
 from pgdpo.training import engine as engines
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
@@ -52,7 +53,7 @@ def compute_errors(config: Config) -> Path:
     forward, _ = frozen_copy(config, family, ranks, device)
     if is_main_rank():
         create(reference_folder(config), key)
-    dist.barrier()
+    agreement.meet()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
     loader = DataLoader(data, batch_sampler=mine, collate_fn=collate, num_workers=config.data.workers)
@@ -67,7 +68,7 @@ def compute_errors(config: Config) -> Path:
                 _write(folder, found, ranks)
                 written = time.monotonic()
     _write(folder, found, ranks)
-    dist.barrier()
+    agreement.meet()
     return folder
 
 

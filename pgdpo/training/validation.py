@@ -9,7 +9,6 @@ import shlex
 from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 import yaml
 
 from pgdpo.console import say_once
@@ -22,6 +21,7 @@ from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch, without_adapter
 from pgdpo.models.held import free_memory
 from pgdpo.settings import Config, SampleSettings, sample_settings
+from pgdpo.training import agreement
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.policy import base_dtype, open_pairs, require_images
 from pgdpo.training.trackers import Trackers
@@ -125,7 +125,7 @@ class Validation:
         if log:
             self._write(step, latents, log)
         free_memory()  # the VAE's too
-        dist.barrier()
+        agreement.meet()
 
     def _sample(self, transformer: torch.nn.Module, job: tuple[int, int]) -> torch.Tensor:
         with contextlib.ExitStack() as stack:
