@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+
+# Ranks may come hours apart, where one has more clips to sample; which of them stands still is the watchdog's to say.
+PATIENCE = datetime.timedelta(days=30)
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
 
@@ -34,7 +38,7 @@ def _group(purpose: str) -> dist.ProcessGroup:
     if any(made_for is not world for made_for, _ in _groups):
         _groups.clear()  # an earlier process group was destroyed
     if (world, purpose) not in _groups:
-        _groups[world, purpose] = dist.new_group(backend="gloo")
+        _groups[world, purpose] = dist.new_group(backend="gloo", timeout=PATIENCE)
     return _groups[world, purpose]
 
 

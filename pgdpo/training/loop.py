@@ -78,7 +78,7 @@ class Trainer:
         self.segments = frame_segments(self.objective, config, self.data)
         self.family = open_family(config.model)
         require_images(self.data, self.family)
-        self.validation = Validation(config, self.family, self.device)  # before any weight is loaded, and
+        self.validation = Validation(config, self.family, self.ranks)  # before any weight is loaded, and
         cached = self._open_cached()
         for shape in self.data.latent_shapes:
             check_sequence_parallel(config, self.family, shape)

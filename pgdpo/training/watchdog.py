@@ -33,6 +33,7 @@ from pgdpo.training.signals import StopSignals, leave_signals_to_parent
 
 BEAT = 0.5  # seconds between two reports
 SILENT = 6 * BEAT  # without a report for so long, the whole process stands still
+MEND = "the last checkpoint is intact: start the same command again with --resume"
 GRACE = 2.0  # seconds that a rank gets to report its own error before another rank's ends it
 
 
@@ -67,8 +68,9 @@ class Watchdog:
     told to all ranks. `signals` hears what another rank's received.
     """
 
-    def __init__(self, run_dir: Path, seconds: float, signals: StopSignals) -> None:
-        self.run_dir, self.seconds = run_dir, seconds
+    def __init__(self, run_dir: Path, seconds: float, signals: StopSignals, *, mend: str = MEND) -> None:
+        """`mend`: what is said where it ends the ranks."""
+        self.run_dir, self.seconds, self._mend = run_dir, seconds, mend
         self.step = 0
         self._signals = signals
         self._at = "starting"
@@ -236,7 +238,7 @@ class Watchdog:
                 written = f"; the stacks of rank {self._own.rank} are in {path}"
         where = f"rank {self._own.rank}, {self._own.phase}"
         console.print(f"[red]error[/]: {where}: {escape(text)}{escape(written)}")
-        say("the last checkpoint is intact: start the same command again with --resume")
+        say(self._mend)
         log_event(self.run_dir, self.step, "failed", text)
         os._exit(1)
 

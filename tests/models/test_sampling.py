@@ -18,9 +18,9 @@ from pgdpo.config import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
 from pgdpo.evaluation.steps import evaluated_steps
+from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo.settings import EvaluateConfig, SampleSettings, sample_settings
 from pgdpo.settings.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
-from pgdpo.training.validation import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,
