@@ -305,7 +305,7 @@ def _digest(kind: str, config: Config, sources: list[Source]) -> str:
 
 
 def _done(out: Path, digest: str) -> dict[str, dict]:
-    """Rows that the ranks of an earlier call with the same settings finished; the folder is made where there is none."""
+    """Rows that an earlier call with the same settings finished, on any number of ranks; makes the folder."""
     if (out / "manifest.jsonl").exists():
         raise InputError(
             f"{out}/manifest.jsonl: there is one already: give another folder, or remove this one"
