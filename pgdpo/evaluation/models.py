@@ -57,6 +57,7 @@ class Models:
             with self.opened("reference") as transformer:
                 yield transformer
             return
+        say_once("clips of the aligned model take both models: both are in memory")
         load = functools.partial(self._load, "reference")
         with self._computing(self._beside.get("reference", load), "reference") as transformer:
             yield transformer
@@ -104,11 +105,8 @@ class Models:
     def _say_size(self, transformer: torch.nn.Module) -> None:
         whole = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in transformer.parameters())
         held = sum(getattr(p, "ds_tensor", p).numel() * p.element_size() for p in transformer.parameters())
-        each = "reference and aligned model one after the other" if self._apart else "one model for both"
-        ranks = dist.get_world_size()
-        where = (
-            f"{held / 1e9:.3g} GB on each of {ranks} ranks"
-            if self.in_step
-            else (f"whole on each of {ranks} ranks" if ranks > 1 else "whole")
-        )
-        say_once(f"{each}: {whole / 1e9:.3g} GB of weights in {compute_dtype(self._run.config)}, {where}")
+        models = "reference and aligned model one after the other" if self._apart else "one model for both"
+        share = f"{held / 1e9:.3g} GB" if self.in_step else "whole"
+        dtype, ranks = compute_dtype(self._run.config), dist.get_world_size()
+        where = f"{share} on each of {ranks} ranks" if ranks > 1 else "in this process"
+        say_once(f"{models}: {whole / 1e9:.3g} GB of weights in {dtype}, {where}")

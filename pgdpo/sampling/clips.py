@@ -50,11 +50,11 @@ class Sampler:
     ) -> torch.Tensor:
         """Latents `[N, C, F, H, W]` on the CPU for jobs of one size.
 
-        `positive`: of the model that answers guidance's conditional branch, where `transformer` is trained for the
-        unconditional one.
+        `positive`: of a trained model, the one that answers guidance's conditional branch where the objective trains
+        for the unconditional one.
         """
         with contextlib.ExitStack() as stack:
-            if self.config.trains_negative_branch:
+            if self.config.trains_negative_branch and positive is not None:
                 stack.enter_context(negative_branch(transformer, positive, len(jobs)))
             return sample_latents(self.config, self.family, transformer, self.data, jobs, self.device).cpu()
 

@@ -1,10 +1,14 @@
 """One sampler for any number of ranks: clips and numbers are the same bits, and what was stopped goes on."""
 
 import json
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
+from pgdpo.evaluation.evaluate import evaluate
+from pgdpo.runs import open_run
 from tests.ranks import Ranks
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
@@ -29,12 +33,17 @@ def runs(world, tmp_path_factory):
 def alone(runs, zygotes, tmp_path_factory):
     """Run -> what one process makes of it."""
     folder = tmp_path_factory.mktemp("alone")
-    Ranks(zygotes, folder).run(*(command(runs, name, folder) for name in RUNS), ranks=1)
+    Ranks(zygotes, folder).call(evaluated, [wanted(runs, name, folder) for name in RUNS], ranks=1)
     return {name: results(folder / name) for name in RUNS}
 
 
-def command(runs, name, folder, *options):
-    return ["evaluate", runs / name, "--out", folder / name, *options]
+def wanted(runs, name, folder, *options):
+    return [str(runs / name), str(folder / name), *options]
+
+
+def evaluated(calls):
+    for run, out, *options in calls:
+        evaluate(open_run(run, options, out=Path(out)))
 
 
 def results(out):
@@ -47,32 +56,37 @@ def results(out):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_results_and_clips_are_the_same_on_any_number_of_ranks(runs, alone, ranks, tmp_path, count):
-    """Of a LoRA, of weights that are whole on each rank, and of weights that are sharded over them."""
+    """Of a LoRA and of weights that all train, whole on each rank and sharded over them; by the command, and as it."""
     for name in RUNS:
         assert alone[name][0]["displacement"]["excess/chosen"] != 0
-    whole = command(runs, "full", tmp_path / "whole", "train.zero_stage=0")
-    ranks.run(*(command(runs, name, tmp_path) for name in RUNS), whole, ranks=count)
-    assert {name: results(tmp_path / name) for name in RUNS} == alone
-    assert results(tmp_path / "whole/full") == alone["full"]
+    run, out, *_ = wanted(runs, "lora", tmp_path / "whole")
+    others = [
+        wanted(runs, "lora", tmp_path / "sharded", "train.zero_stage=3"),
+        wanted(runs, "full", tmp_path / "sharded"),
+        wanted(runs, "full", tmp_path / "whole", "train.zero_stage=0"),
+    ]
+    ranks.start(
+        [["evaluate", run, "--out", out]], ranks=count, function=evaluated, arguments=[others]
+    ).succeed(120)
+    for held in ("whole", "sharded"):
+        assert {name: results(tmp_path / held / name) for name in RUNS} == alone
+    assert (tmp_path / "whole/lora/report.html").is_file()
     said = " ".join(ranks.jobs[-1].text(0).split())
-    assert (
-        f"one model for both: 0.000199 GB of weights in torch.float32, whole on each of {count} ranks" in said
-    )
-    assert f"GB on each of {count} ranks" in said and said.count("one after the other") == 2
+    for each, size in (("one model for both", "0.000199"), ("one after the other", "0.00019")):
+        assert f"{each}: {size} GB of weights in torch.float32, whole on each of {count} ranks" in said
+        assert re.search(
+            rf"{each}: {size} GB of weights in torch.float32, \S+ GB on each of {count} ranks", said
+        )
 
 
 def test_what_a_killed_rank_leaves_is_gone_on_with(runs, alone, ranks, tmp_path):
     """A rank dies while both sample the aligned model together; the other is ended, and one process finishes."""
-    job = ranks.start(
-        [command(runs, "full", tmp_path)],
-        hook="note_samples",
-        file=str(tmp_path / "first"),
-        victim=1,
-        after=3,
-    )
+    calls = [wanted(runs, "full", tmp_path)]
+    noted = {"hook": "note_samples", "function": evaluated, "arguments": [calls]}
+    job = ranks.start(**noted, file=str(tmp_path / "first"), victim=1, after=3)
     assert job.wait(60) == [1, -signal.SIGKILL]
     assert "rank 1 on" in job.text(0) and "what is finished is kept" in job.text(0)
-    ranks.run(command(runs, "full", tmp_path), ranks=1, hook="note_samples", file=str(tmp_path / "second"))
+    ranks.start(**noted, ranks=1, file=str(tmp_path / "second")).succeed(60)
     assert results(tmp_path / "full") == alone["full"]
     first = (tmp_path / "first-rank0").read_text().splitlines()
     assert len(first) == 4  # two of the reference's, two of the aligned model's
