@@ -31,6 +31,7 @@ from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.objectives import build_objective, needs_of
 from pgdpo.problems import Problem
+from pgdpo.sampling import how_sampled
 from pgdpo.settings import Config, DataConfig, sample_settings
 from pgdpo.training.attention import check_attention
 from pgdpo.training.engine import check_offload
@@ -46,7 +47,6 @@ from pgdpo.training.policy import (
     require_images,
 )
 from pgdpo.training.trackers import check_trackers
-from pgdpo.training.validation import how_sampled
 from pgdpo.training.zero_init import check_files
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read

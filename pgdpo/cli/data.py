@@ -131,7 +131,7 @@ def make(
     out: Annotated[Path, typer.Argument(help="Folder for the clips and their manifest.jsonl.")],
     overrides: Overrides = None,
 ) -> None:
-    """Make preference pairs from real clips or prompts; goes on where it stopped.
+    """Make preference pairs from real clips or prompts; goes on where it stopped. Under torchrun ranks share the pairs.
 
     corrupt: frames are shuffled, torn, ...; guided: two clips denoised from one re-noised clip (DenseDPO); masked: a
     box is made anew (LocalDPO); real: real clip against the model's own (Reg-DPO); prompts: against the clip of a

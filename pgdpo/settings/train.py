@@ -21,7 +21,9 @@ class TrainConfig(Section):
     adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's beta1 and beta2.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping by global norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 weights too."
+        0,
+        description="What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 weights too. On several ranks "
+        "`evaluate` shards its weights with 3; else each rank holds a whole model.",
     )
     offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
         "none", description="Where optimizer state lives beside the GPU: cpu (ZeRO 1-3), nvme (ZeRO 3)."

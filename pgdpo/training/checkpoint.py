@@ -216,11 +216,6 @@ class Checkpoints:
             say("", first=f"older checkpoints could not be removed: {error}")
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The trained weights of a checkpoint, fp32 on the CPU: peft's names for an adapter, else the module's."""
-    return dict(ShardReader(path, "weights"))
-
-
 def check_shapes(path: Path, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
     """Raises InputError naming the first tensor that a checkpoint holds otherwise than this model."""
     different = sorted(set(wanted.items()) ^ set(found.items()))

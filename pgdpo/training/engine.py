@@ -179,6 +179,11 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
     }
 
 
+def forward_config() -> dict:
+    """DeepSpeed's configuration of weights that are sharded over any number of ranks and never train."""
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+
+
 def learning_rate(train: TrainConfig, step: int) -> float:
     """Learning rate of `step` (from 0): linear warm-up, then constant, or a half cosine that ends near 0."""
     if step < train.warmup_steps:

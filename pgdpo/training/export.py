@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -17,10 +18,11 @@ from pgdpo.models.comfyui import NAMES, comfyui_state
 from pgdpo.models.family import Family
 from pgdpo.runs import Run
 from pgdpo.settings import Config
-from pgdpo.training.checkpoint import check_shapes, read_weights
+from pgdpo.training.checkpoint import check_shapes
 from pgdpo.training.model_card import CARD, MARK, write_model_card
 from pgdpo.training.policy import base_identity, build_policy
 from pgdpo.training.published import checkpoints_of, step_of
+from pgdpo.training.shards import ShardReader
 
 FORMATS = ("diffusers", "comfyui", "merged")
 
@@ -114,12 +116,9 @@ def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
         )
 
 
-def load_trained(run: Run, device: torch.device | None = None):
-    """(model family, transformer with the checkpoint's weights, in eval mode).
-
-    Raises InputError if the model is not the one that the run began with.
-    """
-    config, path = run.config, run.checkpoint
+def check_trained(run: Run) -> None:
+    """Raises InputError, by files alone, if the model is not the one that the run began with."""
+    config = run.config
     trained_on, found = run.state["identity"]["model_hash"], base_identity(config, open_family(config.model))
     if found != trained_on:
         key = "path" if config.model.transformer is None else "transformer"
@@ -127,14 +126,26 @@ def load_trained(run: Run, device: torch.device | None = None):
             f"model.{key} is {str(getattr(config.model, key))!r}: its weights are others than {run.folder} was trained "
             f"on (model_hash {found}, the run's is {trained_on}): name those with model.{key}=FOLDER"
         )
-    family, transformer = build_policy(config, device or torch.device("cpu"), init=False)
-    weights = read_weights(path)
-    wanted = transformer.state_dict() if config.model.adapter is None else adapter_state(transformer)
-    check_shapes(path, _shapes(wanted), _shapes(weights))
+
+
+def load_trained(run: Run, device: torch.device | None = None, **how: Any) -> tuple[Family, torch.nn.Module]:
+    """(model family, transformer with the checkpoint's weights, in eval mode); `how`: of `build_policy`.
+
+    Raises InputError if the model is not the one that the run began with.
+    """
+    check_trained(run)
+    config, path, device = run.config, run.checkpoint, device or torch.device("cpu")
+    weights = ShardReader(path, "weights")
     if config.model.adapter is None:
-        transformer.load_state_dict(weights)
+        family = open_family(config.model)
+        with torch.device("meta"):
+            wanted = family.from_architecture(family.architecture()).state_dict()
+        check_shapes(path, _shapes(wanted), weights.shapes())
+        family, transformer = build_policy(config, device, weights=weights, **how)
     else:
-        load_adapter_state(transformer, weights)
+        family, transformer = build_policy(config, device, init=False, **how)
+        check_shapes(path, _shapes(adapter_state(transformer)), weights.shapes())
+        load_adapter_state(transformer, dict(weights))
     return family, transformer.eval()
 
 

@@ -78,7 +78,7 @@ class Trainer:
         self.segments = frame_segments(self.objective, config, self.data)
         self.family = open_family(config.model)
         require_images(self.data, self.family)
-        self.validation = Validation(config, self.family, self.device)  # before any weight is loaded, and
+        self.validation = Validation(config, self.family, self.ranks)  # before any weight is loaded, and
         cached = self._open_cached()
         for shape in self.data.latent_shapes:
             check_sequence_parallel(config, self.family, shape)
@@ -121,13 +121,17 @@ class Trainer:
 
     def _train_on(self, done: int) -> Path:
         """Train from `done` steps to the last one. Returns the last checkpoint."""
-        train = self.config.train
+        train, run_dir = self.config.train, self.config.run_dir
         self.batches = self._batches(range(done, train.steps))
         loaded = iter(self._loader())
         log = Trackers(self.config, start=done) if dist.get_rank() == 0 else None
+        model, signals = self.engine.module, self.signals
+        show = functools.partial(self.validation.show, transformer=model, log=log, signals=signals)
         self._say_start(done)
         try:
             with progress_bar(f"train {self.objective.name}", total=train.steps, completed=done) as bar:
+                if done:  # a stop may have broken it off
+                    show(done)
                 while done < train.steps:
                     values = self._step(done, loaded)
                     done += 1
@@ -136,19 +140,17 @@ class Trainer:
                     self.guard.raise_end()
                     bar.advance(note=note(values))
                     self.beta_watch.report(done)
-                    self.validation.show(done, self.engine.module, log)
+                    show(done)
                     if done % train.checkpoint_every == 0 or done == train.steps:
                         self._save(done)
             last = self._published(done)
         except Stopped as stop:
-            traceback.clear_frames(
-                stop.__traceback__
-            )  # they hold the activations of a step that was broken off
+            traceback.clear_frames(stop.__traceback__)  # they hold activations
             last = self._published(done)
             if done > (step_of(last) if last else 0):
                 self._save(done)
                 last = self._published(done)
-            log_event(self.config.run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
+            log_event(run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
             unsaved = "" if done == (step_of(last) if last else 0) else ", which found no room to be saved"
             raise Stopped(f"{stop} after step {done}{unsaved}; go on with --resume", stop.code) from stop
         finally:
@@ -156,10 +158,8 @@ class Trainer:
             if log:
                 log.close()
         if last is None:
-            raise InputError(
-                f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
-            )
-        log_event(self.config.run_dir, done, "finished", f"last checkpoint: {last}")
+            raise InputError(f"{run_dir}: no room for the last checkpoint: make room and --resume")
+        log_event(run_dir, done, "finished", f"last checkpoint: {last}")
         return last
 
     def _log_end_at_once(self) -> None:

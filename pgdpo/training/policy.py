@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training.agreement import from_main
 from pgdpo.training.attention import check_attention, choose_attention
 from pgdpo.training.blocks import tell_of_blocks
-from pgdpo.training.engine import deepspeed_config
+from pgdpo.training.engine import deepspeed_config, forward_config
 from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
 from pgdpo.training.ulysses import share_tokens
-from pgdpo.training.zero_init import load_sharded
+from pgdpo.training.zero_init import gather_in_forward, load_sharded
 from pgdpo_kernels import apply_to
 
 
@@ -43,6 +44,8 @@ def build_policy(
     adapter: bool = True,
     init: bool = True,
     ranks: Ranks | None = None,
+    forward_only: bool = False,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Family, torch.nn.Module]:
     """(model family, transformer on `device` with its adapter, which starts from `model.adapter.init`).
 
@@ -50,6 +53,9 @@ def build_policy(
     the identity, for weights that come from elsewhere.
     `ranks`: those that train together; under ZeRO-3 each holds its shard alone, with sequence parallelism they share
     a clip's tokens. None: this process holds and computes all.
+    `forward_only`: to sample from, in eval mode. All is held in the dtype that it computes in, and sharded weights are
+    gathered module by module, so that fused ops, which read those of other modules, are then left out.
+    `weights`: whole tensors under the transformer's names, in the place of the model's own.
     """
     family = open_family(config.model)
     check_attention(config, family, device)
@@ -58,20 +64,26 @@ def build_policy(
     lora = config.model.adapter if adapter else None
     updates = open_adapter(family, lora) if lora is not None and init else {}
     options = {
-        "dtype": base_dtype(config),
+        "dtype": compute_dtype(config) if forward_only else base_dtype(config),
         "random_init_seed": config.train.seed if config.model.random_init else None,
     }
-    if ranks is not None and config.train.zero_stage == 3:
-        shared = deepspeed_config(config.train)
-        transformer = load_sharded(family, device=device, deepspeed_config=shared, **options)
+    sharded = ranks is not None and config.train.zero_stage == 3
+    if sharded:
+        shared = forward_config() if forward_only else deepspeed_config(config.train)
+        transformer = load_sharded(family, device=device, deepspeed_config=shared, weights=weights, **options)
+        if forward_only:
+            gather_in_forward(transformer)
     else:
-        transformer = family.load_transformer(**options).to(device)
+        transformer = family.load_transformer(**options)
+        if weights is not None:
+            put_weights(transformer, weights)
+        transformer = transformer.to(device)
     if lora is not None:
         add_adapter(transformer, lora, config.train.seed)
         if updates:
             start_from(transformer, updates, lora)
     choose_attention(transformer, family, config.model.attention)
-    if fused := fuse(transformer, config.model.kernels, device):
+    if not (sharded and forward_only) and (fused := fuse(transformer, config.model.kernels, device)):
         say(f"fused ops in {len(fused)} modules of the transformer")
     if family.repeated_blocks:
         transformer._repeated_blocks = list(family.repeated_blocks)
@@ -79,7 +91,14 @@ def build_policy(
     tell_of_blocks(transformer)
     if ranks is not None:
         share_tokens(transformer, family.sharing, ranks.sequence_group)
-    return family, transformer.train()
+    return family, transformer.train(not forward_only)
+
+
+@torch.no_grad()
+def put_weights(transformer: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy whole tensors into the transformer's own, one by one, in the dtypes that these have."""
+    for name, tensor in transformer.state_dict().items():
+        tensor.copy_(weights[name])
 
 
 def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:

@@ -203,6 +203,10 @@ class ShardReader(Mapping):
         with _named(path):
             return file.get_tensor(name)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors, by the files' headers."""
+        return {name: tuple(file.get_slice(name).get_shape()) for name, (_, file) in self._file_of.items()}
+
     def __iter__(self) -> Iterable[str]:
         return iter(self._file_of)
 

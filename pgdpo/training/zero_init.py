@@ -35,16 +35,21 @@ def load_sharded(
     deepspeed_config: dict,
     random_init_seed: int | None = None,
     folder: str | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.nn.Module:
     """What `family.load_transformer` gives, each parameter partitioned over all ranks; every rank must call it.
 
-    `folder`: of another transformer of the pipeline, of the same architecture.
+    `folder`: of another transformer of the pipeline, of the same architecture. `weights`: to take in the place of the
+    pipeline's, of the same names and shapes.
     Raises InputError if the folder's safetensors lack a tensor of the architecture, or have it in another shape.
     """
     with init_empty_weights(include_buffers=False):
         transformer = family.from_architecture(family.architecture())
     folder = folder or family.transformer_folder
-    read = _reader(family, folder, transformer, dtype, random_init_seed)
+    if weights is not None:
+        read = weights.__getitem__ if is_main_rank() else None
+    else:
+        read = _reader(family, folder, transformer, dtype, random_init_seed)
     shard = _Sharder(deepspeed_config)
     for prefix, module in transformer.named_modules():
         for name, meta in module.named_parameters(prefix, recurse=False):
@@ -64,10 +69,27 @@ def gather_in_forward(transformer: torch.nn.Module) -> None:
     DeepSpeed's engines gather ahead and are faster, but what they have run is never freed: a cache of theirs keeps it.
     """
     for module in transformer.modules():
-        own = list(module.parameters(recurse=False))
+        own = [p for p in module.parameters(recurse=False) if hasattr(p, "ds_id")]  # an adapter's are whole
         if own:
             module.register_forward_pre_hook(functools.partial(_gather, own))
             module.register_forward_hook(functools.partial(_part, own))
+
+
+def share_expert(family: Family, *, dtype: torch.dtype, device: torch.device, deepspeed_config: dict) -> None:
+    """Where the family asks a second expert, which doesn't train: let each rank hold its share of it alone. All ranks
+    ask for it at one time."""
+    if family.other_folder is None:
+        return
+
+    def open_other() -> torch.nn.Module:
+        folder = family.other_folder
+        options = {"dtype": dtype, "device": device, "deepspeed_config": deepspeed_config}
+        other = load_sharded(family, folder=folder, **options)
+        gather_in_forward(other)
+        family.adapt_other(other)
+        return other.eval().requires_grad_(False)
+
+    family.open_other = open_other
 
 
 def _gather(parameters: list[torch.nn.Parameter], *_: object) -> None:

@@ -318,6 +318,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "build_async_io": {"_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE},
     },
+    "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
+    "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
     "training.export": {
         "_check_target": {"and no earlier export of this run": Why.ANOTHER},
         "_check_formats": {
@@ -325,7 +327,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "but all weights were trained (model.adapter": Why.ANOTHER,
             "its ComfyUI wrappers read what `--format": Why.ANOTHER,
         },
-        "load_trained": {"its weights are others than": Why.ANOTHER},
+        "check_trained": {"its weights are others than": Why.ANOTHER},
     },
     "training.guards": {
         "Guard.settle": {"nothing was updated)": Why.RUN},
@@ -385,7 +387,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "training.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
     "training.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
     "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},
-    "training.validation": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
     "training.zero_init": {
         "_Safetensors.__init__": {
             "no tensor `": By("a tensor missing"),
