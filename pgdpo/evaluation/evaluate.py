@@ -146,6 +146,7 @@ def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSetting
         "settings": settings_of(config, data, sampling),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
+        "ranks": dist.get_world_size(),
         "versions": versions(),
         **compared(step.excess(), data),
         **step.samples.publish(run, step.whose),

@@ -25,6 +25,7 @@ from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
 from pgdpo.models.lora_file import Update, init_digest, open_lora
 from pgdpo.models.targets import check_targets
+from pgdpo.progress import moved
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training.agreement import from_main
 from pgdpo.training.attention import check_attention, choose_attention
@@ -99,6 +100,7 @@ def put_weights(transformer: torch.nn.Module, weights: Mapping[str, torch.Tensor
     """Copy whole tensors into the transformer's own, one by one, in the dtypes that these have."""
     for name, tensor in transformer.state_dict().items():
         tensor.copy_(weights[name])
+        moved(f"loading {name}")
 
 
 def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:

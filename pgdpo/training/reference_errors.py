@@ -6,7 +6,6 @@ ranks, computes what is missing alone.
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from pgdpo.models import open_family
 from pgdpo.progress import moved
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.sampling import share_of
 from pgdpo.settings import Config
 from pgdpo.training import agreement
 from pgdpo.training import engine as engines
@@ -134,5 +134,4 @@ def _share(batches: list[list[tuple[int, int]]], size: int, ranks: Ranks) -> lis
     and with batches, that are computed twice.
     """
     full = [list(islice(cycle(batch), size)) for batch in batches]
-    rounds = math.ceil(len(full) / ranks.data_size)
-    return list(islice(cycle(full), ranks.data_rank * rounds, (ranks.data_rank + 1) * rounds))
+    return [batch for batch, _ in share_of(full, ranks.data_rank, ranks.data_size, in_step=True)]

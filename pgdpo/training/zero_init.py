@@ -23,6 +23,7 @@ from pgdpo.console import is_main_rank
 from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.models.kept import held_dtype
+from pgdpo.progress import moved
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name, also of the index's shards
 
@@ -56,6 +57,7 @@ def load_sharded(
             value = _value(transformer, name, meta, dtype, read)
             setattr(module, name.rpartition(".")[2], torch.nn.Parameter(value.to(device)))
         shard(list(module.parameters(recurse=False)))
+        moved(f"loading {prefix}")
         for name in _saved_buffers(module, prefix):
             value = _value(transformer, name, transformer.get_buffer(name), dtype, read).to(device)
             dist.broadcast(value, 0)
