@@ -31,7 +31,7 @@ from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
 from pgdpo.training.events import failure_logged, log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
-from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
+from pgdpo.training.guards import Guard, check_damage, sound_pairs, without_stand_ins
 from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_memory, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
@@ -63,9 +63,8 @@ class Trainer:
         self.accumulation = check_batches(config.train, self.ranks.data_size)
         engines.check_offload(config.train)
         engines.build_async_io(config.train)
-        part = dist.get_rank(), dist.get_world_size()
-        self.data = open_pairs(config, "train", stand_in=True, part=part)
-        agree_on_files(self.data, config)
+        self.data = open_pairs(config, "train", stand_in=True)
+        check_damage(self.data, config)
         self.objective = build_objective(
             config.objective["name"],
             process_group=None if config.train.deterministic else self.ranks.data_group,

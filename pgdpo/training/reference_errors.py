@@ -19,8 +19,9 @@ from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
 from pgdpo.models import open_family
 from pgdpo.reference import frame_sums
-from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.settings import Config
+from pgdpo.training import agreement
 from pgdpo.training import engine as engines
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
@@ -37,9 +38,9 @@ def compute_errors(config: Config) -> Path:
     data = open_pairs(config, "train")
     family = open_family(config.model)
     require_images(data, family)
-    key = errors_key(config, family, data)
+    key = agreement.on_main(lambda: errors_key(config, family, data))
     folder = folder_of(reference_folder(config), key)
-    rows = read_rows(folder)
+    rows = joined(agreement.shared(lambda rank, ranks: read_rows(folder, rank, ranks)))
     missing = _missing(data, config.train.cached_draws, rows)
     total = len(data) * config.train.cached_draws
     say(

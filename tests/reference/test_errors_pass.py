@@ -8,7 +8,7 @@ import torch
 from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.reference.store import read_rows
+from pgdpo.reference.store import joined, read_rows
 from pgdpo.training import reference_errors
 from tests.worlds import run_pgdpo
 
@@ -16,7 +16,7 @@ from tests.worlds import run_pgdpo
 def rows_of(config_file) -> dict:
     """(pair, draw) -> sums, of the only key that there is."""
     (folder,) = (config_file.parent / "out" / "reference").iterdir()
-    rows = read_rows(folder)
+    rows = joined([read_rows(folder)])
     return dict(zip(rows.items(), rows.sums, strict=True))
 
 
