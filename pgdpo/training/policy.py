@@ -17,7 +17,7 @@ from pgdpo.data.prepared import PreparedPairs, read_index
 from pgdpo.data.schema import LABELS, MANIFEST
 from pgdpo.data.sources import shares_of, source_names
 from pgdpo.errors import InputError, MachineError
-from pgdpo.models import open_family
+from pgdpo.models import hub, open_family
 from pgdpo.models.adapter import add_adapter, start_from
 from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
@@ -77,6 +77,18 @@ def build_policy(
     if ranks is not None:
         share_tokens(transformer, family.sharing, ranks.sequence_group)
     return family, transformer.train()
+
+
+def needed_weights(config: Config, *, clips: bool) -> list[str]:
+    """The parts of the pipeline whose weights a run loads; `clips`: those with which it shows some, too."""
+    family = open_family(config.model)
+    parts = (
+        [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
+    )
+    if clips:
+        parts += [family.other_folder] if family.other_folder is not None else []
+        parts += ["vae"] if config.model.encoders == "pipeline" else []
+    return parts
 
 
 def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
@@ -191,16 +203,17 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
     """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now.
 
     `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on, and of their
-    manifests' shares. The main rank reads for all.
+    manifests' shares; `model_commit`: of a hub id. The main rank reads for all.
     """
 
     def identity() -> dict:
-        init = init_digest(config.model.adapter)
+        init, commit = init_digest(config.model.adapter), hub.commit_of(config.model)
         return {
             "model_hash": base_identity(config, open_family(config.model)),
             "data_hash": data.fingerprint,
             "rows_hash": rows_hash(data),
             **({"init_hash": init} if init else {}),
+            **({"model_commit": commit} if commit else {}),
             **told_rounded(config),
         }
 
