@@ -31,33 +31,26 @@ def look_at(
     `entries`: `file`, `bytes` and `sha256` of each, as the index has them. A file whose note fits it is not read;
     `full`: all are.
     """
-    paths = {entry["file"]: folder / entry["file"] for entry in entries}
+    wrong, fresh, unknown = {}, {}, {}
+    noted = {} if full else read_note(folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = pool.map(lambda entry: wrong_size(paths[entry["file"]], entry), entries)
-        wrong = {entry["file"]: found for entry, found in zip(entries, sizes, strict=True) if found}
-        there = [entry for entry in entries if entry["file"] not in wrong]
-        noted = {} if full else read_note(folder)
-        stamps = {
-            entry["file"]: _stamp(paths[entry["file"]], entry) for entry in there
-        }  # before they are read
-        unknown = [
-            entry
-            for entry in there
-            if {**stamps[entry["file"]], "verified": None}
-            != {**noted.get(entry["file"], {}), "verified": None}
-        ]
+        stamps = pool.map(lambda entry: _stamp(folder / entry["file"], entry), entries)
+        for entry, stamp in zip(entries, stamps, strict=True):
+            name = entry["file"]
+            if isinstance(stamp, str):
+                wrong[name] = stamp
+            elif {**noted.get(name, {}), "verified": stamp["verified"]} != stamp:
+                unknown[name] = stamp
         if not unknown:
             return wrong, {}
-        fresh = {}
-        hashes = pool.map(lambda entry: sha256_of(paths[entry["file"]]), unknown)
+        damage = pool.map(lambda name: _wrong_bytes(folder / name, unknown[name]["sha256"]), unknown)
         with progress_bar(f"hash prepared files of {folder.name}", total=len(unknown)) as bar:
-            for number, (entry, found) in enumerate(zip(unknown, hashes, strict=True), start=1):
-                name = entry["file"]
-                if found == entry["sha256"]:
-                    fresh[name] = stamps[name]
+            for (name, stamp), found in zip(unknown.items(), damage, strict=True):
+                if found is None:
+                    fresh[name] = stamp
                 else:
-                    wrong[name] = _other_bytes(paths[name], found, entry["sha256"])
-                moved(f"hashing prepared file {number} of {len(unknown)}")
+                    wrong[name] = found
+                moved(f"hashing {name} of {folder}")
                 bar.advance()
     return wrong, fresh
 
@@ -78,8 +71,12 @@ def add_to_note(folder: Path, fresh: Mapping[str, dict]) -> None:
             write_json(folder / NOTE, {**read_note(folder), **fresh})
 
 
-def _stamp(path: Path, entry: Mapping) -> dict:
-    """By which a file is known again. The time of its inode changes too where a program sets the other one back."""
+def _stamp(path: Path, entry: Mapping) -> dict | str:
+    """By which a file is known again, taken before it is read; or what is wrong with it already. The time of its inode
+    changes also where a program sets the other one back."""
+    wrong = wrong_size(path, entry)
+    if wrong:
+        return wrong
     found = path.stat()
     times = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -99,7 +96,13 @@ def wrong_size(path: Path, entry: Mapping) -> str | None:
     return None
 
 
-def _other_bytes(path: Path, found: str, wanted: str) -> str:
+def _wrong_bytes(path: Path, wanted: str) -> str | None:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); {MEND}"
+    if found == wanted:
+        return None
     return (
         f"{path}: its SHA-256 is {found[:12]}..., the index says {wanted[:12]}...: the file was damaged or changed; "
         f"{MEND}"

@@ -23,7 +23,7 @@ from pgdpo.settings import ModelConfig
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-SMALL = ("*.json", "*.txt", "*.model")  # configurations, tokenizers, indexes of weights
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of weights
 # Weights in other formats and precisions, which lie beside those that are loaded.
 OTHERS = ("*.bin", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx*", "*.fp16.*", "*.bf16.*")
 POLL = 0.5  # seconds between two looks at whether the other nodes have the model

@@ -145,11 +145,20 @@ def find_damage(path: Path, *, rank: int = 0, ranks: int = 1) -> str | None:
             return f"{name} has {(path / name).stat().st_size} bytes, the manifest says {size}"
     mine = share_of(sizes, rank, ranks)
     with ThreadPoolExecutor(4) as pool:
-        for name, found in zip(mine, pool.map(lambda name: sha256_of(path / name), mine), strict=True):
+        for name, found in zip(
+            mine, pool.map(lambda name: _wrong_bytes(path / name, hashes[name]), mine), strict=True
+        ):
             moved(f"hashing {name} of {path.name}")
-            if found != hashes[name]:
-                return f"{name} has another SHA-256 than the manifest says"
+            if found is not None:
+                return f"{name} {found}"
     return None
+
+
+def _wrong_bytes(path: Path, wanted: str) -> str | None:
+    try:
+        return None if sha256_of(path) == wanted else "has another SHA-256 than the manifest says"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _read_manifest(path: Path) -> dict[str, dict]:

@@ -97,7 +97,7 @@ def reference_folder(config: Config) -> Path:
 def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     """All that the reference's errors depend on, under the names of the configuration's keys."""
     # of the policy alone, or not what is computed
-    apart = {"adapter", "other_adapter", "path", "transformer"}
+    apart = {"adapter", "other_adapter", "path", "revision", "transformer"}
     apart |= {"gradient_checkpointing", "activation_offload", "vae_tiling"}
     adapter, lora = config.model.adapter, {}
     if adapter is not None and adapter.reference_starts_at_init:

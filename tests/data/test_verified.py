@@ -1,4 +1,4 @@
-"""Prepared files are hashed when they are new or have changed, each by one rank; what was whole is noted beside them."""
+"""Prepared files are hashed when they are new or changed, each by one rank; what was whole is noted beside them."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_what_was_whole_is_not_hashed_again_until_it_changes(folder, hashed):
 def test_a_note_that_cannot_be_read_or_written_is_none(folder, hashed, monkeypatch, text):
     (folder / NOTE).write_text(text, errors="surrogateescape")
     PreparedPairs(folder)
-    assert len(hashed) == len(list(folder.glob("*.safetensors"))) == len(hashed)
+    assert len(hashed) == len(list(folder.glob("*.safetensors")))
     (folder / NOTE).unlink()
 
     def refuse(path, value):
@@ -121,6 +121,21 @@ def test_each_file_is_hashed_by_one_rank_and_damage_is_everybodys(world, folder,
     assert not any(rank["hashed"] for rank in known) and len({rank["fingerprint"] for rank in known}) == 1
     assert [name for rank in damaged for name in rank["hashed"]] == [victim.name]
     assert len({rank["refused"] for rank in damaged}) == 1 and victim.name in damaged[0]["refused"]
+
+
+def test_a_file_that_the_disk_does_not_give_is_damaged(folder, monkeypatch):
+    whole, victim = verified.sha256_of, next(folder.glob("shard-*.safetensors"))
+
+    def failing(path):
+        if path == victim:
+            raise OSError(5, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(verified, "sha256_of", failing)
+    data = PreparedPairs(folder, stand_in=True)
+    assert list(data.damaged_files) == [victim.name] and victim.name not in read_note(folder)
+    with pytest.raises(InputError, match=r"cannot be read \(Input/output error\); run `pgdpo prepare` again"):
+        PreparedPairs(folder)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
