@@ -26,7 +26,7 @@ PLACES = {
     "name",
     "output_dir",
     *(f"data.{key}" for key in ("train", "media_root", "toy", "prepared", "pairs_per_shard")),
-    *(f"model.{key}" for key in ("path", "encoders", "transformer", "adapter.init")),
+    *(f"model.{key}" for key in ("path", "revision", "encoders", "transformer", "adapter.init")),
 }
 # What belongs to a command: it touches neither a loss nor a weight (`train.steps`: how far a constant schedule goes).
 COMMANDS = {

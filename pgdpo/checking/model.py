@@ -232,8 +232,11 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         if compared.found:
             return
         if not full:
-            say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
-        data = open_pairs(config, split, compare=False)
+            say(
+                f"{folder}: a clip replaced by one of the same size and time, or a file damaged on the disk, isn't "
+                "seen without --full"
+            )
+        data = open_pairs(config, split, compare=False, full=full)
         require_images(data, open_family(config.model))
         if split == "held_out":
             how_sampled(config, open_family(config.model), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,7 @@ from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
 from pgdpo.evaluation.samples import Samples
 from pgdpo.models import open_family
+from pgdpo.models.hub import download_first
 from pgdpo.models.kept import compute_dtype
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
@@ -31,7 +33,7 @@ from pgdpo.sampling import Parts, Sampler
 from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
 from pgdpo.training.engine import forward_config, start_distributed
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.policy import needed_weights, open_pairs, require_images
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog
 from pgdpo.training.zero_init import share_expert

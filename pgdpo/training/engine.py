@@ -42,22 +42,26 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 LinearFunctionForZeroStage3.forward = staticmethod(_linear)
 
 
-def start_distributed() -> torch.device:
+def start_distributed(first: Callable[[dist.Store], None] | None = None) -> torch.device:
     """Join the process group named by the launcher's environment (or make one of a single process).
 
-    Returns this rank's device.
+    `first`: called with the launcher's store before a new group is made, for what may take longer than collectives
+    wait. Returns this rank's device.
     """
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            store, rank, ranks = next(dist.rendezvous("env://"))
         else:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store, rank, ranks = dist.HashStore(), 0, 1
+        if first is not None:
+            first(store)
+        backend, group = "nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("default_pg", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=ranks)
     # DeepSpeed would compile a shared-memory extension on CPU hosts: most of a minute, and fatal without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)

@@ -21,6 +21,7 @@ from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError, Stopped
 from pgdpo.models import open_family
+from pgdpo.models.hub import download_first
 from pgdpo.objectives import ObjectiveOutput, build_objective
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import CachedErrors, Live, Reference
@@ -33,12 +34,12 @@ from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
 from pgdpo.training.events import failure_logged, log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
-from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
+from pgdpo.training.guards import Guard, check_damage, sound_pairs, without_stand_ins
 from pgdpo.training.metrics import StepMetrics, finite_only, note, pair_metrics, peak_memory, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity
+from pgdpo.training.policy import build_policy, needed_weights, open_pairs, require_images, run_identity
 from pgdpo.training.published import checkpoints_of, read_state, step_of
 from pgdpo.training.resume import check_resume, described, explain_run, remove_run, set_aside
 from pgdpo.training.signals import StopSignals
@@ -59,15 +60,15 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         check_trackers(config)
-        self.device = engines.start_distributed()
+        parts = functools.partial(needed_weights, config, clips=config.evaluate.every is not None)
+        self.device = engines.start_distributed(functools.partial(download_first, config.model, parts))
         make_deterministic(config.train.deterministic)
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
         self.accumulation = check_batches(config.train, self.ranks.data_size)
         engines.check_offload(config.train)
         engines.build_async_io(config.train)
-        part = dist.get_rank(), dist.get_world_size()
-        self.data = open_pairs(config, "train", stand_in=True, part=part)
-        agree_on_files(self.data, config)
+        self.data = open_pairs(config, "train", stand_in=True)
+        check_damage(self.data, config)
         self.objective = build_objective(
             config.objective["name"],
             process_group=None if config.train.deterministic else self.ranks.data_group,

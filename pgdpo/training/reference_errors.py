@@ -6,6 +6,7 @@ ranks, computes what is missing alone.
 
 from __future__ import annotations
 
+import functools
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,9 +19,10 @@ from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
 from pgdpo.errors import Stopped
 from pgdpo.models import open_family
+from pgdpo.models.hub import download_first
 from pgdpo.progress import moved
 from pgdpo.reference import frame_sums
-from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.sampling import share_of
 from pgdpo.settings import Config
 from pgdpo.training import agreement
@@ -28,7 +30,7 @@ from pgdpo.training import engine as engines
 from pgdpo.training.blocks import each_block
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.policy import needed_weights, open_pairs, require_images
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog, start_loader_process
@@ -41,7 +43,8 @@ def compute_errors(config: Config) -> Path:
 
     Raises Stopped on all ranks if one got a signal: what was found is written.
     """
-    device = engines.start_distributed()
+    parts = functools.partial(needed_weights, config, clips=False)
+    device = engines.start_distributed(functools.partial(download_first, config.model, parts))
     try:
         with StopSignals() as signals, Watchdog(config.run_dir, config.train.watchdog_seconds, signals):
             return _compute(config, device, signals)
@@ -55,9 +58,9 @@ def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path
     data = open_pairs(config, "train")
     family = open_family(config.model)
     require_images(data, family)
-    key = errors_key(config, family, data)
+    key = agreement.on_main(lambda: errors_key(config, family, data))
     folder = folder_of(reference_folder(config), key)
-    rows = read_rows(folder)
+    rows = joined(agreement.shared(lambda rank, ranks: read_rows(folder, rank, ranks)))
     missing = _missing(data, config.train.cached_draws, rows)
     total = len(data) * config.train.cached_draws
     say(

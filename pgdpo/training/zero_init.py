@@ -159,10 +159,8 @@ def weights_folder(family: Family, part: str) -> Path:
     local = family.part_folder(part)
     if local is not None:
         return local
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(family.source, allow_patterns=[f"{part}/*"])
-    return Path(folder) / part
+    family.fetch(part)
+    return Path(family.source) / part
 
 
 def check_files(family: Family) -> None:

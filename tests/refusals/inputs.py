@@ -133,6 +133,7 @@ INPUTS = {
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
     "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "a folder's revision": Input("train", given("model.revision=v1")),
     "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
     "a broken scheduler": Input(
         opened, lambda place: broken_config(place, "scheduler/scheduler_config.json")
