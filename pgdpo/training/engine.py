@@ -14,6 +14,7 @@ from pgdpo.console import say
 from pgdpo.data.order import check_batches
 from pgdpo.errors import MachineError
 from pgdpo.settings import Config, TrainConfig
+from pgdpo.settings.deepspeed import deepspeed_notes
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -22,6 +23,8 @@ import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
 from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
 from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E402
+
+from pgdpo.training.zero_traces import keep_traces_apart  # noqa: E402
 
 SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
 
@@ -134,6 +137,8 @@ def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.Deep
         optimizer=optimizer,
         config=deepspeed_config(train, trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters)),
     )
+    if train.zero_stage == 3:
+        keep_traces_apart(engine)
     return engine
 
 
@@ -152,16 +157,21 @@ def build_frozen(transformer: torch.nn.Module, config: Config) -> Callable:
 
 
 def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
-    """DeepSpeed's configuration. `trained`: parameters that train; no buffer for gradients need be larger."""
+    """DeepSpeed's configuration, `train.deepspeed` in it. `trained`: parameters that train; no buffer for gradients
+    need be larger."""
     data_ranks = dist.get_world_size() // train.sequence_parallel
     offloads = {"offload_optimizer": train.offload_optimizer, "offload_param": train.offload_parameters}
-    zero: dict = {"stage": train.zero_stage, "reduce_bucket_size": min(REDUCE_BUCKET, trained)}
+    given = train.deepspeed
+    zero = {"reduce_bucket_size": REDUCE_BUCKET, **given.get("zero_optimization", {}), "stage": train.zero_stage}
+    zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], trained)
     for key, target in offloads.items():
         if target != "none":
             zero[key] = {"device": target, "pin_memory": torch.cuda.is_available()}
         if target == "nvme":
             zero[key]["nvme_path"] = str(train.nvme_path)
     return {
+        "steps_per_print": 2**31,
+        **given,
         "train_micro_batch_size_per_gpu": train.micro_batch_pairs,
         "gradient_accumulation_steps": check_batches(train, data_ranks) * SIDES[train.pair_batching],
         "gradient_clipping": 0.0 if train.deterministic else train.max_grad_norm,
@@ -175,7 +185,6 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
-        "steps_per_print": 2**31,
     }
 
 
