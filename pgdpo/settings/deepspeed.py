@@ -21,7 +21,7 @@ ZERO_12 = (
 ZERO_3 = (
     *("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
     *("stage3_param_persistence_threshold", "stage3_model_persistence_threshold"),
-    *("stage3_module_granularity_threshold", "stage3_allgather_sequential", "leaf_module"),
+    "stage3_allgather_sequential",
     *("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients"),
     *("memory_efficient_linear", "log_trace_cache_warnings", "enable_sanity_checks", "sub_group_size"),
 )
@@ -52,14 +52,18 @@ REFUSED: dict[str, str] = {
     "scheduler": "set train.schedule and train.warmup_steps",
     "gradient_clipping": "set train.max_grad_norm",
     **dict.fromkeys(("fp16", "bf16", "torch_autocast", "data_types", "amp"), _PRECISION),
-    **dict.fromkeys(("prescale_gradients", "gradient_predivide_factor"), "sums in fp32 need no scaling; leave it out"),
+    **dict.fromkeys(
+        ("prescale_gradients", "gradient_predivide_factor"), "sums in fp32 need no scaling; leave it out"
+    ),
     "gradient_allreduce_op": "gradients are the mean over the pairs of a step; leave it out",
     "disable_allgather": "the ranks would go on with different weights; leave it out",
     "seq_parallel_communication_data_type": "tokens are exchanged in the precision that they are computed in; leave "
     "it out",
     "activation_checkpointing": "set model.gradient_checkpointing and model.activation_offload",
     "compile": "set model.compile",
-    **dict.fromkeys(("checkpoint", "datastates", "use_node_local_storage", "load_universal_checkpoint"), _SAVES),
+    **dict.fromkeys(
+        ("checkpoint", "datastates", "use_node_local_storage", "load_universal_checkpoint"), _SAVES
+    ),
     **dict.fromkeys(("tensorboard", "csv_monitor", "wandb", "comet", "monitor_config"), _METRICS),
     **dict.fromkeys(("flops_profiler", "timers", "autotuning"), _METRICS),
     **dict.fromkeys(("data_efficiency", "curriculum_learning", "dataloader_drop_last"), _ORDER),
@@ -84,6 +88,10 @@ ZERO_REFUSED: dict[str, str] = {
     "override_module_apply": _MODEL,
     "stage3_use_all_reduce_for_fetch_params": "it wants all weights in one dtype, and models keep some in fp32; leave "
     "it out",
+    **dict.fromkeys(
+        ("stage3_module_granularity_threshold", "leaf_module"),
+        "weights of such modules are gone before their backward, a LoRA's among them; leave it out",
+    ),
     "zero_quantized_nontrainable_weights": "weights are partitioned before it is known which train, so that none "
     "would be quantized; leave it out",
 }
@@ -102,8 +110,8 @@ def check_deepspeed_keys(given: Mapping[str, Any], *, bf16: bool, deterministic:
             _check_key(f"train.deepspeed.{key}", inner, known, ZERO_REFUSED if known is READ_AT else {})
     if deterministic and "communication_data_type" in given:
         raise ValueError(
-            "train.deepspeed.communication_data_type is set, and train.deterministic sums gradients in an order of its own: leave "
-            "one of them out"
+            "train.deepspeed.communication_data_type is set, and train.deterministic sums gradients in an order of its "
+            "own: leave one of them out"
         )
     if bf16 and given.get("zero_optimization", {}).get("zero_quantized_weights"):
         raise ValueError(

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
-from pgdpo.console import say
+from pgdpo.console import say, say_once
 from pgdpo.data.order import check_batches
-from pgdpo.errors import MachineError
+from pgdpo.errors import InputError, MachineError
 from pgdpo.settings import Config, TrainConfig
 from pgdpo.settings.deepspeed import deepspeed_notes
 
@@ -22,8 +23,10 @@ if not torch.cuda.is_available():
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
 from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
+from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
 from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E402
 
+from pgdpo.training.zero_gather import gather_in_bf16  # noqa: E402
 from pgdpo.training.zero_traces import keep_traces_apart  # noqa: E402
 
 SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
@@ -67,6 +70,30 @@ def start_distributed() -> torch.device:
     return device
 
 
+def check_deepspeed(train: TrainConfig) -> None:
+    """Say what of `train.deepspeed` is not read, or changes numbers.
+
+    Raises InputError for a value that DeepSpeed refuses; keys are checked where the configuration is read.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    try:
+        DeepSpeedConfig({"train_batch_size": ranks, **train.deepspeed})
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"train.deepspeed: {_refusal(error)}; mend the value, or leave the key out"
+        ) from error
+    for note in deepspeed_notes(train.deepspeed, stage=train.zero_stage, bf16=train.precision == "bf16"):
+        say_once(note)
+
+
+def _refusal(error: Exception) -> str:
+    """What DeepSpeed says of a value, in one line."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200]
+    first = error.errors()[0]
+    return f"`{'.'.join(map(str, first['loc']))}` is {first['input']!r}: {first['msg'].lower()}"
+
+
 def check_offload(train: TrainConfig) -> None:
     """Try what offload to NVMe needs: a folder that can be written, and libaio to build DeepSpeed's async_io with.
 
@@ -90,8 +117,9 @@ def check_offload(train: TrainConfig) -> None:
 def build_async_io(train: TrainConfig) -> None:
     """Load DeepSpeed's async_io operator where something is offloaded to NVMe; the first time it is compiled.
 
-    Raises MachineError if that fails.
+    Raises MachineError if that fails, and as `check_offload`.
     """
+    check_offload(train)
     keys = _on_nvme(train)
     if not keys:
         return
@@ -139,6 +167,8 @@ def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.Deep
     )
     if train.zero_stage == 3:
         keep_traces_apart(engine)
+        if _gathers_in_bf16(config):
+            gather_in_bf16(engine)
     return engine
 
 
@@ -151,9 +181,18 @@ def build_frozen(transformer: torch.nn.Module, config: Config) -> Callable:
     transformer.requires_grad_(False)
     if train.zero_stage == 3:
         held = train.model_copy(update={"offload_optimizer": "none"})
-        return deepspeed.initialize(model=transformer, config=deepspeed_config(held))[0]
+        engine = deepspeed.initialize(model=transformer, config=deepspeed_config(held))[0]
+        # What moves is read and written between forwards, and must never be a rounded weight.
+        if _gathers_in_bf16(config) and config.reference_mode not in ("ema", "synced"):
+            gather_in_bf16(engine)
+        return engine
     device = next(transformer.parameters()).device.type
     return torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16")(transformer.__call__)
+
+
+def _gathers_in_bf16(config: Config) -> bool:
+    """Weights that train are held in fp32; beside an adapter they are held, and gathered, in bf16 as it is."""
+    return config.train.precision == "bf16" and config.model.adapter is None
 
 
 def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
@@ -162,7 +201,11 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
     data_ranks = dist.get_world_size() // train.sequence_parallel
     offloads = {"offload_optimizer": train.offload_optimizer, "offload_param": train.offload_parameters}
     given = train.deepspeed
-    zero = {"reduce_bucket_size": REDUCE_BUCKET, **given.get("zero_optimization", {}), "stage": train.zero_stage}
+    zero = {
+        "reduce_bucket_size": REDUCE_BUCKET,
+        **given.get("zero_optimization", {}),
+        "stage": train.zero_stage,
+    }
     zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], trained)
     for key, target in offloads.items():
         if target != "none":

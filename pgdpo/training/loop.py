@@ -61,7 +61,7 @@ class Trainer:
         make_deterministic(config.train.deterministic)
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
         self.accumulation = check_batches(config.train, self.ranks.data_size)
-        engines.check_offload(config.train)
+        engines.check_deepspeed(config.train)
         engines.build_async_io(config.train)
         part = dist.get_rank(), dist.get_world_size()
         self.data = open_pairs(config, "train", stand_in=True, part=part)

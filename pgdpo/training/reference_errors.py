@@ -33,6 +33,7 @@ WRITE_SECONDS = 60.0  # an interrupted call loses no more
 def compute_errors(config: Config) -> Path:
     """Errors for `train.cached_draws` draws of every training pair -> a folder of shards, which is returned."""
     device = engines.start_distributed()
+    engines.check_deepspeed(config.train)
     ranks = arrange_ranks(config.train.sequence_parallel, device)
     data = open_pairs(config, "train")
     family = open_family(config.model)
