@@ -26,6 +26,7 @@ ZERO_3 = (
     *("memory_efficient_linear", "log_trace_cache_warnings", "enable_sanity_checks", "sub_group_size"),
 )
 READ_AT = dict.fromkeys(ZERO_ALWAYS, (1, 2, 3)) | dict.fromkeys(ZERO_12, (1, 2)) | dict.fromkeys(ZERO_3, (3,))
+QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
 ALLOWED: dict[str, Mapping[str, Any] | None] = {
     "zero_optimization": READ_AT,
     "aio": dict.fromkeys(
@@ -140,7 +141,7 @@ def deepspeed_notes(given: Mapping[str, Any], *, stage: int, bf16: bool) -> Iter
         unread.append("communication_data_type")
     if unread:
         yield f"train.deepspeed: DeepSpeed does not read {', '.join(unread)} with train.zero_stage {stage}"
-    changed = [key for key in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(key)]
+    changed = [key for key in QUANTIZED if zero.get(key) and stage in READ_AT[key]]
     if "communication_data_type" not in unread and given.get("communication_data_type", "fp32") != "fp32":
         changed.append("communication_data_type")
     if changed:

@@ -15,14 +15,14 @@ from pgdpo.console import say, say_once
 from pgdpo.data.order import check_batches
 from pgdpo.errors import InputError, MachineError
 from pgdpo.settings import Config, TrainConfig
-from pgdpo.settings.deepspeed import deepspeed_notes
+from pgdpo.settings.deepspeed import QUANTIZED, READ_AT, deepspeed_notes
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
-from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
+from deepspeed.ops.op_builder import AsyncIOBuilder, QuantizerBuilder  # noqa: E402
 from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
 from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E402
 
@@ -114,20 +114,31 @@ def check_offload(train: TrainConfig) -> None:
         raise _no_async_io(keys[0], "no libaio to link with")
 
 
-def build_async_io(train: TrainConfig) -> None:
-    """Load DeepSpeed's async_io operator where something is offloaded to NVMe; the first time it is compiled.
+def build_operators(train: TrainConfig) -> None:
+    """Load DeepSpeed's operators that the settings need; the first time, they are compiled.
 
     Raises MachineError if that fails, and as `check_offload`.
     """
     check_offload(train)
     keys = _on_nvme(train)
-    if not keys:
-        return
-    say("offload to NVMe: DeepSpeed's async_io operator is loaded; its first build takes minutes")
-    try:
-        AsyncIOBuilder().load(verbose=False)
-    except (RuntimeError, ImportError, OSError) as error:
-        raise _no_async_io(keys[0], " ".join(str(error).split())[:160]) from error
+    if keys:
+        say("offload to NVMe: DeepSpeed's async_io operator is loaded; its first build takes minutes")
+        try:
+            AsyncIOBuilder().load(verbose=False)
+        except (RuntimeError, ImportError, OSError) as error:
+            raise _no_async_io(keys[0], " ".join(str(error).split())[:160]) from error
+    zero = train.deepspeed.get("zero_optimization", {})
+    quantized = [key for key in QUANTIZED if zero.get(key) and train.zero_stage in READ_AT[key]]
+    if quantized:
+        say(f"{quantized[0]}: DeepSpeed's quantizer operator is loaded; its first build takes minutes")
+        try:
+            QuantizerBuilder().load(verbose=False)
+        except (RuntimeError, ImportError, OSError, ValueError) as error:
+            raise MachineError(
+                f"train.deepspeed.zero_optimization.{quantized[0]} is true: DeepSpeed cannot build its quantizer "
+                f"operator here ({' '.join(str(error).split())[:160]}); that takes a GPU and CUDA's compiler: leave "
+                "the key out"
+            ) from error
 
 
 def _on_nvme(train: TrainConfig) -> list[str]:

@@ -62,7 +62,7 @@ class Trainer:
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
         self.accumulation = check_batches(config.train, self.ranks.data_size)
         engines.check_deepspeed(config.train)
-        engines.build_async_io(config.train)
+        engines.build_operators(config.train)
         part = dist.get_rank(), dist.get_world_size()
         self.data = open_pairs(config, "train", stand_in=True, part=part)
         agree_on_files(self.data, config)

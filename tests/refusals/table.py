@@ -316,7 +316,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "name a folder on a local NVMe drive": By("an NVMe folder"),
             "no libaio to link with": By("no libaio"),
         },
-        "build_async_io": {"_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE},
+        "build_operators": {
+            "_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE,
+            "that takes a GPU and CUDA's compiler": Why.MACHINE,
+        },
+        "check_deepspeed": {"mend the value, or leave the key out": By("a value for DeepSpeed")},
     },
     "training.export": {
         "_check_target": {"and no earlier export of this run": Why.ANOTHER},

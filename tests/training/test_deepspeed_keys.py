@@ -1,14 +1,15 @@
 """DeepSpeed's own keys: each of them sorted, what is refused, what is said, and that what is allowed breaks nothing."""
 
 import pytest
+import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.errors import InputError, MachineError
 from pgdpo.planning.memory import FP32, Sharding, gathered, held, reduce_buffer
 from pgdpo.planning.model import Size
 from pgdpo.settings.deepspeed import ALLOWED, READ_AT, REFUSED, ZERO_REFUSED, deepspeed_notes
-from pgdpo.training.engine import check_deepspeed, deepspeed_config, start_distributed
+from pgdpo.training.engine import build_operators, check_deepspeed, deepspeed_config, start_distributed
 from tests.worlds import losses
 
 ZERO = "train.deepspeed.zero_optimization"
@@ -75,6 +76,16 @@ def test_values_are_deepspeeds_to_check(config_file):
             check_deepspeed(load_config(config_file, [override]).train)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the operator may be built here")
+def test_quantizing_without_its_operator(config_file):
+    overrides = ["train.precision=fp32", "train.zero_stage=3", f"{ZERO}.zero_quantized_weights=true"]
+    with pytest.raises(
+        MachineError, match="zero_quantized_weights is true: DeepSpeed cannot build its quantizer"
+    ):
+        build_operators(load_config(config_file, overrides).train)
+    build_operators(load_config(config_file, [*overrides, "train.zero_stage=2"]).train)  # not read there
+
+
 @pytest.mark.quick
 def test_what_is_not_read_or_rounds_is_said():
     given = {"zero_optimization": {"stage3_max_live_parameters": 1, "overlap_comm": True}}
@@ -111,55 +122,35 @@ def test_ours_stand_and_the_plan_reads_the_others(config_file):
     assert held(sizes, sharding(3, zero_hpz_partition_size=2)) == held(sizes, sharding(3)) + 4_000_000
 
 
-CHANGED = {
-    1: ["overlap_comm=true", "contiguous_gradients=false", "reduce_scatter=false", "reduce_bucket_size=300"],
+ALWAYS = ["overlap_comm=true", "contiguous_gradients=false", "reduce_scatter=false", "reduce_bucket_size=300"]
+CHANGED = {  # by stage, to what is not the default
+    1: ALWAYS,
     2: [
-        *(
-            "overlap_comm=true",
-            "contiguous_gradients=false",
-            "reduce_scatter=false",
-            "reduce_bucket_size=300",
-        ),
+        *ALWAYS,
         *("allgather_partitions=false", "allgather_bucket_size=300", "use_multi_rank_bucket_allreduce=false"),
         *("round_robin_gradients=true", "parameter_alignment=true", "ignore_unused_parameters=false"),
     ],
     3: [
-        *(
-            "overlap_comm=false",
-            "contiguous_gradients=false",
-            "reduce_scatter=false",
-            "reduce_bucket_size=300",
-        ),
-        *("sub_group_size=1000", "stage3_prefetch_bucket_size=0", "stage3_max_live_parameters=0"),
-        *(
-            "stage3_max_reuse_distance=0",
-            "stage3_model_persistence_threshold=0",
-            "stage3_allgather_sequential=true",
-        ),
-        *("zero_hpz_partition_size=2", "memory_efficient_linear=false", "log_trace_cache_warnings=true"),
-        "enable_sanity_checks=true",
+        *("overlap_comm=false", *ALWAYS[1:], "sub_group_size=1000", "zero_hpz_partition_size=2"),
+        *("stage3_prefetch_bucket_size=0", "stage3_max_live_parameters=0", "stage3_max_reuse_distance=0"),
+        *("stage3_model_persistence_threshold=0", "stage3_allgather_sequential=true"),
+        *("memory_efficient_linear=false", "log_trace_cache_warnings=true", "enable_sanity_checks=true"),
     ],
+}
+WEIGHTS = {
+    "lora": ["train.learning_rate=1e-4"],
+    "full": ["model.adapter=null", "train.learning_rate=3e-6"],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", CHANGED)
-@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_what_is_allowed_gives_the_same_losses_and_resumes(config_file, ranks, stage, weights):
     """Each key alone: saved with it after two steps and taken up again, on two ranks with a frozen reference."""
-    train = [
-        "train",
-        config_file,
-        f"train.zero_stage={stage}",
-        "train.reference=frozen",
-        "train.micro_batch_pairs=1",
-    ]
-    train += (
-        ["model.adapter=null", "train.learning_rate=3e-6"]
-        if weights == "full"
-        else ["train.learning_rate=1e-4"]
-    )
+    train = ["train", config_file, f"train.zero_stage={stage}", "train.reference=frozen", *WEIGHTS[weights]]
+    train += ["train.micro_batch_pairs=1"]
     train += [f"{ZERO}.stage3_param_persistence_threshold=0"] if stage == 3 else []
     commands = [[*train, "name=plain"]]
     for number, change in enumerate(CHANGED[stage]):
