@@ -35,7 +35,14 @@ COMMANDS = {
     *(f"model.{key}" for key in ("activation_offload", "compile", "vae_tiling")),
     *(
         f"train.{key}"
-        for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
+        for key in (
+            "steps",
+            "zero_stage",
+            "offload_optimizer",
+            "offload_parameters",
+            "nvme_path",
+            "deepspeed",
+        )
     ),
     *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
     *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "watchdog_seconds")),

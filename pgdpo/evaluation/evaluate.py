@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import importlib.metadata
 import os
 import platform
@@ -25,15 +24,14 @@ from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
 from pgdpo.evaluation.samples import Samples
 from pgdpo.models import open_family
-from pgdpo.models.hub import download_first
 from pgdpo.models.kept import compute_dtype
 from pgdpo.objectives import build_objective
 from pgdpo.runs import Run, read_results
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
-from pgdpo.training.engine import forward_config, start_distributed
-from pgdpo.training.policy import needed_weights, open_pairs, require_images
+from pgdpo.training.engine import forward_config
+from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog
 from pgdpo.training.zero_init import share_expert
@@ -56,7 +54,7 @@ def evaluate(*runs: Run) -> dict:
         raise InputError(NO_HELD_OUT)
     _check_results(last)
     reward = open_reward(config.evaluate.reward)
-    device = start_distributed()
+    device = start_ranks(config, clips=True)
     data = open_pairs(config, "held_out")
     try_reward(config, data.rows[0]["prompt"])
     family = open_family(config.model)
@@ -216,7 +214,7 @@ def implicit_rewards(run: Run) -> dict:
     `data.order: {by: implicit_reward}` reads.
     """
     config = run.config
-    device = start_distributed()
+    device = start_ranks(config, clips=True)
     data = open_pairs(config, "train", compare=False)  # `curate` did
     family = open_family(config.model)
     require_images(data, family)

@@ -12,6 +12,7 @@ from pgdpo import __version__
 from pgdpo.data.files import atomic_path
 from pgdpo.evaluation.formats import objective_name, percent
 from pgdpo.models.hub import is_hub_id
+from pgdpo.models.stored_dtypes import described_dtypes
 from pgdpo.runs import Run, evaluation_of, read_results
 from pgdpo.settings import Config, DataConfig
 
@@ -69,6 +70,7 @@ def write_model_card(run: Run, folder: Path) -> None:
         **_started_from(config),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
+        "written in": described_dtypes(folder),
         "steps": f"{state['step']} of {train.global_batch_pairs} pairs",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
         "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",

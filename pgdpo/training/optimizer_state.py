@@ -146,5 +146,6 @@ def _each_stage3_group(zero, change: Callable[[int], None]) -> None:
         zero._reassign_or_swap_out_partitioned_parameters(group)
         if swapped:
             zero._optimizer_states_and_gradient_swap_out(group)
+    zero.invalidate_secondary_tensor()  # a node's own shards, with zero_hpz_partition_size, are of before
     if zero.persistent_parameters:  # small ones that every rank holds whole
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from pgdpo.settings import AdapterConfig, Config, ModelConfig
 from pgdpo.training import agreement
 from pgdpo.training.attention import check_attention, choose_attention
 from pgdpo.training.blocks import tell_of_blocks
-from pgdpo.training.engine import deepspeed_config, forward_config
+from pgdpo.training.engine import deepspeed_config, forward_config, start_distributed
 from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
 from pgdpo.training.ulysses import share_tokens
@@ -102,8 +103,17 @@ def put_weights(transformer: torch.nn.Module, weights: Mapping[str, torch.Tensor
         moved(f"loading {name}")
 
 
+def start_ranks(config: Config, *, clips: bool) -> torch.device:
+    """`start_distributed`, once the weights that a run of this configuration loads are on every node.
+
+    `clips`: it shows some, too.
+    """
+    parts = functools.partial(needed_weights, config, clips=clips)
+    return start_distributed(functools.partial(hub.download_first, config.model, parts))
+
+
 def needed_weights(config: Config, *, clips: bool) -> list[str]:
-    """The parts of the pipeline whose weights a run loads; `clips`: those with which it shows some, too."""
+    """The parts of the pipeline whose weights are loaded; `clips` as `start_ranks` takes it."""
     family = open_family(config.model)
     parts = (
         [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []

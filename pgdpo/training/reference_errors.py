@@ -6,7 +6,6 @@ ranks, computes what is missing alone.
 
 from __future__ import annotations
 
-import functools
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,7 +18,6 @@ from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
 from pgdpo.errors import Stopped
 from pgdpo.models import open_family
-from pgdpo.models.hub import download_first
 from pgdpo.progress import moved
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
@@ -30,7 +28,7 @@ from pgdpo.training import engine as engines
 from pgdpo.training.blocks import each_block
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import needed_weights, open_pairs, require_images
+from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog, start_loader_process
@@ -43,8 +41,8 @@ def compute_errors(config: Config) -> Path:
 
     Raises Stopped on all ranks if one got a signal: what was found is written.
     """
-    parts = functools.partial(needed_weights, config, clips=False)
-    device = engines.start_distributed(functools.partial(download_first, config.model, parts))
+    device = start_ranks(config, clips=False)
+    engines.check_deepspeed(config.train)
     try:
         with StopSignals() as signals, Watchdog(config.run_dir, config.train.watchdog_seconds, signals):
             return _compute(config, device, signals)

@@ -104,6 +104,9 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
         # How it is held decides how its update is rounded.
         held = adapter.model_dump(mode="json", exclude={"init", "reference"})
         lora = {"reference LoRA": {"file": init_digest(adapter), **held}}
+    zero = config.train.deepspeed.get("zero_optimization", {})
+    if config.train.zero_stage == 3 and zero.get("zero_quantized_weights"):
+        lora["reference weights' gathers"] = "quantized"
     model = config.model.model_dump(mode="json", exclude=apart)
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {

@@ -325,7 +325,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "name a folder on a local NVMe drive": By("an NVMe folder"),
             "no libaio to link with": By("no libaio"),
         },
-        "build_async_io": {"_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE},
+        "build_operators": {
+            "_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE,
+            "that takes a GPU and CUDA's compiler": Why.MACHINE,
+        },
+        "check_deepspeed": {"mend the value, or leave the key out": By("a value for DeepSpeed")},
     },
     "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
     "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
