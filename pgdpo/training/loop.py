@@ -20,7 +20,6 @@ from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError, Stopped
 from pgdpo.models import open_family
-from pgdpo.models.hub import download_first
 from pgdpo.objectives import ObjectiveOutput, build_objective
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import CachedErrors, Live, Reference
@@ -37,7 +36,7 @@ from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import build_policy, needed_weights, open_pairs, require_images, run_identity
+from pgdpo.training.policy import build_policy, download_weights, open_pairs, require_images, run_identity
 from pgdpo.training.published import checkpoints_of, read_state, step_of
 from pgdpo.training.resume import check_resume, described, explain_run, remove_run, set_aside
 from pgdpo.training.signals import StopSignals
@@ -58,8 +57,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         check_trackers(config)
-        parts = functools.partial(needed_weights, config, clips=config.evaluate.every is not None)
-        self.device = engines.start_distributed(functools.partial(download_first, config.model, parts))
+        self.device = engines.start_distributed(functools.partial(download_weights, config))
         make_deterministic(config.train.deterministic)
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
         self.accumulation = check_batches(config.train, self.ranks.data_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pgdpo.console import say
 from pgdpo.data import stale
@@ -79,16 +80,20 @@ def build_policy(
     return family, transformer.train()
 
 
-def needed_weights(config: Config, *, clips: bool) -> list[str]:
-    """The parts of the pipeline whose weights a run loads; `clips`: those with which it shows some, too."""
-    family = open_family(config.model)
-    parts = (
-        [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
-    )
-    if clips:
-        parts += [family.other_folder] if family.other_folder is not None else []
-        parts += ["vae"] if config.model.encoders == "pipeline" else []
-    return parts
+def download_weights(config: Config, store: dist.Store, *, clips: bool = True) -> None:
+    """Have the weights that a run loads on every node, as `hub.download_first` does, which raises; `clips`: also those
+    with which `evaluate.every` shows some."""
+
+    def parts() -> list[str]:
+        family, shown = open_family(config.model), clips and config.evaluate.every is not None
+        own = family.start_folder is None and not config.model.random_init
+        return [
+            *([family.transformer_folder] if own else []),
+            *([family.other_folder] if shown and family.other_folder is not None else []),
+            *(["vae"] if shown and config.model.encoders == "pipeline" else []),
+        ]
+
+    hub.download_first(config.model, parts, store)
 
 
 def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
 from pgdpo.models import open_family
-from pgdpo.models.hub import download_first
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.settings import Config
@@ -27,7 +26,7 @@ from pgdpo.training import agreement
 from pgdpo.training import engine as engines
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import needed_weights, open_pairs, require_images
+from pgdpo.training.policy import download_weights, open_pairs, require_images
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
@@ -35,8 +34,7 @@ WRITE_SECONDS = 60.0  # an interrupted call loses no more
 
 def compute_errors(config: Config) -> Path:
     """Errors for `train.cached_draws` draws of every training pair -> a folder of shards, which is returned."""
-    parts = functools.partial(needed_weights, config, clips=False)
-    device = engines.start_distributed(functools.partial(download_first, config.model, parts))
+    device = engines.start_distributed(functools.partial(download_weights, config, clips=False))
     ranks = arrange_ranks(config.train.sequence_parallel, device)
     data = open_pairs(config, "train")
     family = open_family(config.model)
