@@ -35,18 +35,13 @@ class Family:
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
     sharing: TokenSharing
-    masks_text = (
-        False  # the transformer attends to no padding of text, and takes a mask that says where it stands
-    )
-    masked_attention: str | None = (
-        None  # a block's attention that has that mask, where it is to the text alone
-    )
+    # The transformer attends to no padding of text, and takes a mask that says where it stands.
+    masks_text = False
+    masked_attention: str | None = None  # a block's attention that has that mask, if it is to the text alone
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
     told_rounded: str | None = None
-    kept_in_fp32: str | None = (
-        None  # what autocast doesn't round: see `pgdpo/models/kept.py`; of the identity too
-    )
+    kept_in_fp32: str | None = None  # what autocast doesn't round: see `kept.py`; of the identity too
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
@@ -90,8 +85,7 @@ class Family:
         folder = TOY_BASE if path == "toy" else Path(path)
         if revision is not None:
             raise InputError(
-                f"model.revision is {revision!r}, and model.path, {path!r}, is no hub id: a folder has no revisions: "
-                "leave model.revision out, or give a hub id"
+                f"model.revision is {revision!r}, and model.path {path!r}: a folder has no revisions: leave it out"
             )
         if not (folder / "transformer" / "config.json").is_file():
             raise InputError(
