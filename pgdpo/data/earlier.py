@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ class Earlier:
         self.folder = folder
         self._finished = written_files(folder)
         self._handles: dict[Path, object] = {}
+        self._lock = threading.Lock()  # of the handles: several threads read
         try:
             self._take_over(_read(folder / "index.json"), encoders, latent_dtype)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # not what a `prepare` writes
@@ -143,12 +145,13 @@ class Earlier:
         with contextlib.suppress(OSError, SafetensorError):
             if path.stat().st_size != entry["bytes"]:
                 return None  # a mapped file that was cut short would kill the process
-            if path not in self._handles:
-                if len(self._handles) == OPEN_FILES:
-                    self._handles.clear()
-                self._handles[path] = safe_open(path, framework="pt")
-            # Copies: what is taken twice shares no memory, and nothing is read from the file later.
-            tensors = {name: self._handles[path].get_tensor(f"{key}.{name}").clone() for name in names}
+            with self._lock:
+                if path not in self._handles:
+                    if len(self._handles) == OPEN_FILES:
+                        self._handles.clear()
+                    self._handles[path] = safe_open(path, framework="pt")
+                # Copies: what is taken twice shares no memory, and nothing is read from the file later.
+                tensors = {name: self._handles[path].get_tensor(f"{key}.{name}").clone() for name in names}
             if tensors_sha256(tensors) == digest:
                 return tensors
         return None
