@@ -22,6 +22,7 @@ from pgdpo.data.shards import (
     note_of,
     shard_notes,
     tensors_sha256,
+    text_notes,
     was_tiled,
     written_files,
 )
@@ -54,6 +55,7 @@ class Earlier:
         self.ids = [row["id"] for row in index.get("pairs", [])]
         self._shards = index.get("shards", [])
         self._image = index.get("image", [])
+        self._same_encoders = index.get("encoders") == encoders.fingerprint
         self._texts = [index.get("text", {}), index.get("negative", {})]
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
         made = index["made_of"] if index.get("format") in READABLE else {}
@@ -103,6 +105,13 @@ class Earlier:
         if self._rows and not self._same_clips:
             return None  # all of them are made anew
         return next((was_tiled(entry) for entry in there if tuple(entry["size"]) == tuple(size)), None)
+
+    def text_files(self) -> list[dict]:
+        """The entries of the files that stay or whose prompts are taken over, or that a `prepare` that was cut short
+        left."""
+        if not self._rows:
+            return text_notes(self.folder)
+        return self._texts[0].get("files", []) if self._same_text or self._same_encoders else []
 
     def pair(
         self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str, *, tiled: bool | None

@@ -105,9 +105,10 @@ def prepare(
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts + negatives)
-    _check_room(work, family, buckets, prompts=len(prompts) + len(negatives))
+    text_dtype = _settle_text_dtype(work)
+    _check_room(work, buckets, prompts=len(prompts) + len(negatives), text_dtype=text_dtype)
     settle_tiling(work)
-    text, negative_text, embedded = _prepare_text(prompts, negatives, work)
+    text, negative_text, embedded = _prepare_text(prompts, negatives, text_dtype, work)
     shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
     check_bad(bad, len(rows), config.on_bad_data, where)
@@ -135,7 +136,24 @@ def prepare(
     return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
 
 
-def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]], *, prompts: int) -> None:
+def _settle_text_dtype(work: Work) -> str | None:
+    """The dtype that a folder's prompts are embedded and stored in, as its files say it of themselves.
+
+    What is there decides, so that a prompt that is added on another machine is computed as the others were. None:
+    files of earlier versions are there, which say nothing: these stored fp32 in whatever they computed.
+    """
+    encoders, there = work.encoders, work.earlier.text_files()
+    own = str(encoders.text_dtype).removeprefix("torch.")
+    said = there[0].get("dtype") if there else own
+    if said not in (None, own):
+        encoders.text_dtype = getattr(torch, said)
+        say(f"{work.folder}: prompts are embedded in {said}, as those that are there were")
+    return said
+
+
+def _check_room(
+    work: Work, buckets: Sequence[Sequence[PairRow]], *, prompts: int, text_dtype: str | None
+) -> None:
     sizes, step = work.config.sizes, work.config.pairs_per_shard
     groups = [
         [row.id for row in members[first : first + step]]
@@ -144,7 +162,7 @@ def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]]
     ]
     check_room(
         work.folder,
-        family,
+        work.family,
         {size: len(members) for size, members in zip(sizes, buckets, strict=True) if members},
         masks={
             size: sum(row.mask is not None for row in members)
@@ -152,7 +170,7 @@ def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]]
         },
         prompts=prompts,
         dtype=getattr(torch, work.config.latent_dtype),
-        needs_image=work.encoders.needs_image,
+        text_dtype=getattr(torch, text_dtype or "float32"),
         superseded=work.earlier.superseded(groups),
     )
 
@@ -181,9 +199,12 @@ def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRo
     return buckets, bad
 
 
-def _prepare_text(prompts: Sequence[str], negatives: list[str], work: Work) -> tuple[dict, dict, int]:
+def _prepare_text(
+    prompts: Sequence[str], negatives: list[str], dtype: str | None, work: Work
+) -> tuple[dict, dict, int]:
     """(the index's part of the distinct prompts, that of the negative ones, how many were embedded)."""
-    ranks = work.ranks
+    ranks, stored = work.ranks, getattr(torch, dtype or "float32")
+    beside = {} if dtype is None else {"dtype": dtype}
     texts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
     parts = [
         *((f"text-{number:05d}", part) for number, part in enumerate(texts)),
@@ -198,10 +219,12 @@ def _prepare_text(prompts: Sequence[str], negatives: list[str], work: Work) -> t
             stem, part = parts[number]
             key = content_key(work.encoders.fingerprint, part)
             path = work.earlier.place(stem, key)
-            there = kept(path, key)
-            found, new = ({}, 0) if there else _embed(part, work)
-            embedded += new
-            done[number] = behind.begin(partial(_written, path, key, there, found))
+            if there := kept(path, key):
+                done[number] = behind.begin(lambda entry=there: entry)
+            else:
+                found, new = _embed(part, stored, work)
+                embedded += new
+                done[number] = behind.begin(partial(_write, path, key, found, beside))
             bar.advance(len(part))
     files = in_order(ranks.gather({number: file.result() for number, file in done.items()}))
     negative = {**_text_index(files[len(texts) :]), "written": negatives}
@@ -222,21 +245,20 @@ def _text_index(files: Sequence[dict]) -> dict:
     }
 
 
-def _embed(prompts: Sequence[str], work: Work) -> tuple[dict[str, Conditioning], int]:
+def _embed(prompts: Sequence[str], dtype: torch.dtype, work: Work) -> tuple[dict[str, Conditioning], int]:
     """(conditioning by prompt, how many of them no earlier file has)."""
     found = {prompt: work.earlier.prompt(prompt_key(prompt)) for prompt in prompts}
     new = [prompt for prompt in prompts if found[prompt] is None]
     for start in range(0, len(new), PROMPTS_AT_ONCE):
         batch = new[start : start + PROMPTS_AT_ONCE]
-        found |= zip(batch, work.encoders.encode_prompts(batch), strict=True)
+        for prompt, embedding in zip(batch, work.encoders.encode_prompts(batch), strict=True):
+            found[prompt] = {name: tensor.to(dtype) for name, tensor in embedding.items()}
         moved(f"encoded {start + len(batch)} of {len(new)} prompts of a file")
     return found, len(new)
 
 
-def _written(path: Path, key: str, there: dict | None, found: dict[str, Conditioning]) -> dict:
-    """The entry of a file of embeddings, which is written unless it is there."""
-    if there is not None:
-        return there
+def _write(path: Path, key: str, found: dict[str, Conditioning], beside: dict) -> dict:
+    """A file of embeddings by prompt, of which `beside` is told too. Returns its entry."""
     tensors = {
         f"{prompt_key(prompt)}.{name}": tensor.contiguous()
         for prompt, embedding in found.items()
@@ -244,7 +266,7 @@ def _written(path: Path, key: str, there: dict | None, found: dict[str, Conditio
     }
     names = sorted({name for embedding in found.values() for name in embedding})
     digests = {prompt_key(prompt): tensors_sha256(embedding) for prompt, embedding in found.items()}
-    return write(path, key, tensors, {"names": names, "prompts": digests})
+    return write(path, key, tensors, {"names": names, **beside, "prompts": digests})
 
 
 def _index(

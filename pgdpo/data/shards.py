@@ -56,6 +56,11 @@ def shard_notes(folder: Path) -> list[dict]:
     return [entry for note in sorted(folder.glob("shard-*.json")) if (entry := _read_note(note))]
 
 
+def text_notes(folder: Path) -> list[dict]:
+    """The entries of a folder's finished files of prompts."""
+    return [entry for note in sorted(folder.glob("text-*.json")) if (entry := _read_note(note))]
+
+
 def was_tiled(entry: Mapping) -> bool:
     """Whether a shard's clips went through the VAE in tiles, where they are larger than one: earlier versions, which
     don't say, always did it so."""

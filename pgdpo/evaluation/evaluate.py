@@ -18,7 +18,7 @@ import torch
 
 from pgdpo.console import progress_bar, say
 from pgdpo.data.files import write_json
-from pgdpo.data.prepared import PreparedPairs, collate, to_device
+from pgdpo.data.prepared import PreparedPairs, collate, to_device, twice
 from pgdpo.data.schema import MANIFEST
 from pgdpo.data.video import write_video
 from pgdpo.diffusion.draws import sigma_at
@@ -212,8 +212,8 @@ def excess_errors(config: Config, data: PreparedPairs, pair: ModelPair) -> dict[
 
 
 def _errors(batch: dict, level: float, seed: int, pair: ModelPair):
-    latents = batch["latents"].to(pair.device)
-    conditioning = to_device(pair.family.trimmed(batch["conditioning"]), pair.device)
+    latents = to_device({"latents": batch["latents"]}, pair.device)["latents"]
+    conditioning = twice(to_device(pair.family.trimmed(batch["conditioning"]), pair.device))
     sigma = torch.full((len(batch["ids"]),), level, device=pair.device)
     keys = {"pair_ids": batch["pair_ids"].to(pair.device), "draw": batch["draw"].to(pair.device)}
     noisy, target = noise_pair(

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from pgdpo.console import is_main_rank, progress_bar, say
-from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
+from pgdpo.data.prepared import PreparedPairs, load_batches, pair_hash
 from pgdpo.models import open_family
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
@@ -55,12 +54,11 @@ def compute_errors(config: Config) -> Path:
     dist.barrier()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
-    loader = DataLoader(data, batch_sampler=mine, collate_fn=collate, num_workers=config.data.workers)
     frames = max(entry["latent_shape"][1] for entry in data.index["shards"])
     found: list[ErrorRows] = []
     written = time.monotonic()
     with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
-        for batch in loader:
+        for batch in load_batches(data, mine, workers=config.data.workers):
             found.append(_errors(batch, config, family, forward, frames, device))
             bar.advance()
             if time.monotonic() - written > WRITE_SECONDS:

@@ -50,7 +50,7 @@ class StopSignals:
         before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True)
         thread.start()
-        # Undone in the other order. A 0 ends the thread: forked loaders hold our end open, closing it would not.
+        # Undone in the other order. A 0 ends the thread: a forked process may hold our end open, closing it would not.
         self._leave.callback(ours.close)
         self._leave.callback(thread.join)
         self._leave.callback(ours.send, b"\0")
@@ -98,10 +98,3 @@ class StopSignals:
     def _say_last(self) -> None:
         console.show_cursor(True)  # a progress bar hides it
         self._at_once()
-
-
-def leave_signals_to_parent() -> None:
-    """In a forked process, such as a loader's: signals that reach all processes of a job are the parent's to note."""
-    signal.set_wakeup_fd(-1)  # the parent's: it would take our signals for its own
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
