@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pgdpo.errors import InputError
+
+T = TypeVar("T")
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
 
@@ -57,6 +62,23 @@ def from_main(value: object, group: dist.ProcessGroup | None = None) -> object:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=group or control_group())
     return values[0]
+
+
+def made_by_main(make: Callable[[], T]) -> T:
+    """`make()` of the main rank, which is called on that alone; an InputError of it is raised on all. Without
+    torch.distributed: of this process."""
+    if not dist.is_initialized():
+        return make()
+    made = refused = None
+    if dist.get_rank() == 0:
+        try:
+            made = make()
+        except InputError as error:
+            refused = str(error)
+    made, refused = from_main((made, refused))
+    if refused is not None:
+        raise InputError(refused)
+    return made
 
 
 @contextlib.contextmanager

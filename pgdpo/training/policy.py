@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pgdpo.console import say
 from pgdpo.data import stale
@@ -25,7 +24,7 @@ from pgdpo.models.kept import compute_dtype
 from pgdpo.models.lora_file import Update, init_digest, open_lora
 from pgdpo.models.targets import check_targets
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
-from pgdpo.training.agreement import from_main
+from pgdpo.training.agreement import made_by_main
 from pgdpo.training.attention import check_attention, choose_attention
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.memory import check_selective, save_memory
@@ -131,7 +130,7 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
     """
     data = config.data
     if compare:
-        _refuse_stale(config, split)
+        made_by_main(lambda: _refuse_stale(config, split))
     pairs = PreparedPairs(
         prepared_folder(config, split),
         expect={"sizes": [list(size) for size in data.sizes]},
@@ -142,25 +141,17 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
     pairs.sources = source_names(data, split)
     if split == "train":
         pairs.shares = shares_of(data)
-        pairs.curation = curate(pairs, data, seed=config.train.seed)
+        pairs.curation = curate(pairs, data, seed=config.train.seed, once=made_by_main)
     return pairs
 
 
 def _refuse_stale(config: Config, split: str) -> None:
-    """Raises InputError, on all ranks, where the prepared data are of something else than the configuration names."""
-    refused = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            compared = compare_prepared(config, split)
-            for note in compared.notes:
-                say(note)
-            refused = str(compared) if compared.found else None
-        except InputError as error:
-            refused = str(error)
-    if dist.is_initialized():
-        refused = from_main(refused)
-    if refused is not None:
-        raise InputError(refused)
+    """Raises InputError where the prepared data are of something else than the configuration names."""
+    compared = compare_prepared(config, split)
+    for note in compared.notes:
+        say(note)
+    if compared.found:
+        raise InputError(str(compared))
 
 
 def compare_prepared(config: Config, split: str, *, full: bool = False) -> stale.Comparison:

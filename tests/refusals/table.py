@@ -295,6 +295,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "cannot be written (": By("a folder that can't be made"),
         },
     },
+    "training.agreement": {"made_by_main": {"InputError(refused)": Why.PASSED_ON}},
     "training.attention": {
         "_try_attention": {
             "diffusers knows": By("a backend's name"),
@@ -373,7 +374,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "model.kernels is `triton`: Triton needs": By("no Triton"),
             "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
         },
-        "_refuse_stale": {"InputError(refused)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
+        "_refuse_stale": {"InputError(str(compared))": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
         "check_init": {"it is another LoRA than the run started": Why.RUN},
     },
     "training.published": {
