@@ -7,8 +7,9 @@ full length (the longest that there are), stand in prepared folders; the pages a
 that one pair costs one thread: its bytes are read, hashed and held against the index, and laid out as a batch. `waits`
 is what a loop waits for a batch of one pair that computes `BUSY` seconds in between (it sleeps), for so many workers.
 
-`step_seconds` is **predicted** (`pgdpo plan`, one H100 at 35% of its peak), and is of one pair: no GPU was used. `--before`:
-a checkout of an earlier commit, whose reading is timed in turn with this one's, in a process of its own each.
+The seconds of a step are **predicted** (`pgdpo plan`, one H100 at 35% of its peak), and are one pair's: no GPU was
+used. `--before`: a checkout of an earlier commit, whose reading is timed in turn with this one's, each in a process of
+its own. HF_HUB_OFFLINE=1 spares the question for the models' configurations where the hub can't be reached.
 """
 
 from __future__ import annotations
