@@ -4,8 +4,9 @@
 
 -> results/loader.json. Latents of random numbers in the shape and dtype of each configuration, and embedded prompts of
 full length (the longest that there are), stand in prepared folders; the pages are in the host's cache. `read` is all
-that one pair costs one thread: its bytes are read, hashed and held against the index, and laid out as a batch. `waits`
-is what a loop waits for a batch of one pair that computes `BUSY` seconds in between (it sleeps), for so many workers.
+that one pair costs one thread, in CPU time, which other work on the machine does not lengthen much: its bytes are read,
+hashed and held against the index, and laid out as a batch. `waits` is what a loop waits for a batch of one pair, in
+wall-clock time, that computes `BUSY` seconds in between (it sleeps), for so many workers.
 
 The seconds of a step are **predicted** (`pgdpo plan`, one H100 at 35% of its peak), and are one pair's: no GPU was
 used. `--before`: a checkout of an earlier commit, whose reading is timed in turn with this one's, each in a process of
@@ -42,7 +43,7 @@ CONFIGS = ("ltx_video", "wan21_1.3b", "wan21_14b", "hunyuan_video", "cogvideox_2
 PAIRS = 8
 BUSY = 0.1
 WORKERS = (0, 1, 2)
-# Reads and lays out every pair once when it is told to, and says how many seconds that took.
+# Reads and lays out every pair once when it is told to, and says how many seconds of the CPU that took.
 READER = """
 import sys, time
 from pathlib import Path
@@ -51,10 +52,10 @@ from pgdpo.data.prepared import PreparedPairs, collate
 torch.set_num_threads(1)
 data = PreparedPairs(Path(sys.argv[1]))
 for _ in sys.stdin:
-    started = time.perf_counter()
+    started = time.process_time()
     for index in range(len(data)):
         collate([data[index, 0]])
-    print(time.perf_counter() - started, flush=True)
+    print(time.process_time() - started, flush=True)
 """
 
 
@@ -142,7 +143,7 @@ def measured(name: str, before: Path | None, rounds: int, folder: Path) -> dict:
     return {
         "latents": list(planner.latent_shape),
         "pair_bytes": size,
-        "milliseconds_a_pair": {
+        "cpu_milliseconds_a_pair": {
             which: {"median": median(each), "rounds": each} for which, each in times.items()
         },
         "predicted_step_seconds_a_pair": round(step, 3),
@@ -158,20 +159,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    models = {}
-    for name in CONFIGS:
-        with tempfile.TemporaryDirectory() as folder:
-            models[name] = measured(name, asked.before, asked.rounds, Path(folder))
-        print(name, json.dumps(models[name], indent=2), flush=True)
     result = {
-        "models": models,
+        "models": {},
         "busy_seconds": BUSY,
         "step_seconds": "predicted by pgdpo plan for one H100; loading was timed on this machine's CPU",
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "machine": machine(),
         "versions": versions(),
     }
-    write_json(FILE, result)
+    for name in CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            result["models"][name] = measured(name, asked.before, asked.rounds, Path(folder))
+        print(name, json.dumps(result["models"][name], indent=2), flush=True)
+        write_json(FILE, result)
 
 
 if __name__ == "__main__":

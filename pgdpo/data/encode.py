@@ -1,8 +1,8 @@
 """The clips of prepared data: shards of a fixed number of pairs, each made by the rank whose turn it is.
 
 Four things go on at a time on a rank: the next shard's clips are looked at, the next pairs' are read, one clip is
-encoded, and the shard before is hashed and written. A clip goes through the VAE by itself: several at once give other
-last digits, and a video is enough to fill a device.
+encoded, and the shard before is hashed and written. A clip goes through the VAE by itself: in a batch every family's
+VAE gives it other last digits.
 """
 
 from __future__ import annotations
