@@ -318,7 +318,7 @@ def _to_prepare(
     checks: dict[str, Callable[[], object]] = {
         "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
         "data.select": lambda: _left(
-            config, curated(pairs, _without_embeddings(data), embed=_alike, seed=config.train.seed)[0]
+            config, curated(pairs, _without_embeddings(data), spread=_alike, seed=config.train.seed)[0]
         ),
     }
     for key, check in checks.items():
@@ -341,8 +341,8 @@ def _without_embeddings(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"select": data.select[: len(list(known)) + 1]})
 
 
-def _alike(prompts: list[str]) -> np.ndarray:
-    return np.zeros((len(prompts), 1))
+def _alike(prompts: list[str], neighbours: int) -> np.ndarray:
+    return np.zeros(len(prompts))
 
 
 def _cached(config: Config, family: Family) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from pgdpo.data.shards import (
     note_of,
     shard_notes,
     tensors_sha256,
+    text_notes,
     was_tiled,
     written_files,
 )
@@ -43,6 +45,7 @@ class Earlier:
         self.folder = folder
         self._finished = written_files(folder)
         self._handles: dict[Path, object] = {}
+        self._lock = threading.Lock()  # of the handles: several threads read
         try:
             self._take_over(_read(folder / "index.json"), encoders, latent_dtype)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # not what a `prepare` writes
@@ -52,6 +55,7 @@ class Earlier:
         self.ids = [row["id"] for row in index.get("pairs", [])]
         self._shards = index.get("shards", [])
         self._image = index.get("image", [])
+        self._same_encoders = index.get("encoders") == encoders.fingerprint
         self._texts = [index.get("text", {}), index.get("negative", {})]
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
         made = index["made_of"] if index.get("format") in READABLE else {}
@@ -102,6 +106,13 @@ class Earlier:
             return None  # all of them are made anew
         return next((was_tiled(entry) for entry in there if tuple(entry["size"]) == tuple(size)), None)
 
+    def text_files(self) -> list[dict]:
+        """The entries of the files that stay or whose prompts are taken over, or that a `prepare` that was cut short
+        left."""
+        if not self._rows:
+            return text_notes(self.folder)
+        return self._texts[0].get("files", []) if self._same_text or self._same_encoders else []
+
     def pair(
         self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str, *, tiled: bool | None
     ) -> dict[str, torch.Tensor] | None:
@@ -143,12 +154,13 @@ class Earlier:
         with contextlib.suppress(OSError, SafetensorError):
             if path.stat().st_size != entry["bytes"]:
                 return None  # a mapped file that was cut short would kill the process
-            if path not in self._handles:
-                if len(self._handles) == OPEN_FILES:
-                    self._handles.clear()
-                self._handles[path] = safe_open(path, framework="pt")
-            # Copies: what is taken twice shares no memory, and nothing is read from the file later.
-            tensors = {name: self._handles[path].get_tensor(f"{key}.{name}").clone() for name in names}
+            with self._lock:
+                if path not in self._handles:
+                    if len(self._handles) == OPEN_FILES:
+                        self._handles.clear()
+                    self._handles[path] = safe_open(path, framework="pt")
+                # Copies: what is taken twice shares no memory, and nothing is read from the file later.
+                tensors = {name: self._handles[path].get_tensor(f"{key}.{name}").clone() for name in names}
             if tensors_sha256(tensors) == digest:
                 return tensors
         return None

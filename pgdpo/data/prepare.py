@@ -18,15 +18,17 @@ Ranks share the files: each encodes its own, and the main rank writes the index 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from pgdpo.console import progress_bar, say
+from pgdpo.data.ahead import Behind
 from pgdpo.data.bad import check_bad
 from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import Sampling, bucket_of, probe_pair, views_said
@@ -38,16 +40,18 @@ from pgdpo.data.manifest import PairRow
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.room import check_room
 from pgdpo.data.schema import cut_labels
-from pgdpo.data.shards import INDEX, content_key, note_of, tensors_sha256, write_once
+from pgdpo.data.shards import INDEX, content_key, kept, note_of, tensors_sha256, write
 from pgdpo.data.sources import read_rows, sources_of
 from pgdpo.data.tiled import settle_tiling
 from pgdpo.errors import InputError
 from pgdpo.models.family import Family
-from pgdpo.models.protocols import Encoders
+from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.models.text import say_cut_prompts
+from pgdpo.progress import moved
 from pgdpo.settings import DataConfig, fps_of
 
-PROMPTS_PER_FILE = 256  # held in memory until the file is written
+PROMPTS_PER_FILE = 256  # held in memory until the file is written, as those of the next one are meanwhile
+PROMPTS_AT_ONCE = 32
 
 
 class Prepared(NamedTuple):
@@ -94,16 +98,17 @@ def prepare(
     where = ", ".join(str(source.manifest) for source in sources_of(config, split, toy))
     earlier = Earlier(folder, encoders, config.latent_dtype)
     hashes = Hashes(() if full else earlier.pairs.values())
-    work = Work(folder, config, sampling, encoders, ranks, earlier, hashes)
+    work = Work(folder, config, sampling, family, encoders, ranks, earlier, hashes)
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
     prompts = sorted({row.prompt for row in rows} | {""})
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts + negatives)
-    _check_room(work, family, buckets, prompts=len(prompts) + len(negatives))
+    text_dtype = _settle_text_dtype(work)
+    _check_room(work, buckets, prompts=len(prompts) + len(negatives), text_dtype=text_dtype)
     settle_tiling(work)
-    text, negative_text, embedded = _prepare_text(prompts, negatives, work)
+    text, negative_text, embedded = _prepare_text(prompts, negatives, text_dtype, work)
     shards = prepare_shards(rows, buckets, work)
     bad |= {entry["id"]: entry["reason"] for shard in shards for entry in shard.entry["bad"]}
     check_bad(bad, len(rows), config.on_bad_data, where)
@@ -131,7 +136,24 @@ def prepare(
     return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
 
 
-def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]], *, prompts: int) -> None:
+def _settle_text_dtype(work: Work) -> str | None:
+    """The dtype that a folder's prompts are embedded and stored in, as its files say it of themselves.
+
+    What is there decides, so that a prompt that is added on another machine is computed as the others were. None:
+    files of earlier versions are there, which say nothing: these stored fp32 in whatever they computed.
+    """
+    encoders, there = work.encoders, work.earlier.text_files()
+    own = str(encoders.text_dtype).removeprefix("torch.")
+    said = there[0].get("dtype") if there else own
+    if said not in (None, own):
+        encoders.text_dtype = getattr(torch, said)
+        say(f"{work.folder}: prompts are embedded in {said}, as those that are there were")
+    return said
+
+
+def _check_room(
+    work: Work, buckets: Sequence[Sequence[PairRow]], *, prompts: int, text_dtype: str | None
+) -> None:
     sizes, step = work.config.sizes, work.config.pairs_per_shard
     groups = [
         [row.id for row in members[first : first + step]]
@@ -140,7 +162,7 @@ def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]]
     ]
     check_room(
         work.folder,
-        family,
+        work.family,
         {size: len(members) for size, members in zip(sizes, buckets, strict=True) if members},
         masks={
             size: sum(row.mask is not None for row in members)
@@ -148,7 +170,7 @@ def _check_room(work: Work, family: Family, buckets: Sequence[Sequence[PairRow]]
         },
         prompts=prompts,
         dtype=getattr(torch, work.config.latent_dtype),
-        needs_image=work.encoders.needs_image,
+        text_dtype=getattr(torch, text_dtype or "float32"),
         superseded=work.earlier.superseded(groups),
     )
 
@@ -177,28 +199,36 @@ def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRo
     return buckets, bad
 
 
-def _prepare_text(prompts: Sequence[str], negatives: list[str], work: Work) -> tuple[dict, dict, int]:
+def _prepare_text(
+    prompts: Sequence[str], negatives: list[str], dtype: str | None, work: Work
+) -> tuple[dict, dict, int]:
     """(the index's part of the distinct prompts, that of the negative ones, how many were embedded)."""
-    ranks = work.ranks
+    ranks, stored = work.ranks, getattr(torch, dtype or "float32")
+    beside = {} if dtype is None else {"dtype": dtype}
     texts = [prompts[first : first + PROMPTS_PER_FILE] for first in range(0, len(prompts), PROMPTS_PER_FILE)]
     parts = [
         *((f"text-{number:05d}", part) for number, part in enumerate(texts)),
         *((f"negative-{number:05d}", [prompt]) for number, prompt in enumerate(negatives)),
     ]
     mine = range(ranks.rank, len(parts), ranks.count)
-    done: dict[int, tuple[dict, int]] = {}
-    with progress_bar(f"encode prompts{work.share()}", total=sum(len(parts[n][1]) for n in mine)) as bar:
+    done: dict[int, Future[dict]] = {}
+    embedded = 0
+    total = sum(len(parts[n][1]) for n in mine)
+    with progress_bar(f"encode prompts{work.share()}", total=total) as bar, Behind() as behind:
         for number in mine:
-            (stem, part), embedded = parts[number], []
+            stem, part = parts[number]
             key = content_key(work.encoders.fingerprint, part)
             path = work.earlier.place(stem, key)
-            make = functools.partial(_embed, part, work, embedded)
-            done[number] = write_once(path, key, make), len(embedded)
+            if there := kept(path, key):
+                done[number] = behind.begin(lambda entry=there: entry)
+            else:
+                found, new = _embed(part, stored, work)
+                embedded += new
+                done[number] = behind.begin(partial(_write, path, key, found, beside))
             bar.advance(len(part))
-    found = in_order(ranks.gather(done))
-    files = [entry for entry, _ in found]
+    files = in_order(ranks.gather({number: file.result() for number, file in done.items()}))
     negative = {**_text_index(files[len(texts) :]), "written": negatives}
-    return _text_index(files[: len(texts)]), negative, sum(count for _, count in found)
+    return _text_index(files[: len(texts)]), negative, sum(ranks.gather(embedded))
 
 
 def _text_index(files: Sequence[dict]) -> dict:
@@ -215,19 +245,28 @@ def _text_index(files: Sequence[dict]) -> dict:
     }
 
 
-def _embed(prompts: Sequence[str], work: Work, embedded: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
-    """`embedded`: gets the prompts that no earlier file has."""
+def _embed(prompts: Sequence[str], dtype: torch.dtype, work: Work) -> tuple[dict[str, Conditioning], int]:
+    """(conditioning by prompt, how many of them no earlier file has)."""
     found = {prompt: work.earlier.prompt(prompt_key(prompt)) for prompt in prompts}
-    embedded += [prompt for prompt in prompts if found[prompt] is None]
-    for start in range(0, len(embedded), 32):
-        batch = embedded[start : start + 32]
-        found |= zip(batch, work.encoders.encode_prompts(batch), strict=True)
-    tensors, digests, names = {}, {}, set()
-    for prompt, embedding in found.items():
-        digests[prompt_key(prompt)] = tensors_sha256(embedding)
-        names |= set(embedding)
-        tensors |= {f"{prompt_key(prompt)}.{name}": t.contiguous() for name, t in embedding.items()}
-    return tensors, {"names": sorted(names), "prompts": digests}
+    new = [prompt for prompt in prompts if found[prompt] is None]
+    for start in range(0, len(new), PROMPTS_AT_ONCE):
+        batch = new[start : start + PROMPTS_AT_ONCE]
+        for prompt, embedding in zip(batch, work.encoders.encode_prompts(batch), strict=True):
+            found[prompt] = {name: tensor.to(dtype) for name, tensor in embedding.items()}
+        moved(f"encoded {start + len(batch)} of {len(new)} prompts of a file")
+    return found, len(new)
+
+
+def _write(path: Path, key: str, found: dict[str, Conditioning], beside: dict) -> dict:
+    """A file of embeddings by prompt, of which `beside` is told too. Returns its entry."""
+    tensors = {
+        f"{prompt_key(prompt)}.{name}": tensor.contiguous()
+        for prompt, embedding in found.items()
+        for name, tensor in embedding.items()
+    }
+    names = sorted({name for embedding in found.values() for name in embedding})
+    digests = {prompt_key(prompt): tensors_sha256(embedding) for prompt, embedding in found.items()}
+    return write(path, key, tensors, {"names": names, **beside, "prompts": digests})
 
 
 def _index(

@@ -7,15 +7,16 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.utils.data import Dataset
 
 from pgdpo.console import is_main_rank
+from pgdpo.data.ahead import ahead
 from pgdpo.data.mixture import Mixture
 from pgdpo.data.order import Order
 from pgdpo.data.prepare import prompt_key
@@ -25,13 +26,15 @@ from pgdpo.data.verified import MEND, add_to_note, look_at, wrong_size
 from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
 
+WORKERS = 2  # threads that read ahead beside a GPU: one hashes while another waits for the disk
+
 
 def alone(work: Callable[[int, int], object]) -> list:
     """`work(rank, ranks)` by this process, which shares it with no other."""
     return [work(0, 1)]
 
 
-class PreparedPairs(Dataset):
+class PreparedPairs:
     """The pairs of a prepared folder. An item is addressed by (index, draw); `draw` counts a pair's visits.
 
     What is read is held against the hash that the index has of it. A pair that does not pass raises InputError, or,
@@ -57,7 +60,7 @@ class PreparedPairs(Dataset):
         """
         self.folder = folder
         self.index = read_index(folder)
-        self.index.pop("made_of", None)  # it is looked at once and would travel to loader processes
+        self.index.pop("made_of", None)  # it is large and was looked at
         self.require(**(expect or {}))
         self.rows = self.index["pairs"]
         self.seed = seed
@@ -72,9 +75,6 @@ class PreparedPairs(Dataset):
         self.damaged_files = self._verify(full, shared)
         if self.damaged_files and not stand_in:
             raise InputError(next(iter(self.damaged_files.values())))
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handles": {}}  # open files do not travel to loader processes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,13 +105,10 @@ class PreparedPairs(Dataset):
             "draw": draw,
             "row": row,
             "damage": None,
-            "chosen": tensors.pop("chosen").float(),
-            "rejected": tensors.pop("rejected").float(),
-            "mask": tensors.pop("mask").float() if "mask" in tensors else None,
-            "conditioning": {
-                **self.text("" if dropped else row["prompt"]),
-                **{name: tensor.float() for name, tensor in tensors.items()},
-            },
+            "chosen": tensors.pop("chosen"),
+            "rejected": tensors.pop("rejected"),
+            "mask": tensors.pop("mask", None),
+            "conditioning": {**self.text("" if dropped else row["prompt"]), **tensors},
         }
 
     def _pair(self, row: dict) -> dict[str, torch.Tensor]:
@@ -287,11 +284,41 @@ def has_mask(row: dict) -> bool:
     return row.get("mask_share") is not None
 
 
-def collate(items: list[dict]) -> dict:
-    """Items -> a batch.
+def load_batches(
+    data: PreparedPairs, batches: Iterable[list[tuple[int, int]]], *, workers: int | None = None
+) -> Iterator[dict]:
+    """Batches (of `collate`) of these (index, draw)s, in their order, in pinned memory where there is a GPU.
 
-    `latents` [2B, C, F, H, W] (chosen half first), `conditioning` (a dict of tensors [2B, ...], the same for both
-    halves), `mask` [B, 1, F, H, W] (None unless every pair has one), `pair_ids` and `draw` [B], `ids`, `rows`;
+    `workers`: threads that read ahead, two batches each at most; 0: what is asked for is read then. By default
+    `WORKERS` beside a GPU, which computes meanwhile, and none without: what computes there is what would read.
+    """
+    gpu = torch.cuda.is_available()
+    workers = (WORKERS if gpu else 0) if workers is None else workers
+
+    def read(jobs: list[tuple[int, int]]) -> dict:
+        batch = collate([data[job] for job in jobs])
+        return _pinned(batch) if gpu else batch
+
+    if workers == 0:
+        yield from map(read, batches)
+        return
+    with contextlib.closing(ahead(read, batches, threads=workers, most=2 * workers)) as reads:
+        for _, batch in reads:
+            yield batch.result()
+
+
+def _pinned(value: Any) -> Any:
+    """The same with its tensors in pinned memory."""
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    return {name: _pinned(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def collate(items: list[dict]) -> dict:
+    """Items -> a batch, in the dtypes of the files: `to_device` has them in fp32.
+
+    `latents` [2B, C, F, H, W] (chosen half first), `conditioning` (a dict of tensors [B, ...], which `twice` has for
+    both halves), `mask` [B, 1, F, H, W] (None unless every pair has one), `pair_ids` and `draw` [B], `ids`, `rows`;
     `damage`: (id, what is wrong) of each damaged pair that another one stands in for, else None.
     """
     latents = torch.stack([item["chosen"] for item in items] + [item["rejected"] for item in items])
@@ -304,7 +331,7 @@ def collate(items: list[dict]) -> dict:
         "draw": torch.tensor([item["draw"] for item in items]),
         "latents": latents,
         "mask": None if any(mask is None for mask in masks) else torch.stack(masks),
-        "conditioning": stack_conditioning([item["conditioning"] for item in items] * 2),
+        "conditioning": stack_conditioning([item["conditioning"] for item in items]),
     }
 
 
@@ -322,4 +349,11 @@ def padded_text(encoded: dict[str, torch.Tensor], text_length: int) -> dict[str,
 
 
 def to_device(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    """On `device`, in fp32 what is floating. The copy of pinned memory goes on while the host does."""
+    there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in there.items()}
+
+
+def twice(conditioning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Conditioning `[B, ...]` of pairs -> of both their clips, `[2B, ...]`, the chosen half first."""
+    return {name: torch.cat([tensor, tensor]) for name, tensor in conditioning.items()}

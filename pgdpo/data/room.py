@@ -23,11 +23,16 @@ def mask_bytes(family: Family, size: Size) -> int:
     return torch.Size(family.latent_shape(*size)[1:]).numel() * torch.float16.itemsize
 
 
-def conditioning_bytes(family: Family, size: Size) -> dict[str, int]:
-    """Bytes of one sample's conditioning by name, at most: a prompt is stored without its padding."""
+def conditioning_bytes(
+    family: Family, latent_shape: tuple[int, ...], *, text: torch.dtype, image: torch.dtype
+) -> tuple[int, int]:
+    """Bytes of one sample's conditioning in these dtypes: (by its prompt, at most: it is stored without its padding; by
+    an image)."""
     with torch.device("meta"):
-        tensors = family.example_conditioning(1, family.latent_shape(*size))
-    return {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()}
+        tensors = family.example_conditioning(1, latent_shape)
+    sizes = {name: tensor.numel() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    images = sum(sizes.pop(name, 0) for name in family.image_names)
+    return sum(sizes.values()) * text.itemsize, images * image.itemsize
 
 
 def check_room(
@@ -38,22 +43,22 @@ def check_room(
     masks: dict[Size, int],
     prompts: int,
     dtype: torch.dtype,
-    needs_image: bool,
+    text_dtype: torch.dtype,
     superseded: int = 0,
 ) -> None:
     """Say what `folder` will take and what is free. Raises InputError if it does not fit.
 
     `pairs`: how many of each size; `masks`: how many of them have one; `prompts`: how many different ones.
-    `superseded`: bytes of what is there, that stays beside what takes its place.
+    `dtype`, `text_dtype`: of latents and of embedded prompts. `superseded`: bytes of what is there, that stays beside
+    what takes its place.
     """
     latents = sum(count * pair_bytes(family, size, dtype) for size, count in pairs.items())
     text = images = 0
     for size, count in pairs.items():
-        per_sample = conditioning_bytes(family, size)
-        prompt = per_sample.pop("prompt")
-        beside = sum(per_sample.values())
-        text = max(text, prompts * (prompt if needs_image else prompt + beside))
-        images += count * beside if needs_image else 0
+        shape = family.latent_shape(*size)
+        prompt, image = conditioning_bytes(family, shape, text=text_dtype, image=dtype)
+        text = max(text, prompts * prompt)
+        images += count * image
     regions = sum(count * mask_bytes(family, size) for size, count in masks.items())
     need = latents + text + images + regions
     stems = ["text", "negative", *(f"shard-{size_name(size)}" for size in pairs)]

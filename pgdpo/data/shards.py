@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,21 +16,20 @@ ENCODING = 3  # of what stands in the files: raised only where the same clip or 
 INDEX = 5  # layout of a prepared folder's index.json
 
 
-def write_once(path: Path, key: str, make: Callable[[], tuple[dict[str, torch.Tensor], dict]]) -> dict:
-    """Write `make()`'s tensors to `path`, unless the file there was made from the same `key` and still has its hash.
+def kept(path: Path, key: str) -> dict | None:
+    """The entry of the file at `path`, if it was made from `key` and still has its hash."""
+    entry = _read_note(note_of(path))
+    whole = entry and entry["key"] == key and path.is_file() and entry["sha256"] == sha256_of(path)
+    return entry if whole else None
 
-    Returns the file's entry: name, bytes, SHA-256, and what `make` gave beside the tensors.
-    """
-    note = note_of(path)
-    entry = _read_note(note)
-    if entry and entry["key"] == key and path.is_file() and entry["sha256"] == sha256_of(path):
-        return entry
-    tensors, beside = make()
+
+def write(path: Path, key: str, tensors: dict[str, torch.Tensor], beside: dict) -> dict:
+    """Write what was made from `key`. Returns the file's entry: name, bytes, SHA-256, and `beside`."""
     with atomic_path(path) as temporary:
         save_file(tensors, temporary)
     size = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     entry = {"file": path.name, "key": key, **size, **beside}
-    write_json(note, entry)
+    write_json(note_of(path), entry)
     return entry
 
 
@@ -55,6 +54,11 @@ def written_files(folder: Path) -> dict[str, Path]:
 def shard_notes(folder: Path) -> list[dict]:
     """The entries of a folder's finished shards."""
     return [entry for note in sorted(folder.glob("shard-*.json")) if (entry := _read_note(note))]
+
+
+def text_notes(folder: Path) -> list[dict]:
+    """The entries of a folder's finished files of prompts."""
+    return [entry for note in sorted(folder.glob("text-*.json")) if (entry := _read_note(note))]
 
 
 def was_tiled(entry: Mapping) -> bool:

@@ -24,6 +24,7 @@ from pgdpo.data.schema import LABELS, MANIFEST, SIDES, cut_labels
 from pgdpo.data.shards import ENCODING
 from pgdpo.data.sources import scan_sources, take
 from pgdpo.data.tiled import NAMES, kept, tiled_sizes
+from pgdpo.models.kept import compute_dtype
 from pgdpo.models.protocols import Encoders
 from pgdpo.problems import Problem, shown
 from pgdpo.record import read_record
@@ -93,6 +94,12 @@ def compare(
     )
     if tiled and encoders.tiling.asked == "auto":
         result.notes.append(kept(folder, tiled))
+    embedded, told = index["text"]["files"][0].get("dtype"), str(compute_dtype(config)).removeprefix("torch.")
+    if config.model.encoders == "pipeline" and embedded not in (None, told):
+        result.notes.append(
+            f"{folder}: prompts were embedded in {embedded}, and the run computes in {told} (train.precision), in "
+            "which the model's own pipeline would embed them"
+        )
     made, now = index["made_of"], named_source(config.data, split)
     key, renamed = _renamed(split, made, now)
     if now["toy"] != made["toy"]:

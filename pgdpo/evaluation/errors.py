@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pgdpo.data.prepared import PreparedPairs, collate, to_device
+from pgdpo.data.prepared import PreparedPairs, collate, to_device, twice
 from pgdpo.data.schema import MANIFEST
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.evaluation.statistics import share
@@ -41,8 +41,8 @@ class Errors:
     def of(self, transformer: torch.nn.Module, items: list[Job]) -> list[list[float]]:
         """[chosen, rejected] mean squared errors of each item, (index, draw)s of one draw."""
         batch, level = collate([self.data[item] for item in items]), self.level(items[0][1])
-        latents = batch["latents"].to(self.device)
-        conditioning = to_device(self.family.trimmed(batch["conditioning"]), self.device)
+        latents = to_device({"latents": batch["latents"]}, self.device)["latents"]
+        conditioning = twice(to_device(self.family.trimmed(batch["conditioning"]), self.device))
         sigma = torch.full((len(items),), level, device=self.device)
         noisy, target = noise_pair(
             latents,

@@ -74,6 +74,7 @@ class PipelineEncoders:
         self.family = family
         self.device = device
         self.text_length = family.text_length
+        self.text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.check_size = family.check_size
         self.tiling = Tiling(self)
         self._parts = OneAtATime()
@@ -96,7 +97,7 @@ class PipelineEncoders:
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
         embedded = self.embed(self._parts.get("text", self._load_text), prompts)
-        return [{name: tensor.float().cpu() for name, tensor in item.items()} for item in embedded]
+        return [{name: tensor.cpu() for name, tensor in item.items()} for item in embedded]
 
     @torch.no_grad()
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
@@ -132,9 +133,9 @@ class PipelineEncoders:
 
     def _load_text(self) -> DiffusionPipeline:
         parts = {"transformer": None, "vae": None, "scheduler": None}
-        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.family.fetch(*self.text_parts)
-        return self.family.pipeline_class.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(
+        pipeline = self.family.pipeline_class
+        return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=self.text_dtype).to(
             self.device
         )
 

@@ -21,6 +21,9 @@ class Encoders(Protocol):
     """What `prepare` needs of a VAE and a text encoder, and `evaluate` to look at latents."""
 
     text_length: int  # tokens that `prompt` is zero-padded to
+    text_dtype: (
+        torch.dtype
+    )  # that prompts are embedded in; set before the first one, they are embedded in that
     fingerprint: str  # changes when the same clip or prompt would be encoded differently
     parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
     needs_image: bool  # the model is conditioned on an image beside the prompt
@@ -34,8 +37,8 @@ class Encoders(Protocol):
         """The tokenizer of one of `readers`."""
 
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
-        """Conditioning of each prompt, without a batch axis: `prompt` fp32 `[L, D]` with L <= text_length, without
-        padding, and what else the family wants, of one shape for all prompts."""
+        """Conditioning of each prompt, without a batch axis: `prompt` `[L, D]` with L <= text_length, without
+        padding, and what else the family wants, of one shape for all prompts; as computed, in `text_dtype`."""
 
     def encode_image(self, image: np.ndarray, num_frames: int) -> Conditioning:
         """uint8 `[H, W, 3]` -> the image's conditioning, without a batch axis; asked where `needs_image`."""

@@ -26,6 +26,7 @@ class ToyEncoders:
     """A lossless patch codec (space to depth) and hashed words (a fixed random vector per word)."""
 
     text_length = TEXT_LENGTH
+    text_dtype = torch.float32
     needs_image = False
     tiling = None
     readers = ()  # nothing is cut: a prompt of too many words is refused

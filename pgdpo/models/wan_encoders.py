@@ -98,9 +98,10 @@ class WanEncoders(PipelineEncoders):
     def _load_text(self) -> DiffusionPipeline:
         pipeline = self.family.pipeline_class
         parts = dict.fromkeys(("vae", "scheduler", *pipeline._optional_components))
-        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.family.fetch(*self.text_parts)
-        return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(self.device)
+        return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=self.text_dtype).to(
+            self.device
+        )
 
     @functools.cached_property
     def _clip(self) -> dict:

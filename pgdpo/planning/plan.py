@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from pgdpo.data.order import check_batches
+from pgdpo.data.room import conditioning_bytes
 from pgdpo.errors import InputError
 from pgdpo.models.kept import compute_dtype
 from pgdpo.models.targets import check_targets
@@ -128,7 +129,7 @@ class Planner:
             config,
             self.sizes,
             self.latent_shape,
-            conditioning=self._conditioning_bytes(1),
+            conditioning=self._stored_conditioning(config),
             moving=trained(self.sizes) if moves else 0,
             bandwidth=machine.disk,
         )
@@ -198,6 +199,12 @@ class Planner:
         """Latents, noisy latents, target, the policy's and the reference's prediction, and the conditioning."""
         latents = torch.Size(self.latent_shape).numel() * FP32
         return 5 * samples * latents + self._conditioning_bytes(samples)
+
+    def _stored_conditioning(self, config: Config) -> int:
+        """Bytes on disk of one pair's conditioning, prepared beside a GPU, where text encoders compute in bf16."""
+        text = torch.float32 if config.model.encoders == "toy" else torch.bfloat16
+        image = getattr(torch, config.data.latent_dtype)
+        return sum(conditioning_bytes(self.family, self.latent_shape, text=text, image=image))
 
     def _conditioning_bytes(self, samples: int) -> int:
         with torch.device("meta"):

@@ -248,7 +248,12 @@ class DataConfig(Section):
     )
     pairs_per_shard: int = Field(32, ge=1, description="Pairs in one safetensors shard.")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="Share of draws that see the empty prompt.")
-    workers: int = Field(0, ge=0, description="Loader processes per rank; 0 reads in the training process.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Threads per rank that read pairs ahead, two batches each; 0 reads a pair when it is asked for. By "
+        "default 2 beside a GPU, 0 without.",
+    )
     segments: int | None = Field(
         None,
         ge=1,

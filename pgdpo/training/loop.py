@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from pgdpo.console import progress_bar, say
 from pgdpo.data.order import StepBatches, check_batches
-from pgdpo.data.prepared import collate
+from pgdpo.data.prepared import load_batches
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.errors import InputError, Stopped
@@ -44,7 +43,7 @@ from pgdpo.training.resume import check_resume, described, explain_run, remove_r
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.trackers import Trackers, check_trackers
 from pgdpo.training.validation import Validation
-from pgdpo.training.watchdog import Watchdog, start_loader_process
+from pgdpo.training.watchdog import Watchdog
 from pgdpo_kernels import PairErrors
 
 
@@ -122,7 +121,7 @@ class Trainer:
         """Train from `done` steps to the last one. Returns the last checkpoint."""
         train, run_dir = self.config.train, self.config.run_dir
         self.batches = self._batches(range(done, train.steps))
-        loaded = iter(self._loader())
+        loaded = load_batches(self.data, self.batches, workers=self.config.data.workers)
         log = Trackers(self.config, start=done) if dist.get_rank() == 0 else None
         model, signals = self.engine.module, self.signals
         show = functools.partial(self.validation.show, transformer=model, log=log, signals=signals)
@@ -153,6 +152,7 @@ class Trainer:
             unsaved = "" if done == (step_of(last) if last else 0) else ", which found no room to be saved"
             raise Stopped(f"{stop} after step {done}{unsaved}; go on with --resume", stop.code) from stop
         finally:
+            loaded.close()
             self.checkpoints.close()
             if log:
                 log.close()
@@ -339,15 +339,6 @@ class Trainer:
             steps=steps,
             draws=train.cached_draws if isinstance(self.reference, CachedErrors) else None,
             in_order=train.deterministic,
-        )
-
-    def _loader(self) -> DataLoader:
-        return DataLoader(
-            self.data,
-            batch_sampler=self.batches,
-            collate_fn=collate,
-            num_workers=self.config.data.workers,
-            worker_init_fn=start_loader_process,
         )
 
     @functools.cached_property

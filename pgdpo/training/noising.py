@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pgdpo.data.prepared import to_device
+from pgdpo.data.prepared import to_device, twice
 from pgdpo.diffusion.draws import sigmas
 from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
@@ -42,10 +42,12 @@ def draw_sample(
     `cached`: the reference's errors are computed apart from the policy's. Pairs then meet in other batches, and their
     text keeps its padding where there are several: its length, and so the rounding, would hang on who is met.
     """
-    latents = batch["latents"].to(device)
     apart = cached and config.train.micro_batch_pairs > 1
     conditioning = batch["conditioning"] if apart else family.trimmed(batch["conditioning"])
-    conditioning = to_device(conditioning, device)
+    conditioning = twice(to_device(conditioning, device))
+    tensors = {name: batch[name] for name in ("latents", "mask") if batch[name] is not None}
+    tensors = to_device(tensors, device)
+    latents = tensors["latents"]
     keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
     sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
     noisy, target = noise_pair(
@@ -58,7 +60,9 @@ def draw_sample(
     )
     mask = family.loss_mask(latents, conditioning)
     noisy = noisy.to(compute_dtype(config))
-    return Sample(latents, conditioning, sigma, noisy, target, mask, region_of(batch["mask"], mask, latents))
+    return Sample(
+        latents, conditioning, sigma, noisy, target, mask, region_of(tensors.get("mask"), mask, latents)
+    )
 
 
 def region_of(
@@ -67,5 +71,4 @@ def region_of(
     """The pairs' masks `[B, 1, F, H, W]` here, less what counts nowhere (`mask`, as `pair_errors` takes it)."""
     if region is None:
         return None
-    region = region.to(latents.device)
     return region if mask is None else region * broadcast_mask(mask, latents)

@@ -187,7 +187,7 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
     pairs.sources = source_names(data, split)
     if split == "train":
         pairs.shares = shares_of(data)
-        pairs.curation = curate(pairs, data, seed=config.train.seed)
+        pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
     return pairs
 
 

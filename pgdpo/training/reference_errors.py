@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from pgdpo.console import is_main_rank, progress_bar, say
-from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
+from pgdpo.data.prepared import PreparedPairs, load_batches, pair_hash
 from pgdpo.errors import Stopped
 from pgdpo.models import open_family
 from pgdpo.progress import moved
@@ -31,7 +30,7 @@ from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_paralle
 from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 from pgdpo.training.signals import StopSignals
-from pgdpo.training.watchdog import Watchdog, start_loader_process
+from pgdpo.training.watchdog import Watchdog
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
 
@@ -74,19 +73,12 @@ def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path
     agreement.meet()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
-    loader = DataLoader(
-        data,
-        batch_sampler=mine,
-        collate_fn=collate,
-        num_workers=config.data.workers,
-        worker_init_fn=start_loader_process,
-    )
     frames = max(entry["latent_shape"][1] for entry in data.index["shards"])
     found: list[ErrorRows] = []
     written = time.monotonic()
     try:
         with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
-            for batch in loader:
+            for batch in load_batches(data, mine, workers=config.data.workers):
                 signals.check()
                 with each_block(signals.block):
                     found.append(_errors(batch, config, family, forward, frames, device))

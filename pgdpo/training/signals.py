@@ -60,7 +60,7 @@ class StopSignals:
         before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True)
         thread.start()
-        # Undone in the other order. A 0 ends the thread: forked loaders hold our end open, closing it would not.
+        # Undone in the other order. A 0 ends the thread: a forked process may hold our end open, closing it would not.
         self._undo.callback(ours.close)
         self._undo.callback(thread.join)
         self._undo.callback(ours.send, b"\0")
@@ -163,10 +163,3 @@ def _raise_stopped(received: int) -> None:
         number = STOPPING[received - 1]
         by_hand = number == signal.SIGINT
         raise Stopped("Ctrl-C" if by_hand else number.name, INTERRUPTED if by_hand else TERMINATED)
-
-
-def leave_signals_to_parent() -> None:
-    """In a forked process, such as a loader's: signals that reach all processes of a job are the parent's to note."""
-    signal.set_wakeup_fd(-1)  # the parent's: it would take our signals for its own
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)

@@ -29,7 +29,7 @@ from pgdpo.errors import InputError, Stopped
 from pgdpo.progress import heard_by
 from pgdpo.training import agreement
 from pgdpo.training.events import log_event
-from pgdpo.training.signals import StopSignals, leave_signals_to_parent
+from pgdpo.training.signals import StopSignals
 
 BEAT = 0.5  # seconds between two reports
 SILENT = 6 * BEAT  # without a report for so long, the whole process stands still
@@ -245,24 +245,12 @@ class Watchdog:
         os._exit(1)
 
 
-def start_loader_process(worker: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: a forked loader leaves to its rank what is the rank's.
-
-    The signals that stop a run reach all processes of a job; and a connection that a loader still held would hide
-    its rank's death.
-    """
-    leave_signals_to_parent()
-    for line in list(_open):
-        line.close()
-
-
 class _Line:
     """JSON messages over a socket, one a line; sending never blocks for long and never fails."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.socket, self.closed = connection, False
-        _open.add(self)
         self._buffer = b""
         self._lock = threading.Lock()
 
@@ -286,8 +274,4 @@ class _Line:
                 yield json.loads(line)
 
     def close(self) -> None:
-        _open.discard(self)
         self.socket.close()
-
-
-_open: set[_Line] = set()

@@ -1,6 +1,7 @@
 """Selection, weights and the probe on rows whose right answer is known."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pgdpo.data.curation import neighbours as module
+from pgdpo.data.curation.neighbours import neighbour_entropy
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import auc, probe, statistics
-from pgdpo.data.curation.select import neighbour_entropy, select
+from pgdpo.data.curation.select import select
 from pgdpo.data.curation.weight import weighted, weights
 from pgdpo.data.order import Order
 from pgdpo.errors import InputError
@@ -28,8 +31,8 @@ def row(number: int, chosen: float, rejected: float, **extra) -> dict:
 ROWS = [row(i, 1 + i / 10, 1.0) for i in range(11)]  # margins 0, 0.1, ... 1
 
 
-def kept(rows, *rules, embed=None) -> tuple[list[int], list]:
-    return select([SelectRule(**rule) for rule in rules], rows, embed=embed, seed=0)
+def kept(rows, *rules, spread=None) -> tuple[list[int], list]:
+    return select([SelectRule(**rule) for rule in rules], rows, spread=spread, seed=0)
 
 
 def test_margin_keeps_the_quantiles():
@@ -69,8 +72,8 @@ def test_fifa_prefers_margin_and_rare_prompts():
     places = {"prompt 0": [0.0, 0.0], "prompt 1": [0.1, 0.0], "prompt 2": [5.0, 5.0]}
     rows = [row(i, 2, 1) for i in range(6)]
     rule = {"by": "fifa", "score": "total", "keep": 1 / 3, "neighbours": 1}
-    embed = lambda prompts: np.array([places[p] for p in prompts])  # noqa: E731
-    assert kept(rows, rule, embed=embed)[0] == [2, 5]
+    spread = lambda prompts, k: neighbour_entropy(torch.tensor([places[p] for p in prompts]), k)  # noqa: E731
+    assert kept(rows, rule, spread=spread)[0] == [2, 5]
     assert kept(ROWS, rule | {"diversity_weight": 0, "keep": 0.3})[0] == [
         8,
         9,
@@ -84,11 +87,32 @@ def test_fifa_reads_text_quality():
     assert kept(rows, rule)[0] == [4]
 
 
-def test_neighbour_entropy_against_distances():
-    points = np.random.default_rng(0).normal(size=(20, 3))
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    expected = np.log(np.sort(distances, axis=1)[:, 4])
-    np.testing.assert_allclose(neighbour_entropy(points, 4), expected, rtol=1e-4)
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(1, 40),
+    dimension=st.integers(1, 6),
+    neighbours=st.integers(1, 6),
+    scale=st.sampled_from([1e-3, 1.0, 30.0]),
+    near=st.sampled_from([0.0, 1e-7, 1e-4, 1.0]),
+    away=st.sampled_from([0.0, 100.0]),
+    blocks=st.sampled_from([(1, 2), (7, 5), (512, 2048)]),
+    spare=st.sampled_from([0, 2, 16]),
+    seed=st.integers(0, 999),
+)
+def test_neighbour_entropy_against_float64(
+    count, dimension, neighbours, scale, near, away, blocks, spare, seed
+):
+    """Also of points that are one, nearly one, or far from the origin, which fp32 products can't tell apart."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(4, dimension)) * scale + away
+    points = centres[rng.integers(0, 4, count)] + near * rng.normal(size=(count, dimension))
+    points = torch.from_numpy(points).float()
+    with mock.patch.multiple(module, ROWS=blocks[0], COLUMNS=blocks[1], SPARE=spare):
+        found = neighbour_entropy(points, neighbours)
+    exact = points.double().numpy()
+    distances = np.sort(np.linalg.norm(exact[:, None] - exact[None], axis=-1), axis=1)
+    expected = np.log(distances[:, min(neighbours, count - 1)] + 1e-6) if count > 1 else np.zeros(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=25)

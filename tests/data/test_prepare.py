@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pgdpo.data import encode
 from pgdpo.data.buckets import choose_bucket
 from pgdpo.data.files import sha256_of
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.video import VideoInfo, write_video
 from pgdpo.errors import InputError
+from pgdpo.models.toy import ToyEncoders
+from pgdpo.progress import heard_by
 from tests.worlds import losses, run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -219,3 +222,41 @@ def test_two_ranks_make_what_one_makes_and_a_failing_one_is_heard(tmp_path, conf
     assert all(codes), codes
     assert any(re.search(r"error: pair `p002`, rejected: .*not a video", text) for text in texts), texts
     assert not (tmp_path / "bad/prepared/train/index.json").exists()
+
+
+def test_ctrl_c_leaves_whole_shards_and_few_pairs_are_in_memory(tmp_path, configured, monkeypatch):
+    manifest = write_manifest(tmp_path / "data", [(4, 16, 16)] * 20)
+    config = configured(manifest, pairs_per_shard=6)
+    folder, told = tmp_path / "out/prepared/train", []
+    whole, whole_read, counts = (
+        ToyEncoders.encode_video,
+        encode.read_pair,
+        {"read": 0, "encoded": 0, "most": 0},
+    )
+
+    def encode_video(self, frames):
+        if counts["encoded"] == 2 * 8:
+            raise KeyboardInterrupt
+        counts["encoded"] += 1
+        counts["most"] = max(counts["most"], counts["read"] - counts["encoded"] // 2)
+        return whole(self, frames)
+
+    def read_pair(row, plan):
+        counts["read"] += 1
+        return whole_read(row, plan)
+
+    monkeypatch.setattr(ToyEncoders, "encode_video", encode_video)
+    monkeypatch.setattr(encode, "read_pair", read_pair)
+    with pytest.raises(BaseException), heard_by(told.append):  # noqa: B017 the command line has its own words for it
+        run_pgdpo("prepare", config)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{stem}-00000.{kind}" for stem in ("shard-4x16x16", "text") for kind in ("json", "safetensors")
+    ]
+    assert (
+        counts["most"] <= encode.AHEAD + 1
+        and [text for text in told if "pair" in text][-1] == "encoded pair 8 of 20"
+    )
+    monkeypatch.undo()
+    run_pgdpo("prepare", config)
+    run_pgdpo("prepare", config, f"output_dir={tmp_path / 'fresh'}")
+    assert PreparedPairs(folder).fingerprint == PreparedPairs(tmp_path / "fresh/prepared/train").fingerprint

@@ -137,16 +137,16 @@ def slow_saves(rank: int, *, seconds: float) -> None:
 
 def stuck_loader(rank: int, *, victim: int, batch: int) -> None:
     """The data of `victim` never arrive from that micro-batch on."""
-    from pgdpo.training import loop
+    from pgdpo.data import prepared
 
-    whole, count = loop.collate, iter(range(1 << 30))
+    whole, count = prepared.collate, iter(range(1 << 30))
 
     def sticking(items):
         if rank == victim and next(count) >= batch:
             time.sleep(3600)
         return whole(items)
 
-    loop.collate = sticking
+    prepared.collate = sticking
 
 
 def fail_in_save(rank: int, *, victim: int, phase: str) -> None:

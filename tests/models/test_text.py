@@ -135,3 +135,14 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
     run_pgdpo("prepare", config)
     said = " ".join(capfd.readouterr().out.split())
     assert said.count("2 prompts are too long for CLIP (tokenizer_2)") == 1 and "Llama" not in said
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_prompts_in_a_batch_are_embedded_as_alone(encoders, name):
+    """Their padding, which hangs on nobody's length, does not leak."""
+    prompts = ["", "red", " ".join(WORDS[place % len(WORDS)] for place in range(40)), "a blue star"]
+    together = encoders(name).encode_prompts(prompts)
+    for prompt, batched in zip(prompts, together, strict=True):
+        [alone] = encoders(name).encode_prompts([prompt])
+        assert alone.keys() == batched.keys()
+        assert all(torch.equal(alone[key], batched[key]) for key in alone), prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgdpo.config import load_config
@@ -112,6 +112,7 @@ def test_a_bias_is_not_spread_over_heads_and_queries(opened, cutlass):
 def test_trimmed_text_gives_what_padded_text_does(opened, name):
     family, transformer = opened(name, "native")
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(1, 24), min_size=1, max_size=3), st.integers(0, 99))
     def alike(lengths, seed):
         noisy, sigma, conditioning = inputs(family, lengths, seed)

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import torch
 
 from pgdpo.console import progress_bar
+from pgdpo.data.curation.neighbours import neighbour_entropy
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import probe, statistics
-from pgdpo.data.curation.select import Embed, Kept, select
+from pgdpo.data.curation.select import Kept, Spread, select
 from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.progress import moved
 from pgdpo.settings import DataConfig
 
 
-def curate(data: PreparedPairs, config: DataConfig, *, seed: int) -> list[Kept]:
+def curate(
+    data: PreparedPairs, config: DataConfig, *, seed: int, once: Callable[[Callable], Any]
+) -> list[Kept]:
     """Leave in `data` the pairs that `config.select` keeps, with the weights of `config.weight` and in its `order`.
 
+    `once(make)`: what `make()` gives, made by one of the ranks: how far all prompts lie from each other takes long.
     Returns what was done, a `Kept` a rule. Raises InputError if a row lacks what a rule reads, or no pair is left.
     """
     rows, chunks, report = curated(
-        data.rows, config, embed=lambda prompts: _embeddings(data, prompts), seed=seed
+        data.rows, config, spread=lambda prompts, k: once(lambda: _spread(data, prompts, k)), seed=seed
     )
     if report:
         data.restrict(rows, stages=chunks)
@@ -30,15 +38,15 @@ def curate(data: PreparedPairs, config: DataConfig, *, seed: int) -> list[Kept]:
 
 
 def curated(
-    rows: list[dict], config: DataConfig, *, embed: Embed, seed: int
+    rows: list[dict], config: DataConfig, *, spread: Spread, seed: int
 ) -> tuple[list[dict], list[int] | None, list[Kept]]:
     """(the rows that stay, with their weights; the stage of each, where there is an order; what was done).
 
-    `embed` and what is raised: as `select` and `stages` have it.
+    `spread` and what is raised: as `select` and `stages` have it.
     """
     report = []
     if config.select:
-        indices, report = select(config.select, rows, embed=embed, seed=seed)
+        indices, report = select(config.select, rows, spread=spread, seed=seed)
         rows = [rows[index] for index in indices]
     if config.weight:
         rows, why = weighted(config.weight, rows)
@@ -74,11 +82,13 @@ def examine(data: PreparedPairs) -> dict:
     }
 
 
-def _embeddings(data: PreparedPairs, prompts: list[str]) -> np.ndarray:
-    """Mean of each prompt's token embeddings, scaled to length 1: `[N, D]`."""
-    means = []
-    for prompt in prompts:
+def _spread(data: PreparedPairs, prompts: list[str], neighbours: int) -> np.ndarray:
+    """`neighbour_entropy` of the means of the prompts' token embeddings, scaled to length 1."""
+    points = None
+    for number, prompt in enumerate(prompts):
         text = data.text(prompt)
-        means.append(text["prompt"][text["prompt_mask"]].float().mean(0).numpy())
-    points = np.stack(means).astype(float)
-    return points / (np.linalg.norm(points, axis=1, keepdims=True) + 1e-12)
+        mean = text["prompt"][text["prompt_mask"]].double().mean(0)
+        points = torch.empty(len(prompts), len(mean)) if points is None else points
+        points[number] = mean / (mean.norm() + 1e-12)
+        moved(f"read {number + 1} of {len(prompts)} prompts")
+    return neighbour_entropy(points, neighbours)

@@ -11,7 +11,7 @@ from pgdpo.data.schema import SIDES
 from pgdpo.errors import InputError
 from pgdpo.settings import SelectRule
 
-Embed = Callable[[list[str]], np.ndarray]  # prompts -> [N, D]
+Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Kept:
 
 
 def select(
-    rules: list[SelectRule], rows: list[dict], *, embed: Embed, seed: int
+    rules: list[SelectRule], rows: list[dict], *, spread: Spread, seed: int
 ) -> tuple[list[int], list[Kept]]:
     """(indices of the rows that all rules keep, in order; one `Kept` a rule).
 
-    `rows`: the pairs of a prepared index. `embed`: prompt embeddings, asked for by `fifa` alone.
+    `rows`: the pairs of a prepared index. `spread`: how far the prompts lie from each other, asked for by `fifa` alone.
     Raises InputError if a row lacks what a rule reads, or no pair is left.
     """
     left, report = list(range(len(rows))), []
     for rule in rules:
         part = [rows[index] for index in left]
-        keep, why = _RULES[rule.by](rule, part, embed=embed, seed=seed)
+        keep, why = _RULES[rule.by](rule, part, spread=spread, seed=seed)
         report.append(Kept(rule.by, len(left), int(keep.sum()), why))
         left = [index for index, stays in zip(left, keep, strict=True) if stays]
         if not left:
@@ -104,7 +104,7 @@ def _margin(rule: SelectRule, rows: list[dict], **_) -> tuple[np.ndarray, str]:
     )
 
 
-def _fifa(rule: SelectRule, rows: list[dict], *, embed: Embed, **_) -> tuple[np.ndarray, str]:
+def _fifa(rule: SelectRule, rows: list[dict], *, spread: Spread, **_) -> tuple[np.ndarray, str]:
     """After FiFA (arXiv 2410.10166): margin, text quality and text diversity (the distance to the k-th neighbour, whose
     logarithm estimates entropy) add up; the best `keep` stay. Standardising each part is ours."""
     parts = {"margin": (1.0, score_margin(rows, rule.score, needed_by="data.select `fifa`"))}
@@ -112,8 +112,8 @@ def _fifa(rule: SelectRule, rows: list[dict], *, embed: Embed, **_) -> tuple[np.
         parts["text quality"] = (rule.quality_weight, _numbers(rows, rule.quality))
     if rule.diversity_weight:
         prompts = sorted({row["prompt"] for row in rows})
-        spread = dict(zip(prompts, neighbour_entropy(embed(prompts), rule.neighbours), strict=True))
-        parts["text entropy"] = (rule.diversity_weight, np.array([spread[row["prompt"]] for row in rows]))
+        entropy = dict(zip(prompts, spread(prompts, rule.neighbours), strict=True))
+        parts["text entropy"] = (rule.diversity_weight, np.array([entropy[row["prompt"]] for row in rows]))
     total = sum(weight * _standard(values) for weight, values in parts.values())
     count = max(1, round(rule.keep * len(rows)))
     keep = np.zeros(len(rows), bool)
@@ -122,16 +122,6 @@ def _fifa(rule: SelectRule, rows: list[dict], *, embed: Embed, **_) -> tuple[np.
         f"{name} {values[keep].mean():.3g} (all: {values.mean():.3g})" for name, (_, values) in parts.items()
     )
     return keep, f"the best {rule.keep:.0%} by the sum; means of what stays: {means}"
-
-
-def neighbour_entropy(points: np.ndarray, neighbours: int) -> np.ndarray:
-    """log of the distance of each point `[N, D]` to its k-th nearest other one, k <= N - 1."""
-    if len(points) < 2:
-        return np.zeros(len(points))
-    squares = (points**2).sum(1)
-    distances = np.sqrt(np.clip(squares[:, None] + squares[None] - 2 * points @ points.T, 0, None))
-    nearest = np.sort(distances, axis=1)[:, min(neighbours, len(points) - 1)]  # column 0 is the point itself
-    return np.log(nearest + 1e-6)
 
 
 def _numbers(rows: list[dict], column: str) -> np.ndarray:
