@@ -11,10 +11,10 @@ from pgdpo.errors import InputError
 from pgdpo.planning.disk import checkpoint_bytes
 from pgdpo.planning.hardware import machine
 from pgdpo.planning.memory import Sharding, rank_memory
-from pgdpo.planning.model import Size
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
+from pgdpo.training.meta import Size
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
 
