@@ -37,10 +37,9 @@ def test_a_plan_names_its_parts_and_leaves_no_files(plan_file, capsys):
     assert parts < memory["peak"] < sum(memory.values())
     # 4 pairs of two clips; latents 4 x 4 x 4, patches of 1 x 2 x 2
     assert (step["pairs"], step["tokens"]) == (4, 4 * 2 * 4 * 2 * 2)
-    # forward and backward, the latter without the frozen weights' gradients, and the reference's forward
-    config = load_config(plan_file)
-    forward = Planner(config).work.forward
-    assert step["flops"] == 4 * 2 * forward * 3
+    # forward and backward (test_flops.py), and the reference's forward
+    counted = Planner(load_config(plan_file)).flops
+    assert step["flops"] == 4 * 2 * (sum(each.total() for each in counted.policy) + counted.plain.total())
     assert step["executed_flops"] == step["flops"]
     assert step["compute_seconds"] == pytest.approx(step["flops"] / (0.35 * 989e12 * 2))
     # 16 pairs of the toy, two clips of 48 x 4 x 4 x 4 in fp32
@@ -67,23 +66,22 @@ def test_the_table_is_for_people(plan_file, capsys):
 def test_flops_count_what_is_computed_again(plan_file):
     on = machine(gpus=1, nodes=1, name="H100", memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
     planner = Planner(load_config(plan_file))
-    work, steps = planner.work, {}
-    for change in ("none", "selective", "full", "split", "cached", "none-frozen"):
+    counted, steps = planner.flops, {}
+    for change in ("none", "selective", "full", "split", "cached", "none-frozen", "ema"):
         override = {
             "split": "train.pair_batching=split",
             "cached": "train.reference=cached",
             "none-frozen": "train.reference=frozen",
+            "ema": "train.reference=ema",
         }.get(change, f"model.gradient_checkpointing={change}")
         steps[change] = planner.plan(load_config(plan_file, [override]), on).step
-    samples = 2 * 4
-    assert 0 < work.attention < work.forward
-    assert steps["full"].executed_flops - steps["none"].executed_flops == samples * work.forward
-    assert steps["selective"].executed_flops - steps["none"].executed_flops == samples * (
-        work.forward - work.attention
-    )
-    assert steps["split"].executed_flops == steps["full"].executed_flops
+    samples, forward, plain = 2 * 4, counted.policy.forward.total(), counted.plain.total()
+    again = {name: (step.executed_flops - step.flops) / samples for name, step in steps.items()}
+    assert again["none"] == again["none-frozen"] == again["cached"] == 0
+    assert 0 < again["selective"] < again["full"] < forward == again["split"]
     assert steps["full"].flops == steps["split"].flops == steps["none-frozen"].flops == steps["none"].flops
-    assert steps["none"].flops - steps["cached"].flops == samples * work.forward
+    assert steps["none"].flops - steps["cached"].flops == samples * plain
+    assert steps["ema"].flops - steps["none"].flops == samples * (forward - plain) > 0  # its own adapter
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(plan_file, capsys):
@@ -114,7 +112,13 @@ def test_where_nothing_helps_it_says_so(plan_file):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--gpu", "TX-9"], "known are H200, H100"),
+        (["--gpu", "TX-9"], "whose rate is not known; known are RTX 3090, RTX 4090"),
+        (["--gpu", "TX-9", "--gpu-memory", "24"], "name the one that is nearest in speed, with --gpu-memory"),
+        (["data.num_frames=1028"], "data.num_frames is 1028: 1028 positions, and .* at most 1024"),
+        (
+            ["data.num_frames=4", "data.height=8200"],
+            "data.height is 8200: 1025 positions, and .* at most 8192",
+        ),
         (["--gpus", "9", "--nodes", "2"], "must be a multiple of --nodes 2"),
         (["--gpus", "3"], "must be a multiple of micro_batch_pairs"),
         (
