@@ -37,15 +37,11 @@ class Family:
     sharing: TokenSharing
     # The transformer attends to no padding of text, and takes a mask that says where it stands.
     masks_text = False
-    masked_attention: str | None = (
-        None  # a block's attention that has that mask, where it is to the text alone
-    )
+    masked_attention: str | None = None  # a block's attention with that mask, where it is to text alone
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
     told_rounded: str | None = None
-    kept_in_fp32: str | None = (
-        None  # what autocast doesn't round: `pgdpo/models/kept.py`; of the identity too
-    )
+    kept_in_fp32: str | None = None  # what autocast doesn't round (`kept.py`); of the identity too
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains

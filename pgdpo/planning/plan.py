@@ -172,10 +172,10 @@ class Planner:
             training_hours(config, step.seconds, disk.checkpoint_seconds, sampler, forward),
             evaluation,
             disk,
-            tuple(self._notes(machine)),
+            tuple(self.notes(machine)),
         )
 
-    def _notes(self, machine: Machine) -> Iterator[str]:
+    def notes(self, machine: Machine) -> Iterator[str]:
         if machine.assumed:
             yield f"No --gpu is named and there is none here: an {machine.name} is planned for."
         if self.note:

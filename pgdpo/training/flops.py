@@ -56,8 +56,8 @@ class SampleFlops:
     def again(self, config: Config) -> int:
         """What checkpointed blocks and `pair_batching: split` compute again of the policy's forward."""
         kind = config.model.gradient_checkpointing
-        recomputed = 0 if kind == "none" else self._again.total()
-        kept = self._again[ATTENTION] if kind == "selective" else 0
+        recomputed = 0 if kind == "none" else self.computed_again.total()
+        kept = self.computed_again[ATTENTION] if kind == "selective" else 0
         return (
             recomputed - kept + (self.policy.forward.total() if config.train.pair_batching == "split" else 0)
         )
@@ -75,7 +75,8 @@ class SampleFlops:
         return self._counted("none", reference=True).forward
 
     @functools.cached_property
-    def _again(self) -> Counter[str]:
+    def computed_again(self) -> Counter[str]:
+        """Of a forward, where blocks keep their inputs alone."""
         return self._counted("full").backward - self.policy.backward
 
     def _counted(self, checkpointing: str, reference: bool = False) -> Counts:

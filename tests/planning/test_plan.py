@@ -1,11 +1,15 @@
 """`pgdpo plan`: what it prints, what it refuses, what it advises, and that its advice holds."""
 
+import collections
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
 from pgdpo.planning.disk import checkpoint_bytes
@@ -158,7 +162,12 @@ def test_a_checkpoint_is_as_large_as_planned(config_file, capsys):
             tensors = [file.get_tensor(name) for name in file.keys() if not name.startswith("step/")]  # noqa: SIM118
             stored += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     capsys.readouterr()
-    assert planned(capsys, config_file, *TOLD)["disk"]["checkpoint"] == stored
+    disk = planned(capsys, config_file, *TOLD)["disk"]
+    assert disk["checkpoint"] == stored
+    # What is written already needs no room, here and of the prepared pairs.
+    assert [room["need"] for room in disk["rooms"]] == [
+        disk["checkpoints"] - sum(file.stat().st_size for file in folder.iterdir())
+    ]
 
 
 def test_prepared_pairs_are_counted_where_they_are(config_file, capsys):
@@ -230,3 +239,89 @@ def test_nothing_is_allocated(plan_file):
     planner = Planner(load_config(plan_file))
     assert torch.get_default_device() == before
     assert all(size.numel > 0 for size in planner.sizes)
+
+
+def test_a_card_is_timed_at_its_own_rate_and_links(plan_file, capsys):
+    plans = [planned(capsys, plan_file, *told, "--gpus", 2, "--json") for told in (
+        ["--gpu", "RTX4090", "--gpu-memory", "24"], ["--gpu", "NVIDIA A100-SXM4-40GB"], ["--gpu", "b200", "--nodes", 2]
+    )]  # fmt: skip
+    assert [plan["machine"]["peak"] for plan in plans] == [165.2e12, 312e12, 2250e12]
+    assert [plan["machine"]["memory"] for plan in plans] == [24e9, 40e9, 180e9]
+    for plan in plans:
+        step, on = plan["step"], plan["machine"]
+        assert step["compute_seconds"] == pytest.approx(step["executed_flops"] / (0.35 * on["peak"] * 2))
+        assert not on["assumed"]
+    # 2 x the gradients over slots, NVLink, and between nodes
+    gradients = 4 * plans[0]["trained"]
+    for plan, rate in zip(plans, (0.45 * 32e9, 0.45 * 300e9, 25e9), strict=True):
+        assert plan["step"]["communication_seconds"] == pytest.approx(0.5 * 2 * gradients / rate)
+
+
+def test_hours_of_a_run_and_of_its_evaluation(plan_file, capsys):
+    lengths = ["train.steps=25", "train.checkpoint_every=10", "evaluate.every=10", "evaluate.every_prompts=3"]
+    sampled = ["evaluate.num_prompts=3", "evaluate.samples_per_prompt=5", "evaluate.sampling_steps=7"]
+    plan = planned(capsys, plan_file, *TOLD, *lengths, *sampled, "evaluate.draws_per_pair=2")
+    counted = Planner(load_config(plan_file)).flops
+    forward, plain = (each.total() / (0.35 * 989e12) for each in (counted.policy.forward, counted.plain))
+    training, evaluation = plan["training"], plan["evaluation"]
+    assert training["steps"] == pytest.approx(25 * plan["step"]["seconds"])
+    assert training["checkpoints"] == pytest.approx(3 * plan["disk"]["checkpoint_seconds"])
+    assert training["validation"] == pytest.approx(2 * 3 * 7 * 2 * forward)  # guided: two forwards a step
+    assert (evaluation["clips"], evaluation["pairs"]) == (2 * 15, 4)
+    assert evaluation["sampling"] == pytest.approx(8 * 7 * 2 * (forward + plain))  # 15 clips on two ranks
+    assert evaluation["errors"] == pytest.approx(4 * 2 * 2 / 2 * (forward + plain))
+    alone = planned(capsys, plan_file, *TOLD, "data.held_out=null")
+    assert alone["evaluation"] is None and alone["training"]["validation"] == 0
+
+
+def test_evaluation_holds_one_model_in_the_dtype_that_it_computes_in(plan_file, capsys):
+    """All of it, or on each of two ranks its half and the largest tensor, which is whole while it is used."""
+    options = ["model.adapter=null", "train.precision=bf16"]
+    whole, sharded = (
+        planned(capsys, plan_file, *TOLD, *options, f"train.zero_stage={stage}") for stage in (2, 3)
+    )
+    family = Planner(load_config(plan_file, options)).family
+    parameters = list(family.load_transformer(dtype=torch.bfloat16, random_init_seed=0).parameters())
+    nbytes = [p.numel() * p.element_size() for p in parameters]
+    assert whole["evaluation"]["weights"] == sum(nbytes)
+    assert whole["memory"]["weights"] >= 4 * whole["parameters"]  # that trains in fp32
+    # small ones are whole beside their shard
+    small = sum(n for n, p in zip(nbytes, parameters, strict=True) if p.numel() <= 100_000)
+    assert sharded["evaluation"]["weights"] == pytest.approx(sum(nbytes) / 2 + small + max(nbytes), rel=0.01)
+    for plan in (whole, sharded):
+        assert 0 < plan["evaluation"]["activations"] < plan["memory"]["activations"]
+        assert plan["evaluation"]["fits"]
+
+
+def test_a_disk_that_is_too_small_is_refused_with_what_needs_less(plan_file, capsys, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**6, 10**6 - 5000, 5000))
+    with pytest.raises(InputError, match=r"disk of output_dir \(.*out\) and data.prepared \(.*") as error:
+        run_pgdpo("plan", plan_file, *TOLD, "train.keep_every=100")
+    plan = json.loads(capsys.readouterr().out)
+    [room] = plan["disk"]["rooms"]
+    assert plan["fits"] and not plan["disk"]["fits"] and room["need"] == plan["disk"]["total"]
+    for part in ("has 5.0 kB free", "train.keep_checkpoints=1; train.keep_every=null; ", "on a larger disk"):
+        assert part in str(error.value)
+
+
+def test_a_clip_beyond_the_rotary_table_is_refused_everywhere(config_file, tiny_wan, tmp_path):
+    """Toy clips have a latent a frame, four here."""
+    short = shutil.copytree(tiny_wan, tmp_path / "short")
+    config = short / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 3}))
+    refusal = "data.num_frames is 4: 4 positions, .* table has 3 .* at most 3"
+    for command in ("plan", "prepare", "train"):
+        with pytest.raises(InputError, match=refusal):
+            run_pgdpo(command, config_file, f"model.path={short}")
+    problems = run_check(str(config_file), [f"model.path={short}"]).problems
+    assert any(re.search(refusal, str(each)) for each in problems if each.severity == "error")
+
+
+def test_text_that_training_cuts_is_an_upper_bound(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    planner = Planner(load_config("hunyuan_video.yaml"))
+    on = machine(gpus=1, nodes=1, name=None, memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
+    notes = list(planner.notes(on))
+    assert any("counted at their longest, 256 tokens, an upper bound" in note for note in notes)
+    assert any("an H100 is planned for" in note for note in notes) == (not torch.cuda.is_available())
