@@ -275,8 +275,7 @@ class Family:
         self.check_positions(num_frames, height, width)
 
     def check_positions(self, num_frames: int, height: int, width: int) -> None:
-        """Raises InputError where the transformer's table of positions ends before such a clip does; by default its
-        positions are computed, and have no end."""
+        """Raises InputError where the transformer's table of positions ends before the clip; most compute theirs."""
 
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
         """Empty conditioning of the right shapes on the current default device, to count FLOPs and bytes."""

@@ -190,7 +190,7 @@ class Planner:
         self, config: Config, sharding: Sharding, machine: Machine
     ) -> tuple[Sampler, Evaluation | None]:
         """The sampling of one model at a time, in the dtype that it computes in."""
-        held = self._sampling_sizes
+        held = self.sampling_sizes
         if config.model.adapter is not None and config.model.adapter.reference_starts_at_init:
             held = [*held, *(size for size in self.sizes if size.trained)]
         settings = sample_settings(config.evaluate, self.family.card, config.data.sizes[0][1:])
@@ -211,7 +211,7 @@ class Planner:
         return {split: count_pairs(self.config, split) for split in ("train", "held_out")}
 
     @functools.cached_property
-    def _sampling_sizes(self) -> list[Size]:
+    def sampling_sizes(self) -> list[Size]:
         """Parameters of the model that samples, and of the expert that it asks beside."""
         found = sizes(meta_policy(self.family, self.config, dtype=compute_dtype(self.config)))
         return [*found, *self._other_expert()]

@@ -14,6 +14,7 @@ from pgdpo.config import load_config
 from pgdpo.errors import InputError
 from pgdpo.planning.disk import checkpoint_bytes
 from pgdpo.planning.hardware import machine
+from pgdpo.planning.hours import sampling_weights
 from pgdpo.planning.memory import Sharding, rank_memory
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
@@ -270,27 +271,22 @@ def test_hours_of_a_run_and_of_its_evaluation(plan_file, capsys):
     assert (evaluation["clips"], evaluation["pairs"]) == (2 * 15, 4)
     assert evaluation["sampling"] == pytest.approx(8 * 7 * 2 * (forward + plain))  # 15 clips on two ranks
     assert evaluation["errors"] == pytest.approx(4 * 2 * 2 / 2 * (forward + plain))
+    assert 0 < evaluation["activations"] < plan["memory"]["activations"] and evaluation["fits"]
     alone = planned(capsys, plan_file, *TOLD, "data.held_out=null")
     assert alone["evaluation"] is None and alone["training"]["validation"] == 0
 
 
-def test_evaluation_holds_one_model_in_the_dtype_that_it_computes_in(plan_file, capsys):
+def test_evaluation_holds_one_model_in_the_dtype_that_it_computes_in(plan_file):
     """All of it, or on each of two ranks its half and the largest tensor, which is whole while it is used."""
-    options = ["model.adapter=null", "train.precision=bf16"]
-    whole, sharded = (
-        planned(capsys, plan_file, *TOLD, *options, f"train.zero_stage={stage}") for stage in (2, 3)
-    )
-    family = Planner(load_config(plan_file, options)).family
-    parameters = list(family.load_transformer(dtype=torch.bfloat16, random_init_seed=0).parameters())
-    nbytes = [p.numel() * p.element_size() for p in parameters]
-    assert whole["evaluation"]["weights"] == sum(nbytes)
-    assert whole["memory"]["weights"] >= 4 * whole["parameters"]  # that trains in fp32
-    # small ones are whole beside their shard
-    small = sum(n for n, p in zip(nbytes, parameters, strict=True) if p.numel() <= 100_000)
-    assert sharded["evaluation"]["weights"] == pytest.approx(sum(nbytes) / 2 + small + max(nbytes), rel=0.01)
-    for plan in (whole, sharded):
-        assert 0 < plan["evaluation"]["activations"] < plan["memory"]["activations"]
-        assert plan["evaluation"]["fits"]
+    config = load_config(plan_file, ["model.adapter=null", "train.precision=bf16"])
+    planner = Planner(config)
+    assert all(size.itemsize == 4 for size in planner.sizes)  # what trains is held in fp32
+    held = [sampling_weights(planner.sampling_sizes, Sharding(stage, 2, False)) for stage in (2, 3)]
+    transformer = planner.family.load_transformer(dtype=torch.bfloat16, random_init_seed=0)
+    parameters = {p: p.numel() * p.element_size() for p in transformer.parameters()}
+    small = sum(size for p, size in parameters.items() if p.numel() <= 100_000)  # whole beside their shard
+    assert held[0] == sum(parameters.values())
+    assert held[1] == pytest.approx(held[0] / 2 + small + max(parameters.values()), rel=0.01)
 
 
 def test_a_disk_that_is_too_small_is_refused_with_what_needs_less(plan_file, capsys, monkeypatch):
@@ -320,8 +316,8 @@ def test_a_clip_beyond_the_rotary_table_is_refused_everywhere(config_file, tiny_
 
 def test_text_that_training_cuts_is_an_upper_bound(capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    planner = Planner(load_config("hunyuan_video.yaml"))
+    planner = Planner(load_config("ltx_video.yaml"))
     on = machine(gpus=1, nodes=1, name=None, memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
     notes = list(planner.notes(on))
-    assert any("counted at their longest, 256 tokens, an upper bound" in note for note in notes)
+    assert any("counted at their longest, 128 tokens, an upper bound" in note for note in notes)
     assert any("an H100 is planned for" in note for note in notes) == (not torch.cuda.is_available())
