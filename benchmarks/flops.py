@@ -95,7 +95,7 @@ def by_kind(operators: Counter[str]) -> dict[str, int]:
 def compare(config: Config, plan: SampleFlops, checkpointing: str) -> dict:
     """One row: both counts, and the largest relative difference of any part."""
     found = counted(config, checkpointing)
-    again = Counter() if checkpointing == "none" else Counter(plan.computed_again)
+    again = Counter() if checkpointing == "none" else Counter(plan.policy.again)
     if checkpointing == "selective":
         del again[ATTENTION]
     told = {"forward": plan.policy.forward, "backward": plan.policy.backward + again}

@@ -10,16 +10,17 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgdpo.models.family import Family
 from pgdpo.settings import Config
 from pgdpo.training.cards import find_card
-from pgdpo.training.memory import save_memory
 from pgdpo.training.meta import block_lists, meta_policy
 
 ATTENTION = "aten.bmm"  # on the meta device attention is two batched products, and nothing else is
@@ -29,7 +30,8 @@ class Counts(NamedTuple):
     """FLOPs of one sample by aten operator."""
 
     forward: Counter[str]
-    backward: Counter[str]  # with what checkpointed blocks compute again
+    backward: Counter[str]  # of a forward whose results are all kept
+    again: Counter[str]  # what blocks compute again in the backward where they keep their inputs alone
 
 
 class SampleFlops:
@@ -47,7 +49,7 @@ class SampleFlops:
 
         `config` differs from the one given at first in how model and reference are held alone, here as in `again`.
         """
-        forward, backward = (counted.total() for counted in self.policy)
+        forward, backward = self.policy.forward.total(), self.policy.backward.total()
         reference = forward if _adapted_reference(config) else self.plain.total()
         by_reference = config.objective_options.get("inverted_by") == "reference"
         inversion = (config.diffusion.inversion_steps or 0) * (reference if by_reference else forward)
@@ -55,47 +57,30 @@ class SampleFlops:
 
     def again(self, config: Config) -> int:
         """What checkpointed blocks and `pair_batching: split` compute again of the policy's forward."""
-        kind = config.model.gradient_checkpointing
-        recomputed = 0 if kind == "none" else self.computed_again.total()
-        kept = self.computed_again[ATTENTION] if kind == "selective" else 0
-        return (
-            recomputed - kept + (self.policy.forward.total() if config.train.pair_batching == "split" else 0)
-        )
+        again, kind = self.policy.again, config.model.gradient_checkpointing
+        found = {"none": 0, "selective": again.total() - again[ATTENTION], "full": again.total()}[kind]
+        return found + (self.policy.forward.total() if config.train.pair_batching == "split" else 0)
 
     @functools.cached_property
     def policy(self) -> Counts:
-        """A forward with the adapter, and a backward that finds all that it computed kept."""
-        return self._counted("none")
+        """With the adapter."""
+        return self._counted(adapter=True)
 
     @functools.cached_property
     def plain(self) -> Counter[str]:
         """A forward of the weights without the adapter."""
-        if self.config.model.adapter is None:
-            return self.policy.forward
-        return self._counted("none", reference=True).forward
+        adapted = self.config.model.adapter is not None
+        return self._counted(adapter=False).forward if adapted else self.policy.forward
 
-    @functools.cached_property
-    def computed_again(self) -> Counter[str]:
-        """Of a forward, where blocks keep their inputs alone."""
-        return self._counted("full").backward - self.policy.backward
-
-    def _counted(self, checkpointing: str, reference: bool = False) -> Counts:
-        model = self.config.model.model_copy(
-            update={"gradient_checkpointing": checkpointing, "compile": "none", "attention": "native"}
-        )
+    def _counted(self, *, adapter: bool) -> Counts:
+        """Without the adapter nothing trains."""
 
         def build(depths: dict[str, int]) -> torch.nn.Module:
-            transformer = meta_policy(
-                self.family, self.config, depths, adapter=not reference, dtype=torch.float32
-            )
-            save_memory(transformer, model)
-            return transformer.requires_grad_(False) if reference else transformer
+            transformer = meta_policy(self.family, self.config, depths, adapter=adapter, dtype=torch.float32)
+            return transformer if adapter else transformer.requires_grad_(False)
 
-        return count(build, self.family, self.latent_shape, self._depths)
-
-    @functools.cached_property
-    def _depths(self) -> dict[str, int]:
-        return block_lists(meta_policy(self.family, self.config, adapter=False))
+        depths = block_lists(meta_policy(self.family, self.config, adapter=False))
+        return count(build, self.family, self.latent_shape, depths)
 
 
 def count(
@@ -122,6 +107,17 @@ def count(
 
 def count_whole(transformer: torch.nn.Module, family: Family, latent_shape: tuple[int, ...]) -> Counts:
     """The same of one transformer, block by block."""
+    again: list[FlopCounterMode] = []
+
+    def contexts() -> tuple[AbstractContextManager, FlopCounterMode]:
+        """Of a block's forward, and of its recomputation."""
+        again.append(FlopCounterMode(display=False))
+        return nullcontext(), again[-1]
+
+    options = {"use_reentrant": False, "context_fn": contexts}
+    transformer.enable_gradient_checkpointing(
+        lambda block, *inputs: checkpoint(block.__call__, *inputs, **options)
+    )
     # diffusers makes the backend that was chosen for one model that of all to come.
     with torch.device("meta"), attention_backend("native"):
         with FlopCounterMode(display=False) as forward:
@@ -134,7 +130,8 @@ def count_whole(transformer: torch.nn.Module, family: Family, latent_shape: tupl
         with FlopCounterMode(display=False) as backward:
             if prediction.requires_grad:
                 prediction.sum().backward()
-    return Counts(_by_operator(forward), _by_operator(backward))
+    recomputed = sum(map(_by_operator, again), Counter())
+    return Counts(_by_operator(forward), _by_operator(backward) - recomputed, recomputed)
 
 
 def _by_operator(counter: FlopCounterMode) -> Counter[str]:

@@ -46,10 +46,5 @@ traced = once(
 )
 counted = once(
     flops.SampleFlops._counted,
-    lambda asked, checkpointing, reference=False: (
-        asked.config.model.model_dump_json(),
-        asked.latent_shape,
-        checkpointing,
-        reference,
-    ),
+    lambda asked, adapter: (asked.config.model.model_dump_json(), asked.latent_shape, adapter),
 )
