@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pgdpo.console import ProgressTask, is_main_rank, progress_bar, say_once
 from pgdpo.errors import InputError
+from pgdpo.models.reach import reach
 from pgdpo.progress import moved
 from pgdpo.settings import ModelConfig
 
@@ -68,6 +69,7 @@ def _download(repository: str, revision: str | None, *parts: str) -> Path:
     )
     with _refused(repository, revision):
         if not parts:
+            reach(repository)
             return Path(fetch(tqdm_class=_silent()))
         with contextlib.suppress(FileNotFoundError):  # a part of it isn't here
             return Path(fetch(local_files_only=True))

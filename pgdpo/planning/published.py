@@ -33,7 +33,7 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
 
 def published(model: ModelConfig) -> Family:
     """The family of a published model's own configuration files, without a look at the network."""
-    return open_family(model.model_copy(update={"path": str(_folder(model))}))
+    return open_family(model.model_copy(update={"path": str(_folder(model)), "revision": None}))
 
 
 def _folder(model: ModelConfig) -> Path:

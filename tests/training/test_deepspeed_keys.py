@@ -7,9 +7,9 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pgdpo.config import load_config
 from pgdpo.errors import InputError, MachineError
 from pgdpo.planning.memory import FP32, Sharding, gathered, held, reduce_buffer
-from pgdpo.planning.model import Size
 from pgdpo.settings.deepspeed import ALLOWED, READ_AT, REFUSED, ZERO_REFUSED, deepspeed_notes
 from pgdpo.training.engine import build_operators, check_deepspeed, deepspeed_config, start_distributed
+from pgdpo.training.meta import Size
 from tests.worlds import losses
 
 ZERO = "train.deepspeed.zero_optimization"
