@@ -271,6 +271,7 @@ class Trainer:
     ) -> int:
         """Load the newest valid checkpoint if asked to; never trains over another run. Returns the steps done."""
         run_dir = self.config.run_dir
+        self.watchdog.at("starting before", 1)
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
         agreement.meet()

@@ -59,8 +59,8 @@ class Standing:
 
 
 class Watchdog:
-    """`with Watchdog(run_dir, seconds, signals) as watchdog:` around the training; `watchdog.at("saving", 3)` moves it
-    on, and so does what `pgdpo.progress` is told.
+    """`with Watchdog(run_dir, seconds, signals) as watchdog:` around a training; `watchdog.at("saving", 3)` moves it
+    on, and so does what `pgdpo.progress` is told, which is all that other work of several ranks needs.
 
     A rank that others may wait for, and that makes no progress for `seconds`, ends the run: every rank that can writes
     the stacks of its threads to `stacks-rank<N>.txt` in `run_dir` and exits with 1. An error that leaves the block is
@@ -69,7 +69,7 @@ class Watchdog:
 
     def __init__(self, run_dir: Path, seconds: float, signals: StopSignals) -> None:
         self.run_dir, self.seconds = run_dir, seconds
-        self.step = 0
+        self.step: int | None = None  # outside of a training there is none
         self._signals = signals
         self._at = "starting"
         self._leave = contextlib.ExitStack()
@@ -85,7 +85,8 @@ class Watchdog:
 
     def stage(self, what: str) -> None:
         """As `at`, within a step."""
-        self._own.update(self._own.counter + 1, 0, f"{self._at}, {what}")
+        self._at = what if self.step is None else f"step {self.step}, {what}"
+        self._own.update(self._own.counter + 1, 0, self._at)
 
     def moved(self, what: str = "") -> None:
         """Some of a phase's work is done."""
@@ -236,8 +237,11 @@ class Watchdog:
                 written = f"; the stacks of rank {self._own.rank} are in {path}"
         where = f"rank {self._own.rank}, {self._own.phase}"
         console.print(f"[red]error[/]: {where}: {escape(text)}{escape(written)}")
-        say("the last checkpoint is intact: start the same command again with --resume")
-        log_event(self.run_dir, self.step, "failed", text)
+        if self.step is None:
+            say("what was finished is kept: start the same command again")
+        else:
+            say("the last checkpoint is intact: start the same command again with --resume")
+            log_event(self.run_dir, self.step, "failed", text)
         os._exit(1)
 
 

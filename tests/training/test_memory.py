@@ -150,6 +150,7 @@ def test_selective_wants_an_attention_whose_operator_is_known():
         tiny(gradient_checkpointing="selective", attention="flex")
 
 
+@pytest.mark.usefixtures("eager_kernels")
 def test_a_run_with_all_of_it_starts_at_margin_zero_and_goes_the_same_way(config_file):
     run_pgdpo("train", config_file, "name=plain")
     options = ("gradient_checkpointing=selective", "activation_offload=true", "compile=aot_eager")
