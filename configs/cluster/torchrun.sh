@@ -8,7 +8,8 @@
 # NODE   this node's number, from 0
 # GPUS   ranks on each node (8)
 # PORT   a free port on HEAD (29500)
-# TORCH_ELASTIC_SHUTDOWN_TIMEOUT  seconds that ranks have to save at Ctrl-C or SIGTERM before they are killed (600)
+# TORCH_ELASTIC_SHUTDOWN_TIMEOUT  seconds that ranks have to save at Ctrl-C or SIGTERM before they are killed (600);
+#        torch before 2.12 does not read it and kills after 30: there, pkill -TERM -f -- '-u -m pgdpo' stops the ranks
 #
 # Nodes must see the same prepared data and output_dir (a shared file system) and have the same pgdpo installed.
 #

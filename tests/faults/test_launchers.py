@@ -165,7 +165,7 @@ def test_sigterm_to_a_rank_of_deepspeed(fault_config, straight, start, tmp_path,
     where = ["--num_gpus", 2, "--master_port", free_port(), "--module", "pgdpo"]
     process = launch([BIN / "deepspeed", *where, *command], tmp_path / "log.txt")
     wait_for_step(run_dir, 2, seconds=120)
-    pattern = f"-m pgdpo --local_rank=0 {' '.join(map(str, command))}"
+    pattern = f"-u -m pgdpo --local_rank=. {' '.join(map(str, command))}"  # ours alone
     subprocess.run(["pkill", "-TERM", "-f", "--", pattern], check=True)
     assert process.wait(60) == 143 and stopped_and_saved(run_dir)
     start(*command, "--resume").succeed()
