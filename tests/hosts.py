@@ -39,9 +39,9 @@ class Host:
         self._names = folder / f"{self.name}-names"
 
     def connect(self, count: int) -> None:
-        """To the switch; it knows all hosts by name."""
-        addresses = "".join(f"{NETWORK}.{n + 1} host{n}\n" for n in range(count))
-        self._names.write_text(f"127.0.0.1 localhost\n{addresses}")
+        """To the switch. It knows all hosts by name, and itself by a loopback address, as Debian's do."""
+        others = "".join(f"{NETWORK}.{n + 1} host{n}\n" for n in range(count) if f"host{n}" != self.name)
+        self._names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n{others}")
         _ip("netns", "add", self._space)
         _ip(
             "link",
@@ -60,6 +60,7 @@ class Host:
         _ip("-n", self._space, "addr", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _ip("-n", self._space, "link", "set", device, "up")
+        _ip("-n", self._space, "route", "add", "default", "dev", "eth0")
 
     def start(self, command: Sequence[object], log: Path, **environment: object) -> subprocess.Popen:
         """Run a command there; both outputs go to `log`."""

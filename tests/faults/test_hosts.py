@@ -15,7 +15,11 @@ from tests.worlds import losses, metrics
 WATCHDOG = 6.0  # seconds
 LACKING = hosts.lacking()
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(LACKING is not None, reason=f"no two hosts: {LACKING}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(LACKING is not None, reason=f"no two hosts: {LACKING}"),
+]
 
 
 @pytest.fixture

@@ -61,7 +61,8 @@ def test_sigterm_to_one_nodes_torchrun_stops_both_and_the_run_goes_on(
     ]
 
     def nodes(*overrides) -> tuple[list[subprocess.Popen], list[Path]]:
-        where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port(), "NCCL_DEBUG": "INFO"}
+        where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port()}
+        where |= {"NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "lo"}
         logs = [tmp_path / f"node{node}{len(overrides)}.txt" for node in range(2)]
         return [launch([*train, *overrides], log, NODE=node, **where) for node, log in enumerate(logs)], logs
 
