@@ -19,7 +19,7 @@ from tests.ranks import PINNED, ROOT
 from tests.test_cluster import BIN, CLUSTER
 from tests.worlds import losses, metrics, save_tiny_wan, write_config
 
-ENVIRONMENT = {**os.environ, **PINNED, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, **PINNED, "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 def free_port() -> int:
