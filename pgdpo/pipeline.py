@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.markup import escape
 
-from pgdpo.console import chatter_to, console, progress_bar, say
+from pgdpo.console import chatter_to, console, is_main_rank, progress_bar, say
 from pgdpo.data.files import write_json
 from pgdpo.data.sources import sources_of
 from pgdpo.data.toy import render_dataset
@@ -80,12 +80,13 @@ def run_init(model: str, out: Path, **options) -> None:
 
 def run_make(config: Config, kind: str, source: str, out: Path) -> Path:
     """Real clips or prompts -> pairs and their manifest in `out`."""
+    from pgdpo.data.ranks import joined_ranks
     from pgdpo.making.make import make
 
     check_writable(config.output_dir, "output_dir")
     check_writable(out, "OUT")
-    with chatter_to(config.output_dir / "make.log"):
-        manifest = make(kind, config, source, out)
+    with chatter_to(config.output_dir / "make.log"), joined_ranks() as ranks:
+        manifest = make(kind, config, source, out, ranks)
         say(f"made -> {manifest}; train with data.train={manifest}")
         return manifest
 
@@ -163,7 +164,7 @@ def run_export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
 def run_evaluate(*steps: Run) -> dict:
     """A run at one or more steps -> `results.json` and clips of each, and `report.html`, which is of the last.
 
-    Returns the last one's results.
+    Several ranks share the work; the main rank writes. Returns the last one's results, on the main rank.
     """
     run = steps[-1]
     with _logged(run.config, run.out):
@@ -171,9 +172,9 @@ def run_evaluate(*steps: Run) -> dict:
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
 
-        samples: dict = {}
-        for each in steps:
-            results = evaluate(each, samples=samples)
+        results = evaluate(*steps)
+        if not is_main_rank():
+            return results
         write_preview(run.config, run.out, trained_on=run.state["identity"])
         report = write_report(run.folder, run.record, out=run.out)
         say(f"results -> {run.out / 'results.json'}")

@@ -124,9 +124,9 @@ def test_a_reward_is_called_once_before_anything_is_sampled(folder, capfd, monke
 
 
 def test_evaluate_refuses_a_reward_before_it_loads_weights(config_file, monkeypatch):
-    from pgdpo.evaluation import evaluate
+    from pgdpo.evaluation import evaluate, models
 
-    monkeypatch.setattr(evaluate, "load_trained", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(models, "load_trained", lambda *_: pytest.fail("weights were loaded"))
     config = load_config(config_file, ["evaluate.reward=numpy:mean"])
     run = SimpleNamespace(config=config, out=Path("nowhere"), folder=Path("nowhere"))
     with pytest.raises(InputError, match="evaluate.reward `numpy:mean` failed"):

@@ -192,7 +192,9 @@ def evaluate(
 ) -> None:
     """Sample reference and aligned model at equal seeds, score both, write results.json and report.html.
 
-    Example: pgdpo evaluate runs/quickstart/pg_dpo --steps all evaluate.num_prompts=8
+    On several ranks these share the clips, which are the same on any number; goes on where it stopped.
+
+    Example: torchrun --nproc-per-node 8 -m pgdpo evaluate runs/wan21_1.3b/pg_dpo --steps all evaluate.num_prompts=8
     """
     from pgdpo.runs import open_run, open_steps
 

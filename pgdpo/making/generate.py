@@ -6,7 +6,6 @@ motion and are compared segment by segment. LocalDPO regenerates a region of a r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,13 +19,15 @@ from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
 from pgdpo.models.protocols import Conditioning, Encoders
+from pgdpo.progress import moved
+from pgdpo.sampling.denoise import at_level, denoise
 from pgdpo.settings import Config, sample_settings
 from pgdpo.training.policy import build_policy
 from pgdpo_kernels import pair_noise
 
 
 class Generator:
-    """The configured model with its encoders: `prompts` and frames in, frames out.
+    """The configured model, whole, with its encoders: `prompts` and frames in, frames out.
 
     Raises InputError for a model family that does not predict the velocity of flow matching, or wants an image.
     """
@@ -53,10 +54,14 @@ class Generator:
             self.settings = replace(self.settings, flow_shift=config.diffusion.shift)
         say(f"clips are made with {self.settings}")
         # All prompts first: the text encoder is never in memory with VAE or transformer, and loading it takes long.
-        prompts = sorted({*prompts, self.settings.negative_prompt})
-        self._text = dict(zip(prompts, self.encoders.encode_prompts(prompts), strict=True))
+        # One by one: an embedding must not hang on which others a rank needs.
+        self._text = {
+            prompt: self._embedded(prompt) for prompt in sorted({*prompts, self.settings.negative_prompt})
+        }
         self.encoders.release()
-        self.transformer = build_policy(plain, device)[1].eval()
+        self.transformer = build_policy(plain, device, forward_only=True)[1]
+        held = sum(p.numel() * p.element_size() for p in self.transformer.parameters())
+        say(f"each process holds the whole model: {held / 1e9:.3g} GB in {compute_dtype(config)}")
 
     def from_noise(self, name: str, prompt: str, draw: int) -> np.ndarray:
         """A clip for the prompt, uint8 `[F, H, W, 3]`; (seed, name, draw) fix its noise."""
@@ -68,7 +73,7 @@ class Generator:
         """`frames` re-noised up to `sigma` and denoised for the prompt."""
         latents = self.encoders.encode_video(frames).to(self.device)
         noise = self._noise(name, draw, latents.shape)
-        return self._decode(self._denoise(_at_level(latents, noise, sigma), sigma, prompt))
+        return self._decode(self._denoise(at_level(latents, noise, sigma), sigma, prompt))
 
     def inside(
         self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int, box: tuple[slice, slice]
@@ -82,11 +87,11 @@ class Generator:
         noise = self._noise(name, draw, latents.shape)
 
         def outside(made: torch.Tensor, level: float) -> torch.Tensor:
-            mixed = _at_level(latents, noise, level)
+            mixed = at_level(latents, noise, level)
             mixed[(..., *box)] = made[(..., *box)]
             return mixed
 
-        return self._decode(self._denoise(_at_level(latents, noise, sigma), sigma, prompt, outside))
+        return self._decode(self._denoise(at_level(latents, noise, sigma), sigma, prompt, outside))
 
     def _noise(self, name: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
         keys = {"pair_ids": torch.tensor([pair_hash(name)]), "draw": torch.tensor([draw])}
@@ -95,46 +100,20 @@ class Generator:
             (1, *shape), seed=self.config.make.seed, device=self.device, dtype=torch.float32, **keys
         )[0]
 
-    @torch.no_grad()
     def _denoise(
         self, latents: torch.Tensor, sigma: float, prompt: str, step_end: Callable | None = None
     ) -> torch.Tensor:
-        """Euler's method along the model's velocity from `sigma` to 0, with classifier-free guidance.
+        texts = self._condition(prompt), self._condition(self.settings.negative_prompt)
+        how = {"dtype": compute_dtype(self.config), "step_end": step_end}
+        return denoise(self.family, self.transformer, latents, sigma, *texts, self.settings, **how)
 
-        `step_end`: (latents, their level) -> the latents to go on with.
-        """
-        settings = self.settings
-        conditioning, negative = self._condition(prompt), self._condition(settings.negative_prompt)
-        count = max(1, math.ceil(settings.steps * sigma))
-        shift = settings.flow_shift
-        levels = torch.linspace(1, 0, count + 1) * _unshift(sigma, shift)
-        levels = shift * levels / (1 + (shift - 1) * levels)
-        x = latents[None].float()
-        dtype = compute_dtype(self.config)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            for here, there in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
-                at = torch.full((1,), here, device=self.device)
-                model = self.family.expert_at(self.transformer, here)
-                velocity = self.family.predict(model, x.to(dtype), at, conditioning).float()
-                if settings.guidance_scale > 1:
-                    plain = self.family.predict(model, x.to(dtype), at, negative).float()
-                    scale = self.family.guidance_at(here, settings.guidance_scale, settings.guidance_scale_2)
-                    velocity = plain + scale * (velocity - plain)
-                x = x + (there - here) * velocity
-                x = x if step_end is None else step_end(x[0], there)[None]
-        return x[0]
+    def _embedded(self, prompt: str) -> Conditioning:
+        (text,) = self.encoders.encode_prompts([prompt])
+        moved("encoding prompts")
+        return padded_text(text, self.encoders.text_length)
 
     def _condition(self, prompt: str) -> Conditioning:
-        text = padded_text(self._text[prompt], self.encoders.text_length)
-        return to_device(self.family.trimmed(stack_conditioning([text])), self.device)
+        return to_device(self.family.trimmed(stack_conditioning([self._text[prompt]])), self.device)
 
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
         return self.encoders.decode_video(latents.cpu())
-
-
-def _at_level(latents: torch.Tensor, noise: torch.Tensor, level: float) -> torch.Tensor:
-    return (1 - level) * latents + level * noise
-
-
-def _unshift(sigma: float, shift: float) -> float:
-    return sigma / (shift - (shift - 1) * sigma)

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pgdpo.console import progress_bar, say
+from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
-from pgdpo.data.files import atomic_path, sha256_of, write_json
+from pgdpo.data.files import atomic_path, read_json_lines, sha256_of, write_json
 from pgdpo.data.locations import clip_location, folder_of
 from pgdpo.data.manifest import SPAN_MARK
+from pgdpo.data.ranks import Ranks
 from pgdpo.data.tables import Record, read_records
 from pgdpo.data.video import probe_video, read_frames, write_video
 from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
+from pgdpo.progress import moved
 from pgdpo.settings import Config
 
 # What each way does, and whether it needs real clips or prompts alone, and a model.
@@ -32,7 +34,7 @@ KINDS = {
     "real": "real clip against the model's own clip for its prompt (Reg-DPO)",
     "prompts": "the model's clip for the prompt against its clip for a corrupted prompt (Tango 2); needs prompts alone",
 }
-PARTIAL = ".rows.partial.jsonl"
+PARTIAL = ".rows.partial{}.jsonl"  # a rank's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +57,20 @@ class Made:
     extra: dict
 
 
-def make(kind: str, config: Config, source: str, out: Path) -> Path:
+def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None = None) -> Path:
     """Make `make.pairs_per_clip` pairs of every row of `source` in the folder `out`. Returns its manifest.
 
     `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
     Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away. The reward
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
-    cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest. What
-    stands in `out` from a stopped call of the same settings is kept.
+    cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest.
+    All `ranks` call it together and share the pairs; each holds a whole model. What stands in `out` from a stopped call
+    of the same settings, on any number of ranks, is kept.
     Raises InputError for rows, clips, models and settings that don't fit, before anything is written.
     """
     if kind not in KINDS:
         raise InputError(f"KIND is {kind!r}: allowed are {', '.join(KINDS)}")
+    ranks = ranks or Ranks()
     sources = list(read_sources(source, needs_video=kind != "prompts"))
     reward = open_reward(config.evaluate.reward)
     for key in ("height", "width"):
@@ -84,38 +88,51 @@ def make(kind: str, config: Config, source: str, out: Path) -> Path:
             "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
         )
     try_reward(config, sources[0].prompt)
-    jobs = [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
-    done = _done(out, _digest(kind, config, sources))
-    pair_of = _maker(kind, config, sources, reward, out)
-    skipped, seen = 0, []
+    digest = ranks.gather(_digest(kind, config, sources) if ranks.rank == 0 else None)[0]
+    done = ranks.gather(ranks.main_first(lambda: _done(out, digest)))[0]  # read before anybody writes
+    jobs = {_name(config, row, n): (row, n) for row in sources for n in range(config.make.pairs_per_clip)}
+    mine = dict([job for job in jobs.items() if job[0] not in done][ranks.rank :: ranks.count])
+    pair_of = _maker(kind, config, list(mine.values()), reward, out)
+    seen, share = [], f" (rank 0's share of {ranks.count})" if ranks.count > 1 else ""
     with (
-        progress_bar(f"make {kind}", total=len(jobs)) as bar,
-        (out / PARTIAL).open("a", encoding="utf-8") as file,
+        progress_bar(f"make {kind}{share}", total=len(mine)) as bar,
+        _partial(out, ranks, digest).open("a", encoding="utf-8") as file,
     ):
-        for row, number in jobs:
-            name = row.id if config.make.pairs_per_clip == 1 else f"{row.id}-{number}"
-            if name not in done:
-                made = pair_of(row, number)
-                if made is None:
-                    skipped += 1
-                else:
-                    seen += [(made.plan.chosen.fps, made.plan.view)] if made.plan is not None else []
-                    done[name] = _write(out, name, row, made, kind, config, reward)
-                    file.write(json.dumps(done[name]) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+        for name, (row, number) in mine.items():
+            made = pair_of(row, number)
+            if made is not None:
+                seen += [(made.plan.chosen.fps, made.plan.view)] if made.plan is not None else []
+                done[name] = _write(out, name, row, made, kind, config, reward)
+                file.write(json.dumps(done[name]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            moved(f"made pair `{name}`")
             bar.advance()
+    parts = ranks.gather((done, seen))
+    if ranks.rank == 0:
+        made_of = {name: row for part, _ in parts for name, row in part.items()}
+        _publish(out, [made_of[name] for name in jobs if name in made_of], asked=len(jobs), rows=len(sources))
+        for line in views_said([each for _, part in parts for each in part]):
+            say(f"  {line}")
+    ranks.gather(None)  # the manifest is there
+    return out / "manifest.jsonl"
+
+
+def _name(config: Config, row: Source, number: int) -> str:
+    return row.id if config.make.pairs_per_clip == 1 else f"{row.id}-{number}"
+
+
+def _publish(out: Path, pairs: list[dict], *, asked: int, rows: int) -> None:
+    """Write the manifest of what all ranks made."""
     with atomic_path(out / "manifest.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in done.values()), encoding="utf-8")
-    (out / PARTIAL).unlink()
-    for line in views_said(seen):
-        say(f"  {line}")
-    ties = sum(row.get("preference") == 0.5 for row in done.values())
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    for partial in out.glob(PARTIAL.format("*")):
+        partial.unlink()
+    ties, skipped = sum(row.get("preference") == 0.5 for row in pairs), asked - len(pairs)
     say(
-        f"{len(done)} pairs of {len(sources)} rows, {ties} of them ties"
+        f"{len(pairs)} pairs of {rows} rows, {ties} of them ties"
         + (f"; {skipped} prompts have fewer than two concepts and gave none" if skipped else "")
     )
-    return out / "manifest.jsonl"
 
 
 def read_sources(source: str, *, needs_video: bool) -> Iterator[Source]:
@@ -157,22 +174,24 @@ def _records(source: str) -> Iterator[Record]:
         ) from error
 
 
-def _maker(kind: str, config: Config, sources: list[Source], reward: Reward | None, out: Path) -> Callable:
-    """(row, number) -> a pair, or None where the row gives none."""
+def _maker(
+    kind: str, config: Config, jobs: list[tuple[Source, int]], reward: Reward | None, out: Path
+) -> Callable:
+    """(row, number) of `jobs` -> a pair, or None where the row gives none."""
     if kind == "corrupt":
         return lambda row, number: _corrupted(config, row, number)
     import torch
 
     from pgdpo.making.generate import Generator
 
-    prompts = {row.prompt for row in sources}
+    prompts = {row.prompt for row, _ in jobs}
     if kind == "prompts":
-        prompts |= {
-            corrupt_prompt(row.prompt, _rng(config, row, n)) for row, n in _numbered(config, sources)
-        } - {None}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prompts |= {corrupt_prompt(row.prompt, _rng(config, row, n)) for row, n in jobs} - {None}
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     model = Generator(config, sorted(prompts), device)
-    write_json(out / "sampling.json", dataclasses.asdict(model.settings))
+    if is_main_rank():
+        write_json(out / "sampling.json", dataclasses.asdict(model.settings))
     if kind == "guided":
         return lambda row, number: _guided(config, model, row, number, reward)
     ways = {"masked": _masked, "real": _real, "prompts": _prompts}
@@ -271,10 +290,6 @@ def _side(rng: np.random.Generator, length: int) -> slice:
     return slice(first, first + size)
 
 
-def _numbered(config: Config, sources: list[Source]) -> list[tuple[Source, int]]:
-    return [(row, number) for row in sources for number in range(config.make.pairs_per_clip)]
-
-
 def _digest(kind: str, config: Config, sources: list[Source]) -> str:
     parts = [
         kind,
@@ -290,20 +305,27 @@ def _digest(kind: str, config: Config, sources: list[Source]) -> str:
 
 
 def _done(out: Path, digest: str) -> dict[str, dict]:
-    """Rows that an earlier call with the same settings finished; the folder is made where there is none."""
+    """Rows that an earlier call with the same settings finished, on any number of ranks; makes the folder."""
     if (out / "manifest.jsonl").exists():
         raise InputError(
             f"{out}/manifest.jsonl: there is one already: give another folder, or remove this one"
         )
-    partial = out / PARTIAL
-    if not partial.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"settings": digest}) + "\n", encoding="utf-8")
-        return {}
-    first, *rows = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a cut-off last line has no newline
-    if json.loads(first)["settings"] != digest:
-        raise InputError(
-            f"{partial}: begun with other settings or clips: give them again, name another folder, or remove this one"
-        )
-    partial.write_text("\n".join([first, *rows]) + "\n", encoding="utf-8")
-    return {row["id"]: row for row in map(json.loads, rows)}
+    out.mkdir(parents=True, exist_ok=True)
+    done = {}
+    for partial in sorted(out.glob(PARTIAL.format("*"))):
+        lines = read_json_lines(partial)
+        if lines and lines[0]["settings"] != digest:
+            raise InputError(
+                f"{partial}: begun with other settings or clips: give them again, name another folder, or remove this "
+                "one"
+            )
+        done |= {row["id"]: row for row in lines[1:]}
+    return done
+
+
+def _partial(out: Path, ranks: Ranks, digest: str) -> Path:
+    """This rank's file of finished rows, without a last one that was cut off."""
+    path = out / PARTIAL.format(f"-{ranks.rank}" if ranks.count > 1 else "")
+    lines = read_json_lines(path) or [{"settings": digest}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path

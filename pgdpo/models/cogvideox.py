@@ -19,6 +19,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily, check_multiples
 from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.steps import step_told
 from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 
@@ -191,5 +192,6 @@ class CogVideoX(VaeFamily):
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=generators,
+            callback_on_step_end=step_told,
             output_type="latent",
         ).frames.transpose(1, 2)

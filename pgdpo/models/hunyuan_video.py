@@ -22,6 +22,7 @@ from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.kept import computes_in
 from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.steps import step_told
 from pgdpo.models.text import TextReader
 from pgdpo.settings import ModelConfig
 
@@ -147,6 +148,7 @@ class HunyuanVideo(VaeFamily):
                 num_inference_steps=steps,
                 guidance_scale=self.guidance,
                 true_cfg_scale=guidance_scale,
+                callback_on_step_end=step_told,
                 output_type="latent",
             ).frames
 

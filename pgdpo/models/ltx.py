@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DM
 from pgdpo.errors import InputError
 from pgdpo.models.encoders import PipelineEncoders, VaeFamily
 from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.steps import step_told
 from pgdpo.models.text import TextReader
 from pgdpo.settings import DataConfig, ModelConfig
 
@@ -135,6 +136,7 @@ class LTX(VaeFamily):
             latents=self._pack(noise),
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            callback_on_step_end=step_told,
             output_type="latent",
         ).frames
         return self._unpack(tokens, noise)

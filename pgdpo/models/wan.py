@@ -32,6 +32,7 @@ from pgdpo.models.held import OneAtATime
 from pgdpo.models.kept import computes_in
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
+from pgdpo.progress import moved
 from pgdpo.settings import ModelConfig
 from pgdpo.settings.sampling import WAN21
 
@@ -257,7 +258,7 @@ class Wan(VaeFamily):
         scheduler = self.load_scheduler(flow_shift)
         scheduler.set_timesteps(steps, device=noise.device)
         latents = noise
-        for timestep in scheduler.timesteps:
+        for number, timestep in enumerate(scheduler.timesteps):
             sigma = float(timestep) / self.num_train_timesteps
             expert = self.expert_at(transformer, sigma)
             at, noisy = timestep.expand(len(latents)), latents.to(computes_in(expert, latents.device))
@@ -267,6 +268,7 @@ class Wan(VaeFamily):
                 scale = self.guidance_at(sigma, guidance_scale, guidance_scale_2)
                 predicted = without + scale * (predicted - without)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+            moved(f"denoising step {number + 1} of {len(scheduler.timesteps)}")
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents

@@ -1,6 +1,6 @@
 """Ways to hold the reference, behind one protocol: adapter off, frozen copy, cached errors, moving, none."""
 
-from pgdpo.reference.cached import CachedErrors, broadcast_mask, frame_sums
+from pgdpo.reference.cached import CachedErrors, broadcast_mask, frame_sums, mean_errors
 from pgdpo.reference.live import Live, adapter_off
 from pgdpo.reference.protocol import Comparison, Forward, Reference
 
@@ -13,4 +13,5 @@ __all__ = [
     "adapter_off",
     "broadcast_mask",
     "frame_sums",
+    "mean_errors",
 ]

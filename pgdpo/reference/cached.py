@@ -62,6 +62,21 @@ def broadcast_mask(mask: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
     return mask.expand(len(pred) // 2, *mask.shape[1:])
 
 
+def mean_errors(
+    pred: torch.Tensor,  # [2B, C, F, H, W], chosen half first
+    target: torch.Tensor,
+    mask: torch.Tensor | None = None,  # as `pair_errors` takes it
+) -> torch.Tensor:
+    """Mean squared error of each clip where the mask counts, float64 `[B, 2]`: chosen, rejected.
+
+    Two models' difference is their excess, exactly 0 where their predictions agree to the last bit.
+    """
+    clip = target[: len(target) // 2]
+    weights = torch.ones_like(clip) if mask is None else broadcast_mask(mask, pred).expand_as(clip)
+    count = weights.double().flatten(1).sum(1, keepdim=True)
+    return frame_sums(pred, target, mask).sum(-1) / count
+
+
 def errors_against(
     sums: torch.Tensor,  # fp64 [B, 2, F], the reference's `frame_sums`
     pred: torch.Tensor,  # [2B, C, F, H, W]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,9 @@ class TrainConfig(Section):
     adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's beta1 and beta2.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping by global norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 weights too."
+        0,
+        description="What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 weights too. On several ranks "
+        "`evaluate` shards its weights with 3; else each rank holds a whole model.",
     )
     offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
         "none", description="Where optimizer state lives beside the GPU: cpu (ZeRO 1-3), nvme (ZeRO 3)."
@@ -32,6 +34,11 @@ class TrainConfig(Section):
     nvme_path: Path | None = Field(
         None,
         description="Folder on a local NVMe drive, for what is offloaded to `nvme`; needs libaio's headers.",
+    )
+    deepspeed: dict[str, Any] = Field(
+        {},
+        description="DeepSpeed's own keys, as its configuration nests them (zero_optimization: {overlap_comm: true}); "
+        "those that pgdpo decides are refused by name.",
     )
     sequence_parallel: int = Field(
         1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pgdpo.errors import InputError
+
+T = TypeVar("T")
 
 # A rank may have a whole validation or download more to do than another. NCCL's groups give up after ten minutes; here
 # the watchdog ends what stands still, and a rank that dies breaks its connections.
@@ -67,6 +72,30 @@ def from_main(value: object, group: dist.ProcessGroup | None = None) -> object:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=group or control_group())
     return values[0]
+
+
+def shared(work: Callable[[int, int], T]) -> list[T]:
+    """`work(rank, ranks)` of every rank, on every rank; of this process alone without torch.distributed.
+
+    Raises InputError on all ranks where `work` does on one: the lowest one's.
+    """
+    if not dist.is_initialized():
+        return [work(0, 1)]
+    value, refused = None, None
+    try:
+        value = work(dist.get_rank(), dist.get_world_size())
+    except InputError as error:
+        refused = str(error)
+    found = gather((value, refused))
+    refused = next((text for _, text in found if text is not None), None)
+    if refused is not None:
+        raise InputError(refused)
+    return [value for value, _ in found]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` gives on the main rank, which alone does it, on every rank; raises as `shared`."""
+    return shared(lambda rank, ranks: work() if rank == 0 else None)[0]
 
 
 @contextlib.contextmanager

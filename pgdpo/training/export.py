@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -15,12 +16,14 @@ from pgdpo.models import open_family
 from pgdpo.models.adapter import adapter_metadata, adapter_state, load_adapter_state
 from pgdpo.models.comfyui import NAMES, comfyui_state
 from pgdpo.models.family import Family
+from pgdpo.models.stored_dtypes import stored_dtypes
 from pgdpo.runs import Run
 from pgdpo.settings import Config
-from pgdpo.training.checkpoint import check_shapes, read_weights
+from pgdpo.training.checkpoint import check_shapes
 from pgdpo.training.model_card import CARD, MARK, write_model_card
 from pgdpo.training.policy import base_identity, build_policy
 from pgdpo.training.published import checkpoints_of, step_of
+from pgdpo.training.shards import ShardReader
 
 FORMATS = ("diffusers", "comfyui", "merged")
 
@@ -28,10 +31,11 @@ FORMATS = ("diffusers", "comfyui", "merged")
 def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     """Write a run's checkpoint to `export/` in `run.out`, a model card among it, and return the folder.
 
-    `diffusers`: a LoRA for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights were
-    trained; `comfyui`: the LoRA under ComfyUI's names; `merged`: a `transformer/` with the LoRA in its weights.
-    What an earlier export left there in other formats is removed: the folder holds one step. Raises InputError for a
-    checkpoint of another model, and for a format that does not exist or does not fit, before anything is written.
+    `diffusers`: a LoRA in fp32 for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights
+    were trained, in the dtypes of the base model's files; `comfyui`: the LoRA under ComfyUI's names; `merged`: a
+    `transformer/` with the LoRA in its weights. What an earlier export left there in other formats is removed: the
+    folder holds one step. Raises InputError for a checkpoint of another model, and for a format that does not exist or
+    does not fit, before anything is written.
     """
     _check_formats(run.config, formats)
     folder = export_folder(run)
@@ -51,7 +55,7 @@ def _write(
 ) -> None:
     adapter = run.config.model.adapter
     if adapter is None:
-        transformer.save_pretrained(folder / family.transformer_folder)
+        _save_transformer(family, transformer, folder)
         return
     state = adapter_state(transformer)
     if "comfyui" in formats:
@@ -62,7 +66,17 @@ def _write(
     if "merged" in formats:
         transformer.fuse_lora(safe_fusing=True)
         transformer.unload_lora()
-        transformer.save_pretrained(folder / family.transformer_folder)
+        _save_transformer(family, transformer, folder)
+
+
+def _save_transformer(family: Family, transformer: torch.nn.Module, folder: Path) -> None:
+    """Each tensor in the dtype that it has in the base model's files, where it was held in a wider one to train."""
+    own = stored_dtypes(family)
+    for name, tensor in (*transformer.named_parameters(), *transformer.named_buffers()):
+        stored = own.get(name, tensor.dtype)
+        if stored.itemsize < tensor.dtype.itemsize:
+            tensor.data = tensor.data.to(stored)
+    transformer.save_pretrained(folder / family.transformer_folder)
 
 
 def export_folder(run: Run) -> Path:
@@ -114,12 +128,9 @@ def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
         )
 
 
-def load_trained(run: Run, device: torch.device | None = None):
-    """(model family, transformer with the checkpoint's weights, in eval mode).
-
-    Raises InputError if the model is not the one that the run began with.
-    """
-    config, path = run.config, run.checkpoint
+def check_trained(run: Run) -> None:
+    """Raises InputError, by files alone, if the model is not the one that the run began with."""
+    config = run.config
     trained_on, found = run.state["identity"]["model_hash"], base_identity(config, open_family(config.model))
     if found != trained_on:
         key = "path" if config.model.transformer is None else "transformer"
@@ -127,14 +138,26 @@ def load_trained(run: Run, device: torch.device | None = None):
             f"model.{key} is {str(getattr(config.model, key))!r}: its weights are others than {run.folder} was trained "
             f"on (model_hash {found}, the run's is {trained_on}): name those with model.{key}=FOLDER"
         )
-    family, transformer = build_policy(config, device or torch.device("cpu"), init=False)
-    weights = read_weights(path)
-    wanted = transformer.state_dict() if config.model.adapter is None else adapter_state(transformer)
-    check_shapes(path, _shapes(wanted), _shapes(weights))
+
+
+def load_trained(run: Run, device: torch.device | None = None, **how: Any) -> tuple[Family, torch.nn.Module]:
+    """(model family, transformer with the checkpoint's weights, in eval mode); `how`: of `build_policy`.
+
+    Raises InputError if the model is not the one that the run began with.
+    """
+    check_trained(run)
+    config, path, device = run.config, run.checkpoint, device or torch.device("cpu")
+    weights = ShardReader(path, "weights")
     if config.model.adapter is None:
-        transformer.load_state_dict(weights)
+        family = open_family(config.model)
+        with torch.device("meta"):
+            wanted = family.from_architecture(family.architecture()).state_dict()
+        check_shapes(path, _shapes(wanted), weights.shapes())
+        family, transformer = build_policy(config, device, weights=weights, **how)
     else:
-        load_adapter_state(transformer, weights)
+        family, transformer = build_policy(config, device, init=False, **how)
+        check_shapes(path, _shapes(adapter_state(transformer)), weights.shapes())
+        load_adapter_state(transformer, dict(weights))
     return family, transformer.eval()
 
 

@@ -6,7 +6,6 @@ ranks, computes what is missing alone.
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,14 +20,15 @@ from pgdpo.errors import Stopped
 from pgdpo.models import open_family
 from pgdpo.progress import moved
 from pgdpo.reference import frame_sums
-from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
+from pgdpo.sampling import share_of
 from pgdpo.settings import Config
 from pgdpo.training import agreement
 from pgdpo.training import engine as engines
 from pgdpo.training.blocks import each_block
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog, start_loader_process
@@ -41,7 +41,8 @@ def compute_errors(config: Config) -> Path:
 
     Raises Stopped on all ranks if one got a signal: what was found is written.
     """
-    device = engines.start_distributed()
+    device = start_ranks(config, clips=False)
+    engines.check_deepspeed(config.train)
     try:
         with StopSignals() as signals, Watchdog(config.run_dir, config.train.watchdog_seconds, signals):
             return _compute(config, device, signals)
@@ -55,9 +56,9 @@ def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path
     data = open_pairs(config, "train")
     family = open_family(config.model)
     require_images(data, family)
-    key = errors_key(config, family, data)
+    key = agreement.on_main(lambda: errors_key(config, family, data))
     folder = folder_of(reference_folder(config), key)
-    rows = read_rows(folder)
+    rows = joined(agreement.shared(lambda rank, ranks: read_rows(folder, rank, ranks)))
     missing = _missing(data, config.train.cached_draws, rows)
     total = len(data) * config.train.cached_draws
     say(
@@ -134,5 +135,4 @@ def _share(batches: list[list[tuple[int, int]]], size: int, ranks: Ranks) -> lis
     and with batches, that are computed twice.
     """
     full = [list(islice(cycle(batch), size)) for batch in batches]
-    rounds = math.ceil(len(full) / ranks.data_size)
-    return list(islice(cycle(full), ranks.data_rank * rounds, (ranks.data_rank + 1) * rounds))
+    return [batch for batch, _ in share_of(full, ranks.data_rank, ranks.data_size, in_step=True)]

@@ -17,12 +17,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
+from deepspeed.utils import groups
 from safetensors import safe_open
 
 from pgdpo.console import is_main_rank
 from pgdpo.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.models.kept import held_dtype
+from pgdpo.progress import moved
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name, also of the index's shards
 
@@ -35,22 +37,28 @@ def load_sharded(
     deepspeed_config: dict,
     random_init_seed: int | None = None,
     folder: str | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.nn.Module:
     """What `family.load_transformer` gives, each parameter partitioned over all ranks; every rank must call it.
 
-    `folder`: of another transformer of the pipeline, of the same architecture.
+    `folder`: of another transformer of the pipeline, of the same architecture. `weights`: to take in the place of the
+    pipeline's, of the same names and shapes.
     Raises InputError if the folder's safetensors lack a tensor of the architecture, or have it in another shape.
     """
     with init_empty_weights(include_buffers=False):
         transformer = family.from_architecture(family.architecture())
     folder = folder or family.transformer_folder
-    read = _reader(family, folder, transformer, dtype, random_init_seed)
+    if weights is not None:
+        read = weights.__getitem__ if is_main_rank() else None
+    else:
+        read = _reader(family, folder, transformer, dtype, random_init_seed)
     shard = _Sharder(deepspeed_config)
     for prefix, module in transformer.named_modules():
         for name, meta in module.named_parameters(prefix, recurse=False):
             value = _value(transformer, name, meta, dtype, read)
             setattr(module, name.rpartition(".")[2], torch.nn.Parameter(value.to(device)))
         shard(list(module.parameters(recurse=False)))
+        moved(f"loading {prefix}")
         for name in _saved_buffers(module, prefix):
             value = _value(transformer, name, transformer.get_buffer(name), dtype, read).to(device)
             dist.broadcast(value, 0)
@@ -64,10 +72,27 @@ def gather_in_forward(transformer: torch.nn.Module) -> None:
     DeepSpeed's engines gather ahead and are faster, but what they have run is never freed: a cache of theirs keeps it.
     """
     for module in transformer.modules():
-        own = list(module.parameters(recurse=False))
+        own = [p for p in module.parameters(recurse=False) if hasattr(p, "ds_id")]  # an adapter's are whole
         if own:
             module.register_forward_pre_hook(functools.partial(_gather, own))
             module.register_forward_hook(functools.partial(_part, own))
+
+
+def share_expert(family: Family, *, dtype: torch.dtype, device: torch.device, deepspeed_config: dict) -> None:
+    """Where the family asks a second expert, which doesn't train: let each rank hold its share of it alone. All ranks
+    ask for it at one time."""
+    if family.other_folder is None:
+        return
+
+    def open_other() -> torch.nn.Module:
+        folder = family.other_folder
+        options = {"dtype": dtype, "device": device, "deepspeed_config": deepspeed_config}
+        other = load_sharded(family, folder=folder, **options)
+        gather_in_forward(other)
+        family.adapt_other(other)
+        return other.eval().requires_grad_(False)
+
+    family.open_other = open_other
 
 
 def _gather(parameters: list[torch.nn.Parameter], *_: object) -> None:
@@ -102,10 +127,13 @@ class _Sharder:
         if not parameters:
             return
         if self._convert is None:
-            first = torch.nn.ParameterList(
-                parameters
-            )  # `zero.Init` takes a module, and would take its submodules too
-            deepspeed.zero.Init(module=first, config_dict_or_path=self._config)
+            # `zero.Init` takes a module, and would take its submodules too.
+            first = torch.nn.ParameterList(parameters)
+            # The second model's would make the group of zero_hpz_partition_size again, which DeepSpeed refuses.
+            group = groups._get_zero_param_intra_parallel_group()
+            deepspeed.zero.Init(
+                module=first, config_dict_or_path=self._config, zero_param_parallel_group=group
+            )
             self._convert = parameters[0].convert_to_zero_parameters
         else:
             self._convert(param_list=parameters)
@@ -135,10 +163,8 @@ def weights_folder(family: Family, part: str) -> Path:
     local = family.part_folder(part)
     if local is not None:
         return local
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(family.source, allow_patterns=[f"{part}/*"])
-    return Path(folder) / part
+    family.fetch(part)
+    return Path(family.source) / part
 
 
 def check_files(family: Family) -> None:

@@ -109,6 +109,21 @@ def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> No
     blocks._tell, Trainer._step = slowly, stepping
 
 
+def slow_denoising(rank: int, *, seconds: float) -> None:
+    """Each denoising step takes so long."""
+    from pgdpo import progress
+
+    class Slow:
+        def moved(self, what: str) -> None:
+            if "denoising step" in what:
+                time.sleep(seconds)
+
+        def stage(self, what: str) -> None:
+            pass
+
+    progress._listeners.append(Slow())
+
+
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
     from pgdpo.training.loop import Trainer
@@ -326,3 +341,33 @@ def damage_file(rank: int, *, victim: int, step: int, path: str) -> None:
         return take(self, number, loaded)
 
     Trainer._step = stepping
+
+
+def note_samples(rank: int, *, file: str, victim: int | None = None, after: int = 0) -> None:
+    """Append the jobs of every batch that a rank samples to its file; SIGKILL of `victim` in its batch `after`."""
+    from pgdpo.sampling import clips
+
+    whole, count = clips.sample_latents, iter(range(1 << 30))
+
+    def noting(config, family, transformer, data, jobs, device):
+        with open(f"{file}-rank{rank}", "a", encoding="utf-8") as log:
+            log.write(f"{json.dumps(jobs)}\n")
+        if rank == victim and next(count) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(config, family, transformer, data, jobs, device)
+
+    clips.sample_latents = noting
+
+
+def kill_in_making(rank: int, *, victim: int, after: int) -> None:
+    """SIGKILL of one rank before it makes its pair `after` (from 0)."""
+    from pgdpo.making import make
+
+    whole, count = make._write, iter(range(1 << 30))
+
+    def writing(*arguments):
+        if rank == victim and next(count) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments)
+
+    make._write = writing

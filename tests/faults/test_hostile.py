@@ -19,8 +19,8 @@ from pgdpo.config import load_config
 from pgdpo.data.files import sha256_of
 from pgdpo.data.locations import fetch
 from pgdpo.errors import InputError
-from pgdpo.training.checkpoint import read_weights
 from pgdpo.training.published import MANIFEST, _manifest_text, find_damage, read_state
+from pgdpo.training.shards import ShardReader
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def test_no_checkpoint_runs_code(hostile, tmp_path, tally):
         folder = hostile(file, content)
         assert find_damage(folder) is None, name
         refusals = []
-        for read in (read_weights, read_state, lambda folder: dict(_others(folder))):
+        for read in (read_state, lambda folder: dict(_tensors(folder))):
             try:
                 read(folder)
             except InputError as error:
@@ -149,11 +149,9 @@ def test_no_checkpoint_runs_code(hostile, tmp_path, tally):
     tally(21, len(PAYLOADS), held)
 
 
-def _others(folder):
-    from pgdpo.training.shards import ShardReader
-
-    yield from ShardReader(folder, "optimizer").items()
-    yield from ShardReader(folder, "extra").items()
+def _tensors(folder):
+    for kind in ("weights", "optimizer", "extra"):
+        yield from ShardReader(folder, kind).items()
 
 
 def test_a_pickled_manifest_makes_a_damaged_checkpoint(hostile, tally):

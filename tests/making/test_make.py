@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -208,6 +209,31 @@ def test_what_was_made_is_kept_when_it_goes_on(clips, tmp_path, monkeypatch):
     resumed = made("corrupt", clips, tmp_path / "pairs")
     assert len(calls) == 4  # the third pair alone
     assert resumed == made("corrupt", clips, tmp_path / "straight")
+
+
+def test_ranks_share_the_pairs_and_go_on_with_what_a_killed_one_left(clips, tmp_path, ranks):
+    def command(out):
+        options = [f"output_dir={tmp_path}", *FAST, "evaluate.reward=toy"]
+        return ["make", "guided", "quickstart.yaml", clips, tmp_path / out, *options]
+
+    def files(out):
+        kept = {str(path.relative_to(tmp_path / out)): path for path in (tmp_path / out).rglob("*.*")}
+        return {name: path.read_bytes() for name, path in kept.items() if path.is_file()}
+
+    ranks.run(command("alone"), ranks=1)
+    killed = ranks.start([command("shared")], hook="kill_in_making", victim=1, after=0)
+    assert killed.wait(120) == [2, -signal.SIGKILL]
+    assert "another rank has ended" in killed.text(0) and not (tmp_path / "shared/manifest.jsonl").exists()
+    left = {name: path.stat().st_mtime_ns for name, path in clips_of(tmp_path / "shared").items()}
+    assert len(left) == 4  # rank 0's share
+    ranks.run(command("shared"))
+    assert files("shared") == files("alone")
+    again = {name: path.stat().st_mtime_ns for name, path in clips_of(tmp_path / "shared").items()}
+    assert left.items() <= again.items()
+
+
+def clips_of(out):
+    return {path.name: path for path in (out / "clips").glob("*.mp4")}
 
 
 @pytest.mark.parametrize(

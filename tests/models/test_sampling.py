@@ -18,9 +18,10 @@ from pgdpo.config import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.errors import InputError
 from pgdpo.evaluation.steps import evaluated_steps
+from pgdpo.progress import heard_by
+from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo.settings import EvaluateConfig, SampleSettings, sample_settings
 from pgdpo.settings.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
-from pgdpo.training.validation import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,
@@ -151,7 +152,11 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     config = SimpleNamespace(evaluate=EvaluateConfig(), train=SimpleNamespace(precision="fp32"))
     transformer = getattr(pipeline, family.transformer_folder)
     data = HeldOut(family, size, image)
-    ours = sample_latents(config, family, transformer, data, [(0, 0)], torch.device("cpu"))
+    said = []
+    with heard_by(SimpleNamespace(moved=said.append)):
+        ours = sample_latents(config, family, transformer, data, [(0, 0)], torch.device("cpu"))
+    steps = told["num_inference_steps"]
+    assert said == [f"denoising step {number} of {steps}" for number in range(1, steps + 1)]
     if card == "hunyuan_video":  # its text is trimmed here and masked there: products are rounded otherwise
         assert (packed(card, ours) - theirs).norm() < 1e-4 * theirs.norm()
     else:

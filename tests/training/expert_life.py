@@ -6,7 +6,7 @@ import weakref
 import torch
 
 from pgdpo.config import load_config
-from pgdpo.training import validation
+from pgdpo.sampling import clips
 from pgdpo.training.loop import Trainer
 
 
@@ -14,7 +14,7 @@ def lives(path: str, overrides: list[str]) -> dict:
     """Train. Returns how many of the other expert's tensors there were, were whole on this rank, and are alive after
     the run; and the last validation's latents, as validation had them and with the other expert whole."""
     seen, whole, shown = {}, 0, []
-    sample = validation.sample_latents
+    sample = clips.sample_latents
 
     def recorded(config, family, transformer, data, jobs, device):
         expert_at = family.expert_at
@@ -35,12 +35,12 @@ def lives(path: str, overrides: list[str]) -> dict:
             del family.expert_at
         return shown[-1]
 
-    validation.sample_latents = recorded
+    clips.sample_latents = recorded
     try:
         trainer = Trainer(load_config(path, overrides))
         trainer.train()
     finally:
-        validation.sample_latents = sample
+        clips.sample_latents = sample
     gc.collect()
     alive = sum(reference() is not None for reference in seen.values())
     ours, family = trainer.validation, trainer.family

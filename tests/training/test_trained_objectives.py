@@ -93,13 +93,12 @@ def test_linear_dpo_asks_for_its_reference(config_file):
 def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, monkeypatch):
     """In validation and in evaluation; without guidance there is no such branch."""
     used = []
-    for place in ("training.validation", "evaluation.evaluate"):
 
-        def recorded(*arguments, place=place):
-            used.append(place)
-            return negative_branch(*arguments)
+    def recorded(transformer, positive, samples):
+        used.append(samples)
+        return negative_branch(transformer, positive, samples)
 
-        monkeypatch.setattr(f"pgdpo.{place}.negative_branch", recorded)
+    monkeypatch.setattr("pgdpo.sampling.clips.negative_branch", recorded)
     npo = (
         "objective={name: npo, beta: 500}",
         "train.steps=2",
@@ -108,7 +107,7 @@ def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, m
     )
     run_pgdpo("train", config_file, "name=npo", *npo)
     run_pgdpo("evaluate", config_file, "name=npo", *npo)
-    assert used == ["training.validation", "evaluation.evaluate"]
+    assert used == [1, 2]  # clips: a prompt of validation, the batch of evaluation's aligned model
     for changed, key in (
         ("evaluate.guidance_scale=1", "evaluate.guidance_scale is 1"),
         ("model.adapter=null", "evaluate.every is 2"),

@@ -30,3 +30,17 @@ def test_the_other_expert_is_held_for_as_long_as_clips_are_sampled(saved, world,
     assert alone["whole"] == tensors
     assert [found["whole"] for found in shared] == [0, 0]
     assert shared[0]["latents"] == shared[1]["latents"]
+
+
+def test_ranks_share_the_prompts(config_file, ranks):
+    """Three on two ranks, with whole weights and with shards: the clips of one rank."""
+    still = ["train.steps=1", "train.learning_rate=1e-30", "evaluate.every=1", "evaluate.every_prompts=3"]
+    ranks.train(config_file, {"alone": still}, ranks=1)
+    ranks.train(config_file, {"whole": still, "sharded": [*still, "train.zero_stage=3"]})
+    found = {name: clips(config_file.parent / "out" / name) for name in ("alone", "whole", "sharded")}
+    assert found["whole"] == found["sharded"] == found["alone"] and len(found["alone"]) == 4
+
+
+def clips(run):
+    """The files of the first validation, three clips and how they were sampled."""
+    return {path.name: path.read_bytes() for path in (run / "validation/step-00000001").iterdir()}

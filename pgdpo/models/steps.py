@@ -1,0 +1,14 @@
+"""The denoising steps of diffusers' pipelines, told as they end."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DiffusionPipeline
+
+from pgdpo.progress import moved
+
+
+def step_told(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+    """A pipeline's `callback_on_step_end` that changes nothing."""
+    moved(f"denoising step {step + 1} of {pipeline.num_timesteps}")
+    return tensors

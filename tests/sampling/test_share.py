@@ -1,0 +1,81 @@
+"""What ranks share: every part once, in step where they must, kept under what decides it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pgdpo.sampling
+from pgdpo.errors import InputError
+from pgdpo.sampling import Parts, share, share_of
+from pgdpo.training.engine import start_distributed
+
+
+@given(parts=st.lists(st.integers()), ranks=st.integers(1, 9), in_step=st.booleans())
+def test_every_part_is_somebodys_once(parts, ranks, in_step):
+    numbered = list(enumerate(parts))
+    shares = [list(share_of(numbered, rank, ranks, in_step=in_step)) for rank in range(ranks)]
+    assert sorted(part for own in shares for part, is_own in own if is_own) == numbered
+    lengths = {len(own) for own in shares}
+    assert max(lengths) - min(lengths) <= (0 if in_step else 1)
+    if not in_step:
+        assert all(is_own for own in shares for _, is_own in own)
+
+
+@pytest.fixture
+def made():
+    """Parts whose making is noted."""
+    start_distributed()
+    calls = []
+
+    def make(parts, *names):
+        wanted = {name: [name] for name in names}
+        parts.make("test", wanted, lambda part: calls.append(part[0]) or content(part[0]))
+        return calls
+
+    return make
+
+
+def content(name):
+    return {"x": torch.arange(3.0)} if name.endswith(".safetensors") else [0.1, None, {"b": 1, "a": 2}]
+
+
+def test_parts_are_made_once_and_come_back_as_they_were(tmp_path, made):
+    folder, key = tmp_path / "parts", {"settings": (1, 2), "name": "ä"}
+    made(Parts(folder, key), "one.json", "a/two.safetensors")
+    again = Parts(folder, key)
+    assert again.missing(["a/two.safetensors", "three.json"]) == ["three.json"]
+    assert made(again, "one.json", "a/two.safetensors", "three.json") == [
+        "one.json",
+        "a/two.safetensors",
+        "three.json",
+    ]
+    assert again.read("one.json") == content("one.json")
+    assert torch.equal(again.read("a/two.safetensors")["x"], torch.arange(3.0))
+    assert Parts(folder, key | {"name": "b"}).missing(["one.json"]) == ["one.json"]
+    again.remove()
+    assert not folder.exists()
+
+
+def test_a_file_of_another_rank_that_is_not_seen_is_named(tmp_path, made, monkeypatch):
+    monkeypatch.setattr(share, "_write", lambda path, value: None)
+    with pytest.raises(
+        InputError, match=r"one.json: written by another rank and not to be seen here: .* --out"
+    ):
+        made(Parts(tmp_path, {}), "one.json")
+
+
+def test_the_room_stands_below_training():
+    """Of that room it takes what all ranks agree by, alone."""
+    imported = {
+        node.module
+        for file in Path(pgdpo.sampling.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+    }
+    above = ("training", "evaluation", "making", "checking", "planning", "pipeline", "cli", "runs")
+    found = {name for name in imported if name.startswith(tuple(f"pgdpo.{room}" for room in above))}
+    assert found == {"pgdpo.training.agreement"}
