@@ -1,45 +1,22 @@
 """The files under configs/cluster: they parse, and the launchers that they call start pgdpo."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from tests.worlds import losses
 
 CLUSTER = Path(__file__).parent.parent / "configs" / "cluster"
 SCRIPTS = sorted(file.name for file in CLUSTER.iterdir() if file.name != "hostfile")
 BIN = Path(sys.prefix) / "bin"
 
 
-def start(script: str, *arguments: str, path: str = "", **environment: object) -> subprocess.Popen:
+def run(script: str, *arguments: str, path: str = "", **environment: object) -> subprocess.CompletedProcess:
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     variables["PATH"] = f"{path}:{BIN}:{os.environ['PATH']}"
     command = ["bash", str(CLUSTER / script), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
-
-
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    try:
-        output = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, *output)
-
-
-def run(script: str, *arguments: str, **environment: object) -> subprocess.CompletedProcess:
-    return finish(start(script, *arguments, **environment))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -47,27 +24,11 @@ def test_bash_reads_it(script):
     subprocess.run(["bash", "-n", str(CLUSTER / script)], check=True)
 
 
-def test_torchrun_on_two_nodes_is_one_run(config_file):
-    """Two nodes on this machine: a launcher each, of one rank, that meet at HEAD."""
-    where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port(), "NCCL_DEBUG": "INFO"}
-    train = ["train", str(config_file), "name=nodes", "train.steps=1"]
-    nodes = [start("torchrun.sh", *train, **where, OMP_NUM_THREADS=1, TRITON_INTERPRET=0) for _ in range(2)]
-    ended = [finish(node) for node in nodes]
-    # torchrun's own: the launcher that holds the store can be gone before the other asks it for the last time.
-    assert 0 in [done.returncode for done in ended]
-    for done in ended:
-        assert done.returncode == 0 or "RendezvousConnectionError" in done.stderr, done.stderr
-        assert "NCCL_DEBUG=INFO" in done.stderr and "NCCL_SOCKET_IFNAME=^lo,docker" in done.stderr
-    folder = config_file.parent / "out" / "nodes"
-    assert (folder / "checkpoints" / "step-00000001" / "manifest.json").is_file()  # all ranks came to the end
-    assert json.loads((folder / "run.json").read_text())["ranks"] == 2
-    assert (folder / "run-rank1.log").is_file()
-    assert losses(config_file.parent / "out", "nodes") == [np.log(np.float32(2))]
-
-
 def test_torchrun_says_what_it_lacks():
     done = run("torchrun.sh", "version")
-    assert done.returncode and "HEAD: the node that all others can reach" in done.stderr
+    assert done.returncode and "HEAD: node 0, by a name" in done.stderr
+    done = run("torchrun.sh", "version", HEAD="node0", NODES=2)
+    assert done.returncode and "NODE: the number of this node" in done.stderr
 
 
 def stub(folder: Path, name: str, body: str) -> None:
@@ -77,25 +38,61 @@ def stub(folder: Path, name: str, body: str) -> None:
     file.chmod(0o755)
 
 
-def test_slurm_starts_torchrun_on_each_node(tmp_path):
-    """Slurm's own programs are stubs: `srun` runs its command here, as a node would; torchrun is the real one."""
+JOB = {
+    "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_JOB_ID": 70001, "SLURM_SUBMIT_DIR": CLUSTER.parent.parent,
+    "SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2, "SLURM_CPUS_PER_TASK": 8,
+}  # fmt: skip
+
+
+def slurm(folder: Path, srun: str, *arguments: str) -> subprocess.CompletedProcess:
+    """slurm.sbatch among stubs of Slurm's own programs; what `scontrol` was asked for comes last in `stderr`."""
+    stub(folder, "srun", srun)
+    stub(
+        folder,
+        "scontrol",
+        'if [[ $1 == show ]]; then echo 127.0.0.1; seq -f node%.0f 100000; fi; echo "$@" >> "$0.asked"',
+    )
+    done = run("slurm.sbatch", *arguments, path=str(folder), **JOB)
+    done.stderr += (folder / "scontrol.asked").read_text()
+    return done
+
+
+def test_slurm_starts_a_rank_on_each_gpu(tmp_path):
     stub(
         tmp_path,
-        "scontrol",
-        'test "$*" = "show hostnames node[0-1]" && echo 127.0.0.1 && seq -f node%.0f 100000',
+        "python",
+        f'echo $RANK $LOCAL_RANK; env | sort | grep -E "^(WORLD|LOCAL_W|MASTER)"; {BIN}/python "$@"',
     )
-    stub(tmp_path, "srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
-    job = {"SLURM_JOB_NODELIST": "node[0-1]", "SLURM_JOB_ID": os.getpid(), "SLURM_JOB_NUM_NODES": 1}
-    submitted = {"SLURM_SUBMIT_DIR": CLUSTER.parent.parent, "SLURM_GPUS_ON_NODE": 1}
-    done = run("slurm.sbatch", "version", path=str(tmp_path), **job, **submitted)
+    options = 'while [[ $1 == -* ]]; do echo "srun $1" >&2; shift; done\n'
+    done = slurm(tmp_path, options + 'SLURM_PROCID=3 SLURM_LOCALID=1 "$@"', "version")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 1 and "NCCL_DEBUG=WARN" in done.stderr
+    ranks = ["LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", "MASTER_PORT=30001", "WORLD_SIZE=4"]
+    assert done.stdout.splitlines()[:-1] == ["3 1", *ranks]
+    assert "NCCL_DEBUG=WARN" in done.stderr and "srun --cpus-per-task=8" in done.stderr
+    assert done.stderr.endswith("show hostnames node[0-1]\n")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "again"),
+    [
+        ("exit 143", 143, True),  # --signal, preemption
+        ("kill -TERM $PPID; sleep 0.1; exit 143", 143, False),  # scancel tells the script too
+        ("exit 130", 130, False),
+        ("exit 1", 1, False),
+        ("exit 137", 137, False),
+        ("exit 0", 0, False),
+    ],
+)
+def test_slurm_queues_again_what_a_scheduler_stopped(tmp_path, ends, code, again):
+    done = slurm(tmp_path, ends, "train", "config.yaml", "--resume")
+    assert done.returncode == code
+    assert done.stderr.endswith("requeue 70001\n") == again
 
 
 def test_slurm_options_are_ones_that_sbatch_has():
     known = {
         "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "exclusive",
-        "requeue", "open-mode", "output",
+        "requeue", "open-mode", "output", "signal",
     }  # fmt: skip
     lines = (CLUSTER / "slurm.sbatch").read_text().splitlines()
     options = [line.split()[1] for line in lines if line.startswith("#SBATCH ")]

@@ -89,6 +89,26 @@ def slow_blocks(rank: int, *, seconds: float) -> None:
     blocks._told.append(passed)
 
 
+def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> None:
+    """As of the step `after` (from 0) each block takes so long, as a large model's do, and prints when it began."""
+    from pgdpo.training import blocks
+    from pgdpo.training.loop import Trainer
+
+    tell, take, at = blocks._tell, Trainer._step, []
+
+    def stepping(self, number, loaded):
+        at[:] = [number]
+        return take(self, number, loaded)
+
+    def slowly(gradient=None):
+        if at[0] >= after:
+            print("block", time.time(), flush=True)  # to the run's log
+            time.sleep(forward if gradient is None else backward)
+        tell(gradient)
+
+    blocks._tell, Trainer._step = slowly, stepping
+
+
 def slow_denoising(rank: int, *, seconds: float) -> None:
     """Each denoising step takes so long."""
     from pgdpo import progress
