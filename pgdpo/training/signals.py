@@ -48,7 +48,9 @@ class StopSignals:
 
     def __init__(self, at_once: Callable[[], object] = lambda: None) -> None:
         self.received = 0  # 1 + the place in STOPPING; other ranks' too, as the watchdog hears of them
-        self._blocks, self._stride, self._began = 0, 1, time.monotonic()
+        self._blocks = self._passed = 0  # since the last `check`, and since the ranks asked each other
+        self._stride = self._most = 1  # blocks after which they do, and the most that these may become
+        self._checked = self._looked = time.monotonic()
         self._at_once = at_once
         self._undo = contextlib.ExitStack()
 
@@ -75,18 +77,34 @@ class StopSignals:
 
     def check(self) -> None:
         """Call it on all ranks at the same points. Raises Stopped on all of them if one rank was signalled."""
-        now = time.monotonic()
-        received, milliseconds = agreement.highest(self.received, int(1000 * (now - self._began)))
-        # How many blocks the slowest rank computes between two looks: a number that all ranks know.
-        self._stride = max(1, int(self._blocks * LOOK_SECONDS * 1000) // max(1, milliseconds))
-        self._blocks, self._began = 0, now
-        _raise_stopped(received)
+        milliseconds = self._look(self._checked)
+        # A host runs ahead of its GPU, so that single blocks tell less of their pace than all since the last call.
+        self._most = max(1, int(self._blocks * LOOK_SECONDS * 1000) // max(1, milliseconds))
+        self._blocks, self._passed, self._stride = 0, 0, 1
+        self._checked = time.monotonic()
 
     def block(self) -> None:
-        """As `check`, which it follows; all ranks call it equally often, and ask each other every few seconds."""
+        """As `check`, which it follows; all ranks call it equally often, and ask each other every few seconds.
+
+        How often is found anew after each `check`: blocks of larger clips may take many times as long as the last ones.
+        """
         self._blocks += 1
-        if self._blocks % self._stride == 0:
-            _raise_stopped(*agreement.highest(self.received))
+        self._passed += 1
+        if self._passed < self._stride:
+            return
+        milliseconds = self._look(self._looked)
+        if milliseconds < 500 * LOOK_SECONDS:
+            self._stride = min(2 * self._stride, self._most)
+        elif milliseconds > 1000 * LOOK_SECONDS:
+            self._stride = max(1, self._stride // 2)
+        self._passed = 0
+
+    def _look(self, since: float) -> int:
+        """Ask all ranks. Returns the slowest one's milliseconds since a time of its own, a number that all know."""
+        received, milliseconds = agreement.highest(self.received, int(1000 * (time.monotonic() - since)))
+        self._looked = time.monotonic()
+        _raise_stopped(received)
+        return milliseconds
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:

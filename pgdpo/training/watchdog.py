@@ -122,29 +122,30 @@ class Watchdog:
         if dist.get_rank() == 0:
             listener = socket.create_server(("", 0), backlog=dist.get_world_size())
             token = secrets.token_hex(16)
-            agreement.from_main((listener.getsockname()[1], token))
+            agreement.from_main((listener.getsockname()[1], token, self._own.host))
             return lambda: self._watch_all(listener, token)
-        port, token = agreement.from_main(None)
+        port, token, host = agreement.from_main(None)
         line = _Line(socket.create_connection((os.environ.get("MASTER_ADDR", "localhost"), port), timeout=60))
         line.send({"token": token, "rank": self._own.rank, "host": self._own.host})
         self._lines.append(line)
-        return lambda: self._watch_main(line)
+        return lambda: self._watch_main(line, Standing(0, host))
 
     def _watch_alone(self) -> None:
         while not self._closing.wait(BEAT):
             self._own.heard = time.monotonic()
             self._judge([self._own])
 
-    def _watch_main(self, line: _Line) -> None:
+    def _watch_main(self, line: _Line, main: Standing) -> None:
         """A rank's thread: report, listen."""
-        main = Standing(0, "the main rank's machine")
         while not self._closing.wait(BEAT):
             line.send(self._report())
             self._own.heard = time.monotonic()
             for message in line.receive():
                 main.heard = time.monotonic()
                 main.left = main.left or "left" in message
-                self._signals.hear(message.get("received", 0))
+                if "counter" in message:
+                    main.update(message["counter"], message["units"], message["phase"])
+                    self._signals.hear(message["received"])
                 if "verdict" in message:
                     self._end(message["verdict"], stacks=message["stacks"], grace=message["grace"])
             if main.left:
@@ -179,7 +180,7 @@ class Watchdog:
                             self._verdict(f"{standing} is gone: killed, or its machine failed")
                 self._own.heard = time.monotonic()
                 for line in self._lines:
-                    line.send({"received": self._signals.received})
+                    line.send(self._report())
                 self._judge([self._own, *ranks.values()])
 
     def _hear(self, line: _Line, ranks: dict[_Line, Standing], token: str) -> None:
