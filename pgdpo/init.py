@@ -97,7 +97,7 @@ def next_commands(config: Config, file: Path, gpus: int, nodes: int) -> list[str
     name, launch = shlex.quote(str(file)), "pgdpo"
     if gpus > 1:
         several = (
-            f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 " if nodes > 1 else ""
+            f"--nnodes {nodes} --node-rank NODE --master-addr FIRST_NODE " if nodes > 1 else ""
         )
         launch = f"torchrun {several}--nproc-per-node {gpus // nodes} -m pgdpo"
     needs_reference = needs_of(config.objective["name"], **config.objective_options).reference

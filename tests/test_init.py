@@ -113,7 +113,7 @@ def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
           "torchrun --nproc-per-node 8 -m pgdpo train x.yaml"]),
         (["data.held_out=null", "objective={name: sft}", "train.reference=cached"], (16, 2),
          ["pgdpo check x.yaml", "pgdpo prepare x.yaml",
-          "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 --nproc-per-node 8 -m pgdpo train "
+          "torchrun --nnodes 2 --node-rank NODE --master-addr FIRST_NODE --nproc-per-node 8 -m pgdpo train "
           "x.yaml"]),
     ],
 )  # fmt: skip
