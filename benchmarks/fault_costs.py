@@ -96,7 +96,8 @@ def guarding() -> dict:
         "seconds": {name: round(value, 6) for name, value in least.items()},
         "share": round(median["guards"] / median["step"], 5),
         "note": "guards: Guard.see, its question inside the optimizer with the all-reduce, and settle; signals: the "
-        "all-reduce before each micro-batch that lets all ranks stop together; share: guards by step, of the medians; "
+        "all-reduce before each micro-batch that lets all ranks stop together; blocks: the same between the blocks of "
+        "the transformer, every two seconds, and the watchdog's count of them; share: guards by step, of the medians; "
         "seconds: the least",
     }
 
@@ -104,13 +105,14 @@ def guarding() -> dict:
 def _measure(out: Path) -> None:
     """One of the two ranks: train, and write down each step's seconds."""
     from pgdpo.config import load_config
+    from pgdpo.training import blocks
     from pgdpo.training.guards import Guard
     from pgdpo.training.loop import Trainer
     from pgdpo.training.signals import StopSignals
 
-    seconds: dict[str, list[float]] = {"step": [], "guards": [], "signals": []}
+    seconds: dict[str, list[float]] = {"step": [], "guards": [], "signals": [], "blocks": []}
 
-    def timed(owner: type, method: str, name: str) -> None:
+    def timed(owner: object, method: str, name: str) -> None:
         whole = getattr(owner, method)
 
         def timing(*arguments, **options):
@@ -125,6 +127,7 @@ def _measure(out: Path) -> None:
     for method in ("see", "_may_step", "settle"):
         timed(Guard, method, "guards")
     timed(StopSignals, "check", "signals")
+    timed(blocks, "_tell", "blocks")
     timed(Trainer, "_step", "step")
     take = Trainer._step
 

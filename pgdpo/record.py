@@ -26,7 +26,7 @@ PLACES = {
     "name",
     "output_dir",
     *(f"data.{key}" for key in ("train", "media_root", "toy", "prepared", "pairs_per_shard")),
-    *(f"model.{key}" for key in ("path", "encoders", "transformer", "adapter.init")),
+    *(f"model.{key}" for key in ("path", "revision", "encoders", "transformer", "adapter.init")),
 }
 # What belongs to a command: it touches neither a loss nor a weight (`train.steps`: how far a constant schedule goes).
 COMMANDS = {
@@ -35,7 +35,14 @@ COMMANDS = {
     *(f"model.{key}" for key in ("activation_offload", "compile", "vae_tiling")),
     *(
         f"train.{key}"
-        for key in ("steps", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
+        for key in (
+            "steps",
+            "zero_stage",
+            "offload_optimizer",
+            "offload_parameters",
+            "nvme_path",
+            "deepspeed",
+        )
     ),
     *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
     *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "watchdog_seconds")),

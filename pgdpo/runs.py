@@ -20,11 +20,12 @@ from functools import cached_property
 from pathlib import Path
 
 from pgdpo.config import Inspection, covered, inspect_config, inspect_mapping
-from pgdpo.console import say
+from pgdpo.console import say, say_once
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
+from pgdpo.models.hub import is_hub_id, take
 from pgdpo.problems import raise_errors
-from pgdpo.record import COMMANDS, MARK, dumped, fixed_of_data, is_free, read_record
+from pgdpo.record import COMMANDS, MARK, dumped, fixed_of_data, identity_of, is_free, read_record
 from pgdpo.settings import Config
 from pgdpo.training.events import read_events
 from pgdpo.training.published import MANIFEST, at_step, checkpoints_of, find_checkpoint, read_state, step_of
@@ -227,6 +228,7 @@ def _as_trained(
 ) -> Config:
     """The record, with what the command may decide. Says which of the file's keys give way, and which do not."""
     folder = given.loaded.run_dir
+    _take_commit(folder, record)
     now, before = dumped(given.loaded), dumped(record)
     differing = {
         key: (before.get(key, MISSING), now.get(key, MISSING))
@@ -251,6 +253,14 @@ def _as_trained(
     inspected = inspect_mapping(Config, f"{folder} (its record, with what was given)", merged, [])
     raise_errors(inspected.problems)
     return _with_prepared(inspected.loaded, record)
+
+
+def _take_commit(folder: Path, record: Config) -> None:
+    """A run by a hub id goes by the commit that it began with, whatever its branch holds by now."""
+    commit = (identity_of(folder) or {}).get("model_commit")
+    if commit is not None and is_hub_id(record.model.path):
+        take(record.model, commit)
+        say_once(f"{record.model.path} at commit {commit}, with which {folder} began")
 
 
 def _contradiction(given: Inspection, refused: dict[str, tuple], mend: str) -> InputError:

@@ -34,7 +34,7 @@ from pgdpo.problems import Problem
 from pgdpo.sampling import how_sampled
 from pgdpo.settings import Config, DataConfig, sample_settings
 from pgdpo.training.attention import check_attention
-from pgdpo.training.engine import check_offload
+from pgdpo.training.engine import check_deepspeed, check_offload
 from pgdpo.training.memory import check_selective
 from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.parallel import check_sequence_parallel
@@ -160,6 +160,7 @@ def _settings(inspected: Inspection, family: Family, prompt: str) -> Iterator[Pr
             check_sequence_parallel(config, family, family.latent_shape(*size)) for size in config.data.sizes
         ],
         "train.trackers": lambda: check_trackers(config),
+        "train.deepspeed": lambda: check_deepspeed(config.train),
         "train.nvme_path": lambda: check_offload(config.train),
         "model.adapter": lambda: adapter and open_adapter(family, adapter),
         "model.path": lambda: sharded and check_files(family),
@@ -232,8 +233,11 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         if compared.found:
             return
         if not full:
-            say(f"{folder}: a clip replaced by one of the same size and time isn't seen without --full")
-        data = open_pairs(config, split, compare=False)
+            say(
+                f"{folder}: a clip replaced by one of the same size and time, or a file damaged on the disk, isn't "
+                "seen without --full"
+            )
+        data = open_pairs(config, split, compare=False, full=full)
         require_images(data, open_family(config.model))
         if split == "held_out":
             how_sampled(config, open_family(config.model), data)

@@ -52,9 +52,9 @@ def run_check(
     """Check a configuration and its data, print a table, and write `json_file` if there is one.
 
     `fix`: a new manifest of what is sound in data.train, or can be made so. `page`: an HTML file that shows some pairs
-    as shot and as the model will see them. `full`: hold prepared data against the hashes of all clips, also of those
-    whose name, size and time are as they were. No weight is loaded, and torch not before configuration and rows are
-    without errors. Raises InputError for options that cannot be.
+    as shot and as the model will see them. `full`: hold prepared data against the hashes of all clips and of their own
+    files, also of those whose name, size and time are as they were. No weight is loaded, and torch not before
+    configuration and rows are without errors. Raises InputError for options that cannot be.
     """
     if page is not None:
         check_page(page)

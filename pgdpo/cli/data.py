@@ -104,7 +104,8 @@ def check(
         bool,
         typer.Option(
             "--full",
-            help="Hold prepared data against every clip's bytes, also where name, size and time are as they were.",
+            help="Hold prepared data against the bytes of every clip and of their own files, also where name, size and "
+            "time are as they were.",
         ),
     ] = False,
 ) -> None:
@@ -112,7 +113,7 @@ def check(
 
     Looked at: the keys, every row of the manifests, every clip to its last frame, what the objective needs, sizes,
     the adapter's layers, the reward (imported, and called once on noise), prompts' token lengths, prepared data.
-    No weight is loaded and nothing is changed.
+    No weight is loaded and nothing is changed; prepared files that were hashed are noted beside them.
 
     Example: pgdpo check configs/wan21_1.3b.yaml --show check.html --fix data/train-mended.jsonl
     """

@@ -7,8 +7,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,16 +15,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
-from pgdpo.data.files import sha256_of
+from pgdpo.console import is_main_rank
 from pgdpo.data.mixture import Mixture
 from pgdpo.data.order import Order
 from pgdpo.data.prepare import prompt_key
 from pgdpo.data.schema import MANIFEST
 from pgdpo.data.shards import INDEX, tensors_sha256
+from pgdpo.data.verified import MEND, add_to_note, look_at, wrong_size
 from pgdpo.diffusion.draws import uniform
 from pgdpo.errors import InputError
 
-MEND = "run `pgdpo prepare` again: it makes just what is damaged or missing anew"
+
+def alone(work: Callable[[int, int], object]) -> list:
+    """`work(rank, ranks)` by this process, which shares it with no other."""
+    return [work(0, 1)]
 
 
 class PreparedPairs(Dataset):
@@ -45,9 +48,13 @@ class PreparedPairs(Dataset):
         seed: int = 0,
         caption_dropout: float = 0.0,
         stand_in: bool = False,
-        part: tuple[int, int] = (0, 1),
+        full: bool = False,
+        shared: Callable[[Callable[[int, int], object]], list] = alone,
     ) -> None:
-        """`part`: (k, n): files k, k + n, ... are hashed now; all are checked for their size."""
+        """Every file is looked at by one rank, and hashed if it is not known to be whole, or `full` asks for it.
+
+        `shared`: how ranks share that, as `training.agreement.shared` does; all of them must open the pairs then.
+        """
         self.folder = folder
         self.index = read_index(folder)
         self.index.pop("made_of", None)  # it is looked at once and would travel to loader processes
@@ -62,7 +69,7 @@ class PreparedPairs(Dataset):
         self.shares: dict[str, Fraction] | None = None  # of the visits, where they have any
         self._restriction = ""
         self._handles: dict[str, object] = {}
-        self.damaged_files = self._verify(*part)
+        self.damaged_files = self._verify(full, shared)
         if self.damaged_files and not stand_in:
             raise InputError(next(iter(self.damaged_files.values())))
 
@@ -143,7 +150,7 @@ class PreparedPairs(Dataset):
     ) -> dict[str, torch.Tensor]:
         """The tensors `<key>.<name>` of a file; InputError naming it if they are not what was written."""
         path = self.folder / entry["file"]
-        wrong = self.damaged_files.get(entry["file"]) or _wrong_size(path, entry)
+        wrong = self.damaged_files.get(entry["file"]) or wrong_size(path, entry)
         if wrong:  # a mapped file that was cut short would kill the process at the first read
             raise InputError(f"{what}: {wrong}")
         try:
@@ -235,39 +242,13 @@ class PreparedPairs(Dataset):
             self._handles[path] = safe_open(path, framework="pt")
         return self._handles[path]
 
-    def _verify(self, first: int, step: int) -> dict[str, str]:
-        """File name -> what is wrong with it."""
+    def _verify(self, full: bool, shared: Callable) -> dict[str, str]:
+        """File name -> what is wrong with it, on all ranks."""
         entries = [*(entry for text in self._texts for entry in text["files"]), *self.index["shards"]]
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda entry: _wrong_size(self.folder / entry["file"], entry), entries))
-            found[first::step] = pool.map(self._verify_file, entries[first::step])
-        return {entry["file"]: wrong for entry, wrong in zip(entries, found, strict=True) if wrong}
-
-    def _verify_file(self, entry: dict) -> str | None:
-        path = self.folder / entry["file"]
-        wrong = _wrong_size(path, entry)
-        if wrong:
-            return wrong
-        found = sha256_of(path)
-        if found == entry["sha256"]:
-            return None
-        return (
-            f"{path}: its SHA-256 is {found[:12]}..., the index says {entry['sha256'][:12]}...: the file was "
-            f"damaged or changed; {MEND}"
-        )
-
-
-def _wrong_size(path: Path, entry: dict) -> str | None:
-    """What is wrong with a file, as far as its directory entry tells."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return f"{path}: the file is missing or cannot be read ({error.strerror}); {MEND}"
-    if size != entry["bytes"]:
-        return (
-            f"{path}: has {size} bytes, the index says {entry['bytes']}: the file was cut or changed; {MEND}"
-        )
-    return None
+        found = shared(lambda rank, ranks: look_at(self.folder, entries[rank::ranks], full=full))
+        if is_main_rank():
+            add_to_note(self.folder, {name: note for _, fresh in found for name, note in fresh.items()})
+        return {name: reason for wrong, _ in found for name, reason in wrong.items()}
 
 
 def read_index(folder: Path) -> dict:

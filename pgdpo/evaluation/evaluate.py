@@ -30,8 +30,8 @@ from pgdpo.runs import Run, read_results
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.settings import Config, SampleSettings
 from pgdpo.settings.evaluate import NO_HELD_OUT
-from pgdpo.training.engine import forward_config, start_distributed
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.engine import forward_config
+from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.signals import StopSignals
 from pgdpo.training.watchdog import Watchdog
 from pgdpo.training.zero_init import share_expert
@@ -54,7 +54,7 @@ def evaluate(*runs: Run) -> dict:
         raise InputError(NO_HELD_OUT)
     _check_results(last)
     reward = open_reward(config.evaluate.reward)
-    device = start_distributed()
+    device = start_ranks(config, clips=True)
     data = open_pairs(config, "held_out")
     try_reward(config, data.rows[0]["prompt"])
     family = open_family(config.model)
@@ -164,8 +164,8 @@ def _watched(folder: Path, run: Run) -> Iterator[None]:
     if dist.get_world_size() == 1:
         yield
         return
-    with Watchdog(folder, run.config.train.watchdog_seconds, StopSignals(), mend=KEPT) as watchdog:
-        watchdog.at("evaluating", run.step)
+    with Watchdog(folder, run.config.train.watchdog_seconds, StopSignals()) as watchdog:
+        watchdog.stage(f"evaluating step {run.step}")
         try:
             yield
         except KeyboardInterrupt as error:
@@ -214,7 +214,7 @@ def implicit_rewards(run: Run) -> dict:
     `data.order: {by: implicit_reward}` reads.
     """
     config = run.config
-    device = start_distributed()
+    device = start_ranks(config, clips=True)
     data = open_pairs(config, "train", compare=False)  # `curate` did
     family = open_family(config.model)
     require_images(data, family)

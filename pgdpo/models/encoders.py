@@ -90,7 +90,7 @@ class PipelineEncoders:
         }
 
     def load_tokenizer(self, folder: str) -> PreTrainedTokenizerBase:
-        """The pipeline's tokenizer in that folder. Raises OSError where it is on a hub that cannot be reached."""
+        """The pipeline's tokenizer in that folder."""
         return AutoTokenizer.from_pretrained(self.family.source, subfolder=folder, trust_remote_code=False)
 
     @torch.no_grad()
@@ -133,6 +133,7 @@ class PipelineEncoders:
     def _load_text(self) -> DiffusionPipeline:
         parts = {"transformer": None, "vae": None, "scheduler": None}
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.family.fetch(*self.text_parts)
         return self.family.pipeline_class.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(
             self.device
         )
@@ -151,6 +152,7 @@ class PipelineEncoders:
         return vae
 
     def _load_vae(self) -> ModelMixin:
+        self.family.fetch("vae")
         # fp32: latents are made once and kept, so its time is paid once.
         vae = self.family.vae_class.from_pretrained(
             self.family.source, subfolder="vae", torch_dtype=torch.float32

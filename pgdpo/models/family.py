@@ -13,19 +13,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 
 from pgdpo.errors import InputError
+from pgdpo.models import hub
 from pgdpo.models.kept import compute_kept_in_fp32, hold_in
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
 from pgdpo.settings import DataConfig, ModelConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Family:
@@ -38,18 +35,13 @@ class Family:
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
     sharing: TokenSharing
-    masks_text = (
-        False  # the transformer attends to no padding of text, and takes a mask that says where it stands
-    )
-    masked_attention: str | None = (
-        None  # a block's attention that has that mask, where it is to the text alone
-    )
+    # The transformer attends to no padding of text, and takes a mask that says where it stands.
+    masks_text = False
+    masked_attention: str | None = None  # a block's attention that has that mask, if it is to the text alone
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
     told_rounded: str | None = None
-    kept_in_fp32: str | None = (
-        None  # what autocast doesn't round: see `pgdpo/models/kept.py`; of the identity too
-    )
+    kept_in_fp32: str | None = None  # what autocast doesn't round: see `kept.py`; of the identity too
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
@@ -59,11 +51,12 @@ class Family:
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
+        self.on_hub = hub.is_hub_id(model.path)
         self.source = self._resolve()
         self._architecture = self._read_architecture()
         if model.encoders == "toy":
             self.text_length = ToyEncoders.text_length
-        elif Path(self.source).is_dir():
+        else:
             self._check_parts(Path(self.source))
 
     @property
@@ -85,14 +78,15 @@ class Family:
             )
 
     def _resolve(self) -> str:
-        """Local folder or hub id; raises InputError for a folder that is not there."""
-        path = self.model.path
+        """The model's folder, for a hub id that of its commit; raises InputError for a folder that is not there."""
+        path, revision = self.model.path, self.model.revision
+        if self.on_hub:
+            return str(hub.snapshot(self.model))
         folder = TOY_BASE if path == "toy" else Path(path)
-        looks_local = (
-            path == "toy" or folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
-        )
-        if not looks_local:
-            return path
+        if revision is not None:
+            raise InputError(
+                f"model.revision is {revision!r}, and model.path {path!r}: a folder has no revisions: leave it out"
+            )
         if not (folder / "transformer" / "config.json").is_file():
             raise InputError(
                 f"model.path is {path!r}: no transformer/config.json in {folder}; give a diffusers folder of a "
@@ -192,6 +186,8 @@ class Family:
     def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
         """A transformer of the pipeline, from its subfolder or from `model.transformer`."""
         own = self.start_folder if folder == self.transformer_folder else None
+        if own is None:
+            self.fetch(folder)
         source, where = (self.source, {"subfolder": folder}) if own is None else (str(own), {})
         try:
             transformer = self.transformer_class.from_pretrained(source, torch_dtype=dtype, **where)
@@ -216,10 +212,16 @@ class Family:
         return given / self.transformer_folder if (given / self.transformer_folder).is_dir() else given
 
     def part_folder(self, part: str) -> Path | None:
-        """Where a part of the pipeline lies, the transformer where `model.transformer` says; None for a hub id's."""
+        """Where a part of the pipeline lies, the transformer where `model.transformer` says; None for a hub id's, whose
+        weights need not be here: see `fetch`."""
         if part == self.transformer_folder and self.start_folder is not None:
             return self.start_folder
-        return Path(self.source) / part if Path(self.source).is_dir() else None
+        return None if self.on_hub else Path(self.source) / part
+
+    def fetch(self, *parts: str) -> None:
+        """Download the weights of a hub id's parts where they are not here. Raises InputError where that fails."""
+        if self.on_hub:
+            hub.snapshot(self.model, *parts)
 
     def check_start(self) -> None:
         """Raises InputError unless `model.transformer`, where it is set, holds a transformer like the path's own."""
@@ -361,11 +363,11 @@ class Family:
     def fingerprint(self, *parts: str) -> str:
         """Digest of the named subfolders: of each file its name, size, first and last MiB.
 
-        A hub id stands for itself.
+        A hub id stands for itself, with its revision where the configuration names one.
         """
         folders = {part: self.part_folder(part) for part in parts}
         if None in folders.values():
-            return self.source
+            return "@".join(filter(None, (self.model.path, self.model.revision)))
         files = {
             Path(part) / file.relative_to(folder): file
             for part, folder in folders.items()

@@ -99,6 +99,7 @@ class WanEncoders(PipelineEncoders):
         pipeline = self.family.pipeline_class
         parts = dict.fromkeys(("vae", "scheduler", *pipeline._optional_components))
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.family.fetch(*self.text_parts)
         return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=dtype).to(self.device)
 
     @functools.cached_property
@@ -106,6 +107,7 @@ class WanEncoders(PipelineEncoders):
         """Wan 2.1's image encoder; it stays beside the VAE, since each pair needs both."""
         if not self.family.uses_clip:
             return {}
+        self.family.fetch("image_encoder")
         source = self.family.source
         encoder = CLIPVisionModel.from_pretrained(source, subfolder="image_encoder", dtype=torch.float32)
         return {

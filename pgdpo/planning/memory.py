@@ -8,14 +8,14 @@ gradients and optimizer state are exact, Adam's step counters apart (4 bytes a t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from pgdpo.planning.model import Size
 from pgdpo.planning.trace import Activations
-from pgdpo.training.engine import REDUCE_BUCKET
 
 FP32 = 4
 MOMENTS = 2 * FP32  # Adam's two, a parameter
@@ -50,10 +50,11 @@ class Sharding:
     accumulates: bool  # more than one backward pass a step
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
+    given: Mapping[str, Any] = field(default_factory=dict)  # `train.deepspeed.zero_optimization`
 
     @property
     def config(self) -> DeepSpeedZeroConfig:
-        return DeepSpeedZeroConfig(stage=self.stage)
+        return DeepSpeedZeroConfig(**{**self.given, "stage": self.stage})
 
 
 def rank_memory(
@@ -119,7 +120,9 @@ def held(sizes: Sequence[Size], sharding: Sharding) -> int:
         # Each parameter is cut on its own and padded; small ones are held whole beside their shard.
         small = sharding.config.param_persistence_threshold
         whole = sharding.world * partitioned([size for size in sizes if size.numel <= small], sharding.world)
-        return partitioned(sizes, sharding.world) + whole
+        again = sharding.config.zero_hpz_partition_size  # shards of a node's ranks beside those of all
+        shards = partitioned(sizes, sharding.world) + (partitioned(sizes, again) if again > 1 else 0)
+        return shards + whole
     total = sum(size.numel * size.itemsize for size in sizes)
     if sharding.stage == 0:
         return total
@@ -178,7 +181,10 @@ def reduce_buffer(sizes: Sequence[Size], sharding: Sharding) -> int:
     """The buffer that gradients are gathered in to be reduced."""
     if sharding.stage == 0 and sharding.world == 1:
         return 0
-    return min(REDUCE_BUCKET, trained(sizes)) * FP32
+    config = sharding.config
+    # One is filled while the other is reduced.
+    buffers = 2 if sharding.stage in (1, 2) and config.overlap_comm and config.contiguous_gradients else 1
+    return buffers * min(config.reduce_bucket_size, trained(sizes)) * FP32
 
 
 def gathered(sizes: Sequence[Size], sharding: Sharding) -> int:

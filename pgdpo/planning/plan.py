@@ -98,6 +98,7 @@ class Planner:
             backward_passes > 1,
             train.offload_optimizer,
             train.offload_parameters,
+            train.deepspeed.get("zero_optimization", {}),
         )
         samples = train.micro_batch_pairs * (1 if split else 2)
         kept = self.activations(config, samples)

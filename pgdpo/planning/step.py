@@ -70,7 +70,8 @@ def plan_step(
     executed = flops + 2 * pairs * again
     compute = executed / (machine.mfu * machine.peak * machine.gpus)
     forwards = 2 + (1 if reference_runs else 0) + (train.pair_batching == "split")
-    communication = _communication(sizes, sharding, machine, backward_passes, forwards)
+    half = train.precision == "bf16"
+    communication = _communication(sizes, sharding, machine, backward_passes, forwards, half=half)
     communication += _exchange(work, config, machine, forwards + (model.gradient_checkpointing != "none"))
     offload = _offload(sizes, sharding, machine, backward_passes, forwards)
     offload += 2 * on_host * backward_passes / hardware.PCIE
@@ -87,9 +88,9 @@ def plan_step(
 
 
 def _communication(
-    sizes: list[Size], sharding: Sharding, machine: Machine, backward_passes: int, gathers: int
+    sizes: list[Size], sharding: Sharding, machine: Machine, backward_passes: int, gathers: int, *, half: bool
 ) -> float:
-    """Seconds that gradients and gathered weights travel, by the ring's volume."""
+    """Seconds that gradients and gathered weights travel, by the ring's volume. `half`: weights travel in bf16."""
     if machine.gpus == 1:
         return 0.0
     ring = (machine.gpus - 1) / machine.gpus
@@ -98,7 +99,7 @@ def _communication(
     passes = backward_passes if sharding.stage >= 2 else 1
     moved = gradients * (passes + 1)  # reduced, and the new weights gathered
     if sharding.stage == 3:
-        weights = sum(size.numel * size.itemsize for size in sizes)
+        weights = sum(size.numel * (2 if half else size.itemsize) for size in sizes)
         moved = gradients * passes + weights * gathers * backward_passes
     return ring * moved / bandwidth
 

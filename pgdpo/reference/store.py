@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 
 from pgdpo.data.files import atomic_path, write_json
 from pgdpo.errors import InputError
+from pgdpo.progress import moved
 
 FORMAT = 1
 KEY = "key.json"
@@ -56,33 +58,43 @@ def write_rows(folder: Path, rows: ErrorRows) -> None:
         temporary.write_bytes(data)
 
 
-def read_rows(folder: Path) -> ErrorRows | None:
-    """All rows of a folder, or None where there are none. Raises InputError for a damaged shard, naming it."""
-    shards = [_read_shard(path) for path in sorted(folder.glob("*.safetensors"))]
+def read_rows(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, ErrorRows]:
+    """Rows of a folder by shard, of every `ranks`-th shard from `rank` on, which ranks share so; `joined` puts them
+    together. Raises InputError for a damaged shard, naming it."""
+    paths = sorted(folder.glob("*.safetensors"))[rank::ranks]
+    return {path.name: _read_shard(path) for path in paths}
+
+
+def joined(read: Iterable[Mapping[str, ErrorRows]]) -> ErrorRows | None:
+    """All rows of what ranks read, in the same order whatever their number; None where there are none."""
+    shards = {name: rows for part in read for name, rows in part.items()}
     if not shards:
         return None
-    return ErrorRows(**{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]})
+    parts = [shards[name] for name in sorted(shards)]
+    names = [field.name for field in fields(ErrorRows)]
+    return ErrorRows(**{name: torch.cat([getattr(rows, name) for rows in parts]) for name in names})
 
 
-def _read_shard(path: Path) -> dict[str, torch.Tensor]:
+def _read_shard(path: Path) -> ErrorRows:
+    moved(f"reading reference errors, {path.name[:8]}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != path.stem:
         raise InputError(
             f"{path}: its SHA-256 is not its name: the file was damaged or changed; remove it and {MEND}, which "
             "computes just these rows anew"
         )
-    return load(data)
+    return ErrorRows(**load(data))
 
 
-def open_rows(root: Path, key: dict) -> ErrorRows | None:
-    """The rows computed with `key`, None where none is done yet.
+def open_rows(root: Path, key: dict, rank: int = 0, ranks: int = 1) -> dict[str, ErrorRows]:
+    """The rows computed with `key`, as `read_rows` gives them.
 
     Raises InputError where there are only others', naming what differs in the nearest of them.
     """
     keys = {path.parent: _read_key(path.parent) for path in sorted(root.glob(f"*/{KEY}"))}
     folder = folder_of(root, key)
     if not keys or keys.get(folder) == key:
-        return read_rows(folder)
+        return read_rows(folder, rank, ranks)
     nearest = min(keys.values(), key=lambda other: len(_differences(other, key)))
     listed = "; ".join(
         f"`{name}`: found {nearest.get(name)!r}, wanted {key.get(name)!r}"

@@ -20,6 +20,7 @@ from pgdpo.settings.data import (
     ToyConfig,
     WeightRule,
 )
+from pgdpo.settings.deepspeed import check_deepspeed_keys
 from pgdpo.settings.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.settings.model import AdapterConfig, DiffusionConfig, ModelConfig
 from pgdpo.settings.sampling import WAN21, SampleSettings, sample_settings
@@ -130,6 +131,11 @@ class Config(Section):
                     f"train.deterministic needs every gradient whole on every rank: train.{key} is {found!r}, must be "
                     f"{needed!r}"
                 )
+        check_deepspeed_keys(
+            self.train.deepspeed,
+            bf16=self.train.precision == "bf16",
+            deterministic=self.train.deterministic,
+        )
         every, kept = self.train.checkpoint_every, self.train.keep_every
         if kept is not None and kept % every:
             raise ValueError(

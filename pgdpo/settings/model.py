@@ -42,6 +42,12 @@ class ModelConfig(Section):
         "wan", description="Which model class the weights are for."
     )
     path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="With a hub id: the branch, tag or commit to take; by default its main branch. A run goes on, and "
+        "is evaluated and exported, with the commit that it began with.",
+    )
     encoders: Literal["pipeline", "toy"] = Field(
         "pipeline",
         description="`pipeline`: the folder's own VAE, tokenizer and text encoder; `toy`: patch codec, hashed words.",

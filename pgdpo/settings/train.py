@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,11 @@ class TrainConfig(Section):
     nvme_path: Path | None = Field(
         None,
         description="Folder on a local NVMe drive, for what is offloaded to `nvme`; needs libaio's headers.",
+    )
+    deepspeed: dict[str, Any] = Field(
+        {},
+        description="DeepSpeed's own keys, as its configuration nests them (zero_optimization: {overlap_comm: true}); "
+        "those that pgdpo decides are refused by name.",
     )
     sequence_parallel: int = Field(
         1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-# Ranks may come hours apart, where one has more clips to sample; which of them stands still is the watchdog's to say.
-PATIENCE = datetime.timedelta(days=30)
+from pgdpo.errors import InputError
+
+T = TypeVar("T")
+
+# A rank may have a whole validation or download more to do than another. NCCL's groups give up after ten minutes; here
+# the watchdog ends what stands still, and a rank that dies breaks its connections.
+LONG = datetime.timedelta(days=30)
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
 
@@ -38,7 +44,7 @@ def _group(purpose: str) -> dist.ProcessGroup:
     if any(made_for is not world for made_for, _ in _groups):
         _groups.clear()  # an earlier process group was destroyed
     if (world, purpose) not in _groups:
-        _groups[world, purpose] = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _groups[world, purpose] = dist.new_group(backend="gloo", timeout=LONG)
     return _groups[world, purpose]
 
 
@@ -47,6 +53,11 @@ def highest(*values: int) -> list[int]:
     tensor = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=control_group())
     return tensor.tolist()
+
+
+def meet() -> None:
+    """Wait for all ranks, however long it takes."""
+    dist.barrier(group=control_group())
 
 
 def gather(value: object, group: dist.ProcessGroup | None = None) -> list:
@@ -61,6 +72,30 @@ def from_main(value: object, group: dist.ProcessGroup | None = None) -> object:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=group or control_group())
     return values[0]
+
+
+def shared(work: Callable[[int, int], T]) -> list[T]:
+    """`work(rank, ranks)` of every rank, on every rank; of this process alone without torch.distributed.
+
+    Raises InputError on all ranks where `work` does on one: the lowest one's.
+    """
+    if not dist.is_initialized():
+        return [work(0, 1)]
+    value, refused = None, None
+    try:
+        value = work(dist.get_rank(), dist.get_world_size())
+    except InputError as error:
+        refused = str(error)
+    found = gather((value, refused))
+    refused = next((text for _, text in found if text is not None), None)
+    if refused is not None:
+        raise InputError(refused)
+    return [value for value, _ in found]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` gives on the main rank, which alone does it, on every rank; raises as `shared`."""
+    return shared(lambda rank, ranks: work() if rank == 0 else None)[0]
 
 
 @contextlib.contextmanager

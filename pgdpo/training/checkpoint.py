@@ -33,9 +33,11 @@ from pgdpo.training.published import (
     publish,
     read_state,
     report_damage,
+    share_of,
+    sizes_of,
     temporary_folder,
 )
-from pgdpo.training.shards import HashedFiles, ShardReader, ShardWriter
+from pgdpo.training.shards import HashedFiles, ShardReader, ShardWriter, SharedReader
 
 HEADROOM = 1.2  # of a save's estimated bytes must be free before it begins
 
@@ -126,7 +128,7 @@ class Checkpoints:
         self.finish()
         found = checkpoints_of(self.run_dir) if step is None else [at_step(self.run_dir, step)]
         for path in reversed(agreement.from_main(found)):
-            found = agreement.gather(find_damage(path, part=dist.get_rank(), parts=dist.get_world_size()))
+            found = agreement.shared(lambda rank, ranks, path=path: find_damage(path, rank=rank, ranks=ranks))
             damage = next((text for text in found if text is not None), None)
             if damage is None:
                 self._valid.append(path)
@@ -141,14 +143,20 @@ class Checkpoints:
     def load(self, engine: deepspeed.DeepSpeedEngine, path: Path) -> tuple[dict, Mapping[str, torch.Tensor]]:
         """Put a checkpoint that `newest` found whole into the engine: any stage, any number of ranks.
 
-        Returns (its state: `step`, `objective_state`, ...; the extra tensors). Raises InputError if it is of another
-        model.
+        Each tensor is read by the rank that hashed its file, and sent to the others. Returns (its state: `step`,
+        `objective_state`, ...; the extra tensors, which all ranks must ask for alike). Raises InputError if it is of
+        another model.
         """
-        weights, moments = ShardReader(path, "weights"), ShardReader(path, "optimizer")
+        ranks = dist.get_world_size()
+        owners = {name: rank for rank in range(ranks) for name in share_of(sizes_of(path), rank, ranks)}
+        weights, moments, extra = (
+            SharedReader(ShardReader(path, kind), owners, engine.device)
+            for kind in ("weights", "optimizer", "extra")
+        )
         wanted = {name: _shape(p) for name, p in optimizer_state.trained_parameters(engine).items()}
-        check_shapes(path, wanted, {name: tuple(weights[name].shape) for name in weights})
+        check_shapes(path, wanted, {name: tuple(weights.like(name).shape) for name in weights})
         optimizer_state.restore(engine, weights, moments)
-        return read_state(path), ShardReader(path, "extra")
+        return read_state(path), extra
 
     def _write(self, folder: Path, parts: dict[str, Callable[[], Named]], state: dict) -> HashedFiles:
         """All ranks' files. Gathering goes on after a failed write: other ranks wait in it."""

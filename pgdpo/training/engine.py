@@ -9,19 +9,25 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
-from pgdpo.console import say
+from pgdpo.console import say, say_once
 from pgdpo.data.order import check_batches
-from pgdpo.errors import MachineError
+from pgdpo.errors import InputError, MachineError
 from pgdpo.settings import Config, TrainConfig
+from pgdpo.settings.deepspeed import QUANTIZED, READ_AT, deepspeed_notes
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR)
 import deepspeed.ops  # noqa: E402
-from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: E402
+from deepspeed.ops.op_builder import AsyncIOBuilder, QuantizerBuilder  # noqa: E402
+from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
 from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E402
+
+from pgdpo.training.zero_gather import gather_in_bf16  # noqa: E402
+from pgdpo.training.zero_traces import keep_traces_apart  # noqa: E402
 
 SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
 
@@ -42,26 +48,54 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 LinearFunctionForZeroStage3.forward = staticmethod(_linear)
 
 
-def start_distributed() -> torch.device:
+def start_distributed(first: Callable[[dist.Store], None] | None = None) -> torch.device:
     """Join the process group named by the launcher's environment (or make one of a single process).
 
-    Returns this rank's device.
+    `first`: called with the launcher's store before a new group is made, for what may take longer than collectives
+    wait. Returns this rank's device.
     """
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            store, rank, ranks = next(dist.rendezvous("env://"))
         else:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store, rank, ranks = dist.HashStore(), 0, 1
+        if first is not None:
+            first(store)
+        backend, group = "nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("default_pg", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=ranks)
     # DeepSpeed would compile a shared-memory extension on CPU hosts: most of a minute, and fatal without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
     return device
+
+
+def check_deepspeed(train: TrainConfig) -> None:
+    """Say what of `train.deepspeed` is not read, or changes numbers.
+
+    Raises InputError for a value that DeepSpeed refuses; keys are checked where the configuration is read.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    try:
+        DeepSpeedConfig({"train_batch_size": ranks, **train.deepspeed})
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"train.deepspeed: {_refusal(error)}; mend the value, or leave the key out"
+        ) from error
+    for note in deepspeed_notes(train.deepspeed, stage=train.zero_stage, bf16=train.precision == "bf16"):
+        say_once(note)
+
+
+def _refusal(error: Exception) -> str:
+    """What DeepSpeed says of a value, in one line."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200]
+    first = error.errors()[0]
+    return f"`{'.'.join(map(str, first['loc']))}` is {first['input']!r}: {first['msg'].lower()}"
 
 
 def check_offload(train: TrainConfig) -> None:
@@ -84,19 +118,31 @@ def check_offload(train: TrainConfig) -> None:
         raise _no_async_io(keys[0], "no libaio to link with")
 
 
-def build_async_io(train: TrainConfig) -> None:
-    """Load DeepSpeed's async_io operator where something is offloaded to NVMe; the first time it is compiled.
+def build_operators(train: TrainConfig) -> None:
+    """Load DeepSpeed's operators that the settings need; the first time, they are compiled.
 
-    Raises MachineError if that fails.
+    Raises MachineError if that fails, and as `check_offload`.
     """
+    check_offload(train)
     keys = _on_nvme(train)
-    if not keys:
-        return
-    say("offload to NVMe: DeepSpeed's async_io operator is loaded; its first build takes minutes")
-    try:
-        AsyncIOBuilder().load(verbose=False)
-    except (RuntimeError, ImportError, OSError) as error:
-        raise _no_async_io(keys[0], " ".join(str(error).split())[:160]) from error
+    if keys:
+        say("offload to NVMe: DeepSpeed's async_io operator is loaded; its first build takes minutes")
+        try:
+            AsyncIOBuilder().load(verbose=False)
+        except (RuntimeError, ImportError, OSError) as error:
+            raise _no_async_io(keys[0], " ".join(str(error).split())[:160]) from error
+    zero = train.deepspeed.get("zero_optimization", {})
+    quantized = [key for key in QUANTIZED if zero.get(key) and train.zero_stage in READ_AT[key]]
+    if quantized:
+        say(f"{quantized[0]}: DeepSpeed's quantizer operator is loaded; its first build takes minutes")
+        try:
+            QuantizerBuilder().load(verbose=False)
+        except (RuntimeError, ImportError, OSError, ValueError) as error:
+            raise MachineError(
+                f"train.deepspeed.zero_optimization.{quantized[0]} is true: DeepSpeed cannot build its quantizer "
+                f"operator here ({' '.join(str(error).split())[:160]}); that takes a GPU and CUDA's compiler: leave "
+                "the key out"
+            ) from error
 
 
 def _on_nvme(train: TrainConfig) -> list[str]:
@@ -134,6 +180,10 @@ def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.Deep
         optimizer=optimizer,
         config=deepspeed_config(train, trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters)),
     )
+    if train.zero_stage == 3:
+        keep_traces_apart(engine)
+        if _gathers_in_bf16(config):
+            gather_in_bf16(engine)
     return engine
 
 
@@ -146,22 +196,40 @@ def build_frozen(transformer: torch.nn.Module, config: Config) -> Callable:
     transformer.requires_grad_(False)
     if train.zero_stage == 3:
         held = train.model_copy(update={"offload_optimizer": "none"})
-        return deepspeed.initialize(model=transformer, config=deepspeed_config(held))[0]
+        engine = deepspeed.initialize(model=transformer, config=deepspeed_config(held))[0]
+        # What moves is read and written between forwards, and must never be a rounded weight.
+        if _gathers_in_bf16(config) and config.reference_mode not in ("ema", "synced"):
+            gather_in_bf16(engine)
+        return engine
     device = next(transformer.parameters()).device.type
     return torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16")(transformer.__call__)
 
 
+def _gathers_in_bf16(config: Config) -> bool:
+    """Weights that train are held in fp32; beside an adapter they are held, and gathered, in bf16 as it is."""
+    return config.train.precision == "bf16" and config.model.adapter is None
+
+
 def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
-    """DeepSpeed's configuration. `trained`: parameters that train; no buffer for gradients need be larger."""
+    """DeepSpeed's configuration, `train.deepspeed` in it. `trained`: parameters that train; no buffer for gradients
+    need be larger."""
     data_ranks = dist.get_world_size() // train.sequence_parallel
     offloads = {"offload_optimizer": train.offload_optimizer, "offload_param": train.offload_parameters}
-    zero: dict = {"stage": train.zero_stage, "reduce_bucket_size": min(REDUCE_BUCKET, trained)}
+    given = train.deepspeed
+    zero = {
+        "reduce_bucket_size": REDUCE_BUCKET,
+        **given.get("zero_optimization", {}),
+        "stage": train.zero_stage,
+    }
+    zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], trained)
     for key, target in offloads.items():
         if target != "none":
             zero[key] = {"device": target, "pin_memory": torch.cuda.is_available()}
         if target == "nvme":
             zero[key]["nvme_path"] = str(train.nvme_path)
     return {
+        "steps_per_print": 2**31,
+        **given,
         "train_micro_batch_size_per_gpu": train.micro_batch_pairs,
         "gradient_accumulation_steps": check_batches(train, data_ranks) * SIDES[train.pair_batching],
         "gradient_clipping": 0.0 if train.deterministic else train.max_grad_norm,
@@ -175,7 +243,6 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
-        "steps_per_print": 2**31,
     }
 
 

@@ -16,6 +16,7 @@ from pgdpo.models import open_family
 from pgdpo.models.adapter import adapter_metadata, adapter_state, load_adapter_state
 from pgdpo.models.comfyui import NAMES, comfyui_state
 from pgdpo.models.family import Family
+from pgdpo.models.stored_dtypes import stored_dtypes
 from pgdpo.runs import Run
 from pgdpo.settings import Config
 from pgdpo.training.checkpoint import check_shapes
@@ -30,10 +31,11 @@ FORMATS = ("diffusers", "comfyui", "merged")
 def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     """Write a run's checkpoint to `export/` in `run.out`, a model card among it, and return the folder.
 
-    `diffusers`: a LoRA for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights were
-    trained; `comfyui`: the LoRA under ComfyUI's names; `merged`: a `transformer/` with the LoRA in its weights.
-    What an earlier export left there in other formats is removed: the folder holds one step. Raises InputError for a
-    checkpoint of another model, and for a format that does not exist or does not fit, before anything is written.
+    `diffusers`: a LoRA in fp32 for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights
+    were trained, in the dtypes of the base model's files; `comfyui`: the LoRA under ComfyUI's names; `merged`: a
+    `transformer/` with the LoRA in its weights. What an earlier export left there in other formats is removed: the
+    folder holds one step. Raises InputError for a checkpoint of another model, and for a format that does not exist or
+    does not fit, before anything is written.
     """
     _check_formats(run.config, formats)
     folder = export_folder(run)
@@ -53,7 +55,7 @@ def _write(
 ) -> None:
     adapter = run.config.model.adapter
     if adapter is None:
-        transformer.save_pretrained(folder / family.transformer_folder)
+        _save_transformer(family, transformer, folder)
         return
     state = adapter_state(transformer)
     if "comfyui" in formats:
@@ -64,7 +66,17 @@ def _write(
     if "merged" in formats:
         transformer.fuse_lora(safe_fusing=True)
         transformer.unload_lora()
-        transformer.save_pretrained(folder / family.transformer_folder)
+        _save_transformer(family, transformer, folder)
+
+
+def _save_transformer(family: Family, transformer: torch.nn.Module, folder: Path) -> None:
+    """Each tensor in the dtype that it has in the base model's files, where it was held in a wider one to train."""
+    own = stored_dtypes(family)
+    for name, tensor in (*transformer.named_parameters(), *transformer.named_buffers()):
+        stored = own.get(name, tensor.dtype)
+        if stored.itemsize < tensor.dtype.itemsize:
+            tensor.data = tensor.data.to(stored)
+    transformer.save_pretrained(folder / family.transformer_folder)
 
 
 def export_folder(run: Run) -> Path:

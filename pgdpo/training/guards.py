@@ -240,10 +240,8 @@ class Guard:
         return list(named), list(named.values())
 
 
-def agree_on_files(data: PreparedPairs, config: Config) -> None:
-    """Share what each rank found of damaged files at the start. Raises InputError on all if the run must not begin."""
-    for found in agreement.gather(data.damaged_files):
-        data.damaged_files |= found
+def check_damage(data: PreparedPairs, config: Config) -> None:
+    """Raises InputError if the run must not begin with the files that were found damaged; else says what is skipped."""
     if not data.damaged_files:
         return
     bad = {}

@@ -25,20 +25,20 @@ from pgdpo.objectives import ObjectiveOutput, build_objective
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import CachedErrors, Live, Reference
 from pgdpo.settings import Config
+from pgdpo.training import agreement, pair_batching, references
 from pgdpo.training import engine as engines
-from pgdpo.training import pair_batching, references
 from pgdpo.training.beta import BetaWatch, say_beta
 from pgdpo.training.blocks import each_block
 from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
 from pgdpo.training.events import failure_logged, log_event
 from pgdpo.training.flops import forward_flops, pair_flops, utilisation
-from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
+from pgdpo.training.guards import Guard, check_damage, sound_pairs, without_stand_ins
 from pgdpo.training.metrics import StepMetrics, finite_only, note, pair_metrics, peak_memory, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import check_data, frame_segments, pair_info
 from pgdpo.training.parallel import arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity
+from pgdpo.training.policy import build_policy, open_pairs, require_images, run_identity, start_ranks
 from pgdpo.training.published import checkpoints_of, read_state, step_of
 from pgdpo.training.resume import check_resume, described, explain_run, remove_run, set_aside
 from pgdpo.training.signals import StopSignals
@@ -59,15 +59,14 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         check_trackers(config)
-        self.device = engines.start_distributed()
+        self.device = start_ranks(config, clips=config.evaluate.every is not None)
         make_deterministic(config.train.deterministic)
         self.ranks = arrange_ranks(config.train.sequence_parallel, self.device)
         self.accumulation = check_batches(config.train, self.ranks.data_size)
-        engines.check_offload(config.train)
-        engines.build_async_io(config.train)
-        part = dist.get_rank(), dist.get_world_size()
-        self.data = open_pairs(config, "train", stand_in=True, part=part)
-        agree_on_files(self.data, config)
+        engines.check_deepspeed(config.train)
+        engines.build_operators(config.train)
+        self.data = open_pairs(config, "train", stand_in=True)
+        check_damage(self.data, config)
         self.objective = build_objective(
             config.objective["name"],
             process_group=None if config.train.deterministic else self.ranks.data_group,
@@ -121,13 +120,17 @@ class Trainer:
 
     def _train_on(self, done: int) -> Path:
         """Train from `done` steps to the last one. Returns the last checkpoint."""
-        train = self.config.train
+        train, run_dir = self.config.train, self.config.run_dir
         self.batches = self._batches(range(done, train.steps))
         loaded = iter(self._loader())
         log = Trackers(self.config, start=done) if dist.get_rank() == 0 else None
+        model, signals = self.engine.module, self.signals
+        show = functools.partial(self.validation.show, transformer=model, log=log, signals=signals)
         self._say_start(done)
         try:
             with progress_bar(f"train {self.objective.name}", total=train.steps, completed=done) as bar:
+                if done:  # a stop may have broken it off
+                    show(done)
                 while done < train.steps:
                     values = self._step(done, loaded)
                     done += 1
@@ -136,19 +139,17 @@ class Trainer:
                     self.guard.raise_end()
                     bar.advance(note=note(values))
                     self.beta_watch.report(done)
-                    self.validation.show(done, self.engine.module, log)
+                    show(done)
                     if done % train.checkpoint_every == 0 or done == train.steps:
                         self._save(done)
             last = self._published(done)
         except Stopped as stop:
-            traceback.clear_frames(
-                stop.__traceback__
-            )  # they hold the activations of a step that was broken off
+            traceback.clear_frames(stop.__traceback__)  # they hold activations
             last = self._published(done)
             if done > (step_of(last) if last else 0):
                 self._save(done)
                 last = self._published(done)
-            log_event(self.config.run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
+            log_event(run_dir, done, "stopped", f"{stop}; newest checkpoint: {last}")
             unsaved = "" if done == (step_of(last) if last else 0) else ", which found no room to be saved"
             raise Stopped(f"{stop} after step {done}{unsaved}; go on with --resume", stop.code) from stop
         finally:
@@ -156,10 +157,8 @@ class Trainer:
             if log:
                 log.close()
         if last is None:
-            raise InputError(
-                f"{self.config.run_dir}: no room for the last checkpoint: make room and --resume"
-            )
-        log_event(self.config.run_dir, done, "finished", f"last checkpoint: {last}")
+            raise InputError(f"{run_dir}: no room for the last checkpoint: make room and --resume")
+        log_event(run_dir, done, "finished", f"last checkpoint: {last}")
         return last
 
     def _log_end_at_once(self) -> None:
@@ -271,9 +270,10 @@ class Trainer:
     ) -> int:
         """Load the newest valid checkpoint if asked to; never trains over another run. Returns the steps done."""
         run_dir = self.config.run_dir
+        self.watchdog.at("starting before", 1)
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
-        dist.barrier()
+        agreement.meet()
         last = self.checkpoints.newest(fallback=fallback, step=step)
         if last is not None and not resume:
             raise InputError(
@@ -305,7 +305,7 @@ class Trainer:
                 say(f" -> {aside}", first=f"what the run has of the steps after {done}")
                 told = f"to step {done}; what came after it: {aside.name}"
                 log_event(self.config.run_dir, done, "went back", told)
-        dist.barrier()
+        agreement.meet()
 
     def _load(self, path: Path) -> dict:
         """Put a checkpoint into engine, objective and reference. Returns its state."""

@@ -11,6 +11,8 @@ from jinja2 import Template
 from pgdpo import __version__
 from pgdpo.data.files import atomic_path
 from pgdpo.evaluation.formats import objective_name, percent
+from pgdpo.models.hub import is_hub_id
+from pgdpo.models.stored_dtypes import described_dtypes
 from pgdpo.runs import Run, evaluation_of, read_results
 from pgdpo.settings import Config, DataConfig
 
@@ -55,17 +57,20 @@ def write_model_card(run: Run, folder: Path) -> None:
     config, state = run.record, run.state  # whatever the command was told
     measured = _results(run)
     path, adapter, train = config.model.path, config.model.adapter, config.train
+    commit = state["identity"].get("model_commit")
+    at = f" at commit `{commit}`" if commit else ""
     metadata = ModelCardData(
-        base_model=path if path.count("/") == 1 and not Path(path).exists() else None,
+        base_model=path if is_hub_id(path) else None,
         library_name="diffusers",
         tags=["pgdpo", "preference-optimization", config.objective["name"], *(["lora"] if adapter else [])],
     )
     rows = {
-        "base model": f"{config.model.family}, `{path}` ({state['identity']['model_hash']})",
+        "base model": f"{config.model.family}, `{path}`{at} ({state['identity']['model_hash']})",
         **({"expert": EXPERTS[config.model.expert]} if config.model.expert else {}),
         **_started_from(config),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
+        "written in": described_dtypes(folder),
         "steps": f"{state['step']} of {train.global_batch_pairs} pairs",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
         "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",

@@ -18,6 +18,7 @@ from deepspeed.utils import (
 )
 
 from pgdpo.models.adapter import NAME
+from pgdpo.progress import moved
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -79,21 +80,25 @@ def restore(
     stored_weights: Mapping[str, torch.Tensor],
     stored_moments: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put whole tensors back, all ranks together. Raises KeyError where a weight is not stored."""
+    """Put whole tensors back, all ranks together, asking for each once and in the same order.
+
+    Raises KeyError where a weight is not stored.
+    """
     stage = engine.zero_optimization_stage()
     parameters = trained_parameters(engine)
-    updates = max((float(t) for name, t in stored_moments.items() if name.startswith("step/")), default=0.0)
+    updates = {name: float(stored_moments[name]) for name in stored_moments if name.startswith("step/")}
     if stage:
-        _make_flat_state(engine, updates)
+        _make_flat_state(engine, max(updates.values(), default=0.0))
     for name, parameter in parameters.items():
+        moved(f"loading {name}")
         weight = stored_weights[name].to(parameter.device)
         if not stage:
             parameter.copy_(weight)
-            if f"step/{name}" in stored_moments:
-                engine.optimizer.state[parameter] = _state(parameter, float(stored_moments[f"step/{name}"]))
+            if f"step/{name}" in updates:
+                engine.optimizer.state[parameter] = _state(parameter, updates[f"step/{name}"])
         else:
             safe_set_full_fp32_param(parameter, weight)
-        for moment in MOMENTS if f"step/{name}" in stored_moments else ():
+        for moment in MOMENTS if f"step/{name}" in updates else ():
             value = stored_moments[f"{moment}/{name}"].to(parameter.device)
             if stage:
                 safe_set_full_optimizer_state(parameter, value, moment)
@@ -141,5 +146,6 @@ def _each_stage3_group(zero, change: Callable[[int], None]) -> None:
         zero._reassign_or_swap_out_partitioned_parameters(group)
         if swapped:
             zero._optimizer_states_and_gradient_swap_out(group)
+    zero.invalidate_secondary_tensor()  # a node's own shards, with zero_hpz_partition_size, are of before
     if zero.persistent_parameters:  # small ones that every rank holds whole
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pgdpo.console import say
 from pgdpo.data import stale
@@ -19,7 +19,7 @@ from pgdpo.data.prepared import PreparedPairs, read_index
 from pgdpo.data.schema import LABELS, MANIFEST
 from pgdpo.data.sources import shares_of, source_names
 from pgdpo.errors import InputError, MachineError
-from pgdpo.models import open_family
+from pgdpo.models import hub, open_family
 from pgdpo.models.adapter import add_adapter, start_from
 from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
@@ -27,10 +27,10 @@ from pgdpo.models.lora_file import Update, init_digest, open_lora
 from pgdpo.models.targets import check_targets
 from pgdpo.progress import moved
 from pgdpo.settings import AdapterConfig, Config, ModelConfig
-from pgdpo.training.agreement import from_main
+from pgdpo.training import agreement
 from pgdpo.training.attention import check_attention, choose_attention
 from pgdpo.training.blocks import tell_of_blocks
-from pgdpo.training.engine import deepspeed_config, forward_config
+from pgdpo.training.engine import deepspeed_config, forward_config, start_distributed
 from pgdpo.training.memory import check_selective, save_memory
 from pgdpo.training.parallel import Ranks
 from pgdpo.training.ulysses import share_tokens
@@ -103,6 +103,27 @@ def put_weights(transformer: torch.nn.Module, weights: Mapping[str, torch.Tensor
         moved(f"loading {name}")
 
 
+def start_ranks(config: Config, *, clips: bool) -> torch.device:
+    """`start_distributed`, once the weights that a run of this configuration loads are on every node.
+
+    `clips`: it shows some, too.
+    """
+    parts = functools.partial(needed_weights, config, clips=clips)
+    return start_distributed(functools.partial(hub.download_first, config.model, parts))
+
+
+def needed_weights(config: Config, *, clips: bool) -> list[str]:
+    """The parts of the pipeline whose weights are loaded; `clips` as `start_ranks` takes it."""
+    family = open_family(config.model)
+    parts = (
+        [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
+    )
+    if clips:
+        parts += [family.other_folder] if family.other_folder is not None else []
+        parts += ["vae"] if config.model.encoders == "pipeline" else []
+    return parts
+
+
 def open_adapter(family: Family, adapter: AdapterConfig) -> dict[str, Update]:
     """What the adapter starts from, by layer; empty where it starts as the identity. Loads no weights.
 
@@ -146,20 +167,21 @@ def check_kernels(model: ModelConfig, family: Family, device: torch.device) -> N
 def open_pairs(config: Config, split: str, *, compare: bool = True, **options: Any) -> PreparedPairs:
     """The prepared pairs of `train` (those that `data.select` keeps) or `held_out`; `options` of PreparedPairs.
 
-    `compare`: hold what they were made of against what the configuration names (`data/stale.py`); with
-    torch.distributed the main rank does it for all.
+    `compare`: hold what they were made of against what the configuration names (`data/stale.py`). With
+    torch.distributed every rank must call it: the main rank compares for all, and each file is looked at by one rank.
 
     Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads.
     Whether the model is conditioned on images is not looked at: `require_images` does.
     """
     data = config.data
     if compare:
-        _refuse_stale(config, split)
+        agreement.on_main(lambda: _refuse_stale(config, split))
     pairs = PreparedPairs(
         prepared_folder(config, split),
         expect={"sizes": [list(size) for size in data.sizes]},
         seed=config.train.seed,
         caption_dropout=data.caption_dropout if split == "train" else 0.0,
+        shared=agreement.shared,
         **options,
     )
     pairs.sources = source_names(data, split)
@@ -170,20 +192,12 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
 
 
 def _refuse_stale(config: Config, split: str) -> None:
-    """Raises InputError, on all ranks, where the prepared data are of something else than the configuration names."""
-    refused = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            compared = compare_prepared(config, split)
-            for note in compared.notes:
-                say(note)
-            refused = str(compared) if compared.found else None
-        except InputError as error:
-            refused = str(error)
-    if dist.is_initialized():
-        refused = from_main(refused)
-    if refused is not None:
-        raise InputError(refused)
+    """Raises InputError where the prepared data are of something else than the configuration names."""
+    compared = compare_prepared(config, split)
+    for note in compared.notes:
+        say(note)
+    if compared.found:
+        raise InputError(str(compared))
 
 
 def compare_prepared(config: Config, split: str, *, full: bool = False) -> stale.Comparison:
@@ -222,16 +236,21 @@ def run_identity(config: Config, data: PreparedPairs) -> dict:
     """Hashes of what a run starts from: a checkpoint is of the same model and data, wherever these lie by now.
 
     `data_hash`: of the files with latents and embeddings; `rows_hash`: of the rows that are trained on, and of their
-    manifests' shares.
+    manifests' shares; `model_commit`: of a hub id. The main rank reads for all.
     """
-    init = init_digest(config.model.adapter)
-    return {
-        "model_hash": base_identity(config, open_family(config.model)),
-        "data_hash": data.fingerprint,
-        "rows_hash": rows_hash(data),
-        **({"init_hash": init} if init else {}),
-        **told_rounded(config),
-    }
+
+    def identity() -> dict:
+        init, commit = init_digest(config.model.adapter), hub.commit_of(config.model)
+        return {
+            "model_hash": base_identity(config, open_family(config.model)),
+            "data_hash": data.fingerprint,
+            "rows_hash": rows_hash(data),
+            **({"init_hash": init} if init else {}),
+            **({"model_commit": commit} if commit else {}),
+            **told_rounded(config),
+        }
+
+    return agreement.on_main(identity)
 
 
 def told_rounded(config: Config) -> dict:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pgdpo.console import say
 from pgdpo.data import bounded
 from pgdpo.data.files import fsync, sha256_of
 from pgdpo.errors import InputError
+from pgdpo.progress import moved
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -113,17 +114,24 @@ def report_damage(path: Path, damage: str, fallback: bool) -> None:
     say("", first=f"checkpoint {path} is damaged: {damage}; falling back to the one before")
 
 
-def find_damage(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
+def sizes_of(path: Path) -> dict[str, int]:
+    """A checkpoint's files with their bytes, by its manifest. Raises OSError, ValueError, KeyError, TypeError or
+    AttributeError where that was changed after it was written."""
+    return {name: int(entry["bytes"]) for name, entry in _read_manifest(path).items()}
+
+
+def share_of(sizes: Mapping[str, int], rank: int, ranks: int) -> list[str]:
+    """The files that one of several ranks reads: of about equally many bytes, each file in one rank's share."""
+    return sorted(sizes, key=lambda name: (-sizes[name], name))[rank::ranks]
+
+
+def find_damage(path: Path, *, rank: int = 0, ranks: int = 1) -> str | None:
     """What is wrong with a checkpoint, or None if every file is there with its size and hash.
 
-    `part` of `parts`: hash only that share of the files, so that ranks share the work; sizes are always looked at.
+    `rank` of `ranks` hashes its share of the files alone; sizes are always looked at.
     """
     try:
-        text = bounded.read_text(path / MANIFEST, bounded.LARGEST_JSON)
-        files = dict(sorted(bounded.parse_json(text)["files"].items()))
-        if text != _manifest_text(files):
-            return f"{MANIFEST} was changed after it was written"
-        sizes = {name: int(entry["bytes"]) for name, entry in files.items()}
+        files, sizes = _read_manifest(path), sizes_of(path)
         hashes = {name: str(entry["sha256"]) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
@@ -135,12 +143,31 @@ def find_damage(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
             return f"{name} has {(path / name).stat().st_size} bytes, the manifest says {size}"
-    mine = list(files)[part::parts]
+    mine = share_of(sizes, rank, ranks)
     with ThreadPoolExecutor(4) as pool:
-        for name, found in zip(mine, pool.map(lambda name: sha256_of(path / name), mine), strict=True):
-            if found != hashes[name]:
-                return f"{name} has another SHA-256 than the manifest says"
+        for name, found in zip(
+            mine, pool.map(lambda name: _wrong_bytes(path / name, hashes[name]), mine), strict=True
+        ):
+            moved(f"hashing {name} of {path.name}")
+            if found is not None:
+                return f"{name} {found}"
     return None
+
+
+def _wrong_bytes(path: Path, wanted: str) -> str | None:
+    try:
+        return None if sha256_of(path) == wanted else "has another SHA-256 than the manifest says"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _read_manifest(path: Path) -> dict[str, dict]:
+    """Its files by name. Raises as `sizes_of`."""
+    text = bounded.read_text(path / MANIFEST, bounded.LARGEST_JSON)
+    files = dict(sorted(bounded.parse_json(text)["files"].items()))
+    if text != _manifest_text(files):
+        raise ValueError("it was changed after it was written")
+    return files
 
 
 def _manifest_text(files: dict[str, dict]) -> str:

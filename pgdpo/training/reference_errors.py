@@ -16,30 +16,49 @@ from torch.utils.data import DataLoader
 
 from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
+from pgdpo.errors import Stopped
 from pgdpo.models import open_family
+from pgdpo.progress import moved
 from pgdpo.reference import frame_sums
-from pgdpo.reference.store import ErrorRows, create, folder_of, read_rows, write_rows
+from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.sampling import share_of
 from pgdpo.settings import Config
+from pgdpo.training import agreement
 from pgdpo.training import engine as engines
+from pgdpo.training.blocks import each_block
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import open_pairs, require_images
+from pgdpo.training.policy import open_pairs, require_images, start_ranks
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
+from pgdpo.training.signals import StopSignals
+from pgdpo.training.watchdog import Watchdog, start_loader_process
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
 
 
 def compute_errors(config: Config) -> Path:
-    """Errors for `train.cached_draws` draws of every training pair -> a folder of shards, which is returned."""
-    device = engines.start_distributed()
+    """Errors for `train.cached_draws` draws of every training pair -> a folder of shards, which is returned.
+
+    Raises Stopped on all ranks if one got a signal: what was found is written.
+    """
+    device = start_ranks(config, clips=False)
+    engines.check_deepspeed(config.train)
+    try:
+        with StopSignals() as signals, Watchdog(config.run_dir, config.train.watchdog_seconds, signals):
+            return _compute(config, device, signals)
+    except Stopped as stop:
+        text = f"{stop}; what was computed is written: go on with the same command"
+        raise Stopped(text, stop.code) from stop
+
+
+def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path:
     ranks = arrange_ranks(config.train.sequence_parallel, device)
     data = open_pairs(config, "train")
     family = open_family(config.model)
     require_images(data, family)
-    key = errors_key(config, family, data)
+    key = agreement.on_main(lambda: errors_key(config, family, data))
     folder = folder_of(reference_folder(config), key)
-    rows = read_rows(folder)
+    rows = joined(agreement.shared(lambda rank, ranks: read_rows(folder, rank, ranks)))
     missing = _missing(data, config.train.cached_draws, rows)
     total = len(data) * config.train.cached_draws
     say(
@@ -52,22 +71,33 @@ def compute_errors(config: Config) -> Path:
     forward, _ = frozen_copy(config, family, ranks, device)
     if is_main_rank():
         create(reference_folder(config), key)
-    dist.barrier()
+    agreement.meet()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
-    loader = DataLoader(data, batch_sampler=mine, collate_fn=collate, num_workers=config.data.workers)
+    loader = DataLoader(
+        data,
+        batch_sampler=mine,
+        collate_fn=collate,
+        num_workers=config.data.workers,
+        worker_init_fn=start_loader_process,
+    )
     frames = max(entry["latent_shape"][1] for entry in data.index["shards"])
     found: list[ErrorRows] = []
     written = time.monotonic()
-    with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
-        for batch in loader:
-            found.append(_errors(batch, config, family, forward, frames, device))
-            bar.advance()
-            if time.monotonic() - written > WRITE_SECONDS:
-                _write(folder, found, ranks)
-                written = time.monotonic()
-    _write(folder, found, ranks)
-    dist.barrier()
+    try:
+        with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
+            for batch in loader:
+                signals.check()
+                with each_block(signals.block):
+                    found.append(_errors(batch, config, family, forward, frames, device))
+                bar.advance()
+                moved(f"{len(found)} batches since the last writing")
+                if time.monotonic() - written > WRITE_SECONDS:
+                    _write(folder, found, ranks)
+                    written = time.monotonic()
+    finally:
+        _write(folder, found, ranks)
+    agreement.meet()
     return folder
 
 

@@ -13,8 +13,9 @@ from pgdpo.models.lora_file import init_digest
 from pgdpo.objectives import needs_of
 from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
 from pgdpo.reference.moving import Moving, reference_adapter, second_copy
-from pgdpo.reference.store import open_rows
+from pgdpo.reference.store import joined, open_rows
 from pgdpo.settings import Config
+from pgdpo.training import agreement
 from pgdpo.training import engine as engines
 from pgdpo.training.attention import with_attention
 from pgdpo.training.pair_batching import Joint, batched
@@ -80,10 +81,12 @@ def _attending(forward: Forward, transformer: torch.nn.Module, family: Family, c
 
 
 def open_cached(config: Config, family: Family, data: PreparedPairs, device: torch.device) -> CachedErrors:
-    """The errors that `pgdpo reference` left for this configuration. Raises InputError for others' or missing ones."""
-    rows = open_rows(reference_folder(config), errors_key(config, family, data))
+    """The errors that `pgdpo reference` left for this configuration, each file read by one rank. Raises InputError for
+    others' or missing ones."""
+    key = agreement.on_main(lambda: errors_key(config, family, data))
+    parts = agreement.shared(lambda rank, ranks: open_rows(reference_folder(config), key, rank, ranks))
     pair_ids = [pair_hash(row["id"]) for row in data.rows]
-    return CachedErrors(rows, pair_ids=pair_ids, draws=config.train.cached_draws, device=device)
+    return CachedErrors(joined(parts), pair_ids=pair_ids, draws=config.train.cached_draws, device=device)
 
 
 def reference_folder(config: Config) -> Path:
@@ -94,13 +97,16 @@ def reference_folder(config: Config) -> Path:
 def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     """All that the reference's errors depend on, under the names of the configuration's keys."""
     # of the policy alone, or not what is computed
-    apart = {"adapter", "other_adapter", "path", "transformer"}
+    apart = {"adapter", "other_adapter", "path", "revision", "transformer"}
     apart |= {"gradient_checkpointing", "activation_offload", "vae_tiling"}
     adapter, lora = config.model.adapter, {}
     if adapter is not None and adapter.reference_starts_at_init:
         # How it is held decides how its update is rounded.
         held = adapter.model_dump(mode="json", exclude={"init", "reference"})
         lora = {"reference LoRA": {"file": init_digest(adapter), **held}}
+    zero = config.train.deepspeed.get("zero_optimization", {})
+    if config.train.zero_stage == 3 and zero.get("zero_quantized_weights"):
+        lora["reference weights' gathers"] = "quantized"
     model = config.model.model_dump(mode="json", exclude=apart)
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -175,6 +175,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 @contextlib.contextmanager
@@ -204,11 +205,59 @@ class ShardReader(Mapping):
             return file.get_tensor(name)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors, by the files' headers."""
-        return {name: tuple(file.get_slice(name).get_shape()) for name, (_, file) in self._file_of.items()}
+        """Of all tensors."""
+        return {name: tuple(self.like(name).shape) for name in self}
 
-    def __iter__(self) -> Iterable[str]:
+    def file_of(self, name: str) -> str:
+        """The name of a tensor's file."""
+        return self._file_of[name][0].name
+
+    def like(self, name: str) -> torch.Tensor:
+        """A tensor's shape and dtype, on the meta device: nothing of it is read."""
+        path, file = self._file_of[name]
+        with _named(path):
+            part = file.get_slice(name)
+            return torch.empty(part.get_shape(), dtype=_TYPES[part.get_dtype()], device="meta")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of  # Mapping's own would read it
+
+    def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+class SharedReader(Mapping):
+    """The same tensors for all ranks: each is read by the one rank whose share its file is in, and sent to the others.
+
+    Every rank must ask for the same names in the same order; a tensor comes whole, on `device`.
+    """
+
+    def __init__(self, reader: ShardReader, owners: Mapping[str, int], device: torch.device) -> None:
+        """`owners`: file name -> rank."""
+        self._reader, self._owners, self._device = reader, owners, device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        owner = self._owners[self._reader.file_of(name)]
+        if owner == dist.get_rank():
+            tensor = self._reader[name].to(self._device)
+        else:
+            tensor = torch.empty_like(self._reader.like(name), device=self._device)
+        if dist.get_world_size() > 1:
+            dist.broadcast(tensor, owner)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._reader  # Mapping's own would read it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def like(self, name: str) -> torch.Tensor:
+        """As `ShardReader.like`; the other ranks need not ask."""
+        return self._reader.like(name)

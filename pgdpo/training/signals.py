@@ -24,6 +24,7 @@ from pgdpo.console import console, say
 from pgdpo.errors import INTERRUPTED, TERMINATED, Stopped
 from pgdpo.progress import heard_by
 from pgdpo.training import agreement
+from pgdpo.training.blocks import each_block
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the last one that any rank got is told
 LOOK_SECONDS = 2.0  # so often the ranks ask each other inside of a micro-batch
@@ -36,7 +37,8 @@ class StopSignals:
         with StopSignals() as signals:
             signals.check()                          # all ranks come here, once a micro-batch
             with each_block(signals.block): ...      # and here, block by block
-            with heard_by(signals.apart()): ...      # each its own share of something: each leaves it for itself
+            with signals.in_step(): ...              # a long stage of equally many steps on each
+            with signals.apart(): ...                # each its own share of something: each leaves it for itself
 
     A second Ctrl-C ends the process at once, whatever it waits in: a thread sees it, since Python's own handlers wait
     for the main thread, which may stand in a collective or in a file system. `at_once` is called first, for at most a
@@ -48,7 +50,7 @@ class StopSignals:
         self.received = 0  # 1 + the place in STOPPING; other ranks' too, as the watchdog hears of them
         self._blocks, self._stride, self._began = 0, 1, time.monotonic()
         self._at_once = at_once
-        self._leave = contextlib.ExitStack()
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is not threading.main_thread():
@@ -59,17 +61,17 @@ class StopSignals:
         thread = threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True)
         thread.start()
         # Undone in the other order. A 0 ends the thread: forked loaders hold our end open, closing it would not.
-        self._leave.callback(ours.close)
-        self._leave.callback(thread.join)
-        self._leave.callback(ours.send, b"\0")
-        self._leave.callback(signal.set_wakeup_fd, before)
+        self._undo.callback(ours.close)
+        self._undo.callback(thread.join)
+        self._undo.callback(ours.send, b"\0")
+        self._undo.callback(signal.set_wakeup_fd, before)
         for number in STOPPING:
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-                self._leave.callback(signal.signal, number, signal.signal(number, self._note))
+                self._undo.callback(signal.signal, number, signal.signal(number, self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave.close()
+        self._undo.close()
 
     def check(self) -> None:
         """Call it on all ranks at the same points. Raises Stopped on all of them if one rank was signalled."""
@@ -87,14 +89,24 @@ class StopSignals:
             _raise_stopped(*agreement.highest(self.received))
 
     @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Around a long stage that all ranks go through together, block by block, saying `progress.moved` alike."""
+        with heard_by(_InMainThread(self.check)), each_block(self.block):
+            yield
+
+    @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """Around a long stage in which each rank does a share of its own, and says `progress.moved`.
 
         A rank leaves the stage as soon as it knows of a signal, its own or by the watchdog another's; then all `check`.
         """
-        with contextlib.suppress(_Left), heard_by(_Leaving(self)):
+        with contextlib.suppress(_Left), heard_by(_InMainThread(self._leave_share)):
             yield
         self.check()
+
+    def _leave_share(self) -> None:
+        if self.received:
+            raise _Left
 
     def hear(self, received: int) -> None:
         """What another rank received."""
@@ -133,15 +145,15 @@ class _Left(Exception):
     """A rank's way out of its share."""
 
 
-class _Leaving:
-    """Leaves the main thread's work; what other threads have begun, such as a save, they finish."""
+class _InMainThread:
+    """Calls `act` as the main thread comes further; what other threads have begun, such as a save, they finish."""
 
-    def __init__(self, signals: StopSignals) -> None:
-        self._signals = signals
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
 
     def moved(self, what: str) -> None:
-        if self._signals.received and threading.current_thread() is threading.main_thread():
-            raise _Left(what)
+        if threading.current_thread() is threading.main_thread():
+            self._act()
 
     stage = moved
 

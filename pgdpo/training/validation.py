@@ -18,20 +18,24 @@ from pgdpo.progress import moved, stage
 from pgdpo.sampling import Sampler, share_of
 from pgdpo.sampling.clips import Job
 from pgdpo.settings import Config
-from pgdpo.training.agreement import gather
+from pgdpo.training.agreement import from_main, meet
 from pgdpo.training.engine import deepspeed_config
 from pgdpo.training.parallel import Ranks
 from pgdpo.training.policy import base_dtype, open_pairs, require_images
+from pgdpo.training.signals import StopSignals
 from pgdpo.training.trackers import Trackers
 from pgdpo.training.zero_init import share_expert
+
+SHOWN = "sampling.json"  # how a step's clips were sampled; written when all of them are there
 
 
 class Validation:
     """Every `evaluate.every` steps: clips of the first held-out prompts, from the same noise each time.
 
     They go to `run_dir/validation/step-<n>/` and, as they stand there, to TensorBoard. The ranks share the prompts, one
-    by one; with ZeRO-3 they run each forward together. A rank decodes and writes what it sampled. Opening them loads no
-    weights; what sampling and decoding load, another expert and the VAE, is held for as long as they take.
+    by one; with ZeRO-3 or sequence parallelism they run each forward together. A rank decodes and writes what it
+    sampled. Opening them loads no weights; what sampling and decoding load, another expert and the VAE, is held for as
+    long as they take.
     """
 
     def __init__(self, config: Config, family: Family, ranks: Ranks) -> None:
@@ -41,30 +45,41 @@ class Validation:
             return
         self._data = open_pairs(config, "held_out")
         require_images(self._data, family)
-        self._in_step = config.train.zero_stage == 3
-        if self._in_step:
+        # Weights that are sharded, or tokens that are shared, want all ranks in every forward.
+        self._in_step = config.train.zero_stage == 3 or ranks.degree > 1
+        if config.train.zero_stage == 3:
             options = {"dtype": base_dtype(config), "deepspeed_config": deepspeed_config(config.train)}
             share_expert(family, device=ranks.device, **options)
         self._sampler = Sampler(config, family, self._data, ranks.device)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
-    def show(self, step: int, transformer: torch.nn.Module, log: Trackers | None) -> None:
-        """Sample and write, if `step` is one of those; `log` is the main rank's."""
-        if self._every is None or step % self._every:
+    def show(
+        self, step: int, transformer: torch.nn.Module, log: Trackers | None, signals: StopSignals
+    ) -> None:
+        """Sample and write, if `step` is one of those and was not shown yet; `log` is the main rank's.
+
+        Raises Stopped on all ranks, within a block's or a denoising step's time, if one of them was signalled.
+        """
+        folder = self._config.run_dir / "validation" / f"step-{step:08d}"
+        if self._every is None or step % self._every or from_main((folder / SHOWN).is_file()):
             return
         stage("validation")
         was_training = transformer.training
         transformer.eval()
         try:
-            own = self._sample(transformer)
+            with signals.in_step() if self._in_step else signals.apart():
+                own = self._sample(transformer)
         finally:
             transformer.train(was_training)
             self._family.release()
-        folder = self._config.run_dir / "validation" / f"step-{step:08d}"
-        self._write(folder, own)
+        with signals.apart():
+            self._write(folder, own)
         free_memory()  # the VAE's too
         stage("validation, waiting for other ranks")
-        gather(None)
+        meet()
+        if is_main_rank():
+            how = {size: asdict(settings) for size, settings in self._sampler.how.items()}
+            write_json(folder / SHOWN, how)
         if log:
             for index, _ in self._jobs:
                 name = f"validation/{index:03d} {self._data.rows[index]['prompt']}"[:80]
@@ -82,9 +97,6 @@ class Validation:
 
     def _write(self, folder: Path, own: list[tuple[Job, torch.Tensor]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if is_main_rank():
-            how = {size: asdict(settings) for size, settings in self._sampler.how.items()}
-            write_json(folder / "sampling.json", how)
         decoder = self._family.load_encoders(self._ranks.device)
         for (index, _), latents in own:
             write_video(folder / f"{index:03d}.mp4", decoder.decode_video(latents), self._config.written_fps)

@@ -33,7 +33,6 @@ from pgdpo.training.signals import StopSignals, leave_signals_to_parent
 
 BEAT = 0.5  # seconds between two reports
 SILENT = 6 * BEAT  # without a report for so long, the whole process stands still
-MEND = "the last checkpoint is intact: start the same command again with --resume"
 GRACE = 2.0  # seconds that a rank gets to report its own error before another rank's ends it
 
 
@@ -60,18 +59,17 @@ class Standing:
 
 
 class Watchdog:
-    """`with Watchdog(run_dir, seconds, signals) as watchdog:` around the training; `watchdog.at("saving", 3)` moves it
-    on, and so does what `pgdpo.progress` is told.
+    """`with Watchdog(run_dir, seconds, signals) as watchdog:` around a training; `watchdog.at("saving", 3)` moves it
+    on, and so does what `pgdpo.progress` is told, which is all that other work of several ranks needs.
 
     A rank that others may wait for, and that makes no progress for `seconds`, ends the run: every rank that can writes
     the stacks of its threads to `stacks-rank<N>.txt` in `run_dir` and exits with 1. An error that leaves the block is
     told to all ranks. `signals` hears what another rank's received.
     """
 
-    def __init__(self, run_dir: Path, seconds: float, signals: StopSignals, *, mend: str = MEND) -> None:
-        """`mend`: what is said where it ends the ranks."""
-        self.run_dir, self.seconds, self._mend = run_dir, seconds, mend
-        self.step = 0
+    def __init__(self, run_dir: Path, seconds: float, signals: StopSignals) -> None:
+        self.run_dir, self.seconds = run_dir, seconds
+        self.step: int | None = None  # outside of a training there is none
         self._signals = signals
         self._at = "starting"
         self._leave = contextlib.ExitStack()
@@ -87,7 +85,8 @@ class Watchdog:
 
     def stage(self, what: str) -> None:
         """As `at`, within a step."""
-        self._own.update(self._own.counter + 1, 0, f"{self._at}, {what}")
+        self._at = what if self.step is None else f"step {self.step}, {what}"
+        self._own.update(self._own.counter + 1, 0, self._at)
 
     def moved(self, what: str = "") -> None:
         """Some of a phase's work is done."""
@@ -238,8 +237,11 @@ class Watchdog:
                 written = f"; the stacks of rank {self._own.rank} are in {path}"
         where = f"rank {self._own.rank}, {self._own.phase}"
         console.print(f"[red]error[/]: {where}: {escape(text)}{escape(written)}")
-        say(self._mend)
-        log_event(self.run_dir, self.step, "failed", text)
+        if self.step is None:
+            say("what was finished is kept: start the same command again")
+        else:
+            say("the last checkpoint is intact: start the same command again with --resume")
+            log_event(self.run_dir, self.step, "failed", text)
         os._exit(1)
 
 

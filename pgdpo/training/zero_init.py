@@ -17,6 +17,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
+from deepspeed.utils import groups
 from safetensors import safe_open
 
 from pgdpo.console import is_main_rank
@@ -126,10 +127,13 @@ class _Sharder:
         if not parameters:
             return
         if self._convert is None:
-            first = torch.nn.ParameterList(
-                parameters
-            )  # `zero.Init` takes a module, and would take its submodules too
-            deepspeed.zero.Init(module=first, config_dict_or_path=self._config)
+            # `zero.Init` takes a module, and would take its submodules too.
+            first = torch.nn.ParameterList(parameters)
+            # The second model's would make the group of zero_hpz_partition_size again, which DeepSpeed refuses.
+            group = groups._get_zero_param_intra_parallel_group()
+            deepspeed.zero.Init(
+                module=first, config_dict_or_path=self._config, zero_param_parallel_group=group
+            )
             self._convert = parameters[0].convert_to_zero_parameters
         else:
             self._convert(param_list=parameters)
@@ -159,10 +163,8 @@ def weights_folder(family: Family, part: str) -> Path:
     local = family.part_folder(part)
     if local is not None:
         return local
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(family.source, allow_patterns=[f"{part}/*"])
-    return Path(folder) / part
+    family.fetch(part)
+    return Path(family.source) / part
 
 
 def check_files(family: Family) -> None:

@@ -89,6 +89,21 @@ def slow_blocks(rank: int, *, seconds: float) -> None:
     blocks._told.append(passed)
 
 
+def slow_denoising(rank: int, *, seconds: float) -> None:
+    """Each denoising step takes so long."""
+    from pgdpo import progress
+
+    class Slow:
+        def moved(self, what: str) -> None:
+            if "denoising step" in what:
+                time.sleep(seconds)
+
+        def stage(self, what: str) -> None:
+            pass
+
+    progress._listeners.append(Slow())
+
+
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
     from pgdpo.training.loop import Trainer

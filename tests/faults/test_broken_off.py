@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from pgdpo.reference.store import read_rows
 from pgdpo.training.events import read_events
 from pgdpo.training.published import latest_checkpoint, step_of
+from tests.faults.test_ctrl_c import wait_until
 from tests.faults.test_processes import wait_for_step
 from tests.worlds import losses, metrics
 
@@ -56,3 +58,19 @@ def test_a_signal_breaks_a_step_off_between_two_blocks(
         codes == [143, 143] and losses(run_dir.parent, "faulty") == whole,
         seconds_to_exit=round(seconds, 2),
     )
+
+
+def test_a_signal_ends_the_pass_of_the_reference_and_loses_nothing(start, fault_config):
+    command = ["reference", fault_config, "name=faulty", "train.cached_draws=1"]
+    folder = fault_config.parent / "out" / "reference"
+    job = start(*command, hook="slow_blocks", seconds=BLOCK)
+    log = fault_config.parent / "out" / "faulty" / "run-rank1.log"
+    wait_until(lambda: log.is_file() and log.read_text().count("block") > 3)
+    job.signal(1, signal.SIGTERM)
+    assert job.wait(40) == [143, 143]
+    assert "what was computed is written: go on with the same command" in job.text(0)
+    (key,) = folder.iterdir()
+    done = read_rows(key)
+    assert 0 < len(done.items()) < 12
+    start(*command).succeed()
+    assert len(read_rows(key).items()) == 12

@@ -281,7 +281,7 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     from pgdpo.training.loop import Trainer
 
     config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_pairs=1"])
-    monkeypatch.setattr("pgdpo.training.loop.agree_on_files", lambda data, config: None)
+    monkeypatch.setattr("pgdpo.training.loop.check_damage", lambda data, config: None)
     monkeypatch.setattr(Trainer, "_save", lambda self, step: None)
     monkeypatch.setattr(Trainer, "_published", lambda self, step: config_file)
     Trainer(config).train()

@@ -8,15 +8,18 @@ import torch
 from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.reference.store import read_rows
+from pgdpo.models import open_family
+from pgdpo.reference.store import joined, read_rows
 from pgdpo.training import reference_errors
+from pgdpo.training.policy import open_pairs
+from pgdpo.training.references import errors_key
 from tests.worlds import run_pgdpo
 
 
 def rows_of(config_file) -> dict:
     """(pair, draw) -> sums, of the only key that there is."""
     (folder,) = (config_file.parent / "out" / "reference").iterdir()
-    rows = read_rows(folder)
+    rows = joined([read_rows(folder)])
     return dict(zip(rows.items(), rows.sums, strict=True))
 
 
@@ -24,6 +27,13 @@ def rows_of(config_file) -> dict:
 def computed(config_file):
     run_pgdpo("reference", config_file, "train.cached_draws=1")
     return config_file
+
+
+def test_a_key_of_where_the_model_lies_is_none_of_the_errors(config_file):
+    """The weights' digest speaks for them: errors from before such a key came are found again."""
+    config = load_config(config_file)
+    key = errors_key(config, open_family(config.model), open_pairs(config, "train"))
+    assert not {f"model.{name}" for name in ("path", "revision", "transformer")} & key.keys()
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(computed, monkeypatch):

@@ -90,6 +90,7 @@ INPUTS = {
     "a folder that can't be made": Input("train", given("output_dir=/proc/none")),
     # the machine, and the engine
     "a tracker": Input("train", no_tracker),
+    "a value for DeepSpeed": Input("train", given("train.deepspeed.communication_data_type=half")),
     "an NVMe folder": Input("train", given(*NVME, "train.nvme_path=/proc/nvme"), "warning"),
     "no libaio": Input("train", no_libaio, "warning"),
     "heads": Input(shared, given("train.sequence_parallel=3")),
@@ -133,6 +134,7 @@ INPUTS = {
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
     "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "a folder's revision": Input("train", given("model.revision=v1")),
     "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
     "a broken scheduler": Input(
         opened, lambda place: broken_config(place, "scheduler/scheduler_config.json")

@@ -154,7 +154,10 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.family": {
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
-        "Family._resolve": {"with transformer/, vae/, text_encoder/": By("no transformer")},
+        "Family._resolve": {
+            "a folder has no revisions": By("a folder's revision"),
+            "with transformer/, vae/, text_encoder/": By("no transformer"),
+        },
         "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
         "Family._read_architecture": {
             "give a local diffusers folder, or": By("a broken config"),
@@ -170,6 +173,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "model.family `{}` needs a": By("a start of another class", says=("model.family `wan` needs a",)),
             "take the model that it was trained": By("a start of other layers"),
         },
+    },
+    "models.hub": {
+        "_refused": {"folder, or a hub id and a revision": Why.MACHINE},
+        "_told_to_all": {"the main rank has ended": Why.RUN},
+        "_wait": {"store.get": Why.PASSED_ON},
     },
     "models.hunyuan_video": {
         "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
@@ -295,6 +303,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "cannot be written (": By("a folder that can't be made"),
         },
     },
+    "training.agreement": {"shared": {"InputError(refused)": Why.PASSED_ON}},
     "training.attention": {
         "_try_attention": {
             "diffusers knows": By("a backend's name"),
@@ -316,7 +325,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "name a folder on a local NVMe drive": By("an NVMe folder"),
             "no libaio to link with": By("no libaio"),
         },
-        "build_async_io": {"_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE},
+        "build_operators": {
+            "_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE,
+            "that takes a GPU and CUDA's compiler": Why.MACHINE,
+        },
+        "check_deepspeed": {"mend the value, or leave the key out": By("a value for DeepSpeed")},
     },
     "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
     "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
@@ -375,7 +388,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "model.kernels is `triton`: Triton needs": By("no Triton"),
             "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
         },
-        "_refuse_stale": {"InputError(refused)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
+        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
         "check_init": {"it is another LoRA than the run started": Why.RUN},
     },
     "training.published": {

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pgdpo.training.shards import ShardReader
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -134,6 +137,31 @@ def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
         assert 0 < length < 512
         torch.testing.assert_close(ours["prompt"], theirs[:length])
         assert not theirs[length:].any()
+
+
+def test_whole_weights_leave_in_the_dtypes_they_came_in(config_file, tmp_path, tiny_wan):
+    """Trained in fp32 from a bf16 checkpoint with one tensor in fp32: written so, rounded once, said, and read back."""
+    from diffusers import WanTransformer3DModel
+
+    base = tmp_path / "bf16"
+    shutil.copytree(tiny_wan, base)
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    stored = {name: t.bfloat16() if t.ndim > 1 else t for name, t in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    full = (f"model.path={base}", "model.adapter=null", "train.learning_rate=1e-2", "train.steps=1")
+    run_pgdpo("train", config_file, *full)
+    run_pgdpo("export", config_file, f"model.path={base}")
+    run = config_file.parent / "out" / "dpo"
+    written = load_file(run / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {name: t.dtype for name, t in written.items()} == {name: t.dtype for name, t in stored.items()}
+    trained = dict(ShardReader(run / "checkpoints" / "step-00000001", "weights"))
+    assert all(torch.equal(written[name], trained[name].to(written[name].dtype)) for name in written)
+    assert not torch.equal(written["proj_out.weight"], stored["proj_out.weight"])
+    assert "| written in | bf16, some fp32 |" in (run / "export" / "README.md").read_text(encoding="utf-8")
+    loaded = WanTransformer3DModel.from_pretrained(
+        run / "export", subfolder="transformer", torch_dtype=torch.bfloat16
+    )
+    assert torch.equal(loaded.proj_out.weight, written["proj_out.weight"])
 
 
 def test_export_without_a_checkpoint_says_what_to_run(config_file):

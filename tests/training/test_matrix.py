@@ -17,6 +17,7 @@ from pgdpo.errors import InputError
 from pgdpo.models import FAMILIES
 from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.ranks import Ranks
+from tests.training import gathers
 from tests.worlds import losses, run_pgdpo
 
 REFERENCES = ("adapter", "frozen", "cached", "ema", "synced")
@@ -40,27 +41,40 @@ ALIKE = (("adapter", "frozen", "cached"), ("ema",), ("synced",))  # the same ref
 SLICE = [
     *("adapter-lora-3", "frozen-lora-3", "cached-lora-3"),
     *("frozen-full-3", "split-full-3"),
+    *("wide-full-3", "bf16-full-3"),
 ]
+BF16 = ["train.precision=bf16"]
+WAYS = {
+    "split": ["train.pair_batching=split"],
+    "bf16": BF16,
+    "wide": BF16,
+}  # instead of a reference, in the slice
+WITHOUT = {"wide-full-3": "gather_in_bf16"}  # what is switched off in a cell
 DRAWS = "train.cached_draws=3"  # one a step: few pairs may come again in each
 SMALL = "train.micro_batch_pairs=1"
+# Of these small models all weights are small enough to be held whole beside their shards.
+SHARDED = "train.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 
 
 def command(config, cell: str) -> list[str]:
     reference, weights, stage = cell.split("-")
-    way = ["train.pair_batching=split"] if reference == "split" else [f"train.reference={reference}"]
+    way = WAYS.get(reference, [f"train.reference={reference}"])
     return [
         *("train", str(config), f"name={cell}", "train.steps=3", SMALL, DRAWS),
         *("train.reference_ema_alpha=0.25", "train.reference_sync_every=2"),
-        *(f"train.zero_stage={stage}", *way, *WEIGHTS[weights]),
+        *(f"train.zero_stage={stage}", *([SHARDED] if stage == "3" else []), *way, *WEIGHTS[weights]),
     ]
 
 
-def run_cells(ranks: Ranks, config, cells: list[str], timeout: float) -> dict[str, list[float]]:
-    """Losses of every cell, after the errors for the cached ones were computed by the same two ranks."""
+def run_cells(
+    ranks: Ranks, config, cells: list[str], timeout: float
+) -> tuple[dict[str, list[float]], dict[str, dict]]:
+    """(losses of every cell, what each gathered), after the errors for the cached ones were computed by the same two
+    ranks."""
     errors = ["reference", str(config), "train.zero_stage=3", SMALL, DRAWS]
-    commands = [errors, *(command(config, cell) for cell in cells)]
-    ranks.run(*commands, timeout=timeout)
-    return {cell: losses(config.parent / "out", cell) for cell in cells}
+    commands = {"reference": errors, **{cell: command(config, cell) for cell in cells}}
+    gathered, _ = ranks.call(gathers.count, commands, WITHOUT, timeout=timeout)
+    return {cell: losses(config.parent / "out", cell) for cell in cells}, gathered
 
 
 def difference(found: dict[str, list[float]], cells: list[str]) -> float:
@@ -72,9 +86,17 @@ def difference(found: dict[str, list[float]], cells: list[str]) -> float:
 
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
 def test_a_slice_of_the_matrix_on_two_ranks(config_file, ranks):
-    found = run_cells(ranks, config_file, SLICE, timeout=800)
+    found, gathered = run_cells(ranks, config_file, SLICE, timeout=800)
     assert difference(found, ["adapter-lora-3", "frozen-lora-3", "cached-lora-3"]) <= 1e-6
     assert difference(found, ["frozen-full-3", "split-full-3"]) <= 1e-5
+    # Without a trace are the first forwards of each kind. With `split` that are three, and once more the policy's
+    # without gradients, whose trace is dropped at its first with them.
+    lost = {"adapter-lora-3": 2, "frozen-lora-3": 2, "bf16-full-3": 2, "split-full-3": 4}
+    assert {cell: gathered[cell]["forwards"] - gathered[cell]["found"] for cell in lost} == lost
+    assert all(gathered[cell]["by_trace"] > 0.8 * gathered[cell]["modules"] for cell in lost)
+    assert difference(found, ["wide-full-3", "bf16-full-3"]) == 0
+    wide, narrow = (gathered[cell]["gathered"] for cell in ("wide-full-3", "bf16-full-3"))
+    assert set(wide) == {"float32"} and sum(narrow.values()) < 0.6 * wide["float32"]
 
 
 @pytest.mark.slow
@@ -86,7 +108,7 @@ def test_every_cell_of_the_matrix(family, world, config_file, tmp_path, figures,
         save, size = PIPELINES[family]
         config = Road(family, save(tmp_path / "pipeline"), world, tmp_path, size).config()
         run_pgdpo("prepare", config)
-    found = run_cells(ranks, config, CELLS, timeout=3600)
+    found, _ = run_cells(ranks, config, CELLS, timeout=3600)
     stages, ways = (
         {},
         {},

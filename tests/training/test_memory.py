@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pgdpo.errors import InputError
 from pgdpo.models.adapter import add_adapter
 from pgdpo.settings import AdapterConfig, ModelConfig
+from pgdpo.training.blocks import each_block, tell_of_blocks
 from pgdpo.training.memory import save_memory, with_activation_offload
 from tests.live_bytes import LiveBytes
 from tests.worlds import losses, metrics, run_pgdpo
@@ -41,6 +42,7 @@ def tiny(layers: int = BLOCKS, **model) -> torch.nn.Module:
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
     save_memory(transformer, ModelConfig(path="tiny", **model))
+    tell_of_blocks(transformer)
     return transformer.train()
 
 
@@ -73,9 +75,33 @@ def test_gradients_are_those_without_the_option(options):
     expected = gradients(tiny())
     transformer = tiny(**options)
     offloads = options.get("activation_offload", False)
-    found = gradients(transformer, with_activation_offload(transformer, CPU) if offloads else None)
+    told = []
+    with each_block(lambda: told.append(len(told))):
+        found = gradients(transformer, with_activation_offload(transformer, CPU) if offloads else None)
     assert expected.norm() > 0
     assert (found - expected).norm() <= 1e-6 * expected.norm()
+    assert len(told) >= 2 * BLOCKS  # forward and backward; what is recomputed may stop before its end
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS[3:]], ids=["none", "selective-compiled", "compiled"])
+@pytest.mark.parametrize("after", [1, BLOCKS + 1])
+def test_forward_and_backward_can_be_broken_off_between_blocks(options, after):
+    transformer, told = tiny(**options), []
+
+    def tell():
+        told.append(len(told))
+        if len(told) > after:
+            raise Broken
+
+    with pytest.raises(Broken), each_block(tell):
+        gradients(transformer)
+    before = gradients(tiny(**options))
+    transformer.zero_grad()
+    assert torch.equal(gradients(transformer), before)  # it is as good as new
 
 
 def attention_calls(mode: str) -> int:
@@ -124,6 +150,7 @@ def test_selective_wants_an_attention_whose_operator_is_known():
         tiny(gradient_checkpointing="selective", attention="flex")
 
 
+@pytest.mark.usefixtures("eager_kernels")
 def test_a_run_with_all_of_it_starts_at_margin_zero_and_goes_the_same_way(config_file):
     run_pgdpo("train", config_file, "name=plain")
     options = ("gradient_checkpointing=selective", "activation_offload=true", "compile=aot_eager")
