@@ -179,8 +179,10 @@ def run_evaluate(*steps: Run) -> dict:
         from pgdpo.evaluation.evaluate import evaluate
         from pgdpo.evaluation.preview import write_preview
         from pgdpo.evaluation.report import write_report
+        from pgdpo.training.engine import leave_distributed
 
         results = evaluate(*steps)
+        leave_distributed()
         if not is_main_rank():
             return results
         write_preview(run.config, run.out, trained_on=run.state["identity"])

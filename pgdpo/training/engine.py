@@ -98,6 +98,12 @@ def _refusal(error: Exception) -> str:
     return f"`{'.'.join(map(str, first['loc']))}` is {first['input']!r}: {first['msg'].lower()}"
 
 
+def leave_distributed() -> None:
+    """Several ranks part: from here on the main rank works alone, and what it calls asks no other."""
+    if dist.get_world_size() > 1:
+        dist.destroy_process_group()
+
+
 def check_offload(train: TrainConfig) -> None:
     """Try what offload to NVMe needs: a folder that can be written, and libaio to build DeepSpeed's async_io with.
 

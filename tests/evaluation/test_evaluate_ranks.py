@@ -72,13 +72,13 @@ def test_results_and_clips_are_the_same_on_any_number_of_ranks(runs, alone, rank
         wanted(runs, "full", tmp_path / "sharded"),
         wanted(runs, "full", tmp_path / "whole", "train.zero_stage=0"),
     ]
-    ranks.start(
-        [["evaluate", run, "--out", out]], ranks=count, function=evaluated, arguments=[others]
-    ).succeed(120)
+    command = ranks.start([["evaluate", run, "--out", out]], ranks=count)
+    ranks.call(evaluated, others, ranks=count)
+    command.succeed(240)
     for held in ("whole", "sharded"):
         assert {name: results(tmp_path / held / name) for name in RUNS} == alone
     assert (tmp_path / "whole/lora/report.html").is_file()
-    said = " ".join(ranks.jobs[-1].text(0).split())
+    said = " ".join(f"{command.text(0)} {ranks.jobs[-1].text(0)}".split())
     for weights in ("one model for both: [^,]*\\.float32", "one after the other: [^,]*bfloat16"):
         assert re.search(rf"{weights}, whole on each of {count} ranks", said)
         assert re.search(rf"{weights}, [\d.e-]+ GB on each of {count} ranks", said)
@@ -119,7 +119,8 @@ def test_what_a_killed_rank_leaves_is_gone_on_with(runs, alone, ranks, tmp_path)
     noted = {"hook": "note_samples", "function": evaluated, "arguments": [calls]}
     job = ranks.start(**noted, file=str(tmp_path / "first"), victim=1, after=3)
     assert job.wait(120) == [1, -signal.SIGKILL]
-    assert "rank 1 on" in job.text(0) and "what is finished is kept" in job.text(0)
+    said = " ".join(job.text(0).split())  # a bar's lines are wrapped
+    assert "rank 1 on" in said and "what is finished is kept" in said, said
     ranks.start(**noted, ranks=1, file=str(tmp_path / "second")).succeed(120)
     assert results(tmp_path / "full") == alone["full"]
     first = (tmp_path / "first-rank0").read_text().splitlines()

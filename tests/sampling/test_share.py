@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgdpo.sampling
@@ -14,6 +14,7 @@ from pgdpo.sampling import Parts, share, share_of
 from pgdpo.training.engine import start_distributed
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.integers()), ranks=st.integers(1, 9), in_step=st.booleans())
 def test_every_part_is_somebodys_once(parts, ranks, in_step):
     numbered = list(enumerate(parts))
