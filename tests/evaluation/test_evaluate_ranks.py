@@ -120,7 +120,7 @@ def test_what_a_killed_rank_leaves_is_gone_on_with(runs, alone, ranks, tmp_path)
     job = ranks.start(**noted, file=str(tmp_path / "first"), victim=1, after=3)
     assert job.wait(120) == [1, -signal.SIGKILL]
     said = " ".join(job.text(0).split())  # a bar's lines are wrapped
-    assert "rank 1 on" in said and "what is finished is kept" in said, said
+    assert "rank 1 on" in said and "what was finished is kept" in said, said
     ranks.start(**noted, ranks=1, file=str(tmp_path / "second")).succeed(120)
     assert results(tmp_path / "full") == alone["full"]
     first = (tmp_path / "first-rank0").read_text().splitlines()
