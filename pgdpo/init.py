@@ -96,9 +96,7 @@ def next_commands(config: Config, file: Path, gpus: int, nodes: int) -> list[str
     """What is typed after `init`, in its order; what computes with the model is started on all of the GPUs."""
     name, launch = shlex.quote(str(file)), "pgdpo"
     if gpus > 1:
-        several = (
-            f"--nnodes {nodes} --node-rank NODE --master-addr FIRST_NODE " if nodes > 1 else ""
-        )
+        several = f"--nnodes {nodes} --node-rank NODE --master-addr FIRST_NODE " if nodes > 1 else ""
         launch = f"torchrun {several}--nproc-per-node {gpus // nodes} -m pgdpo"
     needs_reference = needs_of(config.objective["name"], **config.objective_options).reference
     commands = [f"pgdpo check {name}", f"pgdpo prepare {name}"]

@@ -8,6 +8,7 @@ end, `{}` for what is put in. `tests/test_refusals.py` says what to add where a 
 from __future__ import annotations
 
 from tests.refusals.entries import By, Why
+from tests.refusals.training import TRAINING
 
 # fmt: off
 TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
@@ -305,109 +306,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "cannot be written (": By("a folder that can't be made"),
         },
     },
-    "training.agreement": {"shared": {"InputError(refused)": Why.PASSED_ON}},
-    "training.attention": {
-        "_try_attention": {
-            "diffusers knows": By("a backend's name"),
-            "diffusers calls torch's attention": By("a backend for cogvideox"),
-            "it takes no mask": By("a backend without masks"),
-            "use `native`, or another of": By("a backend's operator"),
-            "it attends to padding": By("a backend that attends to padding"),
-        },
-    },
-    "training.checkpoint": {
-        "Checkpoints.newest": {"damaged_step(path, damage)": Why.RUN},
-        "Checkpoints._give_up": {"error": Why.RUN},
-        "check_shapes": {"it is a checkpoint of another model": Why.RUN},
-        "_check_seen": {"written by another rank and not to": Why.RUN},
-    },
-    "training.deterministic": {"check_objective": {"from batch to batch, which depends": Why.RUN}},
-    "training.engine": {
-        "check_offload": {
-            "name a folder on a local NVMe drive": By("an NVMe folder"),
-            "no libaio to link with": By("no libaio"),
-        },
-        "build_operators": {
-            "_no_async_io(keys[0], ' '.join(str(error).split())[:160])": Why.MACHINE,
-            "that takes a GPU and CUDA's compiler": Why.MACHINE,
-        },
-        "check_deepspeed": {"mend the value, or leave the key out": By("a value for DeepSpeed")},
-    },
-    "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
-    "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
-    "training.export": {
-        "_check_target": {"and no earlier export of this run": Why.ANOTHER},
-        "_check_formats": {
-            "allowed are": Why.ANOTHER,
-            "but all weights were trained (model.adapter": Why.ANOTHER,
-            "its ComfyUI wrappers read what `--format": Why.ANOTHER,
-        },
-        "check_trained": {"its weights are others than": Why.ANOTHER},
-    },
-    "training.guards": {
-        "Guard.settle": {"nothing was updated)": Why.RUN},
-        "Guard.raise_end": {"self._end": Why.RUN},
-    },
-    "training.loop": {
-        "Trainer._train_on": {"no room for the last checkpoint": Why.RUN},
-        "Trainer._begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
-    },
-    "training.memory": {
-        "save_memory": {"set it to `none`": Why.CALLER},
-        "check_selective": {"model.gradient_checkpointing is `selective`": By("what is kept")},
-    },
-    "training.pairs": {
-        "check_noise": {
-            "prepared pairs hold none. Call it": By("siblings"),
-            "set diffusion.inversion_steps (10": By("inversion"),
-        },
-        "check_rows": {"InputError(f\"{data.folder": By("hard labels", says=("lives by how sure a label is",))},
-        "check_reference": {"set train.reference to `ema`": By("a reference that stands still")},
-        "_check_inversion": {
-            "inversion is written for flow matching": By("inversion of v"),
-            "inversion starts from the clip, and": By("inversion from above"),
-        },
-        "_check_masks": {"name each pair's `mask` in the manifest": By("masks")},
-        "_check_column": {
-            "in every row: row": By("a column"),
-            "expected a {}": Why.EARLIER,
-            "expected one shape in all rows": By("a column's shape", says=("[1]", "[1, 0]")),
-        },
-        "divide_frames": {
-            "entries a row: both must be one number": By("two numbers of segments"),
-            "segments, and the latents have": By("segments"),
-        },
-    },
-    "training.parallel": {
-        "arrange_ranks": {"rank(s) run: it must divide them; start": Why.MACHINE},
-        "check_sequence_parallel": {
-            "attention heads of this model": By("heads"),
-            "tokens (data.num_frames, height and": By("tokens"),
-        },
-    },
-    "training.policy": {
-        "fuse": {
-            "model.kernels is `triton`: Triton needs": By("no Triton"),
-            "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
-        },
-        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
-        "check_init": {"it is another LoRA than the run started": Why.RUN},
-    },
-    "training.published": {
-        "find_checkpoint": {"damaged_step(found, damage)": Why.RUN},
-        "at_step": {"train.keep_checkpoints and train.keep_every": Why.ANOTHER},
-        "read_state": {"fall back to an earlier one": Why.RUN, "expected a JSON object": Why.RUN},
-        "report_damage": {"leave out --no-fallback to go on": Why.RUN},
-    },
-    "training.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
-    "training.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
-    "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},
-    "training.zero_init": {
-        "_Safetensors.__init__": {
-            "no tensor `": By("a tensor missing"),
-            "`{}` is {}, the transformer's": By("a tensor's shape", says=("proj_out.bias`", "is (2,)")),
-        },
-        "_files_by_name": {"nor its index: ZeRO-3 reads safetensors": By("no weights")},
-    },
+    **TRAINING,
 }
 # fmt: on
