@@ -1,10 +1,10 @@
 """Memory and time of the k-th neighbours that `data.select`'s fifa looks for:
 
-    python -m benchmarks.neighbours [--prompts 100000] [--rows 2048]
+    python -m benchmarks.neighbours [--prompts 100000] [--rows 512]
 
 -> results/neighbours.json. Random unit vectors of T5-XXL's width stand for the prompts. All of `--prompts` are held,
 and the neighbours of the first `--rows` of them are found among all; the time of all rows is that times their share,
-and said to be so. `whole` finds those of all of a tenth of the prompts. Peak memory is the process's own (`ru_maxrss`),
+and said to be so. `whole` finds those of all of a fiftieth of the prompts. Peak memory is the process's own (`ru_maxrss`),
 with and without what it had before the vectors were made.
 """
 
@@ -44,10 +44,10 @@ def peak() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=100_000)
-    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=512)
     asked = parser.parse_args()
     before = peak()
-    few = points(asked.prompts // 10)
+    few = points(asked.prompts // 50)
     started = time.perf_counter()
     neighbours.neighbour_entropy(few, KTH)
     whole = {"prompts": len(few), "seconds": round(time.perf_counter() - started, 1)}

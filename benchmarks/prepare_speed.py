@@ -8,9 +8,10 @@ its frames at full size, as `prepare` does. `prepare` is the whole command's wor
 scaling to 64x112, the toy's patch codec (which loses nothing and is nearly free), shards with their hashes. The ways
 take turns.
 
-`--before`: a checkout of an earlier commit. Its `prepare` and this one's then also take turns on the same clips, in a
-process each, in clips a second: by the toy's codec, where decoding is nearly all there is, and behind it a `VAE` that
-takes `VAE` seconds a clip and no CPU, as one on a GPU does (it sleeps). CPU timings all: no GPU was used.
+`--before`: a checkout of an earlier commit. In place of all that, its `prepare` and this one's take turns on the same
+clips, in a process each, in clips a second -> results/prepare_beside.json: by the toy's codec, where decoding is nearly
+all there is, and behind it a VAE that takes `VAE` seconds a clip and no CPU, as one on a GPU does (it sleeps). CPU
+timings all: no GPU was used. Both must write the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from pgdpo.models import open_family
 
 from .report import RESULTS
 
-FILE = RESULTS / "prepare_speed.json"
+FILE, BESIDE = RESULTS / "prepare_speed.json", RESULTS / "prepare_beside.json"
 FRAMES, HEIGHT, WIDTH, FPS = 81, 480, 832, 16
 VAE = 0.4
 # Prepares once for each line that it reads, a VAE's seconds a clip, and says how many seconds that took.
@@ -167,6 +168,15 @@ def beside_before(folder: Path, before: Path, rounds: int) -> dict:
     return result
 
 
+def about() -> dict:
+    return {
+        "clips": {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "codec": "h264"},
+        "cores": os.cpu_count(),
+        "machine": machine(),
+        "versions": {**versions(), "av": av.__version__},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=8)
@@ -176,6 +186,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, asked.pairs)
+        if asked.before:
+            against = beside_before(folder, asked.before, asked.rounds)
+            told = {**against, "pairs": asked.pairs, "load_average": os.getloadavg()[0], **about()}
+            write_json(BESIDE, told)
+            print(json.dumps(against, indent=2))
+            return
         files = sorted(folder.glob("*.mp4"))
         ways = {
             "decode": lambda: decode(files, rgb=False),
@@ -190,7 +206,6 @@ def main() -> None:
                 started = time.perf_counter()
                 run()
                 seconds[way].append(time.perf_counter() - started)
-        against = beside_before(folder, asked.before, asked.rounds) if asked.before else {}
     count = len(files) * FRAMES
     rates = {way: [round(count / each, 1) for each in found] for way, found in seconds.items()}
     ratios = {
@@ -198,16 +213,13 @@ def main() -> None:
         for way, plain in (("read", "decode to RGB"), ("prepare", "decode"), ("prepare", "decode to RGB"))
     }
     result = {
-        "clips": {"count": len(files), "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "codec": "h264"},
+        "files": len(files),
         "frames_per_second": rates,
         "median_ratios": ratios,
-        "commit_before_and_this": against,
-        "cores": os.cpu_count(),
-        "machine": machine(),
-        "versions": {**versions(), "av": av.__version__},
+        **about(),
     }
     write_json(FILE, result)
-    print(json.dumps({"frames_per_second": rates, **ratios, **against}, indent=2))
+    print(json.dumps({"frames_per_second": rates, **ratios}, indent=2))
 
 
 if __name__ == "__main__":
