@@ -86,7 +86,7 @@ def init(
         text = set_key(text, key, value)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    config = load_config(out)  # what was written is what a command would read
+    config = load_config(out.absolute())  # what was written is what a command would read
     return Begun(
         out, changed, found, [*notes, note], next_commands(config, out, where["gpus"], where["nodes"])
     )
