@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from pgdpo.errors import InputError
 
 
 def sha256_of(path: Path) -> str:
@@ -51,6 +55,25 @@ def read_json_lines(path: Path) -> list:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keep `folder` for this process, until what is returned is closed or the process ends.
+
+    Raises InputError where another process holds it. A file system without locks keeps nobody off.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(
+            f"{folder}: another command is at work there: wait until it has ended, or name another folder"
+        ) from error
+    except OSError:
+        pass
+    return lock
 
 
 def fsync(path: Path) -> None:

@@ -64,6 +64,8 @@ def evaluate(*runs: Run) -> dict:
     if models[-1].in_step:
         share_expert(family, dtype=compute_dtype(config), device=device, deepspeed_config=forward_config())
     parts = Parts(last.out / "evaluations" / ".unfinished", _decides(last, data))
+    if config.evaluate.reward != "toy":
+        parts.drop("*/scores-*.json")  # the function may be another than when they were made
     samples = Samples(sampler, parts, reward)
     errors = Errors(config, family, data, device)
     results = {}
@@ -161,11 +163,11 @@ def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSetting
 @contextlib.contextmanager
 def _watched(folder: Path, run: Run) -> Iterator[None]:
     """Where ranks share the work, one that fails, dies or stands still ends all of them, and is named."""
-    if dist.get_world_size() == 1:
-        yield
-        return
-    with Watchdog(folder, run.config.train.watchdog_seconds, StopSignals()) as watchdog:
-        watchdog.stage(f"evaluating step {run.step}")
+    with contextlib.ExitStack() as stack:
+        if dist.get_world_size() > 1:
+            seconds = run.config.train.watchdog_seconds
+            watchdog = stack.enter_context(Watchdog(folder, seconds, StopSignals()))
+            watchdog.stage(f"evaluating step {run.step}")
         try:
             yield
         except KeyboardInterrupt as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pgdpo.console import say_once
+from pgdpo.data.files import sha256_of
 from pgdpo.data.toy_reward import true_reward
 from pgdpo.errors import InputError
 from pgdpo.problems import shown
@@ -62,6 +65,13 @@ def open_reward(name: str | None) -> Reward | None:
             f"{', '.join(near or own[:MOST_NAMES]) or 'none: it has no functions'}"
         )
     return lambda frames, prompt: _numbers(name, _called(name, call, frames, prompt))
+
+
+def reward_source(name: str | None) -> str | None:
+    """SHA-256 of the file that a reward's function is in, by which another version of it is known; None for `toy`."""
+    module = None if name is None else sys.modules.get(name.partition(":")[0])
+    path = Path(getattr(module, "__file__", None) or "")
+    return sha256_of(path) if path.is_file() else None
 
 
 def try_reward(config: Config, prompt: str) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 
 from pgdpo.console import is_main_rank, progress_bar, say
 from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
-from pgdpo.data.files import atomic_path, read_json_lines, sha256_of, write_json
+from pgdpo.data.files import atomic_path, hold, read_json_lines, sha256_of, write_json
 from pgdpo.data.locations import clip_location, folder_of
 from pgdpo.data.manifest import SPAN_MARK
 from pgdpo.data.ranks import Ranks
 from pgdpo.data.tables import Record, read_records
 from pgdpo.data.video import probe_video, read_frames, write_video
 from pgdpo.errors import InputError
-from pgdpo.evaluation.rewards import Reward, open_reward, try_reward
+from pgdpo.evaluation.rewards import Reward, open_reward, reward_source, try_reward
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
 from pgdpo.progress import moved
@@ -65,7 +65,7 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
     cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest.
     All `ranks` call it together and share the pairs; each holds a whole model. What stands in `out` from a stopped call
-    of the same settings, on any number of ranks, is kept.
+    of the same settings, on any number of ranks, is kept where its row is as it was.
     Raises InputError for rows, clips, models and settings that don't fit, before anything is written.
     """
     if kind not in KINDS:
@@ -88,8 +88,12 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
             "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
         )
     try_reward(config, sources[0].prompt)
-    digest = ranks.gather(_digest(kind, config, sources) if ranks.rank == 0 else None)[0]
-    done = ranks.gather(ranks.main_first(lambda: _done(out, digest)))[0]  # read before anybody writes
+    made_from = _hashes(config, sources, ranks)
+    digest = _digest(kind, config)
+    held = ranks.main_first(lambda: hold(out) if ranks.rank == 0 else None)
+    done = ranks.gather(ranks.main_first(lambda: _done(out, digest, made_from)))[
+        0
+    ]  # read before anybody writes
     jobs = {_name(config, row, n): (row, n) for row in sources for n in range(config.make.pairs_per_clip)}
     mine = dict([job for job in jobs.items() if job[0] not in done][ranks.rank :: ranks.count])
     pair_of = _maker(kind, config, list(mine.values()), reward, out)
@@ -103,7 +107,7 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
             if made is not None:
                 seen += [(made.plan.chosen.fps, made.plan.view)] if made.plan is not None else []
                 done[name] = _write(out, name, row, made, kind, config, reward)
-                file.write(json.dumps(done[name]) + "\n")
+                file.write(json.dumps({"row": done[name], "made_from": made_from[row.id]}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             moved(f"made pair `{name}`")
@@ -115,6 +119,8 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
         for line in views_said([each for _, part in parts for each in part]):
             say(f"  {line}")
     ranks.gather(None)  # the manifest is there
+    if held is not None:
+        held.close()
     return out / "manifest.jsonl"
 
 
@@ -290,7 +296,32 @@ def _side(rng: np.random.Generator, length: int) -> slice:
     return slice(first, first + size)
 
 
-def _digest(kind: str, config: Config, sources: list[Source]) -> str:
+def _hashes(config: Config, sources: list[Source], ranks: Ranks) -> dict[str, str]:
+    """Row id -> hash of what it is made from; the ranks share the reading. Raises InputError for all clips that do not
+    fit."""
+    data, mine, refused = config.data, {}, []
+    sampling, size = Sampling.of(data, config.fps), (data.num_frames, data.height, data.width)
+    own = sources[ranks.rank :: ranks.count]
+    with progress_bar("look at the rows", total=len(own)) as bar:
+        for row in own:
+            try:
+                if row.video is not None:
+                    check_clip(probe_video(row.video), size, sampling)
+                mine[row.id] = _hash([row.id, row.prompt, row.video and sha256_of(Path(row.video))])
+            except InputError as error:
+                refused.append(str(error))
+            bar.advance()
+    parts = ranks.gather((mine, refused))
+    if refused := [reason for _, part in parts for reason in part]:
+        raise InputError("\n".join(refused))
+    return {name: digest for part, _ in parts for name, digest in part.items()}
+
+
+def _hash(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest(kind: str, config: Config) -> str:
     parts = [
         kind,
         config.make.model_dump(),
@@ -300,26 +331,25 @@ def _digest(kind: str, config: Config, sources: list[Source]) -> str:
         config.train.precision,
     ]
     parts += [config.model.model_dump(mode="json"), config.evaluate.model_dump(mode="json")]
-    parts += [[row.id, row.prompt, row.video and sha256_of(Path(row.video))] for row in sources]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return _hash([*parts, reward_source(config.evaluate.reward)])
 
 
-def _done(out: Path, digest: str) -> dict[str, dict]:
-    """Rows that an earlier call with the same settings finished, on any number of ranks; makes the folder."""
+def _done(out: Path, digest: str, made_from: dict[str, str]) -> dict[str, dict]:
+    """Pairs that an earlier call with the same settings finished, on any number of ranks, of rows that are as they were
+    then."""
     if (out / "manifest.jsonl").exists():
         raise InputError(
             f"{out}/manifest.jsonl: there is one already: give another folder, or remove this one"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    done = {}
+    done, rows = {}, set(made_from.values())
     for partial in sorted(out.glob(PARTIAL.format("*"))):
         lines = read_json_lines(partial)
         if lines and lines[0]["settings"] != digest:
             raise InputError(
-                f"{partial}: begun with other settings or clips: give them again, name another folder, or remove this "
-                "one"
+                f"{partial}: begun with other settings, or another reward function: give them again, name another "
+                "folder, or remove this one"
             )
-        done |= {row["id"]: row for row in lines[1:]}
+        done |= {line["row"]["id"]: line["row"] for line in lines[1:] if line["made_from"] in rows}
     return done
 
 

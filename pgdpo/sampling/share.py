@@ -12,10 +12,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from pgdpo.console import is_main_rank, progress_bar
-from pgdpo.data.files import atomic_path, write_json
+from pgdpo.data.files import atomic_path, hold, write_json
 from pgdpo.errors import InputError
 from pgdpo.progress import moved, stage
-from pgdpo.training.agreement import from_main, gather
+from pgdpo.training.agreement import from_main, gather, on_main
 
 T = TypeVar("T")
 Part = TypeVar("Part", bound=Sized)
@@ -42,14 +42,26 @@ class Parts:
         parts.remove()                                                       # when the results are published
 
     All ranks make one together and call the same methods; the folder must be on a file system that they share. A
-    folder of another `key` (JSON's values: all that decides what stands in the files) is begun anew.
+    folder of another `key` (JSON's values: all that decides what stands in the files) is begun anew. Raises InputError
+    where another command works in the folder that it lies in.
     """
 
     def __init__(self, folder: Path, key: Mapping) -> None:
         self.folder = folder
+        on_main(self._hold)
         if is_main_rank() and _read(folder / "key.json") != json.loads(json.dumps(key)):
             shutil.rmtree(folder, ignore_errors=True)
             write_json(folder / "key.json", key)
+        gather(None)
+
+    def _hold(self) -> None:
+        self._lock = hold(self.folder.parent)
+
+    def drop(self, pattern: str) -> None:
+        """Remove the parts of such names."""
+        if is_main_rank():
+            for path in self.folder.glob(pattern):
+                path.unlink()
         gather(None)
 
     def missing(self, names: Sequence[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,6 +211,39 @@ def test_what_was_made_is_kept_when_it_goes_on(clips, tmp_path, monkeypatch):
     resumed = made("corrupt", clips, tmp_path / "pairs")
     assert len(calls) == 4  # the third pair alone
     assert resumed == made("corrupt", clips, tmp_path / "straight")
+
+
+def test_all_clips_are_looked_at_before_any_is_made_and_a_row_may_go(clips, tmp_path, monkeypatch):
+    rows = [json.loads(line) for line in clips.read_text().splitlines()]
+    for row in rows:
+        row["video"] = Path(shutil.copy2(clips.parent / row["video"], tmp_path)).name
+    (tmp_path / "no.mp4").write_text("<html>")
+    listed, out = tmp_path / "list.jsonl", tmp_path / "pairs"
+
+    def write(*listing):
+        listed.write_text("".join(json.dumps(row) + "\n" for row in listing))
+
+    write(rows[0], {"id": "bad", "prompt": "a", "video": "no.mp4"}, *rows[1:])
+    with pytest.raises(InputError, match=r"no.mp4: not a video"):
+        made("corrupt", listed, out)
+    assert not out.exists()
+    write(*rows)
+    written, calls = making._write, []
+
+    def stops(*arguments):
+        calls.append(arguments[1])
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return written(*arguments)
+
+    monkeypatch.setattr(making, "_write", stops)
+    with pytest.raises(RuntimeError, match="killed"):
+        made("corrupt", listed, out)
+    write(rows[0] | {"prompt": "another"}, rows[1])
+    assert [row["prompt"] for row in made("corrupt", listed, out)] == ["another", rows[1]["prompt"]]
+    assert calls[3:] == [
+        rows[0]["id"]
+    ]  # the one that is another now; the second is kept, the third not asked for
 
 
 def test_ranks_share_the_pairs_and_go_on_with_what_a_killed_one_left(clips, tmp_path, ranks):

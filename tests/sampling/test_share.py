@@ -1,6 +1,9 @@
 """What ranks share: every part once, in step where they must, kept under what decides it."""
 
 import ast
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgdpo.sampling
+from pgdpo.data.files import hold
 from pgdpo.errors import InputError
 from pgdpo.sampling import Parts, share, share_of
 from pgdpo.training.engine import start_distributed
@@ -67,6 +71,22 @@ def test_a_file_of_another_rank_that_is_not_seen_is_named(tmp_path, made, monkey
         InputError, match=r"one.json: written by another rank and not to be seen here: .* --out"
     ):
         made(Parts(tmp_path, {}), "one.json")
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path, made):
+    heard, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lock = hold(tmp_path)
+        os.write(said, b"held" if lock else b"")
+        time.sleep(60)
+        os._exit(0)
+    assert os.read(heard, 4) == b"held"
+    with pytest.raises(InputError, match="another command is at work there"):
+        Parts(tmp_path / "parts", {})
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    made(Parts(tmp_path / "parts", {}), "one.json")  # what was killed holds nothing
 
 
 def test_the_room_stands_below_training():
