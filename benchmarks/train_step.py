@@ -253,7 +253,7 @@ def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -
     from pgdpo.data.prepared import collate
     from pgdpo.models import open_family
     from pgdpo.models.adapter import add_adapter
-    from pgdpo.training.flops import forward_flops, pair_flops, utilisation
+    from pgdpo.training.flops import SampleFlops, utilisation
     from pgdpo.training.metrics import peak_memory
     from pgdpo.training.noising import draw_sample
     from pgdpo.training.policy import open_pairs
@@ -269,7 +269,8 @@ def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -
     reference.requires_grad_(False)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, fused=device.type == "cuda")
-    flops = pair_flops(forward_flops(family, data.latent_shape), adapter=True, reference=True)
+    counted = SampleFlops(family, config, data.latent_shape)
+    flops = 2 * counted.model(config, reference_runs=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

@@ -51,8 +51,10 @@ def say_once(message: str) -> None:
 
 
 @contextlib.contextmanager
-def chatter_to(log_file: Path) -> Iterator[None]:
+def chatter_to(log_file: Path, *, terminal: int = 1) -> Iterator[None]:
     """Send file descriptors 1 and 2 to `log_file`, and keep the terminal for `say` and the progress bars.
+
+    `terminal`: the descriptor that these go to; 2 where what is printed is read by a program.
 
     An InputError before anything else was written takes the log and its folders back.
     Descriptors, because DeepSpeed, xformers and gloo print from C++ and from loggers made at import.
@@ -64,11 +66,11 @@ def chatter_to(log_file: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    shown = os.fdopen(os.dup(terminal), "w", buffering=1)
     previous = (
         None if console.file is sys.stdout else console.file
     )  # None: sys.stdout, whatever it is by then
-    console.file = terminal
+    console.file = shown
     with log_file.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -84,7 +86,7 @@ def chatter_to(log_file: Path) -> Iterator[None]:
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         console.file = previous
-        terminal.close()
+        shown.close()
         for descriptor in saved:
             os.close(descriptor)
 

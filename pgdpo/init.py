@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from pgdpo.config import load_config, shipped_configs
 from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
+from pgdpo.objectives import needs_of
 from pgdpo.propose import form_of, look, propose
 from pgdpo.settings import Config
 
@@ -24,6 +26,7 @@ class Begun:
     changed: dict[str, object]  # keys that differ from the shipped one
     found: list[str]  # lines: what clips there are
     notes: list[str]  # what they mean for the run, and whether it fits the GPUs
+    next: list[str]  # the commands that follow, up to an evaluation
 
 
 def models() -> list[str]:
@@ -52,7 +55,7 @@ def init(
     their clips (`propose.py`); without them, the model's own. Where the model's architecture can be read, the run is
     planned for `where` (as `planning.hardware.machine` takes it), and where it doesn't fit, the change that makes it
     fit at the least time is made. Raises InputError for a model that is not known, an `out` that is there, rows that
-    `pgdpo check` would refuse, and a run that no change makes fit.
+    `pgdpo check` would refuse, sizes that the model does not take, and a run that no change makes fit.
     """
     if model not in models():
         raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
@@ -83,8 +86,28 @@ def init(
         text = set_key(text, key, value)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    load_config(out)  # what was written is what a command would read
-    return Begun(out, changed, found, [*notes, note])
+    config = load_config(out.absolute())  # what was written is what a command would read
+    return Begun(
+        out, changed, found, [*notes, note], next_commands(config, out, where["gpus"], where["nodes"])
+    )
+
+
+def next_commands(config: Config, file: Path, gpus: int, nodes: int) -> list[str]:
+    """What is typed after `init`, in its order; what computes with the model is started on all of the GPUs."""
+    name, launch = shlex.quote(str(file)), "pgdpo"
+    if gpus > 1:
+        several = (
+            f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 " if nodes > 1 else ""
+        )
+        launch = f"torchrun {several}--nproc-per-node {gpus // nodes} -m pgdpo"
+    needs_reference = needs_of(config.objective["name"], **config.objective_options).reference
+    commands = [f"pgdpo check {name}", f"pgdpo prepare {name}"]
+    if needs_reference and config.reference_mode == "cached":
+        commands.append(f"{launch} reference {name}")
+    commands.append(f"{launch} train {name}")
+    if config.data.held_out is not None:
+        commands.append(f"{launch} evaluate {name}")
+    return commands
 
 
 def share_or_manifest(held_out: str | None) -> str | dict[str, float] | None:
@@ -106,11 +129,16 @@ def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:
     from pgdpo.planning.advice import changes_that_fit, explain
     from pgdpo.planning.hardware import machine
     from pgdpo.planning.plan import Planner
-    from pgdpo.planning.table import size_text
+    from pgdpo.planning.published import open_to_plan
+    from pgdpo.planning.units import size_text
 
     on = machine(**where)
     try:
-        planner = Planner(config)
+        opened = open_to_plan(config.model)
+    except InputError as error:  # the model may be somewhere else
+        return {}, f"not fitted to the GPUs: {error}"
+    planner = Planner(config, opened=opened)
+    try:
         plan = planner.plan(config, on)
     except InputError as error:
         return {}, f"not fitted to the GPUs: {error}"

@@ -75,7 +75,9 @@ def run_init(model: str, out: Path, **options) -> None:
         say(note)
     for key, value in begun.changed.items():
         say(f"  {key}: {value}")
-    say(f"written -> {out}; next: `pgdpo check {out}`, then `pgdpo prepare {out}`")
+    say(f"written -> {out}; next, in this order:")
+    for command in begun.next:
+        say(f"  {command}")
 
 
 def run_make(config: Config, kind: str, source: str, out: Path) -> Path:
@@ -128,9 +130,14 @@ def run_train(config: Config, **start: object) -> None:
 
 
 def run_plan(config: Config, *, as_json: bool, **where) -> None:
-    """Print what a run needs; `where` as `planning.hardware.machine` takes it. Raises InputError if it does not fit."""
-    with chatter_to(Path(os.devnull)):  # a plan leaves no files
+    """Print what a run needs; `where` as `planning.hardware.machine` takes it.
+
+    Raises InputError if it does not fit the GPUs, or what it writes the disks.
+    """
+    # A plan leaves no files; what is said on the way to JSON stands beside it.
+    with chatter_to(Path(os.devnull), terminal=2 if as_json else 1):
         from pgdpo.planning.advice import changes_that_fit, explain
+        from pgdpo.planning.disk import explain_disk
         from pgdpo.planning.hardware import machine
         from pgdpo.planning.plan import Planner
         from pgdpo.planning.table import assumptions, table
@@ -144,10 +151,11 @@ def run_plan(config: Config, *, as_json: bool, **where) -> None:
         print(json.dumps({**plan.as_json(), "changes": better}))
     else:
         console.print(table(plan, escape(f"{config.model.path}, {config.objective['name']}")))
-        note = f"{planner.note}. " if planner.note else ""
-        console.print(note + assumptions(plan), style="dim")
-    if not plan.fits:
-        raise InputError(explain(plan, changes))
+        console.print(escape(assumptions(plan)), style="dim")
+    short = [] if plan.fits else [explain(plan, changes)]
+    short += [] if plan.disk.fits else [explain_disk(plan.disk, config)]
+    if short:
+        raise InputError("\n".join(short))
 
 
 def run_export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:

@@ -65,10 +65,11 @@ def eager_kernels(monkeypatch):
 def traced_once(monkeypatch):
     """For plans of one model under many settings: equal passes are traced once a process."""
     from pgdpo.planning import plan
-    from tests.planning.traced_once import forward_flops, traced
+    from pgdpo.training import flops
+    from tests.planning.traced_once import counted, traced
 
     monkeypatch.setattr(plan.Planner, "traced", traced)
-    monkeypatch.setattr(plan, "forward_flops_by_op", forward_flops)
+    monkeypatch.setattr(flops.SampleFlops, "_counted", counted)
 
 
 @pytest.fixture(scope="session")

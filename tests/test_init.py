@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pgdpo.data.buckets import share_shown
 from pgdpo.data.clips import Sampling, bucket_of, planned
 from pgdpo.data.video import VideoInfo, write_video
 from pgdpo.errors import InputError
-from pgdpo.init import models, set_key, share_or_manifest
+from pgdpo.init import models, next_commands, set_key, share_or_manifest
 from pgdpo.propose import FAIR, MOST_BUCKETS, Form, Survey, form_of, propose
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
 
@@ -101,6 +102,30 @@ def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
         gpus=2, nodes=1, name="H100", memory_gb=0.9 * peak / share / 1e9, mfu=0.35, disk_gb_per_s=1.0
     )
     assert Planner(changed).plan(changed, tight).fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "expected"),
+    [
+        ([], (1, 1), ["pgdpo check x.yaml", "pgdpo prepare x.yaml", "pgdpo train x.yaml", "pgdpo evaluate x.yaml"]),
+        (["data.held_out=null", "train.reference=cached"], (8, 1),
+         ["pgdpo check x.yaml", "pgdpo prepare x.yaml", "torchrun --nproc-per-node 8 -m pgdpo reference x.yaml",
+          "torchrun --nproc-per-node 8 -m pgdpo train x.yaml"]),
+        (["data.held_out=null", "objective={name: sft}", "train.reference=cached"], (16, 2),
+         ["pgdpo check x.yaml", "pgdpo prepare x.yaml",
+          "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 --nproc-per-node 8 -m pgdpo train "
+          "x.yaml"]),
+    ],
+)  # fmt: skip
+def test_what_comes_next_is_what_the_configuration_needs(changes, where, expected):
+    assert next_commands(load_config("wan21_14b.yaml", changes), Path("x.yaml"), *where) == expected
+
+
+def test_sizes_that_the_model_has_no_positions_for_are_refused(tmp_path, saved):
+    short = saved(save_tiny_wan_pipeline)  # 32 positions on a side: 512 pixels
+    with pytest.raises(InputError, match="data.width is 832: 52 positions, .* at most 512"):
+        run_pgdpo("init", "wan21_1.3b", tmp_path / "x.yaml", "--path", short)
+    assert not (tmp_path / "x.yaml").exists()
 
 
 def test_an_unknown_model_is_refused_with_the_list(tmp_path):

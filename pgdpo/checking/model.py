@@ -78,7 +78,7 @@ def model_problems(
         yield _of_message(inspected, str(error), "data.fps", config.data.fps)
     yield from _shifts(inspected, family)
     try:
-        misfits = list(_sizes(inspected, encoders))
+        misfits = list(_sizes(inspected, family))
         fits = not misfits
         yield from misfits
         if fits:
@@ -110,10 +110,10 @@ def model_problems(
         yield from _cached(config, family)
 
 
-def _sizes(inspected: Inspection, encoders: Encoders) -> Iterator[Problem]:
+def _sizes(inspected: Inspection, family: Family) -> Iterator[Problem]:
     for size in inspected.loaded.data.sizes:
         try:
-            encoders.check_size(*size)
+            family.check_clip(*size)
         except InputError as error:
             yield _of_message(inspected, str(error), "data.buckets", list(size))
             return

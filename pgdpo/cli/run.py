@@ -34,7 +34,9 @@ def init(
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs over all nodes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that they are in.")] = 1,
-    gpu: Annotated[str | None, typer.Option(help="H100, H200, A100, ...; by default this machine's.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="RTX 4090, A100 40GB, H100, ...; by default this machine's, else H100.")
+    ] = None,
     gpu_memory: Annotated[
         float | None, typer.Option(min=0.001, help="GB of one GPU, in place of --gpu's.")
     ] = None,
@@ -60,7 +62,7 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs over all nodes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that they are in.")] = 1,
     gpu: Annotated[
-        str | None, typer.Option(help="H100, H200, A100, ...; by default this machine's, else H100.")
+        str | None, typer.Option(help="RTX 4090, A100 40GB, H100, ...; by default this machine's, else H100.")
     ] = None,
     gpu_memory: Annotated[
         float | None, typer.Option(min=0.001, help="GB of one GPU, in place of --gpu's.")
@@ -73,7 +75,8 @@ def plan(
         bool, typer.Option("--json", help="Print JSON, all numbers in bytes and seconds.")
     ] = False,
 ) -> None:
-    """Work out memory, time and disk of a run before any weight is loaded; exit code 2 if it does not fit.
+    """Work out memory, time and disk of a run and its evaluation, before any weight is loaded; exit code 2 if the run
+    does not fit the GPUs or the disk.
 
     Example: pgdpo plan wan21_1.3b.yaml --gpus 8 --gpu H100 train.zero_stage=3
     """

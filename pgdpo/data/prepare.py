@@ -89,7 +89,7 @@ def prepare(
     family.check_fps(config)
     sampling = Sampling.of(config, fps_of(config, family.model))
     for size in config.sizes:
-        encoders.check_size(*size)
+        family.check_clip(*size)
     rows = ranks.main_first(lambda: read_rows(config, split, toy, say=say))
     where = ", ".join(str(source.manifest) for source in sources_of(config, split, toy))
     earlier = Earlier(folder, encoders, config.latent_dtype)

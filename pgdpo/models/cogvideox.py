@@ -127,6 +127,19 @@ class CogVideoX(VaeFamily):
         _, temporal, spatial = self.vae_shape
         check_multiples(num_frames, height, width, spatial=spatial * self.patch[1], temporal=2 * temporal)
 
+    def check_positions(self, num_frames: int, height: int, width: int) -> None:
+        """Learned positions are those of one size; others are computed."""
+        config = self._architecture
+        if not config.get("use_learned_positional_embeddings"):
+            return
+        learned = config["sample_height"], config["sample_width"]
+        if self.latent_shape(num_frames, height, width)[2:] != learned:
+            spatial = self.vae_shape[2]
+            raise InputError(
+                f"data.height and data.width are {height} and {width}: this transformer has learned positions; allowed "
+                f"are {learned[0] * spatial} and {learned[1] * spatial}"
+            )
+
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
         return {"prompt": torch.empty(batch, self.text_length, self._architecture["text_embed_dim"])}
 

@@ -13,19 +13,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 
 from pgdpo.errors import InputError
+from pgdpo.models.hub import reach
 from pgdpo.models.kept import compute_kept_in_fp32, hold_in
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.toy import TOY_BASE, ToyEncoders
 from pgdpo.settings import DataConfig, ModelConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Family:
@@ -38,18 +35,13 @@ class Family:
     num_train_timesteps = 1000
     text_length: int  # tokens that `prompt` is zero-padded to
     sharing: TokenSharing
-    masks_text = (
-        False  # the transformer attends to no padding of text, and takes a mask that says where it stands
-    )
-    masked_attention: str | None = (
-        None  # a block's attention that has that mask, where it is to the text alone
-    )
+    # The transformer attends to no padding of text, and takes a mask that says where it stands.
+    masks_text = False
+    masked_attention: str | None = None  # a block's attention with that mask, where it is to text alone
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
     # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
     told_rounded: str | None = None
-    kept_in_fp32: str | None = (
-        None  # what autocast doesn't round: see `pgdpo/models/kept.py`; of the identity too
-    )
+    kept_in_fp32: str | None = None  # what autocast doesn't round (`kept.py`); of the identity too
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
@@ -92,6 +84,7 @@ class Family:
             path == "toy" or folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
         )
         if not looks_local:
+            reach(path)
             return path
         if not (folder / "transformer" / "config.json").is_file():
             raise InputError(
@@ -274,6 +267,15 @@ class Family:
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`latent_shape` for the pipeline's own VAE, from its configuration."""
         raise NotImplementedError
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raises InputError, naming what fits, unless codec and transformer take a clip of that size."""
+        encoders = ToyEncoders() if self.model.encoders == "toy" else self
+        encoders.check_size(num_frames, height, width)
+        self.check_positions(num_frames, height, width)
+
+    def check_positions(self, num_frames: int, height: int, width: int) -> None:
+        """Raises InputError where the transformer's table of positions ends before the clip; most compute theirs."""
 
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
         """Empty conditioning of the right shapes on the current default device, to count FLOPs and bytes."""

@@ -189,6 +189,22 @@ class Wan(VaeFamily):
                 "data.num_frames is 1: an image-to-video model is given that frame; take 5 or more"
             )
 
+    def check_positions(self, num_frames: int, height: int, width: int) -> None:
+        """The rotary table has `rope_max_seq_len` rows for each axis of the tokens."""
+        limit = self._architecture.get("rope_max_seq_len", 1024)
+        sizes = {"num_frames": num_frames, "height": height, "width": width}
+        latents = self.latent_shape(num_frames, height, width)[1:]
+        for (key, size), length, patch in zip(sizes.items(), latents, self.patch, strict=True):
+            if length // patch <= limit:
+                continue
+            most = size // length * limit * patch  # pixels a latent; frames begin with a latent of one
+            if key == "num_frames":
+                most = (num_frames - 1) // (length - 1) * (limit * patch - 1) + 1
+            raise InputError(
+                f"data.{key} is {size}: {length // patch} positions, and this transformer's rotary table has {limit} "
+                f"(rope_max_seq_len); allowed are at most {most}"
+            )
+
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
         config, (channels, frames, height, width) = self._architecture, latent_shape
         shapes = {"prompt": (self.text_length, config["text_dim"])}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pgdpo.errors import InputError
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.plan import Plan, Planner
-from pgdpo.planning.table import size_text
+from pgdpo.planning.units import size_text
 from pgdpo.settings import Config
 
 SHOWN = 3

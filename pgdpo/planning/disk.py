@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +14,20 @@ import torch
 from pgdpo.data.sources import sources_of
 from pgdpo.data.tables import read_records
 from pgdpo.planning.memory import FP32, MOMENTS, trained
-from pgdpo.planning.model import Size
+from pgdpo.planning.units import size_text
 from pgdpo.settings import Config, TrainConfig
+from pgdpo.training.meta import Size
+
+ASSUMED_PAIRS = 1000  # where no manifest can be read
+
+
+@dataclass(frozen=True)
+class Room:
+    """A file system and what comes to lie on it."""
+
+    folders: dict[str, str]  # key of the configuration -> folder
+    need: int  # bytes that are still to be written
+    free: int
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Disk:
     checkpoint: int
     checkpoints: int  # kept ones together, and the one that is being written
     checkpoint_seconds: float
-    free: int
+    rooms: tuple[Room, ...]
 
     @property
     def total(self) -> int:
@@ -35,7 +48,7 @@ class Disk:
 
     @property
     def fits(self) -> bool:
-        return self.total <= self.free
+        return all(room.need <= room.free for room in self.rooms)
 
 
 def plan_disk(
@@ -43,30 +56,55 @@ def plan_disk(
     sizes: list[Size],
     latent_shape: tuple[int, ...],
     *,
+    counts: dict[str, int | None],
     conditioning: int,
     moving: int,
     bandwidth: float,
 ) -> Disk:
-    """`conditioning`: bytes of one pair's, as it is stored; `moving`: elements of a reference that follows the policy;
-    `bandwidth`: bytes a second of all ranks together."""
-    pairs = _count_pairs(config)
-    latents, text = _prepared(config) or (
-        2
-        * (pairs or 1000)
-        * torch.Size(latent_shape).numel()
-        * getattr(torch, config.data.latent_dtype).itemsize,
-        (pairs or 1000) * conditioning,
+    """`counts`: of `count_pairs`, by split; `conditioning`: bytes of one pair's, as it is stored; `moving`: elements of
+    a reference that follows the policy; `bandwidth`: bytes a second of all ranks together."""
+    pairs = None if None in counts.values() else sum(counts.values())
+    planned = ASSUMED_PAIRS if pairs is None else pairs
+    stored = _prepared(config)
+    latents, text = stored or (
+        2 * planned * torch.Size(latent_shape).numel() * getattr(torch, config.data.latent_dtype).itemsize,
+        planned * conditioning,
     )
     checkpoint = checkpoint_bytes(sizes, moving)
-    return Disk(
-        pairs,
-        latents,
-        text,
-        checkpoint,
-        (kept_checkpoints(config.train) + 1) * checkpoint,
-        checkpoint / bandwidth,
-        _free(config.output_dir),
+    checkpoints = (kept_checkpoints(config.train) + 1) * checkpoint
+    written = sum(file.stat().st_size for file in (config.run_dir / "checkpoints").glob("*/*"))
+    needs = {
+        "output_dir": (config.output_dir, max(0, checkpoints - written)),
+        "data.prepared": (config.prepared_dir, 0 if stored else latents + text),
+    }
+    return Disk(pairs, latents, text, checkpoint, checkpoints, checkpoint / bandwidth, tuple(_rooms(needs)))
+
+
+def explain_disk(disk: Disk, config: Config) -> str:
+    """By how much the disks are too small, and what would need less."""
+    lines = []
+    for room in disk.rooms:
+        if room.need > room.free:
+            named = " and ".join(f"{key} ({folder})" for key, folder in room.folders.items())
+            lines.append(
+                f"the disk of {named} has {size_text(room.free)} free, and the run writes {size_text(room.need)} to it"
+            )
+    taken = f" (of {ASSUMED_PAIRS:,} pairs: the manifests cannot be read)" if disk.pairs is None else ""
+    lines.append(
+        f"prepared pairs are {size_text(disk.latents + disk.text)}{taken}, a checkpoint is "
+        f"{size_text(disk.checkpoint)}, of which {disk.checkpoints // max(1, disk.checkpoint)} are there at once"
     )
+    return "\n".join([*lines, f"make room, or: {'; '.join(_savings(config))}"])
+
+
+def _savings(config: Config) -> Iterator[str]:
+    if config.train.keep_checkpoints > 1:
+        yield "train.keep_checkpoints=1"
+    if config.train.keep_every is not None:
+        yield "train.keep_every=null"
+    if config.data.latent_dtype == "float32":
+        yield "data.latent_dtype=bfloat16"
+    yield "output_dir or data.prepared on a larger disk"
 
 
 def kept_checkpoints(train: TrainConfig) -> int:
@@ -86,32 +124,56 @@ def _prepared(config: Config) -> tuple[int, int] | None:
     """(latents, text) of prepared folders, if all splits were prepared at this size."""
     latents = text = 0
     for split in ("train", *(["held_out"] if config.data.held_out else [])):
-        try:
-            index = json.loads((config.prepared_dir / split / "index.json").read_text(encoding="utf-8"))
-        except OSError:
-            return None
-        if index.get("sizes") != [list(size) for size in config.data.sizes]:
+        index = _index(config, split)
+        if index is None:
             return None
         latents += sum(entry["bytes"] for entry in index["shards"])
         text += index["text"]["bytes"] + index.get("negative", {"bytes": 0})["bytes"]
     return latents, text
 
 
-def _count_pairs(config: Config) -> int | None:
-    """Rows of the manifests, unchecked; None if one cannot be read."""
-    data = config.data
-    if "toy" in (data.train, data.held_out):
-        return data.toy.train_pairs + data.toy.held_out_pairs
-    splits = ("train",) if data.splits_itself else ("train", "held_out")
-    sources = [source for split in splits for source in sources_of(data, split, config.output_dir / "toy")]
+def _index(config: Config, split: str) -> dict | None:
+    """That of a prepared split, if it was prepared at this size."""
     try:
-        return sum(1 for source in sources for _ in islice(read_records(source.manifest), source.most))
+        index = json.loads((config.prepared_dir / split / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return index if index.get("sizes") == [list(size) for size in config.data.sizes] else None
 
 
-def _free(folder: Path) -> int:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def count_pairs(config: Config, split: str) -> int | None:
+    """Prepared ones, else rows of the manifests, unchecked; None if one cannot be read."""
+    data = config.data
+    index = _index(config, split)
+    if index is not None:
+        return len(index["pairs"])
+    if getattr(data, split) == "toy":
+        return data.toy.train_pairs if split == "train" else data.toy.held_out_pairs
+    try:
+        rows = sum(
+            1
+            for source in sources_of(data, split, config.output_dir / "toy")
+            for _ in islice(read_records(source.manifest), source.most)
+        )
+    except (OSError, ValueError):
+        return None
+    if not data.splits_itself:
+        return rows
+    held_out = round(rows * data.held_out.share)  # of prompts: of pairs about as many
+    return held_out if split == "held_out" else rows - held_out
+
+
+def _rooms(needs: dict[str, tuple[Path, int]]) -> Iterator[Room]:
+    """The file systems that folders lie on, each with what all of its folders need together."""
+    found: dict[int, list[tuple[str, Path, int]]] = {}
+    for key, (folder, need) in needs.items():
+        found.setdefault(_existing(folder).stat().st_dev, []).append((key, folder, need))
+    for members in found.values():
+        free = shutil.disk_usage(_existing(members[0][1])).free
+        folders = {key: str(folder) for key, folder, _ in members}
+        yield Room(folders, sum(need for _, _, need in members), free)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from pgdpo.planning.model import Size
 from pgdpo.planning.trace import Activations
 from pgdpo.training.engine import REDUCE_BUCKET
+from pgdpo.training.meta import Size
 
 FP32 = 4
 MOMENTS = 2 * FP32  # Adam's two, a parameter
@@ -142,11 +142,16 @@ def _trained_shards(sizes: Iterable[Size], world: int) -> int:
 
 def optimizer_bytes(sizes: Sequence[Size], sharding: Sharding) -> int:
     """Adam's moments and, with ZeRO, a master copy that DeepSpeed keeps even of fp32 weights."""
+    return optimizer_elements(sizes, sharding) * (MOMENTS + (FP32 if sharding.stage else 0))
+
+
+def optimizer_elements(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """Elements that one rank's optimizer trains."""
     if sharding.stage == 0:
-        return trained(sizes) * MOMENTS
+        return trained(sizes)
     if sharding.stage == 3:
-        return _trained_shards(sizes, sharding.world) * (MOMENTS + FP32)
-    return _padded(sizes, sharding.world) // sharding.world * (MOMENTS + FP32)
+        return _trained_shards(sizes, sharding.world)
+    return _padded(sizes, sharding.world) // sharding.world
 
 
 def gradient_bytes(sizes: Sequence[Size], sharding: Sharding) -> int:

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from pgdpo.data.order import check_batches
 from pgdpo.errors import InputError
+from pgdpo.models.family import Family
 from pgdpo.models.kept import compute_dtype
 from pgdpo.models.targets import check_targets
-from pgdpo.models.toy import ToyEncoders
 from pgdpo.objectives import build_objective
-from pgdpo.planning.disk import Disk, plan_disk
+from pgdpo.planning.disk import Disk, count_pairs, plan_disk
 from pgdpo.planning.hardware import Machine
+from pgdpo.planning.hours import (
+    Evaluation,
+    Sampler,
+    Training,
+    evaluation_hours,
+    sampling_weights,
+    training_hours,
+)
 from pgdpo.planning.memory import FP32, Memory, Sharding, rank_memory, trained
-from pgdpo.planning.model import Size, attention_width, block_lists, meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
-from pgdpo.planning.step import Step, Work, plan_step
+from pgdpo.planning.step import Step, plan_step
 from pgdpo.planning.trace import Activations, Pass, activations
-from pgdpo.settings import Config
-from pgdpo.training.flops import forward_flops_by_op
+from pgdpo.settings import Config, sample_settings
+from pgdpo.training.flops import SampleFlops
 from pgdpo.training.memory import save_memory
+from pgdpo.training.meta import Size, attention_width, block_lists, meta_policy, sizes
 from pgdpo.training.parallel import check_sequence_parallel
 
 
@@ -37,17 +46,29 @@ class Plan:
     trained: int
     memory: Memory
     step: Step
+    training: Training
+    evaluation: Evaluation | None  # None: no pairs are held out
     disk: Disk
+    notes: tuple[str, ...]  # what is assumed of this model and machine
 
     @property
     def fits(self) -> bool:
+        """Whether training fits the GPUs."""
         return self.memory.peak <= self.machine.usable
 
     def as_json(self) -> dict:
-        """Bytes, seconds and counts, with `fits` for memory and disk."""
+        """Bytes, seconds and counts, with `fits` for memory, evaluation and disk."""
         values = asdict(self)
         values["machine"]["usable"] = self.machine.usable
         values["step"]["seconds"] = self.step.seconds
+        values["training"]["seconds"] = self.training.seconds
+        if self.evaluation is not None:
+            peak = self.evaluation.peak
+            values["evaluation"] |= {
+                "seconds": self.evaluation.seconds,
+                "peak": peak,
+                "fits": peak <= self.machine.usable,
+            }
         values["disk"] |= {"total": self.disk.total, "fits": self.disk.fits}
         return {"fits": self.fits, **values}
 
@@ -56,13 +77,22 @@ class Planner:
     """Plans of one model and data, under any memory and engine settings; what was traced is kept.
 
     Of several sizes the largest is planned for. `latent_shapes`: those of prepared pairs; by default what the VAE's
-    configuration gives for `data.*`. Raises InputError as `open_to_plan` and `Family.check_size` do.
+    configuration gives for `data.*`. `opened`: what `open_to_plan` found, if it was asked before. Raises InputError as
+    that and `Family.check_clip` do.
     """
 
-    def __init__(self, config: Config, latent_shapes: list[tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        latent_shapes: list[tuple[int, ...]] | None = None,
+        *,
+        opened: tuple[Family, str | None] | None = None,
+    ) -> None:
         self.config = config
-        self.family, self.note = open_to_plan(config.model)
-        shapes = latent_shapes or [self._latent_shape(size) for size in config.data.sizes]
+        self.family, self.note = open_to_plan(config.model) if opened is None else opened
+        for size in config.data.sizes:
+            self.family.check_clip(*size)
+        shapes = latent_shapes or [self.family.latent_shape(*size) for size in config.data.sizes]
         self.latent_shape = max(shapes, key=math.prod)
         if config.model.adapter is not None:
             check_targets(self.family, config.model.adapter)
@@ -70,15 +100,11 @@ class Planner:
         self.sizes = sizes(policy)
         self.depths = block_lists(policy)
         self._width = attention_width(policy)
+        self.flops = SampleFlops(self.family, config, self.latent_shape)
         self.needs_reference = build_objective(
             config.objective["name"], **config.objective_options
         ).needs_reference
         self._traced: dict[tuple, Activations] = {}
-
-    def _latent_shape(self, size: tuple[int, int, int]) -> tuple[int, ...]:
-        codec = ToyEncoders() if self.config.model.encoders == "toy" else self.family
-        codec.check_size(*size)
-        return self.family.latent_shape(*size)
 
     def plan(self, config: Config, machine: Machine) -> Plan:
         """`config` differs from the planner's own in `train.*` and in how the model is held alone.
@@ -111,14 +137,16 @@ class Planner:
             sampled=self.sampled(config),
         )
         memory = replace(memory, host=memory.host + on_host)
+        runs = self.needs_reference and config.reference_mode != "cached"
         step = plan_step(
             config,
-            self.work,
+            self.flops,
             self.sizes,
-            self._reference(config),
             sharding,
             machine,
-            reference_runs=self.needs_reference and config.reference_mode != "cached",
+            tokens=self.family.tokens(self.latent_shape),
+            exchanged=self._exchanged,
+            reference_runs=runs,
             backward_passes=backward_passes,
             on_host=on_host,
         )
@@ -127,10 +155,13 @@ class Planner:
             config,
             self.sizes,
             self.latent_shape,
+            counts=self._pairs,
             conditioning=self._conditioning_bytes(1),
             moving=trained(self.sizes) if moves else 0,
             bandwidth=machine.disk,
         )
+        sampler, evaluation = self._evaluation(config, sharding, machine)
+        forward = self.flops.policy.forward.total()
         return Plan(
             machine,
             self.latent_shape,
@@ -138,15 +169,65 @@ class Planner:
             trained(self.sizes),
             memory,
             step,
+            training_hours(config, step.seconds, disk.checkpoint_seconds, sampler, forward),
+            evaluation,
             disk,
+            tuple(self.notes(machine)),
+        )
+
+    def notes(self, machine: Machine) -> Iterator[str]:
+        if machine.assumed:
+            yield f"No --gpu is named and there is none here: an {machine.name} is planned for."
+        if self.note:
+            yield f"{self.note}."
+        if self.family.masks_text:
+            yield (
+                f"Prompts are counted at their longest, {self.family.text_length} tokens, an upper bound: training "
+                "cuts them to the longest of a forward."
+            )
+
+    def _evaluation(
+        self, config: Config, sharding: Sharding, machine: Machine
+    ) -> tuple[Sampler, Evaluation | None]:
+        """The sampling of one model at a time, in the dtype that it computes in."""
+        held = self.sampling_sizes
+        if config.model.adapter is not None and config.model.adapter.reference_starts_at_init:
+            held = [*held, *(size for size in self.sizes if size.trained)]
+        settings = sample_settings(config.evaluate, self.family.card, config.data.sizes[0][1:])
+        sampler = Sampler(machine, sharding, settings, sum(size.numel * size.itemsize for size in held))
+        if config.data.held_out is None:
+            return sampler, None
+        forwards = [each.total() for each in (self.flops.plain, self.flops.policy.forward)]
+        samples = 2 * config.evaluate.batch  # chosen and rejected, or both branches of guidance
+        return sampler, Evaluation(
+            sampling_weights(held, sharding),
+            self._inputs(samples),
+            self._sampling_activations(samples),
+            *evaluation_hours(config, sampler, forwards, self._pairs["held_out"]),
         )
 
     @functools.cached_property
-    def work(self) -> Work:
-        flops = forward_flops_by_op(self.family, self.latent_shape)
-        tokens = self.family.tokens(self.latent_shape)
-        exchanged = 4 * tokens * self._width * (2 if self.config.train.precision == "bf16" else FP32)
-        return Work(sum(flops.values()), flops.get("aten.bmm", 0), tokens, exchanged)
+    def _pairs(self) -> dict[str, int | None]:
+        return {split: count_pairs(self.config, split) for split in ("train", "held_out")}
+
+    @functools.cached_property
+    def sampling_sizes(self) -> list[Size]:
+        """Parameters of the model that samples, and of the expert that it asks beside."""
+        found = sizes(meta_policy(self.family, self.config, dtype=compute_dtype(self.config)))
+        return [*found, *self._other_expert()]
+
+    def _sampling_activations(self, samples: int) -> int:
+        """Most bytes that are alive in a forward without gradient."""
+        if ("sampling", samples) not in self._traced:
+            run = replace(self.traced_pass(samples), backward=False)
+            self._traced["sampling", samples] = self.traced(self.config, run)
+        return self._traced["sampling", samples].peak
+
+    @property
+    def _exchanged(self) -> int:
+        """Bytes of queries, keys, values and outputs of a clip's tokens, in all blocks."""
+        itemsize = compute_dtype(self.config).itemsize
+        return 4 * self.family.tokens(self.latent_shape) * self._width * itemsize
 
     def activations(self, config: Config, samples: int) -> Activations:
         """Of `samples` clips in one forward, on CUDA."""
@@ -156,7 +237,9 @@ class Planner:
         return self._traced[key].divided(config.train.sequence_parallel)
 
     def traced(self, config: Config, run: Pass) -> Activations:
-        return activations(functools.partial(self.build, config), run, self.depths)
+        """Without a backward, of weights in the dtype that they compute in."""
+        dtype = None if run.backward else compute_dtype(config)
+        return activations(functools.partial(self.build, config, dtype=dtype), run, self.depths)
 
     def traced_pass(self, samples: int, *, cuda: bool = True) -> Pass:
         shape = self.latent_shape
@@ -170,9 +253,11 @@ class Planner:
 
         return Pass(self.family.predict, inputs, bf16=self.config.train.precision == "bf16", cuda=cuda)
 
-    def build(self, config: Config, depths: dict[str, int]) -> torch.nn.Module:
+    def build(
+        self, config: Config, depths: dict[str, int], *, dtype: torch.dtype | None = None
+    ) -> torch.nn.Module:
         """The policy on the meta device, with so many blocks in its lists, checkpointed as configured."""
-        transformer = meta_policy(self.family, config, depths)
+        transformer = meta_policy(self.family, config, depths, dtype=dtype)
         save_memory(transformer, config.model.model_copy(update={"compile": "none", "attention": "native"}))
         return transformer
 
@@ -189,9 +274,13 @@ class Planner:
 
     def sampled(self, config: Config) -> list[Size]:
         """Parameters of the expert that doesn't train, which validation loads beside the policy."""
-        if config.evaluate.every is None or self.family.other_folder is None:
+        return [] if config.evaluate.every is None else self._other_expert()
+
+    def _other_expert(self) -> list[Size]:
+        """Parameters of the expert that doesn't train, in the dtype of the one that does."""
+        if self.family.other_folder is None:
             return []
-        return sizes(meta_policy(self.family, config, adapter=False).requires_grad_(False))
+        return sizes(meta_policy(self.family, self.config, adapter=False).requires_grad_(False))
 
     def _inputs(self, samples: int) -> int:
         """Latents, noisy latents, target, the policy's and the reference's prediction, and the conditioning."""

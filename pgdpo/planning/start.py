@@ -9,9 +9,10 @@ import torch
 from pgdpo.console import say
 from pgdpo.errors import InputError
 from pgdpo.planning.advice import changes_that_fit, explain
-from pgdpo.planning.hardware import machine
+from pgdpo.planning.hardware import machine, this_gpu
 from pgdpo.planning.plan import Planner
 from pgdpo.settings import Config
+from pgdpo.training.cards import find_card
 
 
 def check_memory(
@@ -29,12 +30,15 @@ def refuse_too_large(
     config: Config, latent_shapes: list[tuple[int, ...]], *, memory: float, gpus: int, nodes: int
 ) -> None:
     """Raises InputError, with what would make it fit, unless `train.check_memory` asks for a warning alone."""
-    on = machine(gpus=gpus, nodes=nodes, name=None, memory_gb=memory / 1e9, mfu=0.35, disk_gb_per_s=1.0)
+    name, note = this_gpu(), ""
+    if name is not None and find_card(name) is None:  # its memory is known all the same
+        name, note = "H100", f"\ntimes are those of an H100: the rate of a {name} is not known"
+    on = machine(gpus=gpus, nodes=nodes, name=name, memory_gb=memory / 1e9, mfu=0.35, disk_gb_per_s=1.0)
     planner = Planner(config, latent_shapes)
     plan = planner.plan(config, on)
     if plan.fits:
         return
-    text = explain(plan, changes_that_fit(planner, config, on))
+    text = explain(plan, changes_that_fit(planner, config, on)) + note
     if config.train.check_memory == "warn":
         say("", first=text)
         return

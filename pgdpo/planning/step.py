@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from pgdpo.planning import hardware
 from pgdpo.planning.hardware import Machine
-from pgdpo.planning.memory import FP32, Sharding
-from pgdpo.planning.model import Size
+from pgdpo.planning.memory import FP32, Sharding, optimizer_elements
 from pgdpo.settings import Config
-from pgdpo.training.flops import pair_flops
+from pgdpo.training.flops import SampleFlops
+from pgdpo.training.meta import Size
+
+# fp32 numbers that Adam moves for each that it trains: gradient, weight and two moments read, the last three written.
+UPDATE = 7
 
 
 @dataclass(frozen=True)
@@ -23,66 +26,57 @@ class Step:
     compute_seconds: float
     communication_seconds: float
     offload_seconds: float
+    update_seconds: float  # of the optimizer on the GPU
     mfu: float  # of the whole step, model FLOPs alone
 
     @property
     def seconds(self) -> float:
-        """Without overlap of the three: an upper bound at the stated share."""
-        return self.compute_seconds + self.communication_seconds + self.offload_seconds
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the model asks for, whatever it runs on: FLOPs of one forward of one sample, and tokens of one clip."""
-
-    forward: int
-    attention: int  # of `forward`
-    tokens: int
-    exchanged: (
-        int  # bytes of queries, keys, values and outputs of all blocks, which Ulysses sends around attention
-    )
+        """Without overlap of the four: an upper bound at the stated share."""
+        return self.compute_seconds + self.communication_seconds + self.offload_seconds + self.update_seconds
 
 
 def plan_step(
     config: Config,
-    work: Work,
+    counted: SampleFlops,
     sizes: list[Size],
-    reference: list[Size],
     sharding: Sharding,
     machine: Machine,
     *,
+    tokens: int,
+    exchanged: int,
     reference_runs: bool,
     backward_passes: int,
     on_host: int,
 ) -> Step:
-    """`reference_runs`: a forward of the reference a step. `backward_passes`: micro-batches on a rank. `on_host`: bytes
-    of activations that each of them sends to the host and back."""
-    train, model = config.train, config.model
-    pairs = train.global_batch_pairs
-    inversion = 2 * work.forward * (config.diffusion.inversion_steps or 0)
-    flops = pairs * (
-        inversion + pair_flops(work.forward, adapter=model.adapter is not None, reference=reference_runs)
-    )
-    again = {"none": 0, "full": work.forward, "selective": work.forward - work.attention}[
-        model.gradient_checkpointing
-    ]
-    again += work.forward if train.pair_batching == "split" else 0
-    executed = flops + 2 * pairs * again
+    """`tokens`: of one clip. `exchanged`: bytes of queries, keys, values and outputs of all blocks, which Ulysses sends
+    around attention. `reference_runs`: a forward of the reference a step. `backward_passes`: micro-batches on a rank.
+    `on_host`: bytes of activations that each of them sends to the host and back."""
+    train = config.train
+    samples = 2 * train.global_batch_pairs
+    flops = samples * counted.model(config, reference_runs=reference_runs)
+    executed = flops + samples * counted.again(config)
     compute = executed / (machine.mfu * machine.peak * machine.gpus)
     forwards = 2 + (1 if reference_runs else 0) + (train.pair_batching == "split")
     communication = _communication(sizes, sharding, machine, backward_passes, forwards)
-    communication += _exchange(work, config, machine, forwards + (model.gradient_checkpointing != "none"))
+    again = config.model.gradient_checkpointing != "none"
+    communication += _exchange(exchanged, config, machine, forwards + again)
     offload = _offload(sizes, sharding, machine, backward_passes, forwards)
     offload += 2 * on_host * backward_passes / hardware.PCIE
+    update = 0.0
+    if sharding.offload_optimizer == "none":
+        update = UPDATE * FP32 * optimizer_elements(sizes, sharding) / machine.bandwidth
+    seconds = compute + communication + offload + update
+    mfu = flops / (seconds * machine.peak * machine.gpus)
     return Step(
-        pairs,
-        2 * pairs * work.tokens,
+        train.global_batch_pairs,
+        samples * tokens,
         flops,
         executed,
         compute,
         communication,
         offload,
-        flops / ((compute + communication + offload) * machine.peak * machine.gpus),
+        update,
+        mfu,
     )
 
 
@@ -93,23 +87,21 @@ def _communication(
     if machine.gpus == 1:
         return 0.0
     ring = (machine.gpus - 1) / machine.gpus
-    bandwidth = hardware.NVLINK if machine.nodes == 1 else hardware.NETWORK
     gradients = FP32 * sum(size.numel for size in sizes if size.trained)
     passes = backward_passes if sharding.stage >= 2 else 1
     moved = gradients * (passes + 1)  # reduced, and the new weights gathered
     if sharding.stage == 3:
         weights = sum(size.numel * size.itemsize for size in sizes)
         moved = gradients * passes + weights * gathers * backward_passes
-    return ring * moved / bandwidth
+    return ring * moved / machine.between(machine.gpus)
 
 
-def _exchange(work: Work, config: Config, machine: Machine, passes: int) -> float:
+def _exchange(exchanged: int, config: Config, machine: Machine, passes: int) -> float:
     """Seconds of Ulysses' all-to-alls, in which a rank sends away all of its tokens' heads but its own."""
     degree = config.train.sequence_parallel
     samples = 2 * config.train.global_batch_pairs * degree / machine.gpus  # that a rank has a part of
-    sent = work.exchanged / degree * (degree - 1) / degree
-    bandwidth = hardware.NVLINK if degree <= machine.per_node else hardware.NETWORK
-    return samples * passes * sent / bandwidth
+    sent = exchanged / degree * (degree - 1) / degree
+    return samples * passes * sent / machine.between(degree)
 
 
 def _offload(
@@ -120,7 +112,7 @@ def _offload(
     seconds = 0.0
     if sharding.offload_optimizer != "none":
         seconds += FP32 * trained / machine.gpus * (backward_passes + 1) / hardware.PCIE
-        seconds += 7 * FP32 * trained / machine.nodes / hardware.HOST_OPTIMIZER  # 4 read, 3 written
+        seconds += UPDATE * FP32 * trained / machine.nodes / hardware.HOST_OPTIMIZER
         if sharding.offload_optimizer == "nvme":
             seconds += 2 * 3 * FP32 * trained / machine.nodes / hardware.NVME
     if sharding.offload_parameters != "none":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.table import Table
 
 from pgdpo.planning import hardware
 from pgdpo.planning.plan import Plan
+from pgdpo.planning.step import Step
+from pgdpo.planning.units import duration_text, si, size_text
 
 LABELS = {
     "weights": "weights",
@@ -43,38 +43,56 @@ def table(plan: Plan, title: str) -> Table:
         shown.add_row("host memory", size_text(memory.host * machine.per_node), "a node, offloaded")
     shown.add_section()
     shown.add_row("tokens a step", f"{step.tokens:,}", f"{step.pairs} pairs, two clips each")
-    shown.add_row("FLOPs a step", _si(step.flops), f"{_si(step.executed_flops)} with what is computed again")
-    parts = f"{step.compute_seconds:.3g} compute, {step.communication_seconds:.2g} communication"
-    parts += f", {step.offload_seconds:.2g} offload" if step.offload_seconds else ""
-    shown.add_row("seconds a step", f"{step.seconds:.3g}", parts)
+    shown.add_row("FLOPs a step", si(step.flops), f"{si(step.executed_flops)} with what is computed again")
+    shown.add_row("seconds a step", f"{step.seconds:.3g}", _parts(step))
     shown.add_row(
-        "MFU", f"{step.mfu:.0%}", f"if the GPUs reach {machine.mfu:.0%} of {_si(machine.peak)}FLOP/s"
+        "MFU", f"{step.mfu:.0%}", f"if the GPUs reach {machine.mfu:.0%} of {si(machine.peak)}FLOP/s"
     )
+    training = plan.training
+    more = f"steps {duration_text(training.steps)}, checkpoints {duration_text(training.checkpoints)}"
+    more += f", validation {duration_text(training.validation)}" if training.validation else ""
+    shown.add_row("training", duration_text(training.seconds), more)
+    _evaluation(shown, plan)
     shown.add_section()
     pairs = f"{disk.pairs:,} pairs" if disk.pairs is not None else "1,000 pairs: the manifest cannot be read"
     shown.add_row("prepared latents", size_text(disk.latents), pairs)
     shown.add_row("prompt embeddings", size_text(disk.text), "at most")
     shown.add_row("one checkpoint", size_text(disk.checkpoint), f"{disk.checkpoint_seconds:.2g} s to write")
-    room = f"{size_text(disk.free)} free" if disk.fits else f"[red]only {size_text(disk.free)} free[/]"
-    shown.add_row("disk in all", size_text(disk.total), room)
+    free = size_text(min(room.free for room in disk.rooms))
+    shown.add_row(
+        "disk in all", size_text(disk.total), f"{free} free" if disk.fits else f"[red]only {free} free[/]"
+    )
     return shown
 
 
-def assumptions(plan: Plan) -> str:
-    return (
-        "Weights, gradients and optimizer follow DeepSpeed's rules; activations are traced for eager PyTorch with "
-        "flash attention (compiled blocks and fused ops keep less); buffers are upper bounds. Times do not overlap, at "
-        f"{hardware.NVLINK / 1e9:.0f} GB/s between GPUs, {hardware.NETWORK / 1e9:.0f} between nodes, "
-        f"{hardware.PCIE / 1e9:.0f} to the host, {plan.machine.disk / 1e9:g} to disk."
+def _parts(step: Step) -> str:
+    parts = f"{step.compute_seconds:.3g} compute, {step.communication_seconds:.2g} communication"
+    parts += f", {step.offload_seconds:.2g} offload" if step.offload_seconds else ""
+    return parts + (f", {step.update_seconds:.2g} optimizer" if step.update_seconds >= 0.005 else "")
+
+
+def _evaluation(shown: Table, plan: Plan) -> None:
+    evaluation, usable = plan.evaluation, plan.machine.usable
+    if evaluation is None:
+        return
+    shown.add_row(
+        "evaluation",
+        duration_text(evaluation.seconds),
+        f"{evaluation.clips} clips {duration_text(evaluation.sampling)}, errors of {evaluation.pairs} pairs "
+        f"{duration_text(evaluation.errors)}; decoding not counted",
     )
+    verdict = "" if evaluation.peak <= usable else f"; [red]does not fit[/] in {size_text(usable)}"
+    shown.add_row("its peak", size_text(evaluation.peak), f"a GPU, one model at a time{verdict}")
 
 
-def size_text(count: float) -> str:
-    """Bytes in decimal units."""
-    power = min(4, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**power:,.{0 if power == 0 else 1}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def _si(count: float) -> str:
-    power = min(6, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
+def assumptions(plan: Plan) -> str:
+    machine = plan.machine
+    return " ".join(
+        [
+            *plan.notes,
+            "Weights, gradients and optimizer follow DeepSpeed's rules; activations are traced for eager PyTorch with "
+            "flash attention (compiled blocks and fused ops keep less); buffers are upper bounds. Times do not "
+            f"overlap, at {machine.link / 1e9:.0f} GB/s between GPUs, {machine.between(machine.gpus + 1) / 1e9:.0f} "
+            f"between nodes, {hardware.PCIE / 1e9:.0f} to the host, {machine.disk / 1e9:g} to disk.",
+        ]
+    )

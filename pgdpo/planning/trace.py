@@ -33,6 +33,7 @@ class Pass:
     inputs: Callable[[], Inputs]
     bf16: bool  # under torch autocast
     cuda: bool  # with CUDA's kernels and autocast rules, on whatever machine this runs; otherwise the CPU's
+    backward: bool = True  # else a forward without gradient
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
             with (
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled=run.bf16),
+                torch.set_grad_enabled(run.backward),
             ):
                 prediction = run.predict(transformer, *inputs)
-            loss = prediction.float().square().mean()
-            del prediction
-            loss.backward()
+            if run.backward:
+                loss = prediction.float().square().mean()
+                del prediction
+                loss.backward()
     return sum(saved.values()), alive.peak
 
 

@@ -30,7 +30,7 @@ from pgdpo.training.beta import BetaWatch, say_beta
 from pgdpo.training.checkpoint import Checkpoints
 from pgdpo.training.deterministic import Deterministic, check_objective, make_deterministic
 from pgdpo.training.events import failure_logged, log_event
-from pgdpo.training.flops import forward_flops, pair_flops, utilisation
+from pgdpo.training.flops import SampleFlops, utilisation
 from pgdpo.training.guards import Guard, agree_on_files, sound_pairs, without_stand_ins
 from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, peak_memory, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
@@ -78,6 +78,8 @@ class Trainer:
         require_images(self.data, self.family)
         self.validation = Validation(config, self.family, self.device)  # before any weight is loaded, and
         cached = self._open_cached()
+        for size in config.data.sizes:
+            self.family.check_clip(*size)
         for shape in self.data.latent_shapes:
             check_sequence_parallel(config, self.family, shape)
         check_memory(config, self.data.latent_shapes, self.device, dist.get_world_size())
@@ -346,14 +348,10 @@ class Trainer:
 
     @functools.cached_property
     def _flops(self) -> list[int]:
-        """FLOPs of one pair of each bucket, forward and backward, policy and reference, inversion."""
-        forwards = [forward_flops(self.family, shape) for shape in self.data.latent_shapes]
-        parts = {
-            "adapter": self.config.model.adapter is not None,
-            "reference": isinstance(self.reference, Live),
-        }
-        inversion = 2 * (self.config.diffusion.inversion_steps or 0)
-        return [inversion * forward + pair_flops(forward, **parts) for forward in forwards]
+        """Model FLOPs of one pair of each bucket."""
+        runs = isinstance(self.reference, Live)
+        counted = [SampleFlops(self.family, self.config, shape) for shape in self.data.latent_shapes]
+        return [2 * each.model(self.config, reference_runs=runs) for each in counted]
 
     def _costs(self, step: int, started: float) -> dict:
         """Learning rate, speed, memory (bytes) and MFU of the step begun at `started`."""

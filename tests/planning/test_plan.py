@@ -1,20 +1,25 @@
 """`pgdpo plan`: what it prints, what it refuses, what it advises, and that its advice holds."""
 
+import collections
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
 from pgdpo.planning.disk import checkpoint_bytes
 from pgdpo.planning.hardware import machine
+from pgdpo.planning.hours import sampling_weights
 from pgdpo.planning.memory import Sharding, rank_memory
-from pgdpo.planning.model import Size
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
+from pgdpo.training.meta import Size
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
 
@@ -37,10 +42,9 @@ def test_a_plan_names_its_parts_and_leaves_no_files(plan_file, capsys):
     assert parts < memory["peak"] < sum(memory.values())
     # 4 pairs of two clips; latents 4 x 4 x 4, patches of 1 x 2 x 2
     assert (step["pairs"], step["tokens"]) == (4, 4 * 2 * 4 * 2 * 2)
-    # forward and backward, the latter without the frozen weights' gradients, and the reference's forward
-    config = load_config(plan_file)
-    forward = Planner(config).work.forward
-    assert step["flops"] == 4 * 2 * forward * 3
+    # forward and backward (test_flops.py), and the reference's forward
+    counted = Planner(load_config(plan_file)).flops
+    assert step["flops"] == 4 * 2 * (sum(each.total() for each in counted.policy[:2]) + counted.plain.total())
     assert step["executed_flops"] == step["flops"]
     assert step["compute_seconds"] == pytest.approx(step["flops"] / (0.35 * 989e12 * 2))
     # 16 pairs of the toy, two clips of 48 x 4 x 4 x 4 in fp32
@@ -67,23 +71,22 @@ def test_the_table_is_for_people(plan_file, capsys):
 def test_flops_count_what_is_computed_again(plan_file):
     on = machine(gpus=1, nodes=1, name="H100", memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
     planner = Planner(load_config(plan_file))
-    work, steps = planner.work, {}
-    for change in ("none", "selective", "full", "split", "cached", "none-frozen"):
+    counted, steps = planner.flops, {}
+    for change in ("none", "selective", "full", "split", "cached", "none-frozen", "ema"):
         override = {
             "split": "train.pair_batching=split",
             "cached": "train.reference=cached",
             "none-frozen": "train.reference=frozen",
+            "ema": "train.reference=ema",
         }.get(change, f"model.gradient_checkpointing={change}")
         steps[change] = planner.plan(load_config(plan_file, [override]), on).step
-    samples = 2 * 4
-    assert 0 < work.attention < work.forward
-    assert steps["full"].executed_flops - steps["none"].executed_flops == samples * work.forward
-    assert steps["selective"].executed_flops - steps["none"].executed_flops == samples * (
-        work.forward - work.attention
-    )
-    assert steps["split"].executed_flops == steps["full"].executed_flops
+    samples, forward, plain = 2 * 4, counted.policy.forward.total(), counted.plain.total()
+    again = {name: (step.executed_flops - step.flops) / samples for name, step in steps.items()}
+    assert again["none"] == again["none-frozen"] == again["cached"] == 0
+    assert 0 < again["selective"] < again["full"] < forward == again["split"]
     assert steps["full"].flops == steps["split"].flops == steps["none-frozen"].flops == steps["none"].flops
-    assert steps["none"].flops - steps["cached"].flops == samples * work.forward
+    assert steps["none"].flops - steps["cached"].flops == samples * plain
+    assert steps["ema"].flops - steps["none"].flops == samples * (forward - plain) > 0  # its own adapter
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(plan_file, capsys):
@@ -114,7 +117,13 @@ def test_where_nothing_helps_it_says_so(plan_file):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--gpu", "TX-9"], "known are H200, H100"),
+        (["--gpu", "TX-9"], "whose rate is not known; known are RTX 3090, RTX 4090"),
+        (["--gpu", "TX-9", "--gpu-memory", "24"], "name the one that is nearest in speed, with --gpu-memory"),
+        (["data.num_frames=1028"], "data.num_frames is 1028: 1028 positions, and .* at most 1024"),
+        (
+            ["data.num_frames=4", "data.height=8200"],
+            "data.height is 8200: 1025 positions, and .* at most 8192",
+        ),
         (["--gpus", "9", "--nodes", "2"], "must be a multiple of --nodes 2"),
         (["--gpus", "3"], "must be a multiple of micro_batch_pairs"),
         (
@@ -154,7 +163,12 @@ def test_a_checkpoint_is_as_large_as_planned(config_file, capsys):
             tensors = [file.get_tensor(name) for name in file.keys() if not name.startswith("step/")]  # noqa: SIM118
             stored += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     capsys.readouterr()
-    assert planned(capsys, config_file, *TOLD)["disk"]["checkpoint"] == stored
+    disk = planned(capsys, config_file, *TOLD)["disk"]
+    assert disk["checkpoint"] == stored
+    # What is written already needs no room, here and of the prepared pairs.
+    assert [room["need"] for room in disk["rooms"]] == [
+        disk["checkpoints"] - sum(file.stat().st_size for file in folder.iterdir())
+    ]
 
 
 def test_prepared_pairs_are_counted_where_they_are(config_file, capsys):
@@ -226,3 +240,84 @@ def test_nothing_is_allocated(plan_file):
     planner = Planner(load_config(plan_file))
     assert torch.get_default_device() == before
     assert all(size.numel > 0 for size in planner.sizes)
+
+
+def test_a_card_is_timed_at_its_own_rate_and_links(plan_file, capsys):
+    plans = [planned(capsys, plan_file, *told, "--gpus", 2, "--json") for told in (
+        ["--gpu", "RTX4090", "--gpu-memory", "24"], ["--gpu", "NVIDIA A100-SXM4-40GB"], ["--gpu", "b200", "--nodes", 2]
+    )]  # fmt: skip
+    assert [plan["machine"]["peak"] for plan in plans] == [165.2e12, 312e12, 2250e12]
+    assert [plan["machine"]["memory"] for plan in plans] == [24e9, 40e9, 180e9]
+    for plan in plans:
+        step, on = plan["step"], plan["machine"]
+        assert step["compute_seconds"] == pytest.approx(step["executed_flops"] / (0.35 * on["peak"] * 2))
+        assert not on["assumed"]
+    # 2 x the gradients over slots, NVLink, and between nodes
+    gradients = 4 * plans[0]["trained"]
+    for plan, rate in zip(plans, (0.45 * 32e9, 0.45 * 300e9, 25e9), strict=True):
+        assert plan["step"]["communication_seconds"] == pytest.approx(0.5 * 2 * gradients / rate)
+
+
+def test_hours_of_a_run_and_of_its_evaluation(plan_file, capsys):
+    lengths = ["train.steps=25", "train.checkpoint_every=10", "evaluate.every=10", "evaluate.every_prompts=3"]
+    sampled = ["evaluate.num_prompts=3", "evaluate.samples_per_prompt=5", "evaluate.sampling_steps=7"]
+    plan = planned(capsys, plan_file, *TOLD, *lengths, *sampled, "evaluate.draws_per_pair=2")
+    counted = Planner(load_config(plan_file)).flops
+    forward, plain = (each.total() / (0.35 * 989e12) for each in (counted.policy.forward, counted.plain))
+    training, evaluation = plan["training"], plan["evaluation"]
+    assert training["steps"] == pytest.approx(25 * plan["step"]["seconds"])
+    assert training["checkpoints"] == pytest.approx(3 * plan["disk"]["checkpoint_seconds"])
+    assert training["validation"] == pytest.approx(2 * 3 * 7 * 2 * forward)  # guided: two forwards a step
+    assert (evaluation["clips"], evaluation["pairs"]) == (2 * 15, 4)
+    assert evaluation["sampling"] == pytest.approx(8 * 7 * 2 * (forward + plain))  # 15 clips on two ranks
+    assert evaluation["errors"] == pytest.approx(4 * 2 * 2 / 2 * (forward + plain))
+    assert 0 < evaluation["activations"] < plan["memory"]["activations"] and evaluation["fits"]
+    alone = planned(capsys, plan_file, *TOLD, "data.held_out=null")
+    assert alone["evaluation"] is None and alone["training"]["validation"] == 0
+
+
+def test_evaluation_holds_one_model_in_the_dtype_that_it_computes_in(plan_file):
+    """All of it, or on each of two ranks its half and the largest tensor, which is whole while it is used."""
+    config = load_config(plan_file, ["model.adapter=null", "train.precision=bf16"])
+    planner = Planner(config)
+    assert all(size.itemsize == 4 for size in planner.sizes)  # what trains is held in fp32
+    held = [sampling_weights(planner.sampling_sizes, Sharding(stage, 2, False)) for stage in (2, 3)]
+    transformer = planner.family.load_transformer(dtype=torch.bfloat16, random_init_seed=0)
+    parameters = {p: p.numel() * p.element_size() for p in transformer.parameters()}
+    small = sum(size for p, size in parameters.items() if p.numel() <= 100_000)  # whole beside their shard
+    assert held[0] == sum(parameters.values())
+    assert held[1] == pytest.approx(held[0] / 2 + small + max(parameters.values()), rel=0.01)
+
+
+def test_a_disk_that_is_too_small_is_refused_with_what_needs_less(plan_file, capsys, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**6, 10**6 - 5000, 5000))
+    with pytest.raises(InputError, match=r"disk of output_dir \(.*out\) and data.prepared \(.*") as error:
+        run_pgdpo("plan", plan_file, *TOLD, "train.keep_every=100")
+    plan = json.loads(capsys.readouterr().out)
+    [room] = plan["disk"]["rooms"]
+    assert plan["fits"] and not plan["disk"]["fits"] and room["need"] == plan["disk"]["total"]
+    for part in ("has 5.0 kB free", "train.keep_checkpoints=1; train.keep_every=null; ", "on a larger disk"):
+        assert part in str(error.value)
+
+
+def test_a_clip_beyond_the_rotary_table_is_refused_everywhere(config_file, tiny_wan, tmp_path):
+    """Toy clips have a latent a frame, four here."""
+    short = shutil.copytree(tiny_wan, tmp_path / "short")
+    config = short / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 3}))
+    refusal = "data.num_frames is 4: 4 positions, .* table has 3 .* at most 3"
+    for command in ("plan", "prepare", "train"):
+        with pytest.raises(InputError, match=refusal):
+            run_pgdpo(command, config_file, f"model.path={short}")
+    problems = run_check(str(config_file), [f"model.path={short}"]).problems
+    assert any(re.search(refusal, str(each)) for each in problems if each.severity == "error")
+
+
+def test_text_that_training_cuts_is_an_upper_bound(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    planner = Planner(load_config("ltx_video.yaml"))
+    on = machine(gpus=1, nodes=1, name=None, memory_gb=None, mfu=0.35, disk_gb_per_s=1.0)
+    notes = list(planner.notes(on))
+    assert any("counted at their longest, 128 tokens, an upper bound" in note for note in notes)
+    assert any("an H100 is planned for" in note for note in notes) == (not torch.cuda.is_available())

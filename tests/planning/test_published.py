@@ -1,12 +1,14 @@
 """Planning for the shipped configurations needs no network: the published models' sizes are known."""
 
+import threading
+
 import pytest
 
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.models import open_family
-from pgdpo.planning.model import meta_policy, sizes
+from pgdpo.models import hub, open_family
 from pgdpo.planning.published import open_to_plan
+from pgdpo.training.meta import meta_policy, sizes
 from tests.worlds import run_pgdpo
 
 # Parameters of the transformers, as their authors publish them (to the digits that they give).
@@ -53,3 +55,40 @@ def test_the_command(capfd):
     run_pgdpo("plan", "wan21_1.3b.yaml", "--gpus", 8, "--gpu", "H100")
     shown = " ".join(capfd.readouterr().out.split())
     assert "Wan2.1-T2V-1.3B-Diffusers was not reached" in shown
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Until somebody finds that the hub does not answer."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub.reach.cache_clear()
+    yield
+    hub.reach.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(online, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(hub, "_answers", lambda address: bool(asked.append(address)))
+    config = load_config("wan21_1.3b.yaml")
+    for _ in range(2):
+        assert "was not reached" in open_to_plan(config.model)[1]
+    assert len(asked) == 1
+    said = capsys.readouterr().out
+    assert f"looking for {config.model.path} on " in said and "does not answer" in said
+
+
+@pytest.mark.parametrize("ends", ["silent", "broken", "well"])
+def test_an_answer_is_not_waited_for_longer_than_said(online, monkeypatch, ends):
+    """As of a name server that drops what it is asked, whatever the time limit of the request."""
+    end = threading.Event()
+
+    class Session:
+        def head(self, address, timeout):
+            if ends == "broken":
+                raise ConnectionError
+            return ends == "well" or end.wait(60)
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr(hub, "SECONDS", 0.1 if ends == "silent" else 30.0)
+    assert hub._answers("https://x.invalid") == (ends == "well")
+    end.set()

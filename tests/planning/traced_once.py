@@ -10,17 +10,18 @@ from collections.abc import Callable
 import torch
 
 from pgdpo.planning import plan
+from pgdpo.training import flops
 
 
 def once(function: Callable, key: Callable) -> Callable:
-    """`function`, called once for each `key(*arguments)`."""
+    """`function`, called once for each `key` of its arguments."""
     kept = {}
 
     @functools.wraps(function)
-    def looked_up(*arguments):
-        found = key(*arguments)
+    def looked_up(*arguments, **options):
+        found = key(*arguments, **options)
         if found not in kept:
-            kept[found] = function(*arguments)
+            kept[found] = function(*arguments, **options)
         return kept[found]
 
     return looked_up
@@ -40,8 +41,10 @@ traced = once(
         _shapes(run),
         run.bf16,
         run.cuda,
+        run.backward,
     ),
 )
-forward_flops = once(
-    plan.forward_flops_by_op, lambda family, shape: (family.model.model_dump_json(), tuple(shape))
+counted = once(
+    flops.SampleFlops._counted,
+    lambda asked, adapter: (asked.config.model.model_dump_json(), asked.latent_shape, adapter),
 )

@@ -159,6 +159,21 @@ INPUTS = {
     "one frame": Input(sized, wan("2.1 i2v", "data.num_frames=1")),
     "frames": Input(sized, wan("2.1 t2v", "data.num_frames=6")),
     "height": Input(sized, wan("2.1 t2v", "data.num_frames=5", "data.height=20")),
+    "a short rotary table": Input(
+        sized, wan("2.1 t2v", "data.num_frames=5", transformer={"rope_max_seq_len": 1})
+    ),
+    "learned positions": Input(
+        sized,
+        cogvideox(
+            "data.num_frames=9",
+            "data.height=32",
+            "data.width=32",
+            transformer={
+                "use_rotary_positional_embeddings": True,
+                "use_learned_positional_embeddings": True,
+            },
+        ),
+    ),
     "the toy's height": Input(sized, given(FRESH, "data.height=18")),
     "CogVideoX's image": Input(opened, cogvideox(transformer={"in_channels": 8})),
     "CogVideoX 1.5": Input(opened, cogvideox(transformer={"patch_size_t": 2})),

@@ -17,9 +17,8 @@ def opened(config: Config) -> object:
 
 
 def sized(config: Config) -> None:
-    encoders = opened(config).load_encoders(torch.device("cpu"))
     for size in config.data.sizes:
-        encoders.check_size(*size)
+        opened(config).check_clip(*size)
 
 
 def shared(config: Config) -> None:

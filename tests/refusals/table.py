@@ -147,6 +147,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "latent frames (it is CogVideoX 1.5)": By("CogVideoX 1.5"),
             "CogVideoX was trained with 'v_prediction'": By("CogVideoX's scheduler"),
         },
+        "CogVideoX.check_positions": {"this transformer has learned positions": By("learned positions")},
     },
     "models.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
     "models.encoders": {
@@ -231,6 +232,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "what trains is image-to-video from": By("a last frame"),
         },
         "Wan._check_clip": {"its transformer attends to an image": By("no CLIP")},
+        "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
     },
     "objectives.batch": {"Batch.info": {"PairInfo.": Why.CALLER}},
@@ -259,7 +261,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "planning.hardware": {
         "machine": {
             "it is the number over all nodes and": Why.ANOTHER,
-            "take the nearest one, or add --gpu-memory": Why.ANOTHER,
+            "whose rate is not known": Why.ANOTHER,
         },
     },
     "planning.plan": {"Planner.plan": {"train.sequence_parallel is": Why.ANOTHER}},

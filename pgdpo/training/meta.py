@@ -22,17 +22,23 @@ class Size(NamedTuple):
 
 
 def meta_policy(
-    family: Family, config: Config, depths: dict[str, int] | None = None, *, adapter: bool = True
+    family: Family,
+    config: Config,
+    depths: dict[str, int] | None = None,
+    *,
+    adapter: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """The transformer as `build_policy` would make it, on the meta device.
 
     `depths`: keep so many blocks of the named lists of blocks. `adapter`: False for the frozen copy of the reference.
+    `dtype`: of the weights, in place of what training holds them in.
     """
     with torch.device("meta"):
         transformer = family.from_architecture(family.architecture())
         for name, depth in (depths or {}).items():
             del getattr(transformer, name)[depth:]
-        hold_in(transformer, base_dtype(config))
+        hold_in(transformer, dtype or base_dtype(config))
         if adapter and config.model.adapter is not None:
             add_adapter(transformer, config.model.adapter, config.train.seed)
     return transformer.train()

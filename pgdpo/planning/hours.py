@@ -1,0 +1,116 @@
+"""What surrounds the steps: how long a whole run takes, and what its evaluation takes and needs of each GPU.
+
+Sampling is planned as it goes: one model at a time on each rank, in the dtype that it computes in, the clips spread
+over the ranks. Decoding them, and what a reward takes, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pgdpo.planning.hardware import Machine
+from pgdpo.planning.memory import Sharding, held
+from pgdpo.settings import Config, SampleSettings
+from pgdpo.training.meta import Size
+
+
+@dataclass(frozen=True)
+class Training:
+    """Seconds of a run from its first step to its last, by part."""
+
+    steps: float
+    checkpoints: float  # writing what training waits for
+    validation: float  # sampling clips every `evaluate.every` steps
+
+    @property
+    def seconds(self) -> float:
+        return self.steps + self.checkpoints + self.validation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`pgdpo evaluate` on the ranks of the training: bytes of each, and seconds."""
+
+    weights: int  # of the one model that is held; shards and the largest gathered tensor under ZeRO-3
+    inputs: int
+    activations: int  # of a forward of `evaluate.batch` pairs without gradient
+    clips: int  # of both models together
+    pairs: int  # held-out ones, whose errors are compared
+    sampling: float  # seconds
+    errors: float  # seconds
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.inputs + self.activations
+
+    @property
+    def seconds(self) -> float:
+        return self.sampling + self.errors
+
+
+def sampling_weights(sizes: Sequence[Size], sharding: Sharding) -> int:
+    """Bytes on each rank of a model that samples: whole, or under ZeRO-3 a shard and one module's weights at a time."""
+    if sharding.stage < 3:
+        return sum(size.numel * size.itemsize for size in sizes)
+    return held(sizes, sharding) + max(size.numel * size.itemsize for size in sizes)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How fast one rank samples."""
+
+    machine: Machine
+    sharding: Sharding
+    settings: SampleSettings
+    bytes: int  # of the model that is gathered in each forward under ZeRO-3
+
+    def seconds(self, clips: int, forward: int) -> float:
+        """Of so many clips, one after the other, at `forward` FLOPs each."""
+        branches = 2 if self.settings.guidance_scale > 1 else 1
+        return self.forwards(clips * self.settings.steps * branches, forward)
+
+    def forwards(self, count: int, forward: int) -> float:
+        """Of so many forwards of one clip."""
+        seconds = forward / (self.machine.mfu * self.machine.peak)
+        if self.sharding.stage == 3:
+            ring = (self.machine.gpus - 1) / self.machine.gpus
+            seconds += ring * self.bytes / self.machine.between(self.machine.gpus)
+        return count * seconds
+
+
+def training_hours(
+    config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int
+) -> Training:
+    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy.
+
+    Every rank samples all validation clips, where they are not spread: an upper bound.
+    """
+    train, every = config.train, config.evaluate.every
+    shown = 0 if every is None else train.steps // every
+    return Training(
+        train.steps * step,
+        math.ceil(train.steps / train.checkpoint_every) * checkpoint,
+        shown * sampler.seconds(config.evaluate.every_prompts, forward),
+    )
+
+
+def evaluation_hours(
+    config: Config, sampler: Sampler, forwards: Sequence[int], pairs: int | None
+) -> tuple[int, int, float, float]:
+    """(clips, held-out pairs, seconds of sampling, seconds of the errors).
+
+    `forwards`: FLOPs of one sample through each model. `pairs`: held out; None where they could not be counted, and as
+    many as there are prompts are taken.
+    """
+    settings, ranks = config.evaluate, sampler.machine.gpus
+    pairs = settings.num_prompts if pairs is None else pairs
+    clips = min(settings.num_prompts, pairs) * settings.samples_per_prompt
+    errors = 2 * pairs * settings.draws_per_pair
+    return (
+        len(forwards) * clips,
+        pairs,
+        sum(sampler.seconds(math.ceil(clips / ranks), forward) for forward in forwards),
+        sum(sampler.forwards(math.ceil(errors / ranks), forward) for forward in forwards),
+    )
