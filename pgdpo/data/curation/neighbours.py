@@ -7,9 +7,9 @@ import torch
 
 from pgdpo.progress import moved
 
-ROWS, COLUMNS = 512, 2048  # points whose distances are held at a time
+ROWS, COLUMNS = 512, 1024  # points whose distances are held at a time
 SPARE = 16  # candidates beyond the k-th
-REFINED = 1 << 22  # numbers of the candidates that are held at a time in float64
+REFINED = 1 << 20  # numbers of the candidates that are held at a time in float64
 
 
 def neighbour_entropy(points: torch.Tensor, neighbours: int) -> np.ndarray:
