@@ -3,9 +3,9 @@
     python -m benchmarks.neighbours [--prompts 100000] [--rows 512]
 
 -> results/neighbours.json. Random unit vectors of T5-XXL's width stand for the prompts. All of `--prompts` are held,
-and the neighbours of the first `--rows` of them are found among all; the time of all rows is that times their share,
-and said to be so. `whole` finds those of all of a fiftieth of the prompts. Peak memory is the process's own
-(`ru_maxrss`), with and without what it had before the vectors were made.
+and the neighbours of the first `--rows` of them are found among all; the time of all is extrapolated from that, and
+said to be so. `whole` finds those of all of a fiftieth of the prompts. Peak memory is the process's own (`ru_maxrss`),
+with and without what it had before the vectors were made.
 """
 
 from __future__ import annotations

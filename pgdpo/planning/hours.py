@@ -83,16 +83,14 @@ class Sampler:
 def training_hours(
     config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int
 ) -> Training:
-    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy.
-
-    Every rank samples all validation clips, where they are not spread: an upper bound.
-    """
+    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy."""
     train, every = config.train, config.evaluate.every
     shown = 0 if every is None else train.steps // every
+    ranks = sampler.machine.gpus // train.sequence_parallel
     return Training(
         train.steps * step,
         math.ceil(train.steps / train.checkpoint_every) * checkpoint,
-        shown * sampler.seconds(config.evaluate.every_prompts, forward),
+        shown * sampler.seconds(math.ceil(config.evaluate.every_prompts / ranks), forward),
     )
 
 

@@ -7,17 +7,18 @@ import torch
 
 from pgdpo.progress import moved
 
-ROWS, COLUMNS = 512, 2048  # points whose distances are held at a time
+ROWS, COLUMNS = 512, 1024  # points whose distances are held at a time
 SPARE = 16  # candidates beyond the k-th
-REFINED = 1 << 22  # numbers of the candidates that are held at a time in float64
+REFINED = 1 << 20  # numbers of the candidates that are held at a time in float64
 
 
 def neighbour_entropy(points: torch.Tensor, neighbours: int) -> np.ndarray:
     """log of the distance of each point `[N, D]`, fp32, to its k-th nearest other one, k <= N - 1: float64 `[N]`.
 
-    As if computed in float64 from differences. Products in fp32, on a GPU where there is one, name k + 16 candidates of
-    each point, whose distances are then computed so. A product is off by `_rounding` at most; a point that could be
-    missing for it, which takes near ties at the last candidate, has its candidates named anew by products in float64.
+    Products in fp32, on a GPU where there is one, name k + 16 candidates of each point, whose distances are computed in
+    float64 from differences. A product is off by `_rounding` at most; a point that could lack a candidate for that,
+    which takes near ties at the last one, has its candidates named anew by products in float64. So the distance is that
+    of the k-th nearest, or of one whose square differs from it by twice that rounding in float64.
     """
     count = len(points)
     if count < 2:
@@ -42,8 +43,8 @@ def _nearest(
         exact = _distances(points, mine, candidates).sort(dim=1).values[:, kth - 1]
         distances[mine] = exact
         off = _rounding(points.shape[1], dtype) * (_squares(points[mine]) + largest)
-        # Who is no candidate lies, as computed, behind the last of them.
-        complete = (keep == len(points) - 1) | (values[:, -1].double() - off >= exact**2)
+        # Who is no candidate lies, as computed, behind the last; and nobody is nearer than one that is the same.
+        complete = (keep == len(points) - 1) | (exact == 0) | (values[:, -1].double() - off >= exact**2)
         doubtful.append(mine[~complete])
         moved(f"neighbours of {first + len(mine)} of {len(rows)} prompts")
     return torch.cat(doubtful)
