@@ -247,7 +247,7 @@ def test_ctrl_c_leaves_whole_shards_and_few_pairs_are_in_memory(tmp_path, config
 
     monkeypatch.setattr(ToyEncoders, "encode_video", encode_video)
     monkeypatch.setattr(encode, "read_pair", read_pair)
-    with pytest.raises(BaseException), heard_by(told.append):  # noqa: B017 the command line has its own words for it
+    with pytest.raises(BaseException), heard_by(SimpleNamespace(moved=told.append)):  # noqa: B017 the command line has its own words for it
         run_pgdpo("prepare", config)
     assert sorted(path.name for path in folder.iterdir()) == [
         f"{stem}-00000.{kind}" for stem in ("shard-4x16x16", "text") for kind in ("json", "safetensors")

@@ -274,9 +274,6 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
 
     judge = Guard._judge
     monkeypatch.setattr(Guard, "_judge", guarded)
-    monkeypatch.setattr(
-        "pgdpo.training.agreement.gather", lambda value: pytest.fail("a gather in a sound step")
-    )
     trainer_steps = 3
     from pgdpo.training.loop import Trainer
 
@@ -284,5 +281,9 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     monkeypatch.setattr("pgdpo.training.loop.check_damage", lambda data, config: None)
     monkeypatch.setattr(Trainer, "_save", lambda self, step: None)
     monkeypatch.setattr(Trainer, "_published", lambda self, step: config_file)
-    Trainer(config).train()
+    trainer = Trainer(config)
+    monkeypatch.setattr(
+        "pgdpo.training.agreement.gather", lambda value: pytest.fail("a gather in a sound step")
+    )
+    trainer.train()
     assert sizes == [40] * trainer_steps

@@ -239,8 +239,8 @@ def test_all_clips_are_looked_at_before_any_is_made_and_a_row_may_go(clips, tmp_
     monkeypatch.setattr(making, "_write", stops)
     with pytest.raises(RuntimeError, match="killed"):
         made("corrupt", listed, out)
-    write(rows[0] | {"prompt": "another"}, rows[1])
-    assert [row["prompt"] for row in made("corrupt", listed, out)] == ["another", rows[1]["prompt"]]
+    write(rows[0] | {"prompt": rows[2]["prompt"]}, rows[1])
+    assert [row["prompt"] for row in made("corrupt", listed, out)] == [rows[2]["prompt"], rows[1]["prompt"]]
     assert calls[3:] == [
         rows[0]["id"]
     ]  # the one that is another now; the second is kept, the third not asked for

@@ -6,7 +6,7 @@ import pytest
 
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.models import hub, open_family
+from pgdpo.models import open_family, reach
 from pgdpo.planning.published import open_to_plan
 from pgdpo.training.meta import meta_policy, sizes
 from tests.worlds import run_pgdpo
@@ -61,14 +61,14 @@ def test_the_command(capfd):
 def online(monkeypatch):
     """Until somebody finds that the hub does not answer."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    hub.reach.cache_clear()
+    reach.reach.cache_clear()
     yield
-    hub.reach.cache_clear()
+    reach.reach.cache_clear()
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(online, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(hub, "_answers", lambda address: bool(asked.append(address)))
+    monkeypatch.setattr(reach, "_answers", lambda address: bool(asked.append(address)))
     config = load_config("wan21_1.3b.yaml")
     for _ in range(2):
         assert "was not reached" in open_to_plan(config.model)[1]
@@ -89,6 +89,6 @@ def test_an_answer_is_not_waited_for_longer_than_said(online, monkeypatch, ends)
             return ends == "well" or end.wait(60)
 
     monkeypatch.setattr("huggingface_hub.get_session", Session)
-    monkeypatch.setattr(hub, "SECONDS", 0.1 if ends == "silent" else 30.0)
-    assert hub._answers("https://x.invalid") == (ends == "well")
+    monkeypatch.setattr(reach, "SECONDS", 0.1 if ends == "silent" else 30.0)
+    assert reach._answers("https://x.invalid") == (ends == "well")
     end.set()

@@ -48,6 +48,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_numbers": {"data.select `fifa` reads the column": By("no quality", says=("text_quality",))},
         "_source": {"data.select `source` names": By("no source", says=("names elsewhere: no row has a `source`",))},
     },
+    "data.files": {"hold": {"another command is at work there": Why.RUN}},
     "data.locations": {
         "_copy": {"bytes: no clip to train on is that": By("a large clip")},
         "fetch": {"check the URL and your access, or": By("a URL")},
