@@ -104,7 +104,7 @@ def _clean_up(folder: Path, made: list[Path]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[ProgressTask]:
-    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others."""
+    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others, and where there is no work."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -115,7 +115,8 @@ def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[P
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not is_main_rank(), refresh_per_second=2) as progress:
+    hidden = total == 0 or not is_main_rank()
+    with Progress(*columns, console=console, disable=hidden, refresh_per_second=2) as progress:
         task = progress.add_task(description, total=total, completed=completed, note="")
         yield ProgressTask(progress, task)
 
