@@ -104,7 +104,7 @@ def _clean_up(folder: Path, made: list[Path]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[ProgressTask]:
-    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others, and where there is no work."""
+    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others, and without work."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -43,9 +43,8 @@ class Samples:
         config, folder = self.sampler.config, self.parts.folder / who
         folder.mkdir(parents=True, exist_ok=True)
 
-        def scored(batch: tuple[str, list[Job]]) -> list:
-            number, jobs = batch
-            tensors, rewards = self.parts.read(f"{who}/latents-{number}.safetensors"), []
+        def scored(jobs: list[Job]) -> list:
+            tensors, rewards = self.parts.read(f"{who}/latents-{numbers[jobs[0]]}.safetensors"), []
             for (index, seed), clip in zip(jobs, tensors["latents"], strict=True):
                 frames = decoder.decode_video(clip)
                 if self._shown(index, seed):
@@ -56,7 +55,8 @@ class Samples:
                 moved(f"{what}: prompt {index + 1}, seed {seed}")
             return rewards
 
-        wanted = {f"{who}/scores-{number}.json": (number, jobs) for number, jobs in self.batches.items()}
+        numbers = {jobs[0]: number for number, jobs in self.batches.items()}
+        wanted = {f"{who}/scores-{number}.json": jobs for number, jobs in self.batches.items()}
         self.parts.make(what, wanted, scored)
         decoder.release()
 
