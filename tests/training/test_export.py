@@ -165,7 +165,7 @@ def test_whole_weights_leave_in_the_dtypes_they_came_in(config_file, tmp_path, t
 
 
 def test_a_merged_lora_is_added_to_the_stored_weights(config_file, tmp_path, tiny_wan):
-    """Trained in bf16 on a base in fp32 with one tensor in bf16: each is of its dtype, and no update is rounded away."""
+    """Trained in bf16 on a base in fp32 with one tensor in bf16: each of its dtype, and no update is rounded away."""
     base = tmp_path / "stored"
     shutil.copytree(tiny_wan, base)
     file = base / "transformer" / "diffusion_pytorch_model.safetensors"
