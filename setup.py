@@ -45,6 +45,7 @@ setup(
         "rich>=13",
         "safetensors>=0.5",
         "packaging",
+        "psutil",
         "jinja2",
         "matplotlib",
         "tensorboard",

@@ -40,7 +40,8 @@ class Inspection:
 
     def problem(self, key: str, what: str, **parts) -> Problem:
         """A Problem at a key (`train.steps`), for what only shows beside the data or the model."""
-        return Problem(self.file, what, key=key, line=line_of(self.lines, tuple(key.split("."))), **parts)
+        line = line_of(self.lines, tuple(key.split(".")))
+        return _placed(Problem(self.file, what, key=key, line=line, **parts), self.typed)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -122,8 +123,7 @@ def inspect_mapping(
     typed = frozenset(override.partition("=")[0] for override in overrides)
     problems = [*problems, *filter(None, (_apply_override(raw, override) for override in overrides))]
     loaded, found = validated(model, file, lines or {}, raw)
-    # A value that was typed is not the file's.
-    problems += [replace(each, file=TYPED, line=None) if covered(each.key, typed) else each for each in found]
+    problems += [_placed(each, typed) for each in found]
     wrong = any(problem.severity == "error" for problem in problems)
     return Inspection(file, None if wrong else loaded, problems, raw, lines or {}, typed)
 
@@ -131,6 +131,14 @@ def inspect_mapping(
 def covered(key: str, keys: Collection[str]) -> bool:
     """Whether `key` or a section that it is in is one of `keys`."""
     return any(key == known or key.startswith(f"{known}.") for known in keys)
+
+
+def _placed(problem: Problem, typed: Collection[str]) -> Problem:
+    """A value that was typed is not the file's. A message names its key, a section around it, or a key in it."""
+    key = problem.key
+    if covered(key, typed) or any(covered(each, (key,)) for each in typed):
+        return replace(problem, file=TYPED, line=None)
+    return problem
 
 
 def validated(

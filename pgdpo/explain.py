@@ -85,7 +85,7 @@ def _between_keys(
     model: type[BaseModel], file: str, lines: Mapping[tuple, int], message: str, raw: Any
 ) -> Problem:
     """What a section's own check says of several keys; the first that it names is taken for the place."""
-    named = re.search(r"[a-z_]+(?:\.[a-z_]+)+", message)
+    named = re.search(rf"\b(?:{'|'.join(model.model_fields)})(?:\.[\w-]+)+", message)
     key = tuple(named[0].split(".")) if named else ()
     what, _, allowed = message.partition("; allowed: ")
     field = field_at(model, key)

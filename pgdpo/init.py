@@ -15,7 +15,7 @@ from pgdpo.data.files import atomic_path
 from pgdpo.errors import InputError
 from pgdpo.objectives import needs_of
 from pgdpo.propose import form_of, look, propose
-from pgdpo.settings import Config
+from pgdpo.settings import Config, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def init(
     their clips (`propose.py`); without them, the model's own. Where the model's architecture can be read, the run is
     planned for `where` (as `planning.hardware.machine` takes it), and where it doesn't fit, the change that makes it
     fit at the least time is made. Raises InputError for a model that is not known, an `out` that is there, rows that
-    `pgdpo check` would refuse, sizes that the model does not take, and a run that no change makes fit.
+    `pgdpo check` would refuse, sizes that the model does not take, GPUs that cannot share its work, and a run that no
+    change makes fit.
     """
     if model not in models():
         raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
@@ -80,6 +81,10 @@ def init(
             notes.append(
                 "no pairs are held out: `pgdpo evaluate` needs some (--held-out, a manifest or a share)"
             )
+    batch = _batch_that_splits(_with(model, changed).train, where["gpus"])
+    if batch:
+        changed |= batch
+        notes.append(f"the pairs of a step are as many as {where['gpus']} GPUs can share equally")
     fitted, note = _fitted(_with(model, changed), where)
     changed |= fitted
     for key, value in changed.items():
@@ -122,6 +127,13 @@ def _with(model: str, changed: dict[str, object]) -> Config:
     return load_config(shipped, [f"{key}={json.dumps(value)}" for key, value in changed.items()])
 
 
+def _batch_that_splits(train: TrainConfig, gpus: int) -> dict[str, object]:
+    """The nearest `train.global_batch_pairs` that splits over the GPUs; empty where the configuration's does."""
+    chunk = train.micro_batch_pairs * max(1, gpus // train.sequence_parallel)
+    nearest = max(1, round(train.global_batch_pairs / chunk)) * chunk
+    return {} if train.global_batch_pairs % chunk == 0 else {"train.global_batch_pairs": nearest}
+
+
 def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:
     """(settings that make the run fit, what was found)."""
     from pgdpo.planning.advice import changes_that_fit, explain
@@ -136,10 +148,7 @@ def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:
     except InputError as error:  # the model may be somewhere else
         return {}, f"not fitted to the GPUs: {error}"
     planner = Planner(config, opened=opened)
-    try:
-        plan = planner.plan(config, on)
-    except InputError as error:
-        return {}, f"not fitted to the GPUs: {error}"
+    plan = planner.plan(config, on)
     note = f" ({planner.note})" if planner.note else ""
     if plan.fits:
         return {}, f"fits: {size_text(plan.memory.peak)} of {size_text(on.memory)} on each GPU{note}"

@@ -51,6 +51,12 @@ BAD_CONFIGS = [
     ("model=null", r"`model` is None"),
     ("train=5", r"`train` is 5"),
     ("{train.reference: adapter}", r"expected section.key=value"),
+    ("train.deepspeed.bf16.enabled=true", r"command line: train.deepspeed.bf16 cannot be set"),
+    ("train.deepspeed.1=2", r"command line: train.deepspeed.1 is unknown: allowed"),
+    (
+        "train.deepspeed.zero_optimization.stage3_a=2",
+        r"command line: .*optimization.stage3_a is unknown",
+    ),
     ("train.steps.x=1", r"`steps` is a single value and has no key `x`"),
 ]
 
@@ -72,7 +78,7 @@ def test_the_line_of_a_wrong_key_is_named(tmp_path):
     path = write_config(tmp_path / "c.yaml", tmp_path / "out", tmp_path, train={"steps": "x"})
     line = 1 + path.read_text().splitlines().index("  steps: x")
     with pytest.raises(InputError, match=rf"c.yaml:{line}: `train.steps` is 'x'"):
-        load_config(path)
+        load_config(path, ["train.seed=1"])
 
 
 def test_every_key_has_a_description():

@@ -104,6 +104,15 @@ def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
     assert Planner(changed).plan(changed, tight).fits
 
 
+@pytest.mark.parametrize(("gpus", "batch"), [(7, 63), (48, 48), (100, 100), (8, 64)])
+def test_gpus_that_do_not_divide_the_batch_change_it(tmp_path, monkeypatch, capsys, gpus, batch):
+    """Whether or not the model is there to be planned."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run_pgdpo("init", "wan21_1.3b", tmp_path / "x.yaml", "--path", tmp_path / "elsewhere", "--gpus", gpus)
+    assert load_config(tmp_path / "x.yaml").train.global_batch_pairs == batch
+    assert (f"train.global_batch_pairs: {batch}" in capsys.readouterr().out) == (batch != 64)
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "expected"),
     [

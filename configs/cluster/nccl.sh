@@ -9,13 +9,8 @@ export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 # ib0) where a node has several and they hang at the start.
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker}"
 
-# The same for gloo, over which ranks agree on what to do: one exact name. Left to itself it takes what this machine's own
-# name means. Where that is a loopback address, as Debian and Ubuntu have it (127.0.1.1), other nodes' ranks would wait
-# for it for ever: then, the interface of the default route.
-if [[ -z "${GLOO_SOCKET_IFNAME:-}" && "$(getent ahostsv4 "$(uname -n)")" == 127.* ]]; then
-  GLOO_SOCKET_IFNAME="$(awk '$2 == "00000000" { print $1; exit }' /proc/net/route)"
-  [[ -z "$GLOO_SOCKET_IFNAME" ]] || export GLOO_SOCKET_IFNAME
-fi
+# The same for gloo, over which ranks agree on what to do, is one exact name: GLOO_SOCKET_IFNAME. Where it is not set,
+# each rank finds its own: that of the way to the first node.
 
 # InfiniBand and RoCE are taken by themselves. Name the adapters where some are for storage; 1 switches them off, to
 # find out whether they are at fault.

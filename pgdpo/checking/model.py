@@ -139,7 +139,7 @@ def _shifts(inspected: Inspection, family: Family) -> Iterator[Problem]:
 
 def _of_message(inspected: Inspection, message: str, key: str, value: object) -> Problem:
     """An InputError's text as a Problem: `data.height is 18; allowed are ...`."""
-    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: is ('[^']*'|\[[^\]]*\]|\S+?)[;:,]|\W)", message)
+    named = re.match(r"([a-z_]+(?:\.[\w-]+)+)(?: is ('[^']*'|\[[^\]]*\]|\S+?)[;:,]|\W)", message)
     if named and named[1].partition(".")[0] in Config.model_fields:
         key, value = named[1], named[2] and named[2].strip("'")
     what, *allowed = re.split(r"; allowed(?: are|:) ", message, maxsplit=1)

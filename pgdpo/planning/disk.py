@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def plan_disk(
         planned * conditioning,
     )
     checkpoint = checkpoint_bytes(sizes, moving)
-    checkpoints = (kept_checkpoints(config.train) + 1) * checkpoint
+    checkpoints = most_checkpoints(config.train) * checkpoint
     written = sum(file.stat().st_size for file in (config.run_dir / "checkpoints").glob("*/*"))
     needs = {
         "output_dir": (config.output_dir, max(0, checkpoints - written)),
@@ -107,11 +108,12 @@ def _savings(config: Config) -> Iterator[str]:
     yield "output_dir or data.prepared on a larger disk"
 
 
-def kept_checkpoints(train: TrainConfig) -> int:
-    """Checkpoints that a finished run keeps: the newest, and every multiple of `keep_every` among the others."""
-    every = train.keep_every
-    newest = train.steps - train.checkpoint_every * (train.keep_checkpoints - 1)
-    return train.keep_checkpoints + (0 if every is None else max(0, (newest - 1) // every))
+def most_checkpoints(train: TrainConfig) -> int:
+    """Checkpoints that are there at once: the last of a run, while it is written, and what is kept of those before."""
+    before = math.ceil(train.steps / train.checkpoint_every) - 1
+    newest = min(train.keep_checkpoints, before)
+    older = (before - newest) * train.checkpoint_every  # the step of the newest among them
+    return newest + (0 if train.keep_every is None else older // train.keep_every) + 1
 
 
 def checkpoint_bytes(sizes: list[Size], moving: int = 0) -> int:

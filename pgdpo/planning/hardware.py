@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pgdpo.errors import InputError
-from pgdpo.training.cards import CARDS, find_card
+from pgdpo.training.cards import CARDS, find_card, variants
 
 USABLE = 0.94  # the rest is for the CUDA context, NCCL, libraries' workspaces and the allocator's gaps
 
@@ -48,7 +48,7 @@ class Machine:
 def machine(
     *, gpus: int, nodes: int, name: str | None, memory_gb: float | None, mfu: float, disk_gb_per_s: float
 ) -> Machine:
-    """`name`: by default this machine's GPU, else an H100; `memory_gb` replaces the memory of that card.
+    """`name`: by default this machine's GPU, with the memory that it has, else an H100; `memory_gb` replaces that.
 
     Raises InputError for a GPU that is not known, or GPUs that do not divide over the nodes.
     """
@@ -60,14 +60,15 @@ def machine(
     card = find_card(known or "H100")
     if card is None:
         raise InputError(
-            f"--gpu is {known!r}, whose rate is not known; known are {', '.join(CARDS)}: name the one that is nearest "
-            "in speed, with --gpu-memory GB for the memory of yours"
+            f"--gpu is {known!r}, whose rate is not known; known are {', '.join(variants(known) or CARDS)}: name the "
+            "one that is nearest in speed, with --gpu-memory GB for the memory of yours"
         )
+    own = card.memory if name or known is None else this_memory()
     return Machine(
         known or "H100",
         gpus,
         nodes,
-        memory_gb * 1e9 if memory_gb else card.memory,
+        memory_gb * 1e9 if memory_gb else own,
         card.peak,
         card.bandwidth,
         LINK * card.link,
@@ -81,3 +82,10 @@ def this_gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def this_memory() -> int:
+    """Bytes of this machine's GPU."""
+    import torch
+
+    return torch.cuda.get_device_properties().total_memory

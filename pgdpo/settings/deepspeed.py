@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-ANY = None  # a value, or a section whose keys DeepSpeed checks itself
+SCALAR = None  # a value, of the kind that `_wanted` tells
 
 ZERO_ALWAYS = (  # with ZeRO stage 1 to 3
     *("overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size"),
@@ -33,10 +33,23 @@ ALLOWED: dict[str, Mapping[str, Any] | None] = {
         ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds")
     ),
     "comms_logger": dict.fromkeys(("enabled", "prof_all", "prof_ops", "verbose", "debug")),
-    "communication_data_type": ANY,
+    "communication_data_type": SCALAR,
     **dict.fromkeys(("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state")),
     **dict.fromkeys(("disable_python_gc", "log_level")),
 }
+
+# DeepSpeed converts some values that are none of these, drops others in silence, and meets others in the middle of a
+# run. Of these a whole number is expected, by the least that it takes; of all others but those below, true or false.
+COUNTS = {
+    **dict.fromkeys(("steps_per_print", "reduce_bucket_size"), 1),
+    **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism"), 1),
+    **dict.fromkeys(("allgather_bucket_size", "sub_group_size", "zero_hpz_partition_size"), 0),
+    **dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters"), 0),
+    **dict.fromkeys(("stage3_max_reuse_distance", "stage3_param_persistence_threshold"), 0),
+    "stage3_model_persistence_threshold": 0,
+}
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+DEEPSPEEDS_TO_CHECK = ("communication_data_type", "prof_ops")
 
 _BATCH = "it follows from the ranks; set train.global_batch_pairs and train.micro_batch_pairs"
 _PRECISION = "weights that train stay fp32 and their gradients are summed in fp32; set train.precision"
@@ -99,16 +112,19 @@ ZERO_REFUSED: dict[str, str] = {
 
 
 def check_deepspeed_keys(given: Mapping[str, Any], *, bf16: bool, deterministic: bool) -> None:
-    """Raises ValueError for the first of DeepSpeed's keys that may not be set, with the reason and what to do."""
+    """Raises ValueError for the first of DeepSpeed's keys that may not be set, or not to its value, with the reason and
+    what to do."""
     for key, value in given.items():
         _check_key("train.deepspeed", key, ALLOWED, REFUSED)
         known = ALLOWED[key]
-        if known is ANY:
+        if known is SCALAR:
+            _check_value("train.deepspeed", key, value)
             continue
         if not isinstance(value, Mapping):
             raise ValueError(f"train.deepspeed.{key} is {value!r}: a mapping is expected, {', '.join(known)}")
-        for inner in value:
+        for inner, inner_value in value.items():
             _check_key(f"train.deepspeed.{key}", inner, known, ZERO_REFUSED if known is READ_AT else {})
+            _check_value(f"train.deepspeed.{key}", inner, inner_value)
     if deterministic and "communication_data_type" in given:
         raise ValueError(
             "train.deepspeed.communication_data_type is set, and train.deterministic sums gradients in an order of its "
@@ -131,6 +147,30 @@ def _check_key(where: str, key: str, allowed: Mapping, refused: Mapping[str, str
     close = difflib.get_close_matches(str(key), list(allowed), n=1)
     guess = f"did you mean `{close[0]}`? " if close else ""
     raise ValueError(f"{where}.{key} is unknown: {guess}allowed are {', '.join(allowed)}")
+
+
+def _check_value(where: str, key: str, value: Any) -> None:
+    if value == "auto":
+        raise ValueError(
+            f"{where}.{key} is 'auto', which nothing fills in here: set {_wanted(key) or 'a value'}, or leave it out"
+        )
+    if key in DEEPSPEEDS_TO_CHECK:
+        return
+    if key in COUNTS:
+        fits = type(value) is int and value >= COUNTS[key]
+    else:
+        fits = value in LOG_LEVELS if key == "log_level" else isinstance(value, bool)
+    if not fits:
+        raise ValueError(f"{where}.{key} is {value!r}: set {_wanted(key)}, or leave it out")
+
+
+def _wanted(key: str) -> str:
+    """The values that a key may have, in words; empty where DeepSpeed knows them."""
+    if key in DEEPSPEEDS_TO_CHECK:
+        return ""
+    if key in COUNTS:
+        return f"a whole number of at least {COUNTS[key]}, in digits alone"
+    return f"one of {', '.join(LOG_LEVELS)}" if key == "log_level" else "true or false"
 
 
 def deepspeed_notes(given: Mapping[str, Any], *, stage: int, bf16: bool) -> Iterator[str]:

@@ -58,28 +58,61 @@ CARDS = {
     "MI300X": Card(1307e12, 192e9, 5300e9, 448e9),
 }
 
-_VARIANT = re.compile(r"\b\d+ ?gb\b|pcie|nvl|sxm\d?|hbm\d?e?|oam")
-_NOISE = re.compile(r"nvidia|geforce|rtx|quadro|tesla|amd|instinct|generation|[^a-z0-9]")
+_MAKERS = re.compile(r"nvidia|geforce|rtx|quadro|tesla|amd|instinct|generation|[^a-z0-9]+")
+_VARIANT = re.compile(r" (?:pcie|nvl|\d+gb)\b")  # in a name of CARDS, in small letters
+# What may stand behind a model's name, with spaces or without: its form, the kind of its memory, and how much it has.
+_WORD = re.compile(
+    r" |(?P<form>pcie|nvl|sxm|oam)(?:\d(?!\d))?|hbm(?:\de?)?"
+    r"|(?P<memory>[1-9]\d{1,2}) ?gi?b?(?![\da-fh-z])|(?<!\d)(?P<bare>[1-9]\d{1,2})(?![\da-z])"
+)
+SAME_MEMORY = 0.07  # what vendors print on a card is up to so much more than `Card.memory`
 
 
 def find_card(name: str) -> Card | None:
     """The card of that name, as people type it or as `torch.cuda.get_device_name` has it; None if it is not known.
 
-    Case, spaces and makers' words do not matter. Of several the one with the most of the name's words is taken: `NVIDIA
-    A100-SXM4-40GB` is `A100 40GB`. Another letter or digit makes another card: an RTX 4090 Laptop GPU is not known.
+    Case, spaces and makers' words do not matter. A form or memory that is named must be the card's: `NVIDIA
+    A100-SXM4-40GB` is `A100 40GB`, and an A100 of 64 GB is not known. So is what bears another word, letter or digit:
+    an RTX 4090 Laptop GPU, an RTX 3090 Ti.
     """
-    model, variant = _parsed(name)
-    found = [
-        (len(own), card)
-        for known, card in CARDS.items()
-        for other, own in [_parsed(known)]
-        if other == model and own <= variant
-    ]
-    return max(found, key=lambda each: each[0])[1] if found else None
+    text = _plain(name)
+    for known, card in CARDS.items():  # of several variants the first, which is the most usual
+        start = re.match(_model(known), text)
+        words = None if start is None else _words(text, start.end())
+        if words is not None and _is_that(known, card, **words):
+            return card
+    return None
 
 
-def _parsed(name: str) -> tuple[str, frozenset[str]]:
-    """(the model's name, the words that tell its variants)."""
-    lower = name.lower()
-    words = frozenset(word.replace(" ", "") for word in _VARIANT.findall(lower))
-    return _NOISE.sub("", _VARIANT.sub(" ", lower)), words
+def variants(name: str) -> list[str]:
+    """The known cards of the model that a name begins with."""
+    return [known for known in CARDS if re.match(_model(known) + r"(?!\d)", _plain(name))]
+
+
+def _plain(name: str) -> str:
+    return _MAKERS.sub(" ", name.lower()).strip()
+
+
+def _model(known: str) -> str:
+    """A pattern of a known card's model, without its variant."""
+    return " *".join(_plain(_VARIANT.sub("", known.lower())).split())
+
+
+def _words(text: str, start: int) -> dict | None:
+    """{"forms": set, "memory": GB or None} of what stands behind a model's name; None if a word is not understood."""
+    forms, memory = set(), None
+    while start < len(text):
+        word = _WORD.match(text, start)
+        if word is None:
+            return None
+        forms |= {word["form"]} - {None}
+        memory = word["memory"] or word["bare"] or memory
+        start = word.end()
+    return {"forms": forms, "memory": memory and int(memory)}
+
+
+def _is_that(known: str, card: Card, *, forms: set[str], memory: int | None) -> bool:
+    own = {"sxm", "oam"} if card.link > PCIE5 else {"pcie"}
+    if known.endswith("NVL"):  # a card for a slot, too
+        own = {"nvl", "pcie"} if "nvl" in forms else {"nvl"}
+    return forms <= own and (memory is None or 0 <= memory * 1e9 - card.memory <= SAME_MEMORY * memory * 1e9)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pgdpo.console import say, say_once
 from pgdpo.data.order import check_batches
+from pgdpo.data.ranks import name_interface
 from pgdpo.errors import InputError, MachineError
 from pgdpo.settings import Config, TrainConfig
 from pgdpo.settings.deepspeed import QUANTIZED, READ_AT, deepspeed_notes
@@ -60,6 +61,7 @@ def start_distributed(first: Callable[[dist.Store], None] | None = None) -> torc
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" in os.environ:
+            name_interface()
             store, rank, ranks = next(dist.rendezvous("env://"))
         else:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it

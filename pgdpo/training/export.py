@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
 
     `diffusers`: a LoRA in fp32 for the pipeline's `load_lora_weights`, or the whole `transformer/` where all weights
     were trained, in the dtypes of the base model's files; `comfyui`: the LoRA under ComfyUI's names; `merged`: a
-    `transformer/` with the LoRA in its weights. What an earlier export left there in other formats is removed: the
-    folder holds one step. Raises InputError for a checkpoint of another model, and for a format that does not exist or
-    does not fit, before anything is written.
+    `transformer/` with the LoRA in its weights, added in fp32 and written in those dtypes. What an earlier export left
+    there in other formats is removed: the folder holds one step. Raises InputError for a checkpoint of another model,
+    and for a format that does not exist or does not fit, before anything is written.
     """
     _check_formats(run.config, formats)
     folder = export_folder(run)
     _check_target(run, folder)
-    family, transformer = load_trained(run)
+    family, transformer = load_trained(_in_fp32(run) if "merged" in formats else run)
     new = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -48,6 +49,12 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     write_model_card(run, new)
     _replace(folder, new)
     return folder
+
+
+def _in_fp32(run: Run) -> Run:
+    """The run as if it were of fp32: beside a LoRA the base is held in bf16, and what is added to that is rounded."""
+    train = run.config.train.model_copy(update={"precision": "fp32"})
+    return replace(run, config=run.config.model_copy(update={"train": train}))
 
 
 def _write(
@@ -70,7 +77,7 @@ def _write(
 
 
 def _save_transformer(family: Family, transformer: torch.nn.Module, folder: Path) -> None:
-    """Each tensor in the dtype that it has in the base model's files, where it was held in a wider one to train."""
+    """Each tensor in the dtype that it has in the base model's files, where it is held in a wider one."""
     own = stored_dtypes(family)
     for name, tensor in (*transformer.named_parameters(), *transformer.named_buffers()):
         stored = own.get(name, tensor.dtype)
@@ -115,7 +122,10 @@ def _replace(folder: Path, new: Path) -> None:
 def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise InputError(f"--format is {', '.join(unknown) or 'empty'}: allowed are {', '.join(FORMATS)}")
+        raise InputError(
+            f"--format is {', '.join(unknown) or 'empty'}: allowed are {', '.join(FORMATS)}; for several, repeat it: "
+            "--format diffusers --format merged"
+        )
     if config.model.adapter is None and formats != ("diffusers",):
         raise InputError(
             f"--format is {', '.join(formats)}, but all weights were trained (model.adapter is empty): there is no "

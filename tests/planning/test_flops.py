@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgdpo.config import load_config
+from pgdpo.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.planning import hardware
+from pgdpo.planning.hardware import machine
 from pgdpo.training.cards import CARDS, find_card
 from pgdpo.training.flops import SampleFlops
 from pgdpo.training.memory import save_memory
@@ -161,10 +164,35 @@ def test_a_real_backward_runs_what_is_counted(name, weights, saved, tmp_path):
      ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("h100nvl", "H100 NVL"),
      ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA H20", "H20"), ("NVIDIA H200", "H200"), ("NVIDIA L4", "L4"),
      ("NVIDIA L40S", "L40S"), ("NVIDIA L40", None), ("NVIDIA RTX A6000", "RTX A6000"),
-     ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"), ("AMD Instinct MI300X", "MI300X"), ("TX-9", None)],
+     ("A100-SXM-64GB", None), ("H100 64GB", None), ("H20 141GB", None), ("A800 40GB", None), ("H800 PCIe", None),
+     ("A100PCIe40GB", "A100 PCIe 40GB"), ("A100_40GB", "A100 40GB"), ("A100-40", "A100 40GB"), ("a100 80g", "A100"),
+     ("a10040gb", "A100 40GB"), ("a100sxm4 40 GiB", "A100 40GB"), ("H100 94GB", "H100 NVL"), ("L4 24GB", "L4"),
+     ("RTX 4090 SXM", None), ("L40S PCIe 48GB", "L40S"), ("H200 SXM 141GB", "H200"), ("H20096GB", None),
+     ("H100 NVL PCIe", "H100 NVL"), ("L4048GB", None), ("MI300X OAM 192GB", "MI300X"), ("B200 192GB", "B200"),
+     ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"), ("rtx6000ada", "RTX 6000 Ada"),
+     ("AMD Instinct MI300X", "MI300X"), ("TX-9", None)],
 )  # fmt: skip
 def test_cards_have_the_names_that_people_and_torch_give_them(name, card):
     assert find_card(name) is (None if card is None else CARDS[card])
+
+
+def test_a_variant_that_is_not_known_is_refused_beside_those_that_are():
+    where = {"gpus": 1, "nodes": 1, "memory_gb": None, "mfu": 0.35, "disk_gb_per_s": 1.0}
+    with pytest.raises(
+        InputError, match="known are A100, A100 40GB, A100 PCIe, A100 PCIe 40GB: name the one"
+    ):
+        machine(name="A100-SXM-64GB", **where)
+    with pytest.raises(InputError, match="known are RTX 3090, .*, MI300X: name the one"):
+        machine(name="L40", **where)
+
+
+def test_this_machines_card_has_the_memory_that_it_has(monkeypatch):
+    monkeypatch.setattr(hardware, "this_gpu", lambda: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr(hardware, "this_memory", lambda: 85_094_825_984)
+    where = {"gpus": 1, "nodes": 1, "mfu": 0.35, "disk_gb_per_s": 1.0}
+    assert machine(name=None, memory_gb=None, **where).memory == 85_094_825_984
+    assert machine(name=None, memory_gb=40, **where).memory == 40e9
+    assert machine(name="H100", memory_gb=None, **where).memory == 80e9
 
 
 def test_every_card_is_found_by_its_own_name():

@@ -8,17 +8,20 @@ import shutil
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pgdpo.checking import run_check
 from pgdpo.config import load_config
 from pgdpo.errors import InputError
-from pgdpo.planning.disk import checkpoint_bytes
+from pgdpo.planning.disk import checkpoint_bytes, most_checkpoints
 from pgdpo.planning.hardware import machine
 from pgdpo.planning.hours import sampling_weights
 from pgdpo.planning.memory import Sharding, rank_memory
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
+from pgdpo.settings import TrainConfig
 from pgdpo.training.meta import Size
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
@@ -217,6 +220,20 @@ def test_a_plan_counts_the_other_expert_of_wan_2_2(saved):
     other = WanTransformer3DModel.from_pretrained(folder / "transformer_2")
     assert sum(size.numel for size in planner.sampled(config)) == sum(p.numel() for p in other.parameters())
     assert planner.sampled(load_config("configs/quickstart.yaml", [*given, *sizes])) == []
+
+
+@pytest.mark.quick
+@given(*(st.integers(1, most) for most in (60, 70, 4)), st.none() | st.integers(1, 4))
+def test_as_many_checkpoints_are_planned_as_come_to_lie_there(steps, every, keep, multiple):
+    kept_every = multiple and multiple * every
+    train = TrainConfig(steps=steps, checkpoint_every=every, keep_checkpoints=keep, keep_every=kept_every)
+    there, most = [], 0
+    for step in range(1, steps + 1):
+        if step % every == 0 or step == steps:
+            there.append(step)
+            most = max(most, len(there))
+            there = [s for s in there if s in there[-keep:] or (kept_every and s % kept_every == 0)]
+    assert most_checkpoints(train) == most
 
 
 def test_a_moving_reference_stands_in_the_checkpoint():

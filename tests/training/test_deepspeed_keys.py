@@ -7,7 +7,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pgdpo.config import load_config
 from pgdpo.errors import InputError, MachineError
 from pgdpo.planning.memory import FP32, Sharding, gathered, held, reduce_buffer
-from pgdpo.settings.deepspeed import ALLOWED, READ_AT, REFUSED, ZERO_REFUSED, deepspeed_notes
+from pgdpo.settings.deepspeed import ALLOWED, COUNTS, READ_AT, REFUSED, ZERO_REFUSED, deepspeed_notes
 from pgdpo.training.engine import build_operators, check_deepspeed, deepspeed_config, start_distributed
 from pgdpo.training.meta import Size
 from tests.worlds import losses
@@ -43,6 +43,44 @@ REFUSALS = {
         "train.deepspeed.aio={thread_count: 2}",
         "aio.thread_count is unknown: allowed are",
     ),
+    "no number": ("train.deepspeed.steps_per_print=abc", "is 'abc': set a whole number of at least 1"),
+    "none a step": (
+        "train.deepspeed.steps_per_print=0",
+        "steps_per_print is 0: set a whole number of at least 1",
+    ),
+    "a level": (
+        "train.deepspeed.log_level=loud",
+        "is 'loud': set one of debug, info, warning, error, critical",
+    ),
+    "no flag": ("train.deepspeed.wall_clock_breakdown=2", "is 2: set true or false, or leave it out"),
+    "in aio": ("train.deepspeed.aio.block_size=abc", "aio.block_size is 'abc': set a whole number"),
+    "no flag of ZeRO": (f"{ZERO}.overlap_comm=maybe", "overlap_comm is 'maybe': set true or false"),
+    "of size 0": (
+        f"{ZERO}.reduce_bucket_size=0",
+        "reduce_bucket_size is 0: set a whole number of at least 1",
+    ),
+    "empty": (f"{ZERO}.reduce_bucket_size=null", "reduce_bucket_size is None: set a whole number"),
+    "a float to YAML": (
+        f"{ZERO}.reduce_bucket_size=5.0e+8",
+        "is 500000000.0: set a whole number of at least 1, in dig",
+    ),
+    "negative": (
+        f"{ZERO}.stage3_prefetch_bucket_size=-1",
+        "bucket_size is -1: set a whole number of at least 0",
+    ),
+    "auto": (
+        f"{ZERO}.reduce_bucket_size=auto",
+        "reduce_bucket_size is 'auto', which nothing fills in here: set a wh",
+    ),
+    "auto, dropped": (
+        f"{ZERO}.zero_hpz_partition_size=auto",
+        "zero_hpz_partition_size is 'auto', which nothing fills",
+    ),
+    "auto, a flag": (
+        f"{ZERO}.overlap_comm=auto",
+        "'auto', which nothing fills in here: set true or false, or leave",
+    ),
+    "auto, a dtype": ("train.deepspeed.communication_data_type=auto", "here: set a value, or leave it out"),
     "quantized under autocast": (f"{ZERO}.zero_quantized_weights=true", "no weights beside torch's autocast"),
 }
 
@@ -56,6 +94,17 @@ def test_every_key_of_zero_is_sorted_once():
 
 
 @pytest.mark.quick
+def test_values_of_zero_are_of_deepspeeds_kinds():
+    for name, field in DeepSpeedZeroConfig.model_fields.items():
+        key = field.alias or name
+        if key in READ_AT and field.annotation is int:
+            (bound,) = field.metadata
+            assert COUNTS[key] == (bound.ge if hasattr(bound, "ge") else bound.gt + 1), key
+        elif key in READ_AT:
+            assert field.annotation in (bool, bool | None) and key not in COUNTS, key
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refused_where_the_configuration_is_read(config_file, case):
     override, message = REFUSALS[case]
@@ -64,16 +113,10 @@ def test_refused_where_the_configuration_is_read(config_file, case):
     assert message in str(caught.value)
 
 
-def test_values_are_deepspeeds_to_check(config_file):
-    for override, message in (
-        (
-            f"{ZERO}.stage3_prefetch_bucket_size=-1",
-            "`stage3_prefetch_bucket_size` is -1: input should",
-        ),
-        ("train.deepspeed.communication_data_type=half", "Supported data types: .*Got: half; mend the value"),
-    ):
-        with pytest.raises(InputError, match=message):
-            check_deepspeed(load_config(config_file, [override]).train)
+def test_dtypes_are_deepspeeds_to_check(config_file):
+    config = load_config(config_file, ["train.deepspeed.communication_data_type=half"])
+    with pytest.raises(InputError, match="Supported data types: .*Got: half; mend the value"):
+        check_deepspeed(config.train)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the operator may be built here")

@@ -164,6 +164,35 @@ def test_whole_weights_leave_in_the_dtypes_they_came_in(config_file, tmp_path, t
     assert torch.equal(loaded.proj_out.weight, written["proj_out.weight"])
 
 
+def test_a_merged_lora_is_added_to_the_stored_weights(config_file, tmp_path, tiny_wan):
+    """Trained in bf16 on a base in fp32 with one tensor in bf16: each of its dtype, and no update is rounded away."""
+    base = tmp_path / "stored"
+    shutil.copytree(tiny_wan, base)
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    stored = load_file(file)
+    narrow = "blocks.0.attn1.to_v.weight"
+    stored[narrow] = stored[narrow].bfloat16()
+    save_file(stored, file, metadata={"format": "pt"})
+    run_pgdpo("train", config_file, f"model.path={base}", "train.precision=bf16", "train.steps=1")
+    run_pgdpo("export", config_file, "--format", "merged", "--format", "diffusers")
+    export = config_file.parent / "out" / "dpo" / "export"
+    written = load_file(export / "transformer" / "diffusion_pytorch_model.safetensors")
+    lora = load_file(export / "pytorch_lora_weights.safetensors")
+    assert written.keys() == stored.keys()
+    for name, tensor in stored.items():
+        module = f"transformer.{name.removesuffix('.weight')}"
+        expected = tensor
+        if f"{module}.lora_A.weight" in lora:
+            update = lora[f"{module}.lora_B.weight"] @ lora[f"{module}.lora_A.weight"]
+            assert update.abs().max() > 0
+            expected = (tensor.float() + update).to(tensor.dtype)
+        assert written[name].dtype == tensor.dtype
+        torch.testing.assert_close(
+            written[name], expected, rtol=1e-6 if tensor.dtype == torch.float32 else 8e-3, atol=1e-8
+        )
+    assert "| written in | fp32, some bf16 |" in (export / "README.md").read_text(encoding="utf-8")
+
+
 def test_export_without_a_checkpoint_says_what_to_run(config_file):
     from pgdpo.errors import InputError
 
