@@ -18,8 +18,9 @@ def check_bad(bad: Mapping[str, str], pairs: int, policy: Literal["fail", "skip"
     """
     if not bad or (policy == "skip" and len(bad) <= CEILING * pairs):
         return
-    reasons = list(bad.values())[:SHOWN]
-    more = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    distinct = list(dict.fromkeys(bad.values()))  # pairs of a damaged file share its message
+    reasons = distinct[:SHOWN]
+    more = [f"and {len(distinct) - SHOWN} more"] if len(distinct) > SHOWN else []
     if policy == "skip":
         share = (
             f"{len(bad)} of {pairs} pairs are bad, {len(bad) / pairs:.1%}; up to {CEILING:.0%} may be skipped"
