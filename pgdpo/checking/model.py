@@ -251,7 +251,9 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
             yield _of_message(inspected, str(error), "data.select", None)
             return
         # The message may end with what to do, which has a place of its own here.
-        what, *mend = re.split(r"[:;] (?=run `pgdpo prepare`)", str(error).removeprefix(f"{folder}/"), maxsplit=1)
+        what, *mend = re.split(
+            r"[:;] (?=run `pgdpo prepare`)", str(error).removeprefix(f"{folder}/"), maxsplit=1
+        )
         yield Problem(
             str(folder),
             what,
