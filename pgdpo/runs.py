@@ -11,7 +11,6 @@ that contradicts the record is refused. Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Collection, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from pgdpo.config import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.console import say, say_once
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.files import sha256_of
 from pgdpo.errors import InputError
 from pgdpo.models.hub import is_hub_id, take
@@ -170,7 +170,7 @@ def read_results(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parse_json(path.read_text(encoding="utf-8"))
         return results if isinstance(results, dict) and "steps" in results else None
     except (OSError, ValueError) as error:
         say(f" ({error}): evaluate that run again", first=f"{path} cannot be read")

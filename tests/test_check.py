@@ -1,6 +1,7 @@
 """`pgdpo check`: everything that is wrong at once, and a new manifest of what can be mended."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from pgdpo.data.files import sha256_of
 from pgdpo.data.manifest import scan_manifest
 from pgdpo.data.video import probe_video, read_video, verify_video, write_video
 from pgdpo.errors import InputError
-from tests.worlds import write_config
+from pgdpo.settings.evaluate import NO_HELD_OUT
+from tests.worlds import run_pgdpo, save_tiny_wan, write_config
 
 pytestmark = pytest.mark.quick
 
@@ -351,6 +353,39 @@ def test_a_model_folder_that_is_none(folder):
     assert [problem.key for problem in findings.problems] == ["model.path"]
 
 
+@pytest.mark.parametrize(("pairs", "errors"), [(200, 0), (199, 3)])
+def test_bad_pairs_that_prepare_skips_are_warnings(folder, pairs, errors):
+    """Up to 1% of them; what is left is held against the model."""
+    rows = [row(number, "0a", "0b") for number in range(pairs - 2)] + [
+        row("p", "page"),
+        row("c", "0a", "cut"),
+    ]
+    for each in rows:
+        each |= {"rejected": "clips/0b.mp4"} if each["id"] == "p" else {}
+    findings = check(folder, rows, data={"on_bad_data": "skip"})
+    assert findings.counts["error"] == errors and findings.exit_code == (2 if errors else 0)
+    if errors:
+        assert "2 of 199 pairs are bad, 1.0%; up to 1% may be skipped" in findings.problems[-1].what
+        return
+    assert findings.skipped == [f"evaluate: {NO_HELD_OUT}"]  # the model's part is not
+    assert [problem.pair for problem in findings.problems if "left out" in problem.what] == ["p", "c"]
+    assert len(findings.rows["train"]) == 198 and findings.left_out == {"train": 2}
+
+
+def test_encoders_that_do_not_fit_the_transformer(folder):
+    """The toy's latents have 48 channels, its embeddings 64: the same is said of a plan."""
+    for sizes, message in [
+        ({"channels": 16}, "48 channels.*takes 16"),
+        ({"text_dim": 32}, "64 channels.*takes 32"),
+    ]:
+        model = save_tiny_wan(folder / message[:2], **sizes)
+        findings = check(folder, [row(0), row(1)], tiny_wan=model, changes=["train.global_batch_pairs=2"])
+        [problem] = findings.problems
+        assert problem.key == "model.encoders" and re.search(message, problem.what), problem
+        with pytest.raises(InputError, match=f"model.encoders is 'toy': .*{message}"):
+            run_pgdpo("plan", folder / "config.yaml")
+
+
 def test_stale_and_damaged_prepared_data(config_file):
     assert run_check(str(config_file)).problems == []
     findings = run_check(str(config_file), ["data.height=32"])
@@ -360,6 +395,7 @@ def test_stale_and_damaged_prepared_data(config_file):
     next((config_file.parent / "copy/train").glob("shard-*.safetensors")).unlink()
     findings = run_check(str(config_file), [f"data.prepared={config_file.parent / 'copy'}"])
     assert [problem.key for problem in findings.problems] == ["prepared/train"] and findings.exit_code == 2
+    assert str(findings.problems[0]).count("run `pgdpo prepare`") == 1
 
 
 def test_clips_behind_urls_are_checked_too(folder, monkeypatch):

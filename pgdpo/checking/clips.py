@@ -36,6 +36,7 @@ class Clip:
     info: VideoInfo = VideoInfo(0, 0, 0.0, 0, "")
     sha256: str = ""
     error: str = ""
+    here: bool = True  # or behind a URL that gives nothing
 
 
 def inspect_clips(rows: Sequence[CheckedRow], advance: Callable[[], None]) -> dict[str, Clip]:
@@ -56,8 +57,12 @@ def clips_of(rows: Sequence[CheckedRow]) -> list[str]:
 
 def _inspect(location: str) -> Clip:
     path = Path(location)
+    if is_url(location):
+        try:
+            path = fetch(location)
+        except (InputError, OSError) as error:
+            return Clip(path, error=str(error), here=False)
     try:
-        path = fetch(location) if is_url(location) else path
         return Clip(path, verify_video(path), sha256_of(path))
     except InputError as error:
         return Clip(path, error=str(error).removeprefix(f"{path}: "))

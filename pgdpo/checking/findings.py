@@ -32,6 +32,7 @@ class Findings:
     scanned: dict[str, list[CheckedRow]] = field(
         default_factory=dict
     )  # all that are without errors, ties too
+    left_out: dict[str, int] = field(default_factory=dict)  # split -> its pairs that `prepare` will skip
     clips: dict[str, Clip] = field(default_factory=dict)
     views: list[str] = field(default_factory=list)  # what is done to clips, by their kinds
     skipped: list[str] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Findings:
             "errors": self.counts["error"],
             "warnings": self.counts["warning"],
             "pairs": {split: len(rows) for split, rows in self.rows.items()},
+            "left_out": self.left_out,
             "clips": len(self.clips),
             "views": self.views,
             "skipped": self.skipped,
@@ -78,6 +80,8 @@ def show(findings: Findings) -> None:
         say(f"and {left} more: --json FILE has all")
     for line in findings.views:
         say(f"  {line}")
+    for split, count in findings.left_out.items():
+        say(f"{count} pairs of {split} will be left out (data.on_bad_data)")
     for skipped in findings.skipped:
         say(f"not checked: {skipped}")
     if findings.mended is not None:

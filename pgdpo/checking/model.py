@@ -250,13 +250,17 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         if str(folder) not in str(error):  # of data.select, .weight, .order or .segments
             yield _of_message(inspected, str(error), "data.select", None)
             return
+        # The message may end with what to do, which has a place of its own here.
+        what, *mend = re.split(
+            r"[:;] (?=run `pgdpo prepare`)", str(error).removeprefix(f"{folder}/"), maxsplit=1
+        )
         yield Problem(
             str(folder),
-            str(error).removeprefix(f"{folder}/"),
+            what,
             f"prepared/{split}",
             str(folder),
             "what `pgdpo prepare` makes of this configuration",
-            "run `pgdpo prepare` again",
+            mend[0] if mend else "run `pgdpo prepare` again",
         )
 
 

@@ -26,18 +26,22 @@ from pgdpo.checking.rows import (
 from pgdpo.checking.show import check_page, write_pairs
 from pgdpo.config import Inspection, inspect_config
 from pgdpo.console import chatter_to, progress_bar, say
+from pgdpo.data.bad import are_skipped, too_many
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, views_said
 from pgdpo.data.files import write_json
 from pgdpo.data.locations import plain
 from pgdpo.data.manifest import CheckedRow
+from pgdpo.data.schema import SIDES
 from pgdpo.data.sources import scan_sources, sources_of, take
 from pgdpo.errors import InputError
 from pgdpo.objectives import needs_of
+from pgdpo.problems import Problem
 from pgdpo.settings import Config, DataConfig
 from pgdpo.settings.evaluate import NO_HELD_OUT
 
 SPLITS = ("train", "held_out")
+PICTURES = ("mask", "image")  # keys of rows whose files `prepare` reads with the clips
 
 
 def run_check(
@@ -66,7 +70,7 @@ def run_check(
     if fix is not None:
         _one_manifest(named, known=config is not None)
     _check_rows(findings, inspected, named)
-    _check_clips(findings, config, data, mended=fix is not None)
+    _check_clips(findings, inspected, data, mended=fix is not None)
     if config is not None:
         _check_model(findings, inspected, full)
     else:
@@ -140,21 +144,63 @@ def _as_far_as_readable(data: Mapping) -> DataConfig:
     return named
 
 
-def _check_clips(findings: Findings, config: Config | None, data: Mapping, *, mended: bool) -> None:
+def _check_clips(findings: Findings, inspected: Inspection, data: Mapping, *, mended: bool) -> None:
     """`mended`: those of data.train's rows too that are not trained on, as ties: a new manifest keeps them."""
+    config, others = inspected.loaded, []
     rows = [row for split in findings.rows.values() for row in split]
     if mended:
         taken = {id(row.record) for row in rows}
-        rows += [row for row in findings.scanned.get("train", []) if id(row.record) not in taken]
+        others = [row for row in findings.scanned.get("train", []) if id(row.record) not in taken]
+        rows += others
     if not rows:
         return
     with progress_bar("decode clips", total=len(clips_of(rows))) as bar:
         findings.clips = inspect_clips(rows, bar.advance)
         bar.finish()
     sizes, sampling = _sizes(data, config), _sampling(config)
-    findings.problems += clip_problems(rows, findings.clips, sizes, sampling)
+    for split, members in findings.rows.items():
+        problems = list(clip_problems(members, findings.clips, sizes, sampling))
+        findings.problems += _leave_out(findings, inspected, split, problems)
+    findings.problems += clip_problems(others, findings.clips, sizes, sampling)
     if config is not None:
+        rows = [row for split in (*findings.rows.values(), others) for row in split]
         findings.views = list(views_said(views_of(rows, findings.clips, sizes, sampling)))
+
+
+def _leave_out(
+    findings: Findings, inspected: Inspection, split: str, problems: list[Problem]
+) -> list[Problem]:
+    """What is wrong with a split's clips, masks and images; as warnings where `prepare` skips their pairs.
+
+    Rows of such pairs are taken out of `findings.rows`. A clip that cannot be fetched stays an error: there `prepare`
+    ends.
+    """
+    config = inspected.loaded
+    wrong = {problem.where for problem in problems if problem.severity == "error"}
+    if config is None or config.data.on_bad_data == "fail" or not wrong:
+        return problems
+    places = [(row.problem("").where, row) for row in findings.rows[split]]
+    bad = {place for place, row in places if place in wrong and _here(findings, row)}
+    before = findings.left_out.get(split, 0)
+    count, pairs = before + len(bad), before + len(places)
+    if not are_skipped(count, pairs, config.data.on_bad_data):
+        what = f"data.{split}: {too_many(count, pairs)}"
+        mend = "mend these rows or leave them out (`pgdpo check --fix`)"
+        key = "data.on_bad_data"
+        return [*problems, inspected.problem(key, what, value="skip", allowed="fewer", suggestion=mend)]
+    if bad:
+        findings.rows[split] = [row for place, row in places if place not in bad]
+        findings.left_out[split] = count
+    return [
+        replace(problem, severity="warning", what=f"{problem.what}; the pair will be left out")
+        if problem.severity == "error" and problem.where in bad
+        else problem
+        for problem in problems
+    ]
+
+
+def _here(findings: Findings, row: CheckedRow) -> bool:
+    return all(findings.clips[row.clips[side]].here for side in SIDES)
 
 
 def _sampling(config: Config | None) -> Sampling:
@@ -187,7 +233,14 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
     with chatter_to(Path(os.devnull)):  # libraries greet when they are imported
         from pgdpo.checking.model import model_problems
 
-        findings.problems += model_problems(inspected, splits, findings.clips, full=full)
+        problems = list(model_problems(inspected, splits, findings.clips, full=full))
+    for split, rows in findings.rows.items():
+        wrong = {problem.where for problem in problems if problem.key in PICTURES}
+        own = wrong and wrong.intersection(row.problem("").where for row in rows)
+        pictures = [problem for problem in problems if problem.key in PICTURES and problem.where in own]
+        problems = [problem for problem in problems if problem not in pictures]
+        findings.problems += _leave_out(findings, inspected, split, pictures)
+    findings.problems += problems
 
 
 def _show_pairs(findings: Findings, config: Config | None, page: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import SAID, Sampling, probe_pair
 from pgdpo.data.made_of import FileEntry, entries
@@ -173,7 +173,7 @@ def _identity(files: Mapping[str, FileEntry], size: Sequence[int], view: str) ->
 
 def _read(path: Path) -> dict:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return index if isinstance(index, dict) else {}

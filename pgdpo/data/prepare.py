@@ -309,6 +309,8 @@ def _remove_stale(folder: Path, entries: Sequence[dict]) -> None:
     kept = paths | {note_of(path) for path in paths}
     for path in {*folder.glob("shard-*"), *folder.glob("text*"), *folder.glob("negative-*")} - kept:
         path.unlink()
+    for path in folder.glob(".*.tmp"):  # of a process that was killed while it wrote: no rank writes any more
+        path.unlink(missing_ok=True)
 
 
 def prompt_key(prompt: str) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from pgdpo.console import is_main_rank
 from pgdpo.data.ahead import ahead
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.mixture import Mixture
 from pgdpo.data.order import Order
 from pgdpo.data.prepare import prompt_key
@@ -252,7 +253,7 @@ def read_index(folder: Path) -> dict:
     """A prepared folder's index. Raises InputError if it is not there, or of another version."""
     path = folder / "index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not there: run `pgdpo prepare` with this configuration first") from None
     except OSError as error:

@@ -10,10 +10,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.files import atomic_path, sha256_of, write_json
 
 ENCODING = 3  # of what stands in the files: raised only where the same clip or prompt would give other bytes
 INDEX = 5  # layout of a prepared folder's index.json
+
+FILE_PARTS = {"key": str, "sha256": str, "bytes": int, "names": list}  # without which a note is damaged
+SHARD_PARTS = FILE_PARTS | {"size": list, "pairs": list, "bad": list}
+TEXT_PARTS = FILE_PARTS | {"prompts": dict}
 
 
 def kept(path: Path, key: str) -> dict | None:
@@ -34,10 +39,15 @@ def write(path: Path, key: str, tensors: dict[str, torch.Tensor], beside: dict) 
 
 
 def _read_note(note: Path) -> dict | None:
+    """What `write` left beside a file; None where that is not there or damaged: the file is then made anew."""
     try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        entry = parse_json(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    if not isinstance(entry, dict) or entry.get("file") != note.with_suffix(".safetensors").name:
+        return None
+    parts = SHARD_PARTS if note.name.startswith("shard-") else TEXT_PARTS
+    return entry if all(isinstance(entry.get(part), kind) for part, kind in parts.items()) else None
 
 
 def note_of(path: Path) -> Path:

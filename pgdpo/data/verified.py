@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pgdpo.console import progress_bar
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.files import sha256_of, write_json
 from pgdpo.progress import moved
 
@@ -58,7 +58,7 @@ def look_at(
 def read_note(folder: Path) -> dict[str, dict]:
     """File -> what it was when it was whole; empty where there is no note, or none that can be read."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        found = parse_json((folder / NOTE).read_text(encoding="utf-8"))
         if isinstance(found, dict) and all(isinstance(note, dict) for note in found.values()):
             return found
     return {}

@@ -31,6 +31,7 @@ from pgdpo.models.encoders import VaeFamily
 from pgdpo.models.held import OneAtATime
 from pgdpo.models.kept import computes_in
 from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.toy import TEXT_DIM
 from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
 from pgdpo.progress import moved
 from pgdpo.settings import ModelConfig
@@ -63,6 +64,7 @@ class Wan(VaeFamily):
         )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
+        self._check_widths()
         self._read_timesteps()
 
     @property
@@ -161,6 +163,24 @@ class Wan(VaeFamily):
             )
         self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
         self._check_clip()
+
+    def _check_widths(self) -> None:
+        """Raises InputError unless the encoders' latents and embeddings are as wide as the transformer's."""
+        channels, config = self.latent_shape(1, 0, 0)[0], self._architecture
+        if self.model.encoders == "pipeline":
+            if channels != config["out_channels"]:
+                raise self._refused(
+                    f"its VAE's latents have {channels} channels (z_dim), its transformer's {config['out_channels']} "
+                    "(out_channels): take vae/ and transformer/ of one model"
+                )
+            return
+        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", TEXT_DIM, "text_dim")):
+            if given != config[key]:
+                raise InputError(
+                    f"model.encoders is 'toy': its {what} have {given} channels, the transformer of model.path "
+                    f"{self.model.path!r} takes {config[key]} ({key}): set model.encoders to `pipeline`, or take a "
+                    "transformer made for the toy (model.path: toy)"
+                )
 
     def _check_clip(self) -> None:
         folder = Path(self.source)

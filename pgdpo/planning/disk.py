@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.sources import sources_of
 from pgdpo.data.tables import read_records
 from pgdpo.planning.memory import FP32, MOMENTS, trained
@@ -137,10 +137,11 @@ def _prepared(config: Config) -> tuple[int, int] | None:
 def _index(config: Config, split: str) -> dict | None:
     """That of a prepared split, if it was prepared at this size."""
     try:
-        index = json.loads((config.prepared_dir / split / "index.json").read_text(encoding="utf-8"))
+        index = parse_json((config.prepared_dir / split / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return index if index.get("sizes") == [list(size) for size in config.data.sizes] else None
+    fits = isinstance(index, dict) and index.get("sizes") == [list(size) for size in config.data.sizes]
+    return index if fits else None
 
 
 def count_pairs(config: Config, split: str) -> int | None:

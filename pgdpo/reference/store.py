@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.files import atomic_path, write_json
 from pgdpo.errors import InputError
 from pgdpo.progress import moved
@@ -109,8 +110,8 @@ def open_rows(root: Path, key: dict, rank: int = 0, ranks: int = 1) -> dict[str,
 def _read_key(folder: Path) -> dict:
     path = folder / KEY
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): remove {folder} and {MEND}") from error
 
 

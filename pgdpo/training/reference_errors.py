@@ -73,7 +73,9 @@ def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path
     agreement.meet()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
-    frames = max(entry["latent_shape"][1] for entry in data.index["shards"])
+    # Of all that is prepared, since other choices of its pairs (data.select) add to these rows; a shard whose pairs are
+    # all bad has no shape.
+    frames = max(entry["latent_shape"][1] for entry in data.index["shards"] if entry["latent_shape"])
     found: list[ErrorRows] = []
     written = time.monotonic()
     try:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pgdpo.checking import run_check
 from pgdpo.data import encode
 from pgdpo.data.buckets import choose_bucket
 from pgdpo.data.files import sha256_of
@@ -191,15 +192,18 @@ def test_bad_clips_are_skipped_up_to_one_percent(tmp_path, configured):
     clip(tmp_path / "data/b.mp4", 4, 16, 16, seed=1)
     (tmp_path / "data/bad.mp4").write_text("<html>404</html>")
     rows = [{"id": f"{i:03d}", "prompt": "x", "chosen": "a.mp4", "rejected": "b.mp4"} for i in range(200)]
-    rows[7]["chosen"] = rows[150]["rejected"] = "bad.mp4"
+    rows[198]["chosen"] = rows[199]["rejected"] = "bad.mp4"  # a shard of their own
     manifest = save(tmp_path / "data/train.jsonl", rows)
-    config = configured(manifest, pairs_per_shard=64)
-    assert re.search(r"pair `007`, chosen: .*bad.mp4: not a video", refused(config))
+    config = configured(manifest, pairs_per_shard=66)
+    assert re.search(r"pair `198`, chosen: .*bad.mp4: not a video", refused(config))
     run_pgdpo("prepare", config, "data.on_bad_data=skip")
     data = PreparedPairs(tmp_path / "out/prepared/train")
-    assert [entry["id"] for entry in data.index["bad"]] == ["007", "150"] and len(data) == 198
-    assert {row["id"] for row in data.rows} == {row["id"] for row in rows} - {"007", "150"}
-    for row in rows[:3]:
+    assert [entry["id"] for entry in data.index["bad"]] == ["198", "199"] and len(data) == 198
+    assert {row["id"] for row in data.rows} == {row["id"] for row in rows} - {"198", "199"}
+    skip = ["data.on_bad_data=skip"]
+    assert run_check(str(config), skip).exit_code == 0 and run_check(str(config)).exit_code == 2
+    run_pgdpo("reference", config, *skip, "train.cached_draws=1", "train.micro_batch_pairs=66")
+    for row in rows[:2]:
         row["rejected"] = "bad.mp4"
     save(manifest, rows)
     text = refused(config, "data.on_bad_data=skip")

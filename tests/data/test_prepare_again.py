@@ -1,5 +1,6 @@
 """Prepared again: only what changed is made anew, the same as from nothing, and the earlier data stay until then."""
 
+import itertools
 import json
 
 import pytest
@@ -158,6 +159,35 @@ def test_damaged_earlier_files_are_not_taken_over(changed_world, counted):
         PreparedPairs(changed_world / out / "prepared/train").fingerprint for out in ("out", "fresh")
     )
     assert kept == fresh
+
+
+NO_NOTES = [
+    b"\xff\xfe\x00",
+    b'{"a": 1}',
+    b"[" * 200_000,
+    b"[]",
+    b'{"file": 3, "key": [], "sha256": null}',
+    b"",
+]
+
+
+def test_damaged_notes_and_what_a_kill_left(changed_world, counted):
+    """A file whose note says nothing is made anew of what the index has; temporary files of dead processes go."""
+    folder = changed_world / "out/prepared/train"
+    before, index = PreparedPairs(folder).fingerprint, (folder / "index.json").read_text()
+    notes = sorted(folder.glob("*-*.json"))
+    for note, content in zip(notes, itertools.cycle(NO_NOTES)):
+        note.write_bytes(content)
+    for name in ("shard-5x16x16-00001.safetensors", "text-00000.json", "negative-00000.json", "index.json"):
+        (folder / f".{name}.4194305.tmp").write_text("{")
+    run_pgdpo("prepare", "config.yaml")
+    assert counted == {"clips": 0, "prompts": 0} and not list(folder.glob(".*.tmp"))
+    assert len(list(folder.glob("*-*.json"))) == len(notes)
+    assert PreparedPairs(folder).fingerprint == before
+    run_pgdpo("prepare", "config.yaml")
+    assert counted == {"clips": 0, "prompts": 0}
+    (folder / "index.json").write_text(index.replace("{", "[") * 2_000)
+    assert "index.json: not JSON" in refused("train", "config.yaml", "name=other")
 
 
 def test_a_folder_of_the_version_before_is_named_and_kept(changed_world, counted):

@@ -60,7 +60,7 @@ def test_what_was_whole_is_not_hashed_again_until_it_changes(folder, hashed):
             PreparedPairs(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"shard": 3}', '{"a": {"sha256": 1}}', "\udcff"])
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 200_000, '{"shard": 3}', '{"a": {"sha256": 1}}', "\udcff"])
 def test_a_note_that_cannot_be_read_or_written_is_none(folder, hashed, monkeypatch, text):
     (folder / NOTE).write_text(text, errors="surrogateescape")
     PreparedPairs(folder)

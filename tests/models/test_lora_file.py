@@ -17,7 +17,7 @@ from tests.worlds import save_tiny_wan
 
 TARGETS = ["to_q", "to_v", "to_out.0", "net.0.proj", "add_k_proj", "proj_mlp"]
 SAVE = {
-    "wan": lambda folder: save_tiny_wan(folder, channels=4),
+    "wan": lambda folder: save_tiny_wan(folder),
     "hunyuan_video": save_tiny_hunyuan_video,
     "ltx": save_tiny_ltx,
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=False),

@@ -17,7 +17,7 @@ from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tin
 from tests.worlds import run_pgdpo, save_tiny_wan
 
 SAVE = {
-    "wan": lambda folder: save_tiny_wan(folder, channels=4),
+    "wan": lambda folder: save_tiny_wan(folder),
     "hunyuan_video": save_tiny_hunyuan_video,
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=False),
 }

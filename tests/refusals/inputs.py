@@ -156,6 +156,8 @@ INPUTS = {
     ),
     "another task": Input(opened, wan("2.1 t2v", "model.task=image_to_video")),
     "an image for the toy": Input(opened, wan("2.1 i2v", "model.encoders=toy")),
+    "a VAE of another model": Input(opened, wan("2.1 t2v", vae={"z_dim": 8})),
+    "encoders of another width": Input(opened, wan("2.1 t2v", "model.encoders=toy")),
     "a last frame": Input(opened, wan("2.1 i2v", transformer={"pos_embed_seq_len": 514})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "2.1 i2v")),
     "one frame": Input(sized, wan("2.1 i2v", "data.num_frames=1")),

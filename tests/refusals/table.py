@@ -21,7 +21,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "data.bad": {
         "check_bad": {
-            "InputError('\\n'.join([f'{where}: {share}": Why.PASSED_ON,
+            "InputError('\\n'.join([what, *reasons": Why.PASSED_ON,
             "InputError('\\n'.join([*reasons, *more]))": By("a shard's bytes", says=("its SHA-256 is",)),
         },
     },
@@ -240,6 +240,10 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),
             "what trains is image-to-video from": By("a last frame"),
+        },
+        "Wan._check_widths": {
+            "its VAE's latents have": By("a VAE of another model"),
+            "model.encoders is 'toy': its": By("encoders of another width"),
         },
         "Wan._check_clip": {"its transformer attends to an image": By("no CLIP")},
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},

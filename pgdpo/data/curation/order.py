@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from pgdpo.data.bounded import parse_json
 from pgdpo.data.curation.select import score_margin
 from pgdpo.errors import InputError
 from pgdpo.settings import OrderRule
@@ -34,7 +34,7 @@ def stages(rule: OrderRule, rows: list[dict]) -> tuple[np.ndarray, str]:
 def read_margins(file: Path) -> dict[str, float]:
     """Margin by pair. Raises InputError if the file is not there, or another's."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["margin"])
+        return dict(parse_json(file.read_text(encoding="utf-8"))["margin"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"data.order.file is {file}: cannot be read ({error}): `pgdpo curate CONFIG --implicit-rewards` writes "
