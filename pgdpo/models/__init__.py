@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from pgdpo.models.start import check_start
 from pgdpo.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -25,5 +26,5 @@ def open_family(model: ModelConfig) -> Family:
     """
     module, name = FAMILIES[model.family].split(":")
     family = getattr(importlib.import_module(module), name)(model)
-    family.check_start()
+    check_start(family)
     return family

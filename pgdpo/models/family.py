@@ -223,39 +223,6 @@ class Family:
         if self.on_hub:
             hub.snapshot(self.model, *parts)
 
-    def check_start(self) -> None:
-        """Raises InputError unless `model.transformer`, where it is set, holds a transformer like the path's own."""
-        folder = self.start_folder
-        if folder is None:
-            return
-        if not (folder / "config.json").is_file():
-            raise self._no_start(
-                f"neither {self.transformer_folder}/config.json nor config.json is there: name a folder of weights as "
-                "diffusers saves them, such as what `pgdpo export --format merged` writes"
-            )
-        found = dict(self.transformer_class.load_config(str(folder)))
-        if found.get("_class_name") != self.transformer_class.__name__:
-            raise self._no_start(
-                f"it is a {found.get('_class_name')}, model.family `{self.model.family}` needs a "
-                f"{self.transformer_class.__name__}"
-            )
-        theirs, ours = (
-            _with_defaults(self.transformer_class, config) for config in (found, self._architecture)
-        )
-        other = [
-            f"{key} is {theirs.get(key)}, there {ours.get(key)}"
-            for key in ours
-            if theirs.get(key) != ours[key]
-        ]
-        if other:
-            raise self._no_start(
-                f"it is another architecture than model.path's ({', '.join(other[:3])}): take the model that it was "
-                "trained from as model.path"
-            )
-
-    def _no_start(self, what: str) -> InputError:
-        return InputError(f"model.transformer is {str(self.model.transformer)!r}: {what}")
-
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
         """The transformer that the pipeline asks at `sigma`, given the one that this family trains. Another one is
         loaded when it is first asked for, and held until `release`."""
@@ -392,17 +359,3 @@ class Family:
                 stream.seek(max(0, size - (1 << 20)))
                 digest.update(stream.read())
         return digest.hexdigest()[:16]
-
-
-def _with_defaults(kind: type, config: dict) -> dict:
-    """A model's configuration as JSON types, with the defaults of what its file leaves out, as an older one does."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if name != "self" and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    }
-    found = {name: config.get(name, default) for name, default in defaults.items()}
-    return {
-        name: None if value is inspect.Parameter.empty else json.loads(json.dumps(value))
-        for name, value in found.items()
-    }

@@ -171,11 +171,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
             "or set model.random_init": Why.WEIGHTS,
         },
-        "Family.check_start": {
-            "config.json nor config.json is there": By("a start without its config"),
-            "model.family `{}` needs a": By("a start of another class", says=("model.family `wan` needs a",)),
-            "take the model that it was trained": By("a start of other layers"),
-        },
     },
     "models.hub": {
         "_refused": {"folder, or a hub id and a revision": Why.MACHINE},
@@ -212,6 +207,13 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_check_fits": {
             "or more, and model.adapter.alpha as": By("a rank"),
             "model.adapter.target_modules is": By("a LoRA of more"),
+        },
+    },
+    "models.start": {
+        "check_start": {
+            "config.json nor config.json is there": By("a start without its config"),
+            "model.family `{}` needs a": By("a start of another class", says=("model.family `wan` needs a",)),
+            "take the model that it was trained": By("a start of other layers"),
         },
     },
     "models.targets": {
