@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pgdpo.checking import run_check
 from pgdpo.cli import app
@@ -351,23 +352,23 @@ def test_a_model_folder_that_is_none(folder):
     assert [problem.key for problem in findings.problems] == ["model.path"]
 
 
-@pytest.mark.parametrize(("pairs", "errors"), [(200, 0), (199, 3)])
-def test_bad_pairs_that_prepare_skips_are_warnings(folder, pairs, errors):
-    """Up to 1% of them; what is left is held against the model."""
-    rows = [row(number, "0a", "0b") for number in range(pairs - 2)] + [
-        row("p", "page"),
-        row("c", "0a", "cut"),
-    ]
-    for each in rows:
-        each |= {"rejected": "clips/0b.mp4"} if each["id"] == "p" else {}
+@pytest.mark.parametrize(
+    ("pairs", "errors", "said"),
+    [(300, 0, None), (299, 2, "3 of 299 pairs are bad, 1.0%"), (199, 3, "2 of 199 pairs are bad, 1.0%")],
+)
+def test_bad_pairs_that_prepare_skips_are_warnings(folder, pairs, errors, said):
+    """Up to 1% of them, with those whose masks show to be empty at the model's size; the rest is held against it."""
+    Image.new("L", (16, 16)).save(folder / "black.png")
+    bad = [row("p", "page", "0b"), row("c", "0a", "cut"), row("m", "0a", "0b", mask="black.png")]
+    rows = [row(number, "0a", "0b") for number in range(pairs - 3)] + bad
     findings = check(folder, rows, data={"on_bad_data": "skip"})
     assert findings.counts["error"] == errors and findings.exit_code == (2 if errors else 0)
-    if errors:
-        assert "2 of 199 pairs are bad, 1.0%; up to 1% may be skipped" in findings.problems[-1].what
+    if said:
+        assert any(f"{said}; up to 1% may be skipped" in problem.what for problem in findings.problems)
         return
     assert findings.skipped == [f"evaluate: {NO_HELD_OUT}"]  # the model's part is not
-    assert [problem.pair for problem in findings.problems if "left out" in problem.what] == ["p", "c"]
-    assert len(findings.rows["train"]) == 198 and findings.left_out == {"train": 2}
+    assert [problem.pair for problem in findings.problems if "left out" in problem.what] == ["p", "c", "m"]
+    assert len(findings.rows["train"]) == 297 and findings.left_out == {"train": 3}
 
 
 def test_encoders_that_do_not_fit_the_transformer(folder):
