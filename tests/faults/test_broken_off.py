@@ -14,14 +14,14 @@ from tests.faults.test_ctrl_c import wait_until
 from tests.faults.test_processes import wait_for_step
 from tests.worlds import losses, metrics
 
-BLOCK = 0.2  # seconds; a micro-batch passes six of them, or eight where two are computed again
+BLOCK = 0.1  # seconds; a micro-batch passes six of them, or eight where two are computed again
 
 
 @pytest.mark.parametrize(
     ("stage", "checkpointing", "trained", "name"),
     [
-        (0, "none", "adapter", "SIGTERM"),
         (3, "full", "all", "SIGTERM"),
+        pytest.param(0, "none", "adapter", "SIGTERM", marks=pytest.mark.slow),
         pytest.param(1, "none", "adapter", "SIGUSR1", marks=pytest.mark.slow),
         pytest.param(2, "full", "all", "SIGTERM", marks=pytest.mark.slow),
         pytest.param(3, "none", "adapter", "SIGUSR1", marks=pytest.mark.slow),

@@ -151,9 +151,10 @@ def test_selective_wants_an_attention_whose_operator_is_known():
 
 
 @pytest.mark.usefixtures("eager_kernels")
-def test_a_run_with_all_of_it_starts_at_margin_zero_and_goes_the_same_way(config_file):
+@pytest.mark.parametrize("compiled", ["none", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_a_run_with_all_of_it_starts_at_margin_zero_and_goes_the_same_way(config_file, compiled):
     run_pgdpo("train", config_file, "name=plain")
-    options = ("gradient_checkpointing=selective", "activation_offload=true", "compile=aot_eager")
+    options = ("gradient_checkpointing=selective", "activation_offload=true", f"compile={compiled}")
     run_pgdpo("train", config_file, "name=saving", *(f"model.{option}" for option in options))
     output = config_file.parent / "out"
     assert metrics(output, "saving")[0]["margin"] == 0.0 and losses(output, "saving")[0] == LN2

@@ -99,6 +99,7 @@ def test_metrics_hold_every_name_overall_and_per_timestep_bucket(config_file):
     assert weighted == pytest.approx(row["margin"], rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_kernels")
 def test_the_deepspeed_launcher_starts_it(config_file):
     launcher = shutil.which("deepspeed", path=f"{sys.exec_prefix}/bin")
