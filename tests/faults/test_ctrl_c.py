@@ -36,7 +36,7 @@ def wait_until(holds, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_first_saves_and_says_how_to_go_on(start, fault_config, straight, tally, count):
     run_dir = fault_config.parent / "out" / "faulty"
     command = ["train", fault_config, "name=faulty", "train.steps=10", RARELY]

@@ -39,7 +39,7 @@ CELLS = [
 ]
 ALIKE = (("adapter", "frozen", "cached"), ("ema",), ("synced",))  # the same reference, held in different ways
 SLICE = [
-    *("adapter-lora-3", "frozen-lora-3", "cached-lora-3"),
+    *("adapter-lora-3", "frozen-lora-3"),
     *("frozen-full-3", "split-full-3"),
     *("wide-full-3", "bf16-full-3"),
 ]
@@ -72,7 +72,8 @@ def run_cells(
     """(losses of every cell, what each gathered), after the errors for the cached ones were computed by the same two
     ranks."""
     errors = ["reference", str(config), "train.zero_stage=3", SMALL, DRAWS]
-    commands = {"reference": errors, **{cell: command(config, cell) for cell in cells}}
+    commands = {"reference": errors} if any(cell.startswith("cached") for cell in cells) else {}
+    commands |= {cell: command(config, cell) for cell in cells}
     gathered, _ = ranks.call(gathers.count, commands, WITHOUT, timeout=timeout)
     return {cell: losses(config.parent / "out", cell) for cell in cells}, gathered
 
@@ -87,7 +88,7 @@ def difference(found: dict[str, list[float]], cells: list[str]) -> float:
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
 def test_a_slice_of_the_matrix_on_two_ranks(config_file, ranks):
     found, gathered = run_cells(ranks, config_file, SLICE, timeout=800)
-    assert difference(found, ["adapter-lora-3", "frozen-lora-3", "cached-lora-3"]) <= 1e-6
+    assert difference(found, ["adapter-lora-3", "frozen-lora-3"]) <= 1e-6
     assert difference(found, ["frozen-full-3", "split-full-3"]) <= 1e-5
     # Without a trace are the first forwards of each kind. With `split` that are three, and once more the policy's
     # without gradients, whose trace is dropped at its first with them.
