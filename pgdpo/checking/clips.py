@@ -91,9 +91,6 @@ def clip_problems(
         yield from _mask(row, chosen)
 
 
-MEND_SPAN = "add a bucket, take fewer segments (data.clip), or leave the row out"
-
-
 def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | None:
     """Why a clip can be cut to none of `sizes`; None if it can, or there are none."""
     try:
