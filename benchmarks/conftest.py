@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from .driver import driver
-from .harness import Case, make_inputs
+from .gpu.driver import driver
+from .gpu.harness import Case, make_inputs
 
 
 def pytest_report_header() -> str | None:

@@ -6,14 +6,15 @@ from pgdpo import Trainer, load_config
 import importlib
 from typing import TYPE_CHECKING
 
+from pgdpo.version import __version__
+
 if TYPE_CHECKING:
-    from pgdpo.config import load_config
-    from pgdpo.training.loop import Trainer
+    from pgdpo.config.read import load_config
+    from pgdpo.training.trainer import Trainer
 
-__version__ = "0.1.0"
-__all__ = ["Trainer", "load_config"]
+__all__ = ["Trainer", "__version__", "load_config"]
 
-_HOMES = {"Trainer": "pgdpo.training.loop", "load_config": "pgdpo.config"}
+_HOMES = {"Trainer": "pgdpo.training.trainer", "load_config": "pgdpo.config.read"}
 
 
 def __getattr__(name: str):

@@ -64,8 +64,7 @@ def eager_kernels(monkeypatch):
 @pytest.fixture
 def traced_once(monkeypatch):
     """For plans of one model under many settings: equal passes are traced once a process."""
-    from pgdpo.planning import plan
-    from pgdpo.training import flops
+    from pgdpo.planning import flops, plan
     from tests.planning.traced_once import counted, traced
 
     monkeypatch.setattr(plan.Planner, "traced", traced)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.driver import VARIABLE
 from benchmarks.gpu import assembly, supervisor
 from benchmarks.gpu.__main__ import STAGES, run
+from benchmarks.gpu.driver import VARIABLE
 from benchmarks.gpu.kernel_tests import JOB
 from benchmarks.gpu.rows import NAME, Rows, read
 from benchmarks.gpu.smoke import OPS

@@ -165,8 +165,8 @@ def change_pair(folder: Path, pair: str, change) -> None:
     """`change(tensors)` one prepared pair's tensors by name; all hashes are made to fit, as if the encoder wrote it."""
     from safetensors.torch import load_file, save_file
 
-    from pgdpo.data.files import sha256_of
     from pgdpo.data.shards import tensors_sha256
+    from pgdpo.files.atomic import sha256_of
 
     index = json.loads((folder / "index.json").read_text())
     row = next(row for row in index["pairs"] if row["id"] == pair)
@@ -184,8 +184,8 @@ def change_pair(folder: Path, pair: str, change) -> None:
 
 def read_manifest(path: Path, *, ties: str = "keep", media_root: Path | None = None, **options) -> list:
     """The rows of one manifest, as `prepare` reads them."""
+    from pgdpo.config import DataConfig
     from pgdpo.data.sources import read_rows
-    from pgdpo.settings import DataConfig
 
     return read_rows(DataConfig(train=str(path), ties=ties, media_root=media_root), "train", **options)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 IMPORTED = (
     "pgdpo.cli",
-    "pgdpo.training.loop",
+    "pgdpo.training.trainer",
     "pgdpo.models.wan",
     "torch.utils.tensorboard",
     "peft",
@@ -78,7 +78,7 @@ def _become_rank(rank: int, port: int, request: dict) -> None:
     os.dup2(log, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    from pgdpo.console import console
+    from pgdpo.messages.console import console
 
     console.file = sys.stdout
     code = 1

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from ..driver import VARIABLE
 from . import __doc__ as about
+from .driver import VARIABLE
 from .rows import ALWAYS
 from .rows import STAGES as ALL_STAGES
 

@@ -8,9 +8,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from .. import train_step
 from ..plot import roofline
 from ..report import RESULTS
+from . import train_step
 from .kernel_tests import JOB
 from .rows import read
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..driver import VARIABLE, driver
+from .driver import VARIABLE, driver
 from .rows import Rows
 
 ROOT = Path(__file__).resolve().parents[2]

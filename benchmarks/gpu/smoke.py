@@ -10,7 +10,7 @@ import torch
 
 import pgdpo_kernels as kernels
 
-from ..driver import driver
+from .driver import driver
 
 BATCHES = (4, 7)
 HEADS = 12

@@ -14,20 +14,18 @@ import torch
 
 from pgdpo_kernels import set_backend
 
-from .. import (
+from ..ops import (
     exactness,
-    harness,
     shapes,
     test_diffusion_dpo,
     test_hidden_ops,
     test_noise_pair,
     test_pair_errors,
     test_wan_step,
-    train_step,
 )
-from ..driver import driver
 from ..report import machine
-from . import kernel_tests, rows, smoke
+from . import harness, kernel_tests, rows, smoke, train_step
+from .driver import driver
 from .rows import STAGES
 
 STEP_PACKAGES = ("diffusers", "transformers", "peft", "deepspeed", "av", "pydantic", "yaml", "typer")

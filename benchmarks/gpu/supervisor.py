@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..driver import driver
+from .driver import driver
 from .rows import ALWAYS, STAGES, Rows, read
 from .stages import Emit, Job, describe_error, jobs
 

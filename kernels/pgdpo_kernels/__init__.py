@@ -1,15 +1,15 @@
 """Fused Triton ops for preference training of diffusion models. Depends on torch and triton alone."""
 
 from .backend import get_backend, set_backend
-from .diffusion_dpo import diffusion_dpo_loss
-from .gate_residual import gate_residual
-from .gate_residual_norm_modulate import gate_residual_norm_modulate
-from .noise import noise_pair, pair_noise
-from .norm_modulate import norm_modulate
-from .pair_errors import pair_errors
+from .hidden.gate_residual import gate_residual
+from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
+from .hidden.norm_modulate import norm_modulate
+from .hidden.qk_norm_rope import qk_norm_rope
+from .pairs.diffusion_dpo import diffusion_dpo_loss
+from .pairs.noise import noise_pair, pair_noise
+from .pairs.pair_errors import pair_errors
+from .pairs.preference import preference_loss
 from .patch import apply_to, revert
-from .preference import preference_loss
-from .qk_norm_rope import qk_norm_rope
 from .types import PairErrors, PreferenceLoss
 
 __all__ = [

@@ -19,13 +19,13 @@ from pgdpo.data.clips import (
     unlike,
     unsaid,
 )
-from pgdpo.data.files import sha256_of
-from pgdpo.data.locations import fetch, is_url
-from pgdpo.data.manifest import SPAN_MARK, CheckedRow, spread
-from pgdpo.data.schema import SIDES
-from pgdpo.data.video import VideoInfo, verify_video
-from pgdpo.errors import InputError
-from pgdpo.problems import Problem, shown
+from pgdpo.files.atomic import sha256_of
+from pgdpo.files.locations import fetch, is_url
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem, shown
+from pgdpo.rows.manifest import SPAN_MARK, CheckedRow, spread
+from pgdpo.rows.schema import SIDES
+from pgdpo.video import VideoInfo, verify_video
 
 
 @dataclass(frozen=True)

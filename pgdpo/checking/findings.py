@@ -13,9 +13,9 @@ from rich.text import Text
 
 from pgdpo.checking.clips import Clip
 from pgdpo.checking.mend import Mended
-from pgdpo.console import console, say
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.problems import ALIKE, Problem, kinds_of
+from pgdpo.messages.console import console, say
+from pgdpo.messages.problems import ALIKE, Problem, kinds_of
+from pgdpo.rows.manifest import CheckedRow
 
 SHOWN = 60  # problems in the table; the JSON has all
 TABLE_WIDTH = 100  # columns of a terminal that a table can be read in

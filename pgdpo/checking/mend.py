@@ -12,14 +12,14 @@ from pathlib import Path
 from pgdpo.checking.clips import Clip, misfit
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, unlike, unsaid
-from pgdpo.data.files import sha256_of
-from pgdpo.data.locations import folder_of, is_url, plain
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.data.schema import SIDES
-from pgdpo.data.tables import writer
-from pgdpo.data.video import VideoInfo, read_video, write_video
-from pgdpo.errors import InputError
-from pgdpo.problems import Problem
+from pgdpo.files.atomic import sha256_of
+from pgdpo.files.locations import folder_of, is_url, plain
+from pgdpo.files.tables import writer
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem
+from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.schema import SIDES
+from pgdpo.video import VideoInfo, read_video, write_video
 
 FACTS = ("width", "height", "num_frames", "fps", "light")
 

@@ -13,41 +13,35 @@ import torch
 
 from pgdpo.checking.clips import Clip
 from pgdpo.checking.prompts import negative_prompt_problems, row_prompt_problems
-from pgdpo.config import Inspection
-from pgdpo.console import say
+from pgdpo.config import Config, DataConfig, sample_settings
+from pgdpo.config.read import Inspection
 from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
 from pgdpo.data.curation.apply import curated
-from pgdpo.data.locations import fetch, is_url
-from pgdpo.data.manifest import CheckedRow, PairRow, carried, spread
 from pgdpo.data.masks import read_mask
 from pgdpo.data.mixture import check_left
-from pgdpo.data.schema import MANIFEST, SIDES, columns, cut_labels
 from pgdpo.data.sources import shares_of
-from pgdpo.errors import InputError, MachineError
+from pgdpo.engine.attention import check_attention
+from pgdpo.engine.engine import check_deepspeed, check_offload
+from pgdpo.engine.memory import check_selective
+from pgdpo.engine.parallel import check_sequence_parallel
+from pgdpo.engine.policy import check_kernels, open_adapter
+from pgdpo.engine.zero.load import check_files
 from pgdpo.evaluation.rewards import try_reward
+from pgdpo.files.locations import fetch, is_url
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError, MachineError
+from pgdpo.messages.problems import Problem
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.objectives import build_objective, needs_of
-from pgdpo.problems import Problem
+from pgdpo.rows.manifest import CheckedRow, PairRow, carried, spread
+from pgdpo.rows.schema import MANIFEST, SIDES, columns, cut_labels
 from pgdpo.sampling import how_sampled
-from pgdpo.settings import Config, DataConfig, sample_settings
-from pgdpo.training.attention import check_attention
-from pgdpo.training.engine import check_deepspeed, check_offload
-from pgdpo.training.memory import check_selective
+from pgdpo.training.opening import compare_prepared, open_pairs, require_images
 from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
-from pgdpo.training.parallel import check_sequence_parallel
-from pgdpo.training.policy import (
-    check_kernels,
-    compare_prepared,
-    open_adapter,
-    open_pairs,
-    prepared_folder,
-    require_images,
-)
 from pgdpo.training.trackers import check_trackers
-from pgdpo.training.zero_init import check_files
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
 
@@ -100,7 +94,7 @@ def model_problems(
             severity="warning",
         )
     for split, rows in splits.items():
-        if (prepared_folder(config, split) / "index.json").is_file():
+        if (config.prepared_folder(split) / "index.json").is_file():
             yield from _prepared(inspected, split, full)
         elif rows and fits:
             yield from _pictures(family, encoders, _planned(config, rows, clips))
@@ -223,7 +217,7 @@ def _segments(family: Family, pairs: Iterable[tuple[CheckedRow, PairPlan]]) -> I
 
 def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem]:
     """Prepared data that are not of what this configuration names, damaged, or not what rules and objective read."""
-    config, folder = inspected.loaded, prepared_folder(inspected.loaded, split)
+    config, folder = inspected.loaded, inspected.loaded.prepared_folder(split)
     try:
         compared = compare_prepared(config, split, full=full)
         for note in compared.notes:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pgdpo.config import Inspection
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.errors import InputError
+from pgdpo.config import sample_settings
+from pgdpo.config.read import Inspection
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem
+from pgdpo.models.encoders.cuts import Cut, cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
-from pgdpo.models.text import Cut, cut_prompts
-from pgdpo.models.toy import ToyEncoders
-from pgdpo.problems import Problem
-from pgdpo.settings import sample_settings
+from pgdpo.rows.manifest import CheckedRow
+from pgdpo.toy.encoders import ToyEncoders
 
 
 def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:

@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from pgdpo.config import Inspection
-from pgdpo.data.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.config import Config
+from pgdpo.config.read import Inspection
+from pgdpo.data.batches import check_batches
 from pgdpo.data.curation.order import read_margins
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.data.order import check_batches
-from pgdpo.data.schema import SIDES, TIE, columns
+from pgdpo.data.preparing.run import places_of
 from pgdpo.data.sources import shares_of
-from pgdpo.data.tables import Record
-from pgdpo.data.toy_reward import ToyReward
-from pgdpo.errors import InputError
+from pgdpo.files.tables import Record
+from pgdpo.files.writable import check_writable
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem, shown
 from pgdpo.objectives.spec import Needs
-from pgdpo.problems import Problem, shown
-from pgdpo.runs import check_writable, places_of
-from pgdpo.settings import Config
+from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.schema import SIDES, TIE, columns
+from pgdpo.toy.reward import ToyReward
 
 OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt by heart
 

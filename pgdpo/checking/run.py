@@ -24,21 +24,21 @@ from pgdpo.checking.rows import (
     toy_rows,
 )
 from pgdpo.checking.show import check_page, write_pairs
-from pgdpo.config import Inspection, inspect_config
-from pgdpo.console import chatter_to, progress_bar, say
+from pgdpo.config import Config, DataConfig
+from pgdpo.config.evaluate import NO_HELD_OUT
+from pgdpo.config.read import Inspection, inspect_config
 from pgdpo.data.bad import are_skipped, too_many
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, views_said
-from pgdpo.data.files import write_json
-from pgdpo.data.locations import plain
-from pgdpo.data.manifest import CheckedRow
-from pgdpo.data.schema import SIDES
 from pgdpo.data.sources import scan_sources, sources_of, take
-from pgdpo.errors import InputError
+from pgdpo.files.atomic import write_json
+from pgdpo.files.locations import plain
+from pgdpo.messages.console import chatter_to, progress_bar, say
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
-from pgdpo.problems import Problem
-from pgdpo.settings import Config, DataConfig
-from pgdpo.settings.evaluate import NO_HELD_OUT
+from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.schema import SIDES
 
 SPLITS = ("train", "held_out")
 PICTURES = ("mask", "image")  # keys of rows whose files `prepare` reads with the clips

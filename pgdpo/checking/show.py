@@ -19,17 +19,17 @@ import numpy as np
 
 from pgdpo.checking.clips import Clip
 from pgdpo.checking.findings import Findings
-from pgdpo.console import progress_bar
+from pgdpo.config import Config
 from pgdpo.data.buckets import Size, share_shown
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, planned, unlike, unsaid
-from pgdpo.data.manifest import CheckedRow, decided_rows, spread
-from pgdpo.data.schema import LABELS, SIDES
-from pgdpo.data.video import VideoInfo, fit_picture, read_frames, write_video
-from pgdpo.errors import InputError
-from pgdpo.evaluation.formats import in_text, number
-from pgdpo.evaluation.page import PIXEL_ART, embedded, write_page
-from pgdpo.problems import Problem
-from pgdpo.settings import Config
+from pgdpo.messages.console import progress_bar
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.formats import in_text, number
+from pgdpo.messages.problems import Problem
+from pgdpo.report.page import PIXEL_ART, embedded, write_page
+from pgdpo.rows.manifest import CheckedRow, decided_rows, spread
+from pgdpo.rows.schema import LABELS, SIDES
+from pgdpo.video import VideoInfo, fit_picture, read_frames, write_video
 
 TEMPLATE = "checking/check.html.jinja"
 MOST = 10  # pairs of a split

@@ -7,7 +7,7 @@ import sys
 
 from pgdpo.cli import data, run, tools  # noqa: F401  (they register their commands)
 from pgdpo.cli.app import app
-from pgdpo.errors import INTERRUPTED, InputError, Interrupted, Stopped
+from pgdpo.messages.errors import INTERRUPTED, InputError, Interrupted, Stopped
 
 __all__ = ["app", "main"]
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from pgdpo.data.locations import expanded
-from pgdpo.errors import Interrupted
+from pgdpo.files.locations import expanded
+from pgdpo.messages.errors import Interrupted
 
 _HOME = re.compile(r"(^|(?<==))~[^/=]*/")  # where a word, or what stands behind its `=`, begins
 
@@ -67,6 +67,6 @@ def _options(
 
 
 def load(path: str, overrides: list[str] | None):
-    from pgdpo.config import load_config
+    from pgdpo.config.read import load_config
 
     return load_config(path, overrides)

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from pgdpo.cli.app import ConfigArgument, Overrides, RunArgument, app, load
+from pgdpo.files.atomic import write_json
+from pgdpo.files.writable import check_writable, log_in
+from pgdpo.messages.console import chatter_to, say
 
 
 @app.command("import")
@@ -65,8 +68,8 @@ def import_(
 
     Example: pgdpo import table pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
     """
-    from pgdpo.data.importers import Options
-    from pgdpo.importing import run_import
+    from pgdpo.rows.importers import Options
+    from pgdpo.rows.importers.command import run_import
 
     columns = {
         **dict(
@@ -140,9 +143,16 @@ def make(
 
     Example: pgdpo make guided configs/wan21_1.3b.yaml clips.jsonl pairs evaluate.reward=my_rewards:motion
     """
-    from pgdpo.pipeline import run_make
+    loaded = load(config, overrides)
+    check_writable(loaded.output_dir, "output_dir")
+    check_writable(out, "OUT")
+    with chatter_to(loaded.output_dir / "make.log"):
+        from pgdpo.making.make import make as make_pairs
+        from pgdpo.ranks.joined import joined_ranks
 
-    run_make(load(config, overrides), kind, source, out)
+        with joined_ranks() as ranks:
+            manifest = make_pairs(kind, loaded, source, out, ranks)
+            say(f"made -> {manifest}; train with data.train={manifest}")
 
 
 @app.command()
@@ -162,11 +172,19 @@ def curate(
 
     Example: pgdpo curate quickstart.yaml 'data.select=[{by: margin, score: total, low: 0.5}]'
     """
-    from pgdpo.runs import open_run, run_config
+    from pgdpo.checkpoints.runs import open_run, run_config
 
     run = open_run(config, overrides or []) if implicit_rewards else None
     of_run = Path(config).is_dir()
     loaded = run.config if run else run_config(config, overrides or []) if of_run else load(config, overrides)
-    from pgdpo.pipeline import run_curate
+    with log_in(loaded.run_dir):
+        from pgdpo.evaluation.evaluate import implicit_rewards as write_margins
+        from pgdpo.training.curated import show_curated
 
-    run_curate(loaded, out, run=run)
+        found = show_curated(loaded)
+        if out:
+            write_json(out, found)
+            say(f"curated -> {out}")
+        if run:
+            write_margins(run)
+            say(f"margins of all pairs -> {run.out / 'implicit_rewards.json'}")

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from pgdpo.cli.app import ConfigArgument, OutOption, Overrides, RunArgument, StepOption, app, load
-from pgdpo.errors import InputError
+from pgdpo.cli.quickstart import whole_way
+from pgdpo.files.writable import check_writable, log_in
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
 
 
 @app.command()
@@ -48,11 +51,11 @@ def init(
 
     Example: pgdpo init wan21_14b my_run.yaml --train pairs.jsonl --held-out 0.05 --gpus 8 --gpu H100
     """
-    from pgdpo.pipeline import run_init
+    from pgdpo.recipes.write import write_and_say
 
     where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
     data = {"train": train, "held_out": held_out, "media_root": media_root}
-    run_init(model, out, path=path, **data, where=where, force=force)
+    write_and_say(model, out, path=path, **data, where=where, force=force)
 
 
 @app.command()
@@ -80,10 +83,10 @@ def plan(
 
     Example: pgdpo plan wan21_1.3b.yaml --gpus 8 --gpu H100 train.zero_stage=3
     """
-    from pgdpo.pipeline import run_plan
+    from pgdpo.planning.run import show_plan
 
     where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
-    run_plan(load(config, overrides), **where, mfu=mfu, disk_gb_per_s=disk, as_json=as_json)
+    show_plan(load(config, overrides), **where, mfu=mfu, disk_gb_per_s=disk, as_json=as_json)
 
 
 @app.command()
@@ -104,9 +107,11 @@ def prepare(
 
     Example: pgdpo prepare configs/wan21_1.3b.yaml
     """
-    from pgdpo.pipeline import run_prepare
+    loaded = load(config, overrides)
+    with log_in(loaded.run_dir):
+        from pgdpo.data.preparing.run import prepare_splits
 
-    run_prepare(load(config, overrides), full=full)
+        prepare_splits(loaded, full=full)
 
 
 @app.command()
@@ -115,12 +120,14 @@ def reference(run: RunArgument, overrides: Overrides = None) -> None:
 
     Example: torchrun --nproc-per-node 8 -m pgdpo reference configs/wan21_1.3b.yaml train.cached_draws=8
     """
-    from pgdpo.runs import run_config
+    from pgdpo.checkpoints.runs import run_config
 
     config = run_config(run, overrides or [])
-    from pgdpo.pipeline import run_reference
+    with log_in(config.run_dir):
+        from pgdpo.training.reference_errors import compute_errors
 
-    run_reference(config)
+        folder = compute_errors(config)
+        say(f"reference errors -> {folder}; train with train.reference=cached")
 
 
 @app.command()
@@ -152,7 +159,7 @@ def train(
 
     Example: torchrun --nproc-per-node 8 -m pgdpo train configs/wan21_1.3b.yaml train.zero_stage=2
     """
-    from pgdpo.runs import resumed_config
+    from pgdpo.checkpoints.runs import resumed_config
 
     if not resume:
         _only_with_resume(
@@ -162,16 +169,12 @@ def train(
         raise InputError("--resume and --restart are both given: the one goes on, the other begins anew")
     allowed = allow_change or []
     config = resumed_config(run, overrides or [], allowed, step=step) if resume else load(run, overrides)
-    from pgdpo.pipeline import run_train
+    with log_in(config.run_dir):
+        from pgdpo.training.trainer import Trainer
 
-    run_train(
-        config,
-        resume=resume,
-        restart=restart,
-        step=step,
-        fallback=fallback,
-        allow_change=allowed,
-    )
+        Trainer(config).train(
+            resume=resume, restart=restart, step=step, fallback=fallback, allow_change=allowed
+        )
 
 
 def _only_with_resume(given: dict[str, object], run: str) -> None:
@@ -199,7 +202,7 @@ def evaluate(
 
     Example: torchrun --nproc-per-node 8 -m pgdpo evaluate runs/wan21_1.3b/pg_dpo --steps all evaluate.num_prompts=8
     """
-    from pgdpo.runs import open_run, open_steps
+    from pgdpo.checkpoints.runs import open_run, open_steps
 
     if step is not None and steps is not None:
         raise InputError("--step and --steps are both given: give one of them")
@@ -207,9 +210,10 @@ def evaluate(
         runs = [open_run(run, overrides or [], step=step, out=out)]
     else:
         runs = open_steps(run, overrides or [], steps, out=out)
-    from pgdpo.pipeline import run_evaluate
+    with log_in(runs[-1].config.run_dir, runs[-1].out):
+        from pgdpo.evaluation.run import evaluate_and_report
 
-    run_evaluate(*runs)
+        evaluate_and_report(*runs)
 
 
 @app.command()
@@ -223,15 +227,17 @@ def report(
 
     Example: pgdpo report quickstart.yaml evaluate.report_pairs=40
     """
-    from pgdpo.runs import open_run, run_config
+    from pgdpo.checkpoints.runs import open_run, run_config
 
     if step is None:
         config = run_config(run, overrides or [], must=True)
     else:
         config = open_run(run, overrides or [], step=step, out=out).config
-    from pgdpo.pipeline import run_report
+    check_writable(out or config.run_dir)
+    with log_in(config.run_dir, out):
+        from pgdpo.report.run import report_run
 
-    run_report(config, step=step, out=out)
+        report_run(config, step=step, out=out)
 
 
 @app.command()
@@ -251,12 +257,14 @@ def export(
 
     Example: pgdpo export quickstart.yaml --format diffusers --format comfyui
     """
-    from pgdpo.runs import open_run
+    from pgdpo.checkpoints.runs import open_run
 
     opened = open_run(run, overrides or [], step=step, out=out)
-    from pgdpo.pipeline import run_export
+    with log_in(opened.config.run_dir, opened.out):
+        from pgdpo.checkpoints.export import export as export_run
 
-    run_export(opened, tuple(formats))
+        folder = export_run(opened, tuple(formats))
+        say(f"exported step {opened.step} -> {folder}")
 
 
 @app.command()
@@ -270,7 +278,7 @@ def runs(
 
     Example: pgdpo runs runs/quickstart
     """
-    from pgdpo.listing import show_runs
+    from pgdpo.report.listing import show_runs
 
     show_runs(where)
 
@@ -287,11 +295,10 @@ def quickstart(
 
     Example: pgdpo quickstart --objective dpo
     """
-    from pgdpo.config import shipped_configs
-    from pgdpo.pipeline import run_quickstart
+    from pgdpo.config.read import shipped_configs
 
     file = config or str(shipped_configs()["quickstart.yaml"])
-    run_quickstart(load(file, [f"objective.name={objective}", *(overrides or [])]))
+    whole_way(load(file, [f"objective.name={objective}", *(overrides or [])]))
 
 
 @app.command()
@@ -305,9 +312,9 @@ def study(
 
     Example: pgdpo study study.yaml seeds=[0] changes=[train.steps=60]
     """
-    from pgdpo.config import load_study, shipped_configs
+    from pgdpo.config.read import load_study, shipped_configs
 
     loaded = load_study(config or shipped_configs()["study.yaml"], overrides)
-    from pgdpo.study import run_study
+    from pgdpo.evaluation.study import run_study
 
     run_study(*loaded)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pgdpo import __version__
 from pgdpo.cli.app import app
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
+from pgdpo.version import __version__
 
 
 @app.command()
@@ -22,7 +22,7 @@ def objectives(
 
     Example: pgdpo objectives pg_dpo
     """
-    from pgdpo.console import console
+    from pgdpo.messages.console import console
     from pgdpo.objectives import docs, listing
 
     if markdown:
@@ -40,12 +40,12 @@ def options(
 
     Example: pgdpo options checkpoint
     """
-    from pgdpo import options as tables
+    from pgdpo.config import options as tables
 
     if markdown:
         print(tables.markdown(), end="")
         return
-    from pgdpo.console import console
+    from pgdpo.messages.console import console
 
     console.print(tables.table(pattern), soft_wrap=False)
 
@@ -61,11 +61,11 @@ def doctor(
 
     Example: pgdpo doctor /mnt/runs --json doctor.json
     """
-    from pgdpo.doctor import as_json, examine, show
+    from pgdpo.checking.doctor import as_json, examine, show
 
     findings = examine(folder)
     if json_file:
-        from pgdpo.data.files import write_json
+        from pgdpo.files.atomic import write_json
 
         write_json(json_file, as_json(findings))
     if not show(findings):

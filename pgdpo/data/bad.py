@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 
 CEILING = 0.01  # share of the pairs that may be bad where they are skipped
 SHOWN = 5

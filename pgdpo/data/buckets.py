@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pgdpo.data.video import VideoInfo
+from pgdpo.video import VideoInfo
 
 Size = tuple[int, int, int]  # frames, height and width in pixels
 

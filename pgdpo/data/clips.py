@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from pgdpo.config import DataConfig
+from pgdpo.config.data import spans_of
 from pgdpo.data.buckets import Size, choose_bucket, size_name
-from pgdpo.data.files import sha256_of
-from pgdpo.data.manifest import SPAN_MARK, PairRow
-from pgdpo.data.schema import SIDES
-from pgdpo.data.video import VideoInfo, probe_video, read_frames
-from pgdpo.data.video.info import SAME_RATE
-from pgdpo.data.video.picture import is_picture, read_image, read_picture
-from pgdpo.data.video.read import too_short
-from pgdpo.errors import InputError
-from pgdpo.settings import DataConfig
-from pgdpo.settings.data import spans_of
+from pgdpo.files.atomic import sha256_of
+from pgdpo.messages.errors import InputError
+from pgdpo.rows.manifest import SPAN_MARK, PairRow
+from pgdpo.rows.schema import SIDES
+from pgdpo.video import VideoInfo, probe_video, read_frames
+from pgdpo.video.info import SAME_RATE
+from pgdpo.video.picture import is_picture, read_image, read_picture
+from pgdpo.video.read import too_short
 
 KINDS_SAID = 8
 SAID = ("width", "height", "num_frames", "fps")  # what a row may say of both clips

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from pgdpo.data.clips import PairPlan, check_mask
-from pgdpo.data.manifest import PairRow
-from pgdpo.data.video import fit_picture, read_frames
-from pgdpo.data.video.picture import read_picture
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
+from pgdpo.rows.manifest import PairRow
+from pgdpo.video import fit_picture, read_frames
+from pgdpo.video.picture import read_picture
 
 INSIDE = 128  # of 255: a codec makes neither white nor black out of what was the other
 

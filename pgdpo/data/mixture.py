@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from pgdpo.data.order import shuffled
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 
 
 def dealt(position: int, weights: Sequence[int]) -> tuple[int, int]:

@@ -11,34 +11,11 @@ shares, `Mixture` (mixture.py) stands in the place of `Order`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-from pgdpo.errors import InputError
-from pgdpo.settings import TrainConfig
-
-if TYPE_CHECKING:
-    from pgdpo.data.mixture import Mixture
-
 INTERLEAVING = 1 << 32  # stream of the buckets' order; the buckets' own streams are 0, 1, ...
-
-
-def check_batches(train: TrainConfig, ranks: int) -> int:
-    """Gradient accumulation steps over `ranks` that read different pairs.
-
-    Raises InputError if the global batch does not split over them.
-    """
-    chunk = train.micro_batch_pairs * ranks
-    if train.global_batch_pairs % chunk:
-        low = train.global_batch_pairs // chunk * chunk
-        options = f"{low} or {low + chunk}" if low else f"{chunk}"
-        raise InputError(
-            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
-            f"data-parallel ranks = {train.micro_batch_pairs} x {ranks}: take {options}"
-        )
-    return train.global_batch_pairs // chunk
 
 
 class Order:
@@ -112,54 +89,3 @@ def shuffled(
 
 def _random(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
-
-
-class StepBatches:
-    """Batches of items for one rank: a step is `global_batch` pairs of the order, spread over ranks group by group.
-
-    Which pairs a step holds does not depend on the number of ranks. Where there are several buckets, ranks work on
-    the same one at a time, as far as the step allows: none waits for another's longer clips.
-
-    `draws`: how many draws a pair has; its later visits repeat them. None: a new draw at every visit.
-    `in_order`: each rank has neighbouring groups, in the order's sequence, whatever their buckets.
-    """
-
-    def __init__(
-        self,
-        order: Order | Mixture,
-        *,
-        groups: int,
-        rank: int,
-        world: int,
-        steps: range,
-        draws: int | None = None,
-        in_order: bool = False,
-    ) -> None:
-        """`groups`: of one step, over all ranks; a multiple of `world`."""
-        self.order, self.groups, self.rank, self.world = order, groups, rank, world
-        self.steps, self.draws, self.in_order = steps, draws, in_order
-
-    def __len__(self) -> int:
-        return len(self.steps) * (self.groups // self.world)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            for number in self._mine(step):
-                yield [(index, self._draw(visit)) for index, visit in self.order.group(number)]
-
-    def buckets(self, step: int) -> list[int]:
-        """The bucket of each group of a step, over all ranks."""
-        return [self.order.bucket(number) for number in self._all(step)]
-
-    def _all(self, step: int) -> range:
-        return range(step * self.groups, (step + 1) * self.groups)
-
-    def _mine(self, step: int) -> Sequence[int]:
-        numbers, buckets = self._all(step), self.buckets(step)
-        if self.in_order or len(set(buckets)) == 1:
-            share = self.groups // self.world
-            return numbers[self.rank * share : (self.rank + 1) * share]
-        return sorted(numbers, key=self.order.bucket)[self.rank :: self.world]
-
-    def _draw(self, visit: int) -> int:
-        return visit if self.draws is None else visit % self.draws

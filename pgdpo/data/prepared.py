@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pgdpo.console import is_main_rank
-from pgdpo.data.ahead import ahead
-from pgdpo.data.bounded import parse_json
 from pgdpo.data.mixture import Mixture
 from pgdpo.data.order import Order
-from pgdpo.data.prepare import prompt_key
-from pgdpo.data.schema import MANIFEST
-from pgdpo.data.shards import INDEX, tensors_sha256
+from pgdpo.data.preparing.ahead import ahead
+from pgdpo.data.shards import INDEX, prompt_key, tensors_sha256
 from pgdpo.data.verified import MEND, add_to_note, look_at, wrong_size
 from pgdpo.diffusion.draws import uniform
-from pgdpo.errors import InputError
+from pgdpo.files.bounded import parse_json
+from pgdpo.messages.console import is_main_rank
+from pgdpo.messages.errors import InputError
+from pgdpo.rows.schema import MANIFEST
 
 WORKERS = 2  # threads that read ahead beside a GPU: one hashes while another waits for the disk
 

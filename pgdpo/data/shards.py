@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pgdpo.data.bounded import parse_json
-from pgdpo.data.files import atomic_path, sha256_of, write_json
+from pgdpo.files.atomic import atomic_path, sha256_of, write_json
+from pgdpo.files.bounded import parse_json
 
 ENCODING = 3  # of what stands in the files: raised only where the same clip or prompt would give other bytes
 INDEX = 5  # layout of a prepared folder's index.json
@@ -88,3 +88,8 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     for _, tensor in sorted(tensors.items()):
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def prompt_key(prompt: str) -> str:
+    """Name of a prompt's embedding in the text files."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]

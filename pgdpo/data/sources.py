@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from pgdpo.data.manifest import (
+from pgdpo.config import DataConfig
+from pgdpo.messages.problems import Problem, raise_errors
+from pgdpo.rows.manifest import (
     CheckedRow,
     PairRow,
     decided_rows,
@@ -30,9 +32,7 @@ from pgdpo.data.manifest import (
     scan_manifest,
     spread,
 )
-from pgdpo.data.schema import TIE
-from pgdpo.problems import Problem, raise_errors
-from pgdpo.settings import DataConfig
+from pgdpo.rows.schema import TIE
 
 Say = Callable[[str], None]
 

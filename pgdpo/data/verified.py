@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pgdpo.console import progress_bar
-from pgdpo.data.bounded import parse_json
-from pgdpo.data.files import sha256_of, write_json
-from pgdpo.progress import moved
+from pgdpo.files.atomic import sha256_of, write_json
+from pgdpo.files.bounded import parse_json
+from pgdpo.messages.console import progress_bar
+from pgdpo.messages.progress import moved
 
 NOTE = "verified.json"
 MEND = "run `pgdpo prepare` again: it makes just what is damaged or missing anew"

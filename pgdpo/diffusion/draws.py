@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import torch
 
-from pgdpo.settings import DiffusionConfig
+from pgdpo.config import DiffusionConfig
 
 
 def uniform(seed: int, pair_id: int, draw: int, *, stream: str) -> float:

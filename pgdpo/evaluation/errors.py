@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import torch
 
+from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, collate, to_device, twice
-from pgdpo.data.schema import MANIFEST
 from pgdpo.diffusion.draws import sigma_at
 from pgdpo.evaluation.statistics import share
 from pgdpo.models.family import Family
-from pgdpo.models.kept import compute_dtype
+from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.reference import mean_errors
+from pgdpo.rows.schema import MANIFEST
 from pgdpo.sampling.clips import Job
-from pgdpo.settings import Config
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo_kernels import noise_pair
 

@@ -15,26 +15,27 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import is_main_rank
-from pgdpo.data.files import write_json
+from pgdpo.checkpoints.runs import Run, read_results
+from pgdpo.config import Config, SampleSettings
+from pgdpo.config.evaluate import NO_HELD_OUT
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.errors import INTERRUPTED, InputError, Stopped
+from pgdpo.engine.engine import forward_config
+from pgdpo.engine.policy import start_ranks
+from pgdpo.engine.zero.load import share_expert
 from pgdpo.evaluation.errors import Errors, compared, margins
 from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
 from pgdpo.evaluation.samples import Samples
+from pgdpo.files.atomic import write_json
+from pgdpo.guards.signals import StopSignals
+from pgdpo.guards.watchdog import Watchdog
+from pgdpo.messages.console import is_main_rank
+from pgdpo.messages.errors import INTERRUPTED, InputError, Stopped
 from pgdpo.models import open_family
-from pgdpo.models.kept import compute_dtype
+from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.objectives import build_objective
-from pgdpo.runs import Run, read_results
 from pgdpo.sampling import Parts, Sampler
-from pgdpo.settings import Config, SampleSettings
-from pgdpo.settings.evaluate import NO_HELD_OUT
-from pgdpo.training.engine import forward_config
-from pgdpo.training.policy import open_pairs, require_images, start_ranks
-from pgdpo.training.signals import StopSignals
-from pgdpo.training.watchdog import Watchdog
-from pgdpo.training.zero_init import share_expert
+from pgdpo.training.opening import open_pairs, require_images
 
 KEPT = "what is finished is kept: start the same command again"
 

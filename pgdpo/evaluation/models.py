@@ -9,15 +9,16 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import say_once
-from pgdpo.models.adapter import NAME, REFERENCE, add_reference_adapter, start_from
-from pgdpo.models.held import OneAtATime
-from pgdpo.models.kept import compute_dtype
-from pgdpo.models.lora_file import open_lora
-from pgdpo.runs import Run
-from pgdpo.training.export import check_trained, load_trained
-from pgdpo.training.parallel import arrange_ranks
-from pgdpo.training.policy import build_policy, check_init
+from pgdpo.checkpoints.export import check_trained, load_trained
+from pgdpo.checkpoints.identity import check_init
+from pgdpo.checkpoints.runs import Run
+from pgdpo.engine.parallel import arrange_ranks
+from pgdpo.engine.policy import build_policy
+from pgdpo.messages.console import say_once
+from pgdpo.models.adapters.adapter import NAME, REFERENCE, add_reference_adapter, start_from
+from pgdpo.models.adapters.lora_file import open_lora
+from pgdpo.models.weights.held import OneAtATime
+from pgdpo.models.weights.kept import compute_dtype
 
 WHICH = ("reference", "aligned")
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pgdpo.console import say_once
-from pgdpo.data.files import sha256_of
-from pgdpo.data.toy_reward import true_reward
-from pgdpo.errors import InputError
-from pgdpo.problems import shown
-from pgdpo.settings import Config
+from pgdpo.config import Config
+from pgdpo.files.atomic import sha256_of
+from pgdpo.messages.console import say_once
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import shown
+from pgdpo.toy.reward import true_reward
 
 MOST_NAMES = 20  # of functions, in a message
 Reward = Callable[[np.ndarray, str], dict[str, float]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pgdpo.console import say
-from pgdpo.data.video import write_video
+from pgdpo.checkpoints.runs import Run
 from pgdpo.evaluation.rewards import Reward
 from pgdpo.evaluation.statistics import share
-from pgdpo.progress import moved
-from pgdpo.runs import Run
+from pgdpo.messages.console import say
+from pgdpo.messages.progress import moved
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.sampling.clips import Job
+from pgdpo.video import write_video
 
 REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors
 

@@ -1,165 +1,166 @@
-"""Many runs side by side: means over seeds with intervals, one table, one picture."""
+"""A list of objectives on one world at equal budget, over seeds: train, evaluate, compare.
+
+A run that finished is not repeated and one that stopped goes on from its last checkpoint, so the same command
+may be given again at any time.
+"""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from statistics import mean, stdev
+import gc
+import json
+import os
+import time
+from statistics import median
 
-from matplotlib.figure import Figure
-from rich.markup import escape
-from rich.table import Table
+import yaml
+from pydantic import ValidationError
 
-from pgdpo.evaluation.formats import number, percent
-from pgdpo.evaluation.statistics import wilson_interval
+from pgdpo.checkpoints.identity import rows_hash
+from pgdpo.checkpoints.record import identity_of
+from pgdpo.checkpoints.runs import open_run
+from pgdpo.config import Config, StudyConfig
+from pgdpo.data.preparing.run import prepare_splits
+from pgdpo.evaluation.comparison import draw, study_table, summarise
+from pgdpo.evaluation.evaluate import machine, versions
+from pgdpo.evaluation.run import evaluate_and_report
+from pgdpo.files.atomic import atomic_path, write_json
+from pgdpo.files.writable import log_in
+from pgdpo.messages.console import console, say
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.formats import duration
+from pgdpo.objectives import build_objective
+from pgdpo.training.metrics import read_metrics
+from pgdpo.training.opening import open_pairs
+from pgdpo.training.pairs import check_data, frame_segments
+from pgdpo.training.trainer import Trainer
 
-# Student's t at 97.5% for 1, 2, ... degrees of freedom; the last one, on the safe side, for more.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-MARKERS = "os^Dv"
-INTERVALS = (
-    "95%. Shares: the wider of Wilson's interval at one run's sample size (seeds share prompts and pairs, so they add "
-    "no samples) and Student's t over the seeds. Margin and seconds: Student's t over the seeds."
-)
 
+def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
+    """Every run, one after the other, in this process; `runs` is `load_study`'s. Writes study.json and study.png.
 
-def summarise(rows: list[dict]) -> list[dict]:
-    """One entry per label, in the order of `rows` (study.json's `runs`): value, low and high of every figure.
-
-    The value is the mean over the seeds that finished. What was not measured is None; so are the bounds of a figure
-    of which one seed says nothing.
+    Returns what study.json holds. A run whose numbers stop being finite is recorded as failed and the study goes on.
+    Raises InputError, before the first run, for data that lacks what an objective needs and for folders that hold
+    runs of other settings.
     """
-    entries = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        done = [row for row in own if row["failed"] is None]
-        entries.append(
-            {
-                "label": label,
-                "objective": own[0]["objective"],
-                "options": own[0]["options"],
-                "seeds": [row["seed"] for row in done],
-                "failed": len(own) - len(done),
-                "win_rate": share_over_seeds([row["win_rate"] for row in done], "samples"),
-                "displacement": share_over_seeds([row["displacement"] for row in done], "pairs"),
-                "margin": mean_over_seeds([row["margin"] for row in done]),
-                "seconds_per_step": mean_over_seeds([row["seconds_per_step"] for row in done]),
-            }
-        )
-    return entries
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("`pgdpo study` trains its runs in one process: start it without a launcher")
+    jobs = [(label, config) for label, configs in runs.items() for config in configs]
+    for _, config in jobs:
+        _refuse_other_settings(config)
+    with log_in(jobs[0][1].run_dir):
+        prepare_splits(jobs[0][1])  # the same pairs for all
+    for _, config in jobs:
+        _refuse_other_data(config)
+    _check_objectives([configs[0] for configs in runs.values()])
+    rows, spent = [], []
+    for number, (label, config) in enumerate(jobs, start=1):
+        done = _is_finished(config)
+        left = f", eta {duration(sum(spent) / len(spent) * (len(jobs) - number + 1))}" if spent else ""
+        name = config.run_dir.name
+        say(f" {name}{': is there already' if done else left}", first=f"{number}/{len(jobs)}", style="bold")
+        started = time.perf_counter()
+        failure = None if done else _run(config)
+        if not done:
+            spent.append(time.perf_counter() - started)
+        rows.append(_row(label, config, failure))
+    return _write(study, jobs[0][1], rows)
 
 
-def mean_over_seeds(values: list[float]) -> dict | None:
-    """Mean with Student's 95% interval; the bounds of a single value are None, None stands for no value."""
-    if not values:
-        return None
-    if len(values) == 1:
-        return {"value": values[0], "low": None, "high": None}
-    half = T975[min(len(values) - 1, len(T975)) - 1] * stdev(values) / math.sqrt(len(values))
-    return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
+def _run(config: Config) -> str | None:
+    """Train and evaluate. Returns why it failed, if it did."""
+    try:
+        with log_in(config.run_dir):
+            Trainer(config).train(resume=True)
+            evaluate_and_report(open_run(config))
+    except InputError as error:  # settings and data were checked: the loss stopped being finite
+        say(f" {config.run_dir.name}: {error}", first="failed")
+        return str(error)
+    finally:
+        gc.collect()  # the engine's cycles hold the last run's model
+    return None
 
 
-def share_over_seeds(shares: list[dict | None], total: str) -> dict | None:
-    """Mean of shares with the interval that `INTERVALS` describes; `total` is the key of a run's sample size."""
-    if not shares or None in shares:
-        return None
-    over_seeds = mean_over_seeds([share["value"] for share in shares])
-    size = min(share[total] for share in shares)
-    low, high = wilson_interval(over_seeds["value"] * size, size)
-    if over_seeds["low"] is not None:
-        low, high = max(0.0, min(low, over_seeds["low"])), min(1.0, max(high, over_seeds["high"]))
-    return {"value": over_seeds["value"], "low": low, "high": high}
-
-
-def by_win_rate(entries: list[dict]) -> list[dict]:
-    """The best first, those without a win rate last."""
-    return sorted(entries, key=lambda entry: -entry["win_rate"]["value"] if entry["win_rate"] else math.inf)
-
-
-def study_table(result: dict) -> Table:
-    """A row per objective of study.json, the best win rate first."""
-    budget = result["budget"]
-    table = Table(
-        title=f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs each",
-        caption=f"Mean over seeds. Intervals: {INTERVALS} Measured on {result['machine']}.",
-        caption_justify="left",
-    )
-    table.add_column("objective", no_wrap=True)
-    for column in ("seeds", "win rate", "displacement", "margin", "s/step"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for entry in by_win_rate(result["objectives"]):
-        failed = f" ({entry['failed']} failed)" if entry["failed"] else ""
-        cells = [f"{len(entry['seeds'])}{failed}", _share(entry["win_rate"]), _share(entry["displacement"])]
-        cells += [_value(entry["margin"]), _value(entry["seconds_per_step"])]
-        table.add_row(escape(entry["label"]), *cells)
-    return table
-
-
-def draw(result: dict, path: Path) -> None:
-    """study.json as a PNG: win rate against displacement, and margin and seconds a step, by objective."""
-    entries = [entry for entry in by_win_rate(result["objectives"]) if entry["seeds"]]
-    looks = {
-        entry["label"]: {"color": f"C{place % 10}", "marker": MARKERS[place // 10 % len(MARKERS)]}
-        for place, entry in enumerate(entries)
+def _row(label: str, config: Config, failure: str | None) -> dict:
+    row = {
+        "label": label,
+        "objective": config.objective["name"],
+        "options": config.objective_options,
+        "seed": config.train.seed,
+        "run": config.run_dir.name,
+        "failed": failure,
     }
-    figure = Figure(figsize=(12, max(4.8, 1.6 + 0.3 * len(entries))), dpi=150, layout="constrained")
-    plane, margin, seconds = figure.subplots(1, 3, width_ratios=(2.2, 1, 1))
-    _draw_plane(plane, entries, result["runs"], looks)
-    _draw_column(margin, entries, "margin", "held-out margin (before β)", looks)
-    _draw_column(seconds, entries, "seconds_per_step", "seconds a step", looks)
-    seconds.set_yticklabels([])
-    seconds.set_xlim(left=0)
-    budget = result["budget"]
-    figure.suptitle(
-        f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs; means over seeds, 95% intervals; "
-        f"{result['machine']}",
-        fontsize=9,
-    )
-    figure.savefig(path, format="png")
+    if failure is not None:
+        return row
+    results = json.loads((config.run_dir / "results.json").read_text(encoding="utf-8"))
+    held_out = results["displacement"]
+    seconds = [metrics["seconds"] for metrics in read_metrics(config.run_dir)]
+    return row | {
+        "steps": results["steps"],
+        "win_rate": results["win_rate"],
+        "reward": results["reward"],
+        "displacement": {name: held_out[name] for name in ("value", "low", "high", "pairs")},
+        "margin": held_out["margin"],
+        "implicit_accuracy": held_out["implicit_accuracy"],
+        "seconds_per_step": median(seconds[1:] or seconds),  # the first one warms up
+    }
 
 
-def _draw_plane(axes, entries: list[dict], runs: list[dict], looks: dict) -> None:
-    for row in runs:
-        if row["failed"] is None and row["win_rate"]:
-            point = (row["displacement"]["value"], row["win_rate"]["value"])
-            axes.plot(*point, **looks[row["label"]], markersize=3, alpha=0.4, linestyle="none")
-    for entry in entries:
-        if entry["win_rate"]:
-            x, y = entry["displacement"], entry["win_rate"]
-            axes.errorbar(
-                x["value"], y["value"], _bars(y), _bars(x), **looks[entry["label"]], capsize=2, linewidth=0.8
-            )
-    axes.set_xlabel("displacement: share of held-out chosen clips that became less likely")
-    axes.set_ylabel("win rate over the reference")
-    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_title("Better is up and to the left; small points are single seeds", fontsize=9)
+def _write(study: StudyConfig, config: Config, rows: list[dict]) -> dict:
+    """study.json, study.png and the table."""
+    train = config.train
+    result = {
+        "study": study.model_dump(mode="json"),
+        "budget": {"steps": train.steps, "pairs_per_step": train.global_batch_pairs},
+        "machine": machine(),
+        "versions": versions(),
+        "objectives": summarise(rows),
+        "runs": rows,
+    }
+    write_json(study.output_dir / "study.json", result)
+    with atomic_path(study.output_dir / "study.png") as temporary:
+        draw(result, temporary)
+    console.print(study_table(result), soft_wrap=False)
+    say(f"study   -> {study.output_dir / 'study.json'}, {study.output_dir / 'study.png'}")
+    return result
 
 
-def _draw_column(axes, entries: list[dict], name: str, label: str, looks: dict) -> None:
-    for place, entry in enumerate(entries):
-        axes.errorbar(
-            entry[name]["value"], place, xerr=_bars(entry[name]), **looks[entry["label"]], capsize=2
+def _check_objectives(configs: list[Config]) -> None:
+    """Refuse an objective that the pairs can't feed before the hours spent on the others."""
+    data = open_pairs(configs[0], "train")
+    for config in configs:
+        objective = build_objective(config.objective["name"], **config.objective_options)
+        check_data(objective, config, data)
+        frame_segments(objective, config, data)
+
+
+def _refuse_other_settings(config: Config) -> None:
+    saved = config.run_dir / "config.yaml"
+    if not saved.is_file():
+        return
+    try:
+        same = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8"))) == config
+    except (ValidationError, InputError, yaml.YAMLError):
+        same = False
+    if not same:
+        raise InputError(
+            f"{saved}: this run was made with other settings than the study has now: give the study another "
+            "output_dir, or remove this folder"
         )
-    axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries])
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.grid(axis="x", alpha=0.3)
 
 
-def _bars(figure: dict):
-    """Lengths below and above the value, as matplotlib takes them."""
-    if figure["low"] is None:
-        return None
-    return [[figure["value"] - figure["low"]], [figure["high"] - figure["value"]]]
+def _refuse_other_data(config: Config) -> None:
+    identity = identity_of(config.run_dir)
+    if identity is None:
+        return
+    data = open_pairs(config, "train", compare=False)
+    found = {"data_hash": data.fingerprint, "rows_hash": rows_hash(data)}
+    if any(identity.get(key, value) != value for key, value in found.items()):
+        raise InputError(
+            f"{config.run_dir}: this run was trained on other pairs than the study has now: give the study another "
+            "output_dir, or remove this folder"
+        )
 
 
-def _share(share: dict | None) -> str:
-    return f"{percent(share['value'])} ({percent(share['low'])}–{percent(share['high'])})" if share else "–"
-
-
-def _value(figure: dict | None) -> str:
-    if figure is None:
-        return "–"
-    half = "" if figure["low"] is None else f" ± {number(figure['high'] - figure['value'], 2)}"
-    return number(figure["value"]) + half
+def _is_finished(config: Config) -> bool:
+    path = config.run_dir / "results.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["steps"] == config.train.steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from pgdpo.evaluation.formats import is_number, number, objective_name, percent
+from pgdpo.messages.formats import is_number, number, objective_name, percent
 
 
 def summary_table(results: dict) -> Table:

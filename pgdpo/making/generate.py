@@ -12,17 +12,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pgdpo.console import say
+from pgdpo.config import Config, sample_settings
 from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
-from pgdpo.errors import InputError
+from pgdpo.engine.policy import build_policy
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import moved
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from pgdpo.models.kept import compute_dtype
 from pgdpo.models.protocols import Conditioning, Encoders
-from pgdpo.progress import moved
+from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.sampling.denoise import at_level, denoise
-from pgdpo.settings import Config, sample_settings
-from pgdpo.training.policy import build_policy
 from pgdpo_kernels import pair_noise
 
 

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pgdpo.console import is_main_rank, progress_bar, say
+from pgdpo.config import Config
 from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
-from pgdpo.data.files import atomic_path, hold, read_json_lines, sha256_of, write_json
-from pgdpo.data.locations import clip_location, folder_of
-from pgdpo.data.manifest import SPAN_MARK
-from pgdpo.data.ranks import Ranks
-from pgdpo.data.tables import Record, read_records
-from pgdpo.data.video import probe_video, read_frames, write_video
-from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import Reward, open_reward, reward_source, try_reward
+from pgdpo.files.atomic import atomic_path, hold, read_json_lines, sha256_of, write_json
+from pgdpo.files.locations import clip_location, folder_of
+from pgdpo.files.tables import Record, read_records
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
-from pgdpo.progress import moved
-from pgdpo.settings import Config
+from pgdpo.messages.console import is_main_rank, progress_bar, say
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import moved
+from pgdpo.ranks.joined import Ranks
+from pgdpo.rows.manifest import SPAN_MARK
+from pgdpo.video import probe_video, read_frames, write_video
 
 # What each way does, and whether it needs real clips or prompts alone, and a model.
 KINDS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pgdpo.models.start import check_start
-from pgdpo.settings import ModelConfig
+from pgdpo.config import ModelConfig
+from pgdpo.models.weights.start import check_start
 
 if TYPE_CHECKING:
     from pgdpo.models.family import Family

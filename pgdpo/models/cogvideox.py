@@ -16,12 +16,12 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransf
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
-from pgdpo.errors import InputError
-from pgdpo.models.encoders import PipelineEncoders, VaeFamily, check_multiples
+from pgdpo.config import ModelConfig
+from pgdpo.messages.errors import InputError
+from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
+from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
-from pgdpo.models.text import TextReader
-from pgdpo.settings import ModelConfig
 
 TEXT_LENGTH = 226  # CogVideoXPipeline.__call__'s max_sequence_length
 

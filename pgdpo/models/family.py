@@ -17,12 +17,12 @@ from pathlib import Path
 import diffusers
 import torch
 
-from pgdpo.errors import InputError
-from pgdpo.models import hub
-from pgdpo.models.kept import compute_kept_in_fp32, hold_in
+from pgdpo.config import DataConfig, ModelConfig
+from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
-from pgdpo.models.toy import TOY_BASE, ToyEncoders
-from pgdpo.settings import DataConfig, ModelConfig
+from pgdpo.models.weights import hub
+from pgdpo.models.weights.kept import compute_kept_in_fp32, hold_in
+from pgdpo.toy.encoders import TOY_BASE, ToyEncoders
 
 
 class Family:

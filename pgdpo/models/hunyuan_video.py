@@ -18,13 +18,13 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
 
-from pgdpo.errors import InputError
-from pgdpo.models.encoders import PipelineEncoders, VaeFamily
-from pgdpo.models.kept import computes_in
+from pgdpo.config import ModelConfig
+from pgdpo.messages.errors import InputError
+from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
+from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
-from pgdpo.models.text import TextReader
-from pgdpo.settings import ModelConfig
+from pgdpo.models.weights.kept import computes_in
 
 TEXT_LENGTH = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
 GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
-from pgdpo.errors import InputError
-from pgdpo.models.encoders import PipelineEncoders, VaeFamily
+from pgdpo.config import DataConfig, ModelConfig
+from pgdpo.messages.errors import InputError
+from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
+from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
-from pgdpo.models.text import TextReader
-from pgdpo.settings import DataConfig, ModelConfig
 
 TEXT_LENGTH = 128  # LTXPipeline.__call__'s max_sequence_length
 

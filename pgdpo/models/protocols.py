@@ -11,8 +11,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pgdpo.models.text import TextReader
-    from pgdpo.models.tiling import Tiling
+    from pgdpo.models.encoders.text import TextReader
+    from pgdpo.models.encoders.tiling import Tiling
 
 Conditioning = dict[str, torch.Tensor]
 
@@ -55,7 +55,7 @@ class Encoders(Protocol):
 
 @dataclass(frozen=True)
 class TokenSharing:
-    """Where ranks can share a clip's tokens (sequence parallelism, `training/ulysses.py`).
+    """Where ranks can share a clip's tokens (sequence parallelism, `engine/ulysses.py`).
 
     The first block's `hidden_states` are split, the outputs of `proj_out` are gathered. What lies between must compute
     each token by itself, but for the attention that is named here and cross-attention to text.

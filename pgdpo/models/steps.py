@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import DiffusionPipeline
 
-from pgdpo.progress import moved
+from pgdpo.messages.progress import moved
 
 
 def step_told(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:

@@ -26,16 +26,16 @@ from diffusers import (
 )
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from pgdpo.errors import InputError
-from pgdpo.models.encoders import VaeFamily
-from pgdpo.models.held import OneAtATime
-from pgdpo.models.kept import computes_in
+from pgdpo.config import ModelConfig
+from pgdpo.config.sampling import WAN21
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import moved
+from pgdpo.models.encoders.pipeline import VaeFamily
+from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
 from pgdpo.models.protocols import Conditioning, TokenSharing
-from pgdpo.models.toy import TEXT_DIM
-from pgdpo.models.wan_encoders import TEXT_LENGTH, WanEncoders
-from pgdpo.progress import moved
-from pgdpo.settings import ModelConfig
-from pgdpo.settings.sampling import WAN21
+from pgdpo.models.weights.held import OneAtATime
+from pgdpo.models.weights.kept import computes_in
+from pgdpo.toy.encoders import TEXT_DIM
 
 TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}

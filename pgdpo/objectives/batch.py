@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives.batch import Batch, Terms, with_scaled_gradient
 from pgdpo.objectives.spec import Needs, Option, Spec, check_known
 

@@ -6,11 +6,12 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import did_you_mean
 from pgdpo.objectives import modifiers
 from pgdpo.objectives.batch import Batch, PairInfo, Terms
 from pgdpo.objectives.registry import REGISTRY
-from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known, did_you_mean
+from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgdpo.objectives import (
+from pgdpo.objectives.formulas import (
     absolute,
     links,
     lists,

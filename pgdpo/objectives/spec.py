@@ -5,13 +5,13 @@ Nothing here imports torch, so that a configuration is checked and the catalogue
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import did_you_mean
 
 if TYPE_CHECKING:
     from pgdpo.objectives.batch import Terms
@@ -157,11 +157,6 @@ def check_known(where: str, options: Mapping[str, Any], known: Mapping[str, Any]
         if key not in known:
             hint = did_you_mean(key, known) or "."
             raise InputError(f"{where} has no option `{key}`{hint} Its options: {', '.join(known) or 'none'}")
-
-
-def did_you_mean(word: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _is_number(text: str) -> bool:

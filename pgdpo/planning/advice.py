@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from pgdpo.errors import InputError
+from pgdpo.config import Config
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.units import size_text
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.plan import Plan, Planner
-from pgdpo.planning.units import size_text
-from pgdpo.settings import Config
 
 SHOWN = 3
 

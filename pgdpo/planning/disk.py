@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from pgdpo.data.bounded import parse_json
+from pgdpo.config import Config, TrainConfig
 from pgdpo.data.sources import sources_of
-from pgdpo.data.tables import read_records
+from pgdpo.files.bounded import parse_json
+from pgdpo.files.tables import read_records
+from pgdpo.messages.units import size_text
 from pgdpo.planning.memory import FP32, MOMENTS, trained
-from pgdpo.planning.units import size_text
-from pgdpo.settings import Config, TrainConfig
-from pgdpo.training.meta import Size
+from pgdpo.planning.meta import Size
 
 ASSUMED_PAIRS = 1000  # where no manifest can be read
 
@@ -118,7 +118,7 @@ def most_checkpoints(train: TrainConfig) -> int:
 
 def checkpoint_bytes(sizes: list[Size], moving: int = 0) -> int:
     """Tensors of one checkpoint: weights that train and their moments, and `moving` elements of a reference that moves,
-    all in fp32 whatever the ZeRO stage (training/optimizer_state.py)."""
+    all in fp32 whatever the ZeRO stage (checkpoints/optimizer_state.py)."""
     return FP32 * (trained(sizes) + moving) + MOMENTS * trained(sizes)
 
 

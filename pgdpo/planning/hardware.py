@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgdpo.errors import InputError
-from pgdpo.training.cards import CARDS, find_card, variants
+from pgdpo.messages.errors import InputError
+from pgdpo.planning.cards import CARDS, find_card, variants
 
 USABLE = 0.94  # the rest is for the CUDA context, NCCL, libraries' workspaces and the allocator's gaps
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pgdpo.config import Config, SampleSettings
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.memory import Sharding, held
-from pgdpo.settings import Config, SampleSettings
-from pgdpo.training.meta import Size
+from pgdpo.planning.meta import Size
 
 
 @dataclass(frozen=True)

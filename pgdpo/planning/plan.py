@@ -9,14 +9,18 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from pgdpo.data.order import check_batches
-from pgdpo.data.room import conditioning_bytes
-from pgdpo.errors import InputError
+from pgdpo.config import Config, sample_settings
+from pgdpo.data.batches import check_batches
+from pgdpo.data.preparing.room import conditioning_bytes
+from pgdpo.engine.memory import save_memory
+from pgdpo.engine.parallel import check_sequence_parallel
+from pgdpo.messages.errors import InputError
+from pgdpo.models.adapters.targets import check_targets
 from pgdpo.models.family import Family
-from pgdpo.models.kept import compute_dtype
-from pgdpo.models.targets import check_targets
+from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.objectives import build_objective
 from pgdpo.planning.disk import Disk, count_pairs, plan_disk
+from pgdpo.planning.flops import SampleFlops
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.hours import (
     Evaluation,
@@ -27,14 +31,10 @@ from pgdpo.planning.hours import (
     training_hours,
 )
 from pgdpo.planning.memory import FP32, Memory, Sharding, rank_memory, trained
+from pgdpo.planning.meta import Size, attention_width, block_lists, meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
 from pgdpo.planning.step import Step, plan_step
 from pgdpo.planning.trace import Activations, Pass, activations
-from pgdpo.settings import Config, sample_settings
-from pgdpo.training.flops import SampleFlops
-from pgdpo.training.memory import save_memory
-from pgdpo.training.meta import Size, attention_width, block_lists, meta_policy, sizes
-from pgdpo.training.parallel import check_sequence_parallel
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pgdpo.errors import InputError
+from pgdpo.config import ModelConfig
+from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from pgdpo.settings import ModelConfig
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 

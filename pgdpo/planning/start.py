@@ -6,13 +6,13 @@ import os
 
 import torch
 
-from pgdpo.console import say
-from pgdpo.errors import InputError
+from pgdpo.config import Config
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
 from pgdpo.planning.advice import changes_that_fit, explain
+from pgdpo.planning.cards import find_card
 from pgdpo.planning.hardware import machine, this_gpu
 from pgdpo.planning.plan import Planner
-from pgdpo.settings import Config
-from pgdpo.training.cards import find_card
 
 
 def check_memory(

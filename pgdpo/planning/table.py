@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from pgdpo.messages.units import duration_text, si, size_text
 from pgdpo.planning import hardware
 from pgdpo.planning.plan import Plan
 from pgdpo.planning.step import Step
-from pgdpo.planning.units import duration_text, si, size_text
 
 LABELS = {
     "weights": "weights",

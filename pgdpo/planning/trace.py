@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pgdpo.models.alive import Alive, storage_of
+from pgdpo.models.encoders.alive import Alive, storage_of
 
 Build = Callable[
     [dict[str, int]], torch.nn.Module

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import deepspeed
 import torch
 
-from pgdpo.errors import InputError
-from pgdpo.models.adapter import NAME, REFERENCE
+from pgdpo.messages.errors import InputError
+from pgdpo.models.adapters.adapter import NAME, REFERENCE
 from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.live import Live
 from pgdpo.reference.protocol import Forward

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
-from pgdpo.data.bounded import parse_json
-from pgdpo.data.files import atomic_path, write_json
-from pgdpo.errors import InputError
-from pgdpo.progress import moved
+from pgdpo.files.atomic import atomic_path, write_json
+from pgdpo.files.bounded import parse_json
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import moved
 
 FORMAT = 1
 KEY = "key.json"

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager
 import torch
 import yaml
 
-from pgdpo.console import say_once
+from pgdpo.config import Config, SampleSettings, sample_settings
 from pgdpo.data.buckets import size_name
 from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
-from pgdpo.errors import InputError
+from pgdpo.messages.console import say_once
+from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import negative_branch
-from pgdpo.settings import Config, SampleSettings, sample_settings
 from pgdpo_kernels import pair_noise
 
 Job = tuple[int, int]  # (index of the pair whose prompt it is, seed of the initial noise)

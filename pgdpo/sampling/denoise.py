@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from pgdpo.config import SampleSettings
+from pgdpo.messages.progress import moved
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
-from pgdpo.progress import moved
-from pgdpo.settings import SampleSettings
 
 
 @torch.no_grad()

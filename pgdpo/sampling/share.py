@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from pgdpo.console import is_main_rank, progress_bar
-from pgdpo.data.files import atomic_path, hold, write_json
-from pgdpo.errors import InputError
-from pgdpo.progress import moved, stage
-from pgdpo.training.agreement import from_main, gather, on_main
+from pgdpo.files.atomic import atomic_path, hold, write_json
+from pgdpo.messages.console import is_main_rank, progress_bar
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import moved, stage
+from pgdpo.ranks.agreement import from_main, gather, on_main
 
 T = TypeVar("T")
 Part = TypeVar("Part", bound=Sized)

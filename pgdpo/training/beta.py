@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import say
+from pgdpo.checkpoints.events import log_event
+from pgdpo.messages.console import say
 from pgdpo.objectives import Objective
 from pgdpo.objectives.advice import beta_report, saturation_advice
-from pgdpo.training.events import log_event
 
 WATCHED_STEPS = 20
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pgdpo.data.files import read_json_lines
-from pgdpo.data.schema import MANIFEST
+from pgdpo.files.atomic import read_json_lines
 from pgdpo.objectives import ObjectiveOutput
 from pgdpo.objectives.advice import SATURATED
+from pgdpo.rows.schema import MANIFEST
 from pgdpo_kernels import PairErrors
 
 BUCKETS = 4  # equal parts of sigma in [0, 1]

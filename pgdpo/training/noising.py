@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from pgdpo.config import Config
 from pgdpo.data.prepared import to_device, twice
 from pgdpo.diffusion.draws import sigmas
 from pgdpo.models.family import Family
-from pgdpo.models.kept import compute_dtype
 from pgdpo.models.protocols import Conditioning
+from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.reference import broadcast_mask
-from pgdpo.settings import Config
 from pgdpo_kernels import noise_pair
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from pgdpo.data.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, has_mask
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.objectives import Needs, Objective, PairInfo
-from pgdpo.settings import Config
+from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 
 
 def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:

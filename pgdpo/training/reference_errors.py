@@ -13,24 +13,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import is_main_rank, progress_bar, say
+from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, load_batches, pair_hash
-from pgdpo.errors import Stopped
+from pgdpo.engine import engine as engines
+from pgdpo.engine.blocks import each_block
+from pgdpo.engine.parallel import Ranks, arrange_ranks, check_sequence_parallel
+from pgdpo.engine.policy import start_ranks
+from pgdpo.guards.signals import StopSignals
+from pgdpo.guards.watchdog import Watchdog
+from pgdpo.messages.console import is_main_rank, progress_bar, say
+from pgdpo.messages.errors import Stopped
+from pgdpo.messages.progress import moved
 from pgdpo.models import open_family
-from pgdpo.progress import moved
+from pgdpo.ranks import agreement
 from pgdpo.reference import frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.sampling import share_of
-from pgdpo.settings import Config
-from pgdpo.training import agreement
-from pgdpo.training import engine as engines
-from pgdpo.training.blocks import each_block
 from pgdpo.training.noising import draw_sample
-from pgdpo.training.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.training.policy import open_pairs, require_images, start_ranks
+from pgdpo.training.opening import open_pairs, require_images
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
-from pgdpo.training.signals import StopSignals
-from pgdpo.training.watchdog import Watchdog
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
 

@@ -6,21 +6,22 @@ from pathlib import Path
 
 import torch
 
+from pgdpo.checkpoints.identity import base_identity, told_rounded
+from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, pair_hash
-from pgdpo.models.adapter import add_reference_adapter
+from pgdpo.engine import engine as engines
+from pgdpo.engine.attention import with_attention
+from pgdpo.engine.pair_batching import Joint, batched
+from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.policy import base_dtype, build_policy
+from pgdpo.models.adapters.adapter import add_reference_adapter
+from pgdpo.models.adapters.lora_file import init_digest
 from pgdpo.models.family import Family
-from pgdpo.models.lora_file import init_digest
 from pgdpo.objectives import needs_of
+from pgdpo.ranks import agreement
 from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
 from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import joined, open_rows
-from pgdpo.settings import Config
-from pgdpo.training import agreement
-from pgdpo.training import engine as engines
-from pgdpo.training.attention import with_attention
-from pgdpo.training.pair_batching import Joint, batched
-from pgdpo.training.parallel import Ranks
-from pgdpo.training.policy import base_dtype, base_identity, build_policy, told_rounded
 
 MOVING = ("ema", "synced")
 

@@ -14,12 +14,12 @@ from typing import Protocol
 
 import numpy as np
 
-from pgdpo.console import say
-from pgdpo.data.files import atomic_path
-from pgdpo.errors import InputError
-from pgdpo.settings import Config
-from pgdpo.training.agreement import is_out_of_space
-from pgdpo.training.events import log_event
+from pgdpo.checkpoints.events import log_event
+from pgdpo.config import Config
+from pgdpo.files.atomic import atomic_path
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
+from pgdpo.ranks.agreement import is_out_of_space
 from pgdpo.training.metrics import read_metrics
 
 

@@ -8,23 +8,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pgdpo.console import is_main_rank
-from pgdpo.data.files import write_json
-from pgdpo.data.video import read_video, write_video
+from pgdpo.config import Config
+from pgdpo.engine.engine import deepspeed_config
+from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.policy import base_dtype
+from pgdpo.engine.zero.load import share_expert
+from pgdpo.files.atomic import write_json
+from pgdpo.guards.signals import StopSignals
+from pgdpo.messages.console import is_main_rank
+from pgdpo.messages.progress import moved, stage
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import without_adapter
-from pgdpo.models.held import free_memory
-from pgdpo.progress import moved, stage
+from pgdpo.models.weights.held import free_memory
+from pgdpo.ranks.agreement import from_main, meet
 from pgdpo.sampling import Sampler, share_of
 from pgdpo.sampling.clips import Job
-from pgdpo.settings import Config
-from pgdpo.training.agreement import from_main, meet
-from pgdpo.training.engine import deepspeed_config
-from pgdpo.training.parallel import Ranks
-from pgdpo.training.policy import base_dtype, open_pairs, require_images
-from pgdpo.training.signals import StopSignals
+from pgdpo.training.opening import open_pairs, require_images
 from pgdpo.training.trackers import Trackers
-from pgdpo.training.zero_init import share_expert
+from pgdpo.video import read_video, write_video
 
 SHOWN = "sampling.json"  # how a step's clips were sampled; written when all of them are there
 

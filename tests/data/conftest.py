@@ -1,4 +1,4 @@
-"""A small prepared world that tests change afterwards; how: tests/changed_data.py."""
+"""A small prepared world that tests change afterwards; how: tests/data/changed_data.py."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.changed_data import SPLITS, clip, rows_of, save
+from tests.data.changed_data import SPLITS, clip, rows_of, save
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
 
 
@@ -61,7 +61,7 @@ def changed_world(prepared_once, tmp_path, monkeypatch):
 @pytest.fixture
 def counted(monkeypatch):
     """Counts what is encoded from here on: `clips` and `prompts`."""
-    from pgdpo.models.wan_encoders import WanEncoders
+    from pgdpo.models.encoders.wan import WanEncoders
 
     counts = {"clips": 0, "prompts": 0}
     video, prompts = WanEncoders.encode_video, WanEncoders.encode_prompts

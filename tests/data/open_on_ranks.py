@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.data import verified
-from pgdpo.errors import InputError
-from pgdpo.training.engine import start_distributed
-from pgdpo.training.policy import open_pairs
+from pgdpo.engine.engine import start_distributed
+from pgdpo.messages.errors import InputError
+from pgdpo.training.opening import open_pairs
 
 
 def open_thrice(config: str, victim: str) -> list[dict]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.data.ahead import Behind, ahead
+from pgdpo.data.preparing.ahead import Behind, ahead
 
 pytestmark = pytest.mark.quick
 

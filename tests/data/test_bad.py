@@ -3,7 +3,7 @@
 import pytest
 
 from pgdpo.data.bad import check_bad
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pgdpo.config import OrderRule, SelectRule, WeightRule
 from pgdpo.data.curation import neighbours as module
 from pgdpo.data.curation.neighbours import neighbour_entropy
 from pgdpo.data.curation.order import stages
@@ -17,8 +18,7 @@ from pgdpo.data.curation.probe import auc, probe, statistics
 from pgdpo.data.curation.select import select
 from pgdpo.data.curation.weight import weighted, weights
 from pgdpo.data.order import Order
-from pgdpo.errors import InputError
-from pgdpo.settings import OrderRule, SelectRule, WeightRule
+from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgdpo.data.prepared import PreparedPairs, collate, load_batches, to_device, twice
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from pgdpo.checking import run_check
-from pgdpo.data.files import sha256_of
 from pgdpo.data.prepared import PreparedPairs
-from tests.changed_data import (
+from pgdpo.files.atomic import sha256_of
+from tests.data.changed_data import (
     SPLITS,
     add_mask,
     edit,
@@ -180,7 +180,7 @@ def test_what_is_the_same_is_no_difference(changed_world, same, capfd):
 
 def test_clips_are_read_once_and_not_again(changed_world, monkeypatch):
     """Neither a comparison nor `prepare` reads clips whose name, size and time are as they were."""
-    from pgdpo.data import made_of, stale
+    from pgdpo.data.preparing import made_of, stale
 
     for module in (made_of, stale):
         monkeypatch.setattr(module, "sha256_of", lambda path: pytest.fail(f"{path} was read"))

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pgdpo.data.clips import Sampling, plan_pair
 from pgdpo.data.masks import pooled, read_mask
-from pgdpo.data.video import read_video, write_video
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
+from pgdpo.video import read_video, write_video
 from tests.worlds import read_manifest
 
 pytestmark = pytest.mark.quick

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgdpo.data.batches import StepBatches
 from pgdpo.data.mixture import Mixture, dealt
-from pgdpo.data.order import Order, StepBatches
-from pgdpo.errors import InputError
+from pgdpo.data.order import Order
+from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
 

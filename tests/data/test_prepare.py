@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pgdpo.checking import run_check
-from pgdpo.data import encode
 from pgdpo.data.buckets import choose_bucket
-from pgdpo.data.files import sha256_of
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.data.video import VideoInfo, write_video
-from pgdpo.errors import InputError
-from pgdpo.models.toy import ToyEncoders
-from pgdpo.progress import heard_by
+from pgdpo.data.preparing import encode
+from pgdpo.files.atomic import sha256_of
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import heard_by
+from pgdpo.toy.encoders import ToyEncoders
+from pgdpo.video import VideoInfo, write_video
 from tests.worlds import losses, run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

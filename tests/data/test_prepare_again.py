@@ -7,8 +7,8 @@ import pytest
 
 from pgdpo.checking import run_check
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.errors import InputError
-from tests.changed_data import (
+from pgdpo.messages.errors import InputError
+from tests.data.changed_data import (
     SPLITS,
     edit,
     edited,
@@ -130,8 +130,8 @@ def test_pairs_prepared_without_a_part_for_negative_prompts_are_read_as_they_are
 
 def test_earlier_files_stay_until_the_new_index_stands(changed_world, counted, monkeypatch):
     """Killed before the index: what was prepared is whole, and what was made since is not made again."""
-    import pgdpo.data.prepare as module
-    from pgdpo.data.made_of import record
+    import pgdpo.data.preparing.prepare as module
+    from pgdpo.data.preparing.made_of import record
 
     before = PreparedPairs(changed_world / "out/prepared/train").fingerprint
     insert(0)

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgdpo.config import DiffusionConfig
 from pgdpo.data.prepared import pair_hash
 from pgdpo.diffusion.draws import sigma_at, sigmas, uniform
-from pgdpo.models.toy import ToyEncoders
-from pgdpo.settings import DiffusionConfig
+from pgdpo.toy.encoders import ToyEncoders
 
 pytestmark = pytest.mark.quick
 

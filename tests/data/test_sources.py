@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgdpo.config import DataConfig
 from pgdpo.data.sources import is_held_out, read_rows, scan_sources, shares_of, source_names, take
-from pgdpo.data.tables import writer
-from pgdpo.errors import InputError
-from pgdpo.settings import DataConfig
+from pgdpo.files.tables import writer
+from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.data.prepared import PreparedPairs, to_device
-from pgdpo.data.room import conditioning_bytes
+from pgdpo.data.preparing.room import conditioning_bytes
 from pgdpo.models import open_family
-from pgdpo.models.wan_encoders import WanEncoders
-from tests.changed_data import SPLITS, edited, stale_differences
+from pgdpo.models.encoders.wan import WanEncoders
+from tests.data.changed_data import SPLITS, edited, stale_differences
 from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

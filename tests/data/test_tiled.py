@@ -7,9 +7,9 @@ import pytest
 
 from pgdpo.checking import run_check
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.data.tiled import settle_tiling
-from pgdpo.models import tiling
-from tests.changed_data import edit, refused
+from pgdpo.data.preparing.tiled import settle_tiling
+from pgdpo.models.encoders import tiling
+from tests.data.changed_data import edit, refused
 from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

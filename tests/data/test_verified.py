@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
+from pgdpo.checkpoints.published import share_of
 from pgdpo.data import verified
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.verified import NOTE, read_note
-from pgdpo.errors import InputError
-from pgdpo.training.published import share_of
+from pgdpo.messages.errors import InputError
 from tests.data import open_on_ranks
 from tests.worlds import write_config
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pgdpo.checkpoints.runs import open_run
 from pgdpo.evaluation.evaluate import evaluate
 from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.samples import Samples
-from pgdpo.runs import open_run
 from tests.ranks import Ranks
 from tests.worlds import run_pgdpo, share_pairs, write_config
 

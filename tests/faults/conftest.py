@@ -1,4 +1,4 @@
-"""Runs to put faults into, and the tally that `benchmarks/faults.py` writes down."""
+"""Runs to put faults into, and the tally that `benchmarks/runs/faults.py` writes down."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def straight(zygotes, world, tmp_path_factory):
 
 @pytest.fixture
 def tally(request):
-    """`tally(number, tried, survived)`: a fault's figures, for `benchmarks/faults.py`.
+    """`tally(number, tried, survived)`: a fault's figures, for `benchmarks/runs/faults.py`.
 
     With FAULTS_JSONL set they are appended there, with the seconds since the test began.
     """

@@ -15,8 +15,8 @@ def kill_in_save(rank: int, *, victim: int, save: int, fraction: float, hashing:
     The length is that from the first file to the end of the publication. `hashing`: seconds for which the hashes are
     held up, while the next steps are trained.
     """
-    from pgdpo.training.checkpoint import Checkpoints
-    from pgdpo.training.loop import Trainer
+    from pgdpo.checkpoints.checkpoint import Checkpoints
+    from pgdpo.training.trainer import Trainer
 
     Trainer._flops = [
         1.0
@@ -52,7 +52,7 @@ def _kill_after(seconds: float) -> None:
 
 def save_once_more(rank: int) -> None:
     """A resumed run that has no step left saves what it loaded, before it ends."""
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     begin = Trainer._begin
 
@@ -66,7 +66,7 @@ def save_once_more(rank: int) -> None:
 
 def slow_steps(rank: int, *, seconds: float) -> None:
     """Every micro-batch takes so long, so that a signal finds the run where the test wants it."""
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     whole = Trainer.pair_loss
 
@@ -79,7 +79,8 @@ def slow_steps(rank: int, *, seconds: float) -> None:
 
 def slow_blocks(rank: int, *, seconds: float) -> None:
     """Each block of the transformer takes so long, forward and backward, and prints when; ranks look at each."""
-    from pgdpo.training import blocks, signals
+    from pgdpo.engine import blocks
+    from pgdpo.guards import signals
 
     def passed():
         time.sleep(seconds)
@@ -91,8 +92,8 @@ def slow_blocks(rank: int, *, seconds: float) -> None:
 
 def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> None:
     """As of the step `after` (from 0) each block takes so long, as a large model's do, and prints when it began."""
-    from pgdpo.training import blocks
-    from pgdpo.training.loop import Trainer
+    from pgdpo.engine import blocks
+    from pgdpo.training.trainer import Trainer
 
     tell, take, at = blocks._tell, Trainer._step, []
 
@@ -111,7 +112,7 @@ def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> No
 
 def slow_denoising(rank: int, *, seconds: float) -> None:
     """Each denoising step takes so long."""
-    from pgdpo import progress
+    from pgdpo.messages import progress
 
     class Slow:
         def moved(self, what: str) -> None:
@@ -126,7 +127,7 @@ def slow_denoising(rank: int, *, seconds: float) -> None:
 
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     take = Trainer._step
 
@@ -140,7 +141,7 @@ def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
 
 def slow_saves(rank: int, *, seconds: float) -> None:
     """The main rank waits while it writes, and again before it publishes."""
-    from pgdpo.training import checkpoint
+    from pgdpo.checkpoints import checkpoint
 
     whole, written = checkpoint.publish, checkpoint.HashedFiles.written
 
@@ -189,11 +190,11 @@ def fail_in_save(rank: int, *, victim: int, phase: str) -> None:
 
 
 PHASES = {  # module, function, how often a save calls it
-    "making the folder": ("pgdpo.training.checkpoint", "temporary_folder", 1),
-    "gathering": ("pgdpo.training.optimizer_state", "weights", 1),
-    "writing": ("pgdpo.training.shards", "HashedFiles.written", 2),
-    "hashing": ("pgdpo.training.shards", "HashedFiles.hashes", 1),
-    "publishing": ("pgdpo.training.checkpoint", "publish", 1),
+    "making the folder": ("pgdpo.checkpoints.checkpoint", "temporary_folder", 1),
+    "gathering": ("pgdpo.checkpoints.optimizer_state", "weights", 1),
+    "writing": ("pgdpo.checkpoints.shards", "HashedFiles.written", 2),
+    "hashing": ("pgdpo.checkpoints.shards", "HashedFiles.hashes", 1),
+    "publishing": ("pgdpo.checkpoints.checkpoint", "publish", 1),
 }
 
 
@@ -201,7 +202,7 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
     """Write down what each micro-batch is made of; kill both ranks inside one of them."""
     import torch
 
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     step, loss, where, count = Trainer._step, Trainer.pair_loss, [0, 0], iter(range(1 << 30))
 
@@ -225,8 +226,8 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
 
 def fail_beside_a_save(rank: int, *, victim: int, step: int) -> None:
     """An exception on one rank in a step (from 0), while the hashes of the save before it are still being taken."""
-    from pgdpo.training.checkpoint import Checkpoints
-    from pgdpo.training.loop import Trainer
+    from pgdpo.checkpoints.checkpoint import Checkpoints
+    from pgdpo.training.trainer import Trainer
 
     publish, take = Checkpoints._publish, Trainer._step
 
@@ -252,7 +253,7 @@ def full_disk(rank: int, *, save: int, publishing: bool = False) -> None:
         return _full_at_publication(save)
     import resource
 
-    from pgdpo.training.checkpoint import Checkpoints
+    from pgdpo.checkpoints.checkpoint import Checkpoints
 
     whole, count = Checkpoints.save, iter(range(1 << 30))
 
@@ -269,7 +270,7 @@ def full_disk(rank: int, *, save: int, publishing: bool = False) -> None:
 
 
 def _full_at_publication(save: int) -> None:
-    from pgdpo.training import checkpoint
+    from pgdpo.checkpoints import checkpoint
 
     whole, count = checkpoint.publish, iter(range(1 << 30))
 
@@ -283,8 +284,8 @@ def _full_at_publication(save: int) -> None:
 
 def record_ids(rank: int, *, file: str) -> None:
     """Append the (step, id, draw) of every pair that this rank trains on."""
-    from pgdpo.training.guards import Guard
-    from pgdpo.training.loop import Trainer
+    from pgdpo.guards.bad_steps import Guard
+    from pgdpo.training.trainer import Trainer
 
     step, see = Trainer._step, Guard.see
     at = []
@@ -305,8 +306,8 @@ def record_ids(rank: int, *, file: str) -> None:
 def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen: bool) -> None:
     """One rank's loss is too large by `factors` in a step (from 1), as a model that breaks down gives; `seen`: the
     numbers that the guard looks at are too, else the gradient alone."""
-    from pgdpo.training.guards import Guard
-    from pgdpo.training.loop import Trainer
+    from pgdpo.guards.bad_steps import Guard
+    from pgdpo.training.trainer import Trainer
 
     take, see = Trainer._step, Guard.see
     at = []
@@ -327,7 +328,7 @@ def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen:
 
 def damage_file(rank: int, *, victim: int, step: int, path: str) -> None:
     """One rank flips a bit of a file before it reads the data of a step (from 0), after the checks at the start."""
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     take = Trainer._step
 

@@ -37,14 +37,14 @@ def read_pairs(manifest: str) -> str:
 
 def read_table(path: str) -> str:
     """The records of a file, one by one."""
-    from pgdpo.data.tables import read_records
+    from pgdpo.files.tables import read_records
 
     return f"{sum(1 for _ in read_records(path))} records"
 
 
 def measure(reader: str, path: str) -> dict:
     """One reading in a child of its own."""
-    from pgdpo.errors import InputError
+    from pgdpo.messages.errors import InputError
 
     source, target = os.pipe()
     child = os.fork()

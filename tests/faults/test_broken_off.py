@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from pgdpo.checkpoints.events import read_events
+from pgdpo.checkpoints.published import latest_checkpoint, step_of
 from pgdpo.reference.store import read_rows
-from pgdpo.training.events import read_events
-from pgdpo.training.published import latest_checkpoint, step_of
 from tests.faults.test_ctrl_c import wait_until
 from tests.faults.test_processes import wait_for_step
 from tests.worlds import losses, metrics

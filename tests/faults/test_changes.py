@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from tests.worlds import run_pgdpo, save_tiny_wan
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from pgdpo.data.video import write_video
+from pgdpo.video import write_video
 from tests.faults.peaks import peaks
 
 FRAMES, HEIGHT, WIDTH, FPS = 24, 160, 256, 8  # as `peaks.read_pairs` asks for them

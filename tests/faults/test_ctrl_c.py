@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from pgdpo.training.events import read_events
-from pgdpo.training.published import latest_checkpoint, step_of
+from pgdpo.checkpoints.events import read_events
+from pgdpo.checkpoints.published import latest_checkpoint, step_of
 from tests.faults.test_processes import wait_for_step
 from tests.ranks import ROOT
 from tests.worlds import losses, metrics

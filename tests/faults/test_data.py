@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pgdpo.checkpoints.events import read_events
 from pgdpo.data.order import Order
-from pgdpo.data.video import write_video
-from pgdpo.errors import InputError
-from pgdpo.training.events import read_events
-from pgdpo.training.loop import Trainer
+from pgdpo.messages.errors import InputError
+from pgdpo.training.trainer import Trainer
+from pgdpo.video import write_video
 from tests.worlds import change_pair, metrics, run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

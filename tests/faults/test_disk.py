@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pgdpo.errors import InputError
-from pgdpo.training import checkpoint
-from pgdpo.training.published import checkpoints_of, latest_checkpoint
+from pgdpo.checkpoints import checkpoint
+from pgdpo.checkpoints.published import checkpoints_of, latest_checkpoint
+from pgdpo.messages.errors import InputError
 from tests.worlds import losses, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pgdpo.errors import InputError
-from pgdpo.training.published import checkpoints_of, find_damage, latest_checkpoint, prune
+from pgdpo.checkpoints.published import checkpoints_of, find_damage, latest_checkpoint, prune
+from pgdpo.messages.errors import InputError
 from tests.worlds import losses, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pgdpo.config import load_config
-from pgdpo.data.files import sha256_of
-from pgdpo.data.locations import fetch
-from pgdpo.errors import InputError
-from pgdpo.training.published import MANIFEST, _manifest_text, find_damage, read_state
-from pgdpo.training.shards import ShardReader
+from pgdpo.checkpoints.published import MANIFEST, _manifest_text, find_damage, read_state
+from pgdpo.checkpoints.shards import ShardReader
+from pgdpo.config.read import load_config
+from pgdpo.files.atomic import sha256_of
+from pgdpo.files.locations import fetch
+from pgdpo.messages.errors import InputError
 from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -284,7 +284,7 @@ def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_
 def test_a_server_that_sends_without_end_is_cut_off(tmp_path, monkeypatch, tally):
     import fsspec
 
-    monkeypatch.setattr("pgdpo.data.locations.MAX_CLIP_BYTES", 3_000_000)
+    monkeypatch.setattr("pgdpo.files.locations.MAX_CLIP_BYTES", 3_000_000)
     fsspec.filesystem("memory").pipe_file("/endless.mp4", bytes(5_000_000))
     with pytest.raises(InputError, match=r"memory://endless.mp4: more than 3,000,000 bytes"):
         fetch("memory://endless.mp4", tmp_path / "cache")

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests import hosts
+from tests.cli.test_cluster import CLUSTER
+from tests.faults import hosts
 from tests.faults.test_launchers import ENVIRONMENT
 from tests.faults.test_processes import wait_for_step
-from tests.test_cluster import CLUSTER
 from tests.worlds import losses, metrics
 
 WATCHDOG = 6.0  # seconds

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgdpo.training.events import read_events
-from pgdpo.training.published import latest_checkpoint, step_of
+from pgdpo.checkpoints.events import read_events
+from pgdpo.checkpoints.published import latest_checkpoint, step_of
+from tests.cli.test_cluster import BIN, CLUSTER
 from tests.faults.test_processes import wait_for_step
 from tests.ranks import PINNED, ROOT
-from tests.test_cluster import BIN, CLUSTER
 from tests.worlds import losses, metrics, save_tiny_wan, write_config
 
 ENVIRONMENT = {**os.environ, **PINNED, "PATH": f"{BIN}:{os.environ['PATH']}"}

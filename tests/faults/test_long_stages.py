@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pgdpo.training.events import read_events
-from pgdpo.training.published import latest_checkpoint, step_of
+from pgdpo.checkpoints.events import read_events
+from pgdpo.checkpoints.published import latest_checkpoint, step_of
 from tests.faults.test_ctrl_c import wait_until
 
 STEPS = ["train.steps=3", "train.checkpoint_every=2", "evaluate.every=2", "evaluate.every_prompts=3"]

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
-from pgdpo.training.events import read_events
-from pgdpo.training.guards import Guard
+from pgdpo.checkpoints.events import read_events
+from pgdpo.config.read import load_config
+from pgdpo.guards.bad_steps import Guard
+from pgdpo.messages.errors import InputError
 from tests.worlds import change_pair, metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -239,7 +239,7 @@ def test_a_spike_is_named_alike_by_two_ranks(config_file, ranks):
 
 
 def test_a_crash_is_logged_as_a_failure_and_an_end_as_such(config_file, monkeypatch):
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     output = config_file.parent / "out"
     start(config_file, output, "train.steps=2")
@@ -275,15 +275,13 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     judge = Guard._judge
     monkeypatch.setattr(Guard, "_judge", guarded)
     trainer_steps = 3
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_pairs=1"])
-    monkeypatch.setattr("pgdpo.training.loop.check_damage", lambda data, config: None)
+    monkeypatch.setattr("pgdpo.training.trainer.check_damage", lambda data, config: None)
     monkeypatch.setattr(Trainer, "_save", lambda self, step: None)
     monkeypatch.setattr(Trainer, "_published", lambda self, step: config_file)
     trainer = Trainer(config)
-    monkeypatch.setattr(
-        "pgdpo.training.agreement.gather", lambda value: pytest.fail("a gather in a sound step")
-    )
+    monkeypatch.setattr("pgdpo.ranks.agreement.gather", lambda value: pytest.fail("a gather in a sound step"))
     trainer.train()
     assert sizes == [40] * trainer_steps

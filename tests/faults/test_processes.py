@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pgdpo.training.published import checkpoints_of, latest_checkpoint, step_of
+from pgdpo.checkpoints.published import checkpoints_of, latest_checkpoint, step_of
 from tests import zygote
 from tests.worlds import losses, metrics
 

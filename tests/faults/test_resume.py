@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pgdpo.training.deterministic import _insert, _whole_subtrees
-from pgdpo.training.published import checkpoints_of
+from pgdpo.checkpoints.published import checkpoints_of
+from pgdpo.engine.deterministic import _insert, _whole_subtrees
 from tests.worlds import losses, metrics
 
 

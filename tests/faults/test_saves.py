@@ -15,11 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pgdpo.training import checkpoint
-from pgdpo.training.checkpoint import Checkpoints
-from pgdpo.training.engine import start_distributed
-from pgdpo.training.loop import Trainer
-from pgdpo.training.published import (
+from pgdpo.checkpoints import checkpoint
+from pgdpo.checkpoints.checkpoint import Checkpoints
+from pgdpo.checkpoints.published import (
     checkpoints_of,
     find_damage,
     latest_checkpoint,
@@ -28,7 +26,9 @@ from pgdpo.training.published import (
     step_of,
     temporary_folder,
 )
-from pgdpo.training.shards import HashedFiles
+from pgdpo.checkpoints.shards import HashedFiles
+from pgdpo.engine.engine import start_distributed
+from pgdpo.training.trainer import Trainer
 from tests.worlds import losses, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

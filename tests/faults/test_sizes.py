@@ -6,18 +6,18 @@ import os
 import numpy as np
 import pytest
 
-from pgdpo.config import load_config
-from pgdpo.console import say
-from pgdpo.data import bounded
-from pgdpo.data.importers import FORMATS, import_data
-from pgdpo.data.locations import open_binary
-from pgdpo.data.manifest import scan_manifest
-from pgdpo.data.tables import read_records
-from pgdpo.data.video import read_video, write_video
-from pgdpo.data.video.picture import read_image
-from pgdpo.errors import InputError
-from pgdpo.problems import Problem
-from pgdpo.training.published import find_damage, read_state
+from pgdpo.checkpoints.published import find_damage, read_state
+from pgdpo.config.read import load_config
+from pgdpo.files import bounded
+from pgdpo.files.locations import open_binary
+from pgdpo.files.tables import read_records
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem
+from pgdpo.rows.importers import FORMATS, import_data
+from pgdpo.rows.manifest import scan_manifest
+from pgdpo.video import read_video, write_video
+from pgdpo.video.picture import read_image
 from tests.faults.peaks import peaks
 from tests.faults.test_clips import picture
 from tests.worlds import run_pgdpo
@@ -70,7 +70,7 @@ def opened(monkeypatch):
         streams.append(Counted(open_binary(location)))
         return streams[-1]
 
-    monkeypatch.setattr("pgdpo.data.tables.open_binary", counted)
+    monkeypatch.setattr("pgdpo.files.tables.open_binary", counted)
     return streams
 
 
@@ -135,7 +135,7 @@ def test_a_file_holds_so_many_records_and_bad_rows(tmp_path, monkeypatch, tally)
     assert len(records) == 7 and str(problem).startswith(
         f"{path}: holds more than 7 records; allowed: up to 7"
     )
-    monkeypatch.setattr("pgdpo.data.manifest.MOST_BAD_ROWS", 3)  # no row's clips are there
+    monkeypatch.setattr("pgdpo.rows.manifest.MOST_BAD_ROWS", 3)  # no row's clips are there
     rows, problems = scan_manifest(path)
     assert not rows and [problem.line for problem in problems] == [1, 1, 2, 2, 3, 3, None]
     assert "3 rows are bad: the rest isn't read" in str(problems[-1])
@@ -197,7 +197,7 @@ def test_brackets_in_names_are_text_and_no_markup(capsys, tally):
 
 def test_a_clip_without_end_is_not_taken_into_memory(tmp_path, monkeypatch, tally):
     write_video(tmp_path / "long.mp4", np.zeros((40, 32, 32, 3), np.uint8), 8)
-    monkeypatch.setattr("pgdpo.data.video.read.MAX_DECODED", 10 * 32 * 32 * 3)
+    monkeypatch.setattr("pgdpo.video.read.MAX_DECODED", 10 * 32 * 32 * 3)
     with pytest.raises(InputError, match="long.mp4: 40 frames of 32x32 pixels take over 30,720 bytes"):
         read_video(tmp_path / "long.mp4")
     assert len(read_video(tmp_path / "long.mp4", num_frames=10)) == 10

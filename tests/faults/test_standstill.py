@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pgdpo.training.signals import StopSignals
-from pgdpo.training.watchdog import SILENT, Standing, Watchdog
+from pgdpo.guards.signals import StopSignals
+from pgdpo.guards.watchdog import SILENT, Standing, Watchdog
 
 SECONDS = 100.0
 

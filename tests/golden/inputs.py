@@ -32,7 +32,7 @@ def make() -> None:
 
 def pixels_sha256() -> str:
     """Of all clips as pgdpo decodes them, to tell whether it was they that moved a loss."""
-    from pgdpo.data.video import read_video
+    from pgdpo.video import read_video
 
     digest = hashlib.sha256()
     for row in map(json.loads, MANIFEST.read_text(encoding="utf-8").splitlines()):
@@ -43,7 +43,7 @@ def pixels_sha256() -> str:
 
 
 def _make_clips() -> None:
-    from pgdpo.data.toy import example, render
+    from pgdpo.toy.clips import example, render
 
     rows = []
     for index in range(PAIRS):

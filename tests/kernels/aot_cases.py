@@ -20,7 +20,7 @@ def cases(full: bool) -> list[Case]:
 
 
 def pair_sums(full: bool) -> list[Case]:
-    from pgdpo_kernels.pair_kernels import BLOCK, THREADS, partial_sums
+    from pgdpo_kernels.pairs.pair_kernels import BLOCK, THREADS, partial_sums
 
     out = []
     for kind, ref, mask, table, cross in (
@@ -57,8 +57,8 @@ def pair_sums(full: bool) -> list[Case]:
 
 
 def pair_second_stage(full: bool) -> list[Case]:
-    from pgdpo_kernels.dpo_kernel import PAIRS, preference_stage, segment_sums
-    from pgdpo_kernels.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
+    from pgdpo_kernels.pairs.dpo_kernel import PAIRS, preference_stage, segment_sums
+    from pgdpo_kernels.pairs.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
     for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:
@@ -97,7 +97,7 @@ def pair_second_stage(full: bool) -> list[Case]:
 
 
 def pair_gradients(full: bool) -> list[Case]:
-    from pgdpo_kernels.pair_kernels import BLOCK, THREADS, pair_gradient
+    from pgdpo_kernels.pairs.pair_kernels import BLOCK, THREADS, pair_gradient
 
     out = []
     for kind, fused, drift, mask, table, cross in (
@@ -123,7 +123,7 @@ def pair_gradients(full: bool) -> list[Case]:
 
 
 def noises(full: bool) -> list[Case]:
-    from pgdpo_kernels.noise_kernel import GROUPS, THREADS, noise_kernel
+    from pgdpo_kernels.pairs.noise_kernel import GROUPS, THREADS, noise_kernel
 
     out = []
     every = itertools.product(("bf16", "fp32"), ("flow", "epsilon", "v", "noise"))

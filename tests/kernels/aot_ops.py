@@ -30,7 +30,7 @@ def cases(full: bool) -> list[Case]:
 
 def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0)) -> Case:
     """`tensors` have the hidden states' dtype, `modulations` are fp32 as Wan's, `vectors` bf16 as a norm's."""
-    from pgdpo_kernels.rows import pieces, threads_and_rows
+    from pgdpo_kernels.hidden.rows import pieces, threads_and_rows
 
     launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}.get(
         op, op
@@ -64,7 +64,7 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
 
 
 def norm_forward(width, kind, branch) -> Case:
-    from pgdpo_kernels.norm_kernels import norm_forward as kernel
+    from pgdpo_kernels.hidden.norm_kernels import norm_forward as kernel
 
     constants = dict(BRANCH=branch, GATE="tensor" if branch else "none", SCALE="pair", SHIFT="pair", D=width)
     constants |= dict(WEIGHT=branch, BIAS=branch, CENTER=True)
@@ -84,7 +84,7 @@ def norm_forward(width, kind, branch) -> Case:
 
 
 def norm_backward(width, kind, trained) -> Case:
-    from pgdpo_kernels.norm_kernels import norm_backward as kernel
+    from pgdpo_kernels.hidden.norm_kernels import norm_backward as kernel
 
     constants = dict(DHIDDEN=True, GATE="pair", SCALE="pair", WEIGHT=trained, CENTER=True, D=width)
     constants |= dict(SUM_NORM=trained, SUM_GATE=trained)
@@ -95,7 +95,7 @@ def norm_backward(width, kind, trained) -> Case:
 
 
 def gate_forward(width, kind) -> Case:
-    from pgdpo_kernels.gate_residual_kernels import gate_forward as kernel
+    from pgdpo_kernels.hidden.gate_residual_kernels import gate_forward as kernel
 
     tensors, modulations = ("x", "branch", "hidden"), ("gate", "gate_table")
     constants = dict(GATE="pair", D=width)
@@ -103,7 +103,7 @@ def gate_forward(width, kind) -> Case:
 
 
 def gate_backward(width, kind, trained) -> Case:
-    from pgdpo_kernels.gate_residual_kernels import gate_backward as kernel
+    from pgdpo_kernels.hidden.gate_residual_kernels import gate_backward as kernel
 
     tensors, modulations = ("x", "branch", "dbranch"), ("gate", "gate_table", "sums")
     constants = dict(GATE="pair", SUM_GATE=trained, D=width)
@@ -113,7 +113,7 @@ def gate_backward(width, kind, trained) -> Case:
 
 def heads(width) -> dict:
     """LTX turns the full width by a table of pairs; the others every head by one table."""
-    from pgdpo_kernels.rows import pieces
+    from pgdpo_kernels.hidden.rows import pieces
 
     head = WIDTHS[width]
     a, b = pieces(width // head)
@@ -124,7 +124,7 @@ def heads(width) -> dict:
 
 
 def qk_forward(width, kind) -> Case:
-    from pgdpo_kernels.qk_norm_rope_kernels import qk_forward as kernel
+    from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_forward as kernel
 
     tensors, vectors = ("q", "k", "q_out", "k_out"), ("q_weight", "k_weight", "q_bias", "k_bias")
     constants = heads(width) | dict(BIAS=False)
@@ -132,7 +132,7 @@ def qk_forward(width, kind) -> Case:
 
 
 def qk_backward(width, kind, trained) -> Case:
-    from pgdpo_kernels.qk_norm_rope_kernels import qk_backward as kernel
+    from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_backward as kernel
 
     tensors, vectors = ("dq_out", "dk_out", "q", "k", "dq", "dk"), ("q_weight", "k_weight")
     constants = heads(width) | dict(SUMS=trained)
@@ -141,8 +141,8 @@ def qk_backward(width, kind, trained) -> Case:
 
 
 def column_sums(width) -> Case:
-    from pgdpo_kernels.row_jit import column_sums as kernel
-    from pgdpo_kernels.rows import SUM_TILE
+    from pgdpo_kernels.hidden.row_jit import column_sums as kernel
+    from pgdpo_kernels.hidden.rows import SUM_TILE
 
     rows, columns = SUM_TILE
     pointers = dict.fromkeys(("partials", "out"), "fp32")

@@ -8,17 +8,11 @@ import pytest
 import torch
 from kernel_inputs import DEVICE, make_pairs
 
-from benchmarks import (
-    exactness,
-    harness,
-    test_diffusion_dpo,
-    test_hidden_ops,
-    test_noise_pair,
-    test_pair_errors,
-)
 from benchmarks.conftest import run
-from benchmarks.driver import CACHE
-from benchmarks.harness import Case
+from benchmarks.gpu import harness
+from benchmarks.gpu.driver import CACHE
+from benchmarks.gpu.harness import Case
+from benchmarks.ops import exactness, test_diffusion_dpo, test_hidden_ops, test_noise_pair, test_pair_errors
 
 
 @pytest.mark.parametrize("module", [test_diffusion_dpo, test_pair_errors])

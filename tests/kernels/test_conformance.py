@@ -9,7 +9,8 @@ import torch
 from kernel_inputs import DEVICE, make_pairs
 from torch.nn.functional import logsigmoid, relu
 
-from pgdpo_kernels import PairErrors, diffusion_dpo_loss, noise_pair, pair_errors, preference_loss
+from pgdpo_kernels import PairErrors, diffusion_dpo_loss, noise_pair, preference_loss
+from pgdpo_kernels.pairs import pair_errors
 
 SHAPE = (8, 4, 3, 6, 5)
 

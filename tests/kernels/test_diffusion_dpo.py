@@ -8,7 +8,8 @@ import pytest
 import torch
 from kernel_inputs import DEVICE, make_pairs
 
-from pgdpo_kernels import diffusion_dpo_loss, pair_errors, preference_loss, set_backend
+from pgdpo_kernels import diffusion_dpo_loss, preference_loss, set_backend
+from pgdpo_kernels.pairs import pair_errors
 
 pytestmark = pytest.mark.quick
 
@@ -235,7 +236,7 @@ def test_a_broken_pair_stays_alone(backend, bad):
 
 def test_three_launches_forward_and_one_backward(monkeypatch):
     """Counted at the one door that every launch goes through."""
-    from pgdpo_kernels.dpo_kernel import preference_stage
+    from pgdpo_kernels.pairs.dpo_kernel import preference_stage
 
     launches = []
     kind = type(preference_stage)

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_inputs import make_pairs
 
-from pgdpo_kernels import PairErrors, pair_errors, set_backend
+from pgdpo_kernels import PairErrors, set_backend
+from pgdpo_kernels.pairs import pair_errors
 
 pytestmark = pytest.mark.quick
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.data.prepared import pair_hash
-from pgdpo.data.video import read_video, write_video
-from pgdpo.errors import InputError
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.making import make as making
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
+from pgdpo.messages.errors import InputError
+from pgdpo.video import read_video, write_video
 from pgdpo_kernels import pair_noise
 from tests.models.tiny_pipelines import save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny

@@ -116,20 +116,20 @@ class Door:
 
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
-        from pgdpo.training.policy import build_policy
+        from pgdpo.engine.policy import build_policy
 
         return build_policy(self.config, torch.device("cpu"))[1].eval()
 
     @functools.cached_property
     def forward(self) -> Callable:
         """The trainer's forward, without an engine around it: its autocast is that of a frozen reference."""
-        from pgdpo.training.engine import build_frozen
-        from pgdpo.training.pair_batching import batched
+        from pgdpo.engine.engine import build_frozen
+        from pgdpo.engine.pair_batching import batched
 
         return torch.no_grad()(batched(self.family, build_frozen(self.transformer, self.config), "joint"))
 
     def _config(self, precision: str, adapter: bool):
-        from pgdpo.config import load_config
+        from pgdpo.config.read import load_config
 
         keys = [f"model.path={self.folder}", "model.encoders=pipeline", "model.attention=native"]
         keys += ["model.kernels=eager", "model.compile=none", f"train.precision={precision}"]

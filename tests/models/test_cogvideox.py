@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
-from pgdpo.training.policy import build_policy
+from pgdpo.config.read import load_config
+from pgdpo.engine.policy import build_policy
+from pgdpo.messages.errors import InputError
 from pgdpo_kernels import noise_pair, pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,

@@ -8,15 +8,16 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from pgdpo.config import load_config
+from pgdpo.checkpoints.identity import run_identity
+from pgdpo.checkpoints.resume import check_resume, described
+from pgdpo.config import AdapterConfig
+from pgdpo.config.read import load_config
 from pgdpo.data.prepared import collate
-from pgdpo.errors import InputError
-from pgdpo.models.adapter import add_adapter
-from pgdpo.models.kept import compute_kept_in_fp32
-from pgdpo.settings import AdapterConfig
-from pgdpo.training.loop import Trainer
-from pgdpo.training.policy import open_pairs, run_identity
-from pgdpo.training.resume import check_resume, described
+from pgdpo.messages.errors import InputError
+from pgdpo.models.adapters.adapter import add_adapter
+from pgdpo.models.weights.kept import compute_kept_in_fp32
+from pgdpo.training.opening import open_pairs
+from pgdpo.training.trainer import Trainer
 from tests.models.door import MODES, Door, differences, recorded
 from tests.models.tiny_pipelines import open_tiny, save_tiny_hunyuan_video
 from tests.models.tiny_wan import save_tiny

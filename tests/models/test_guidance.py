@@ -5,10 +5,10 @@ import torch
 from tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tiny_wan import save_tiny
 
+from pgdpo.config import AdapterConfig, ModelConfig
 from pgdpo.models import open_family
-from pgdpo.models.adapter import add_adapter
+from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.guidance import negative_branch, without_adapter
-from pgdpo.settings import AdapterConfig, ModelConfig
 
 FAMILIES = {
     "wan": lambda folder: save_tiny("2.1 t2v", folder),

@@ -1,15 +1,16 @@
-"""Models by a hub id: which commit is taken, what is downloaded when and by whom. The hub is `tests/fake_hub.py`'s."""
+"""Models by a hub id: which commit is taken, what is downloaded when and by whom. The hub: fake_hub.py."""
 
 import shutil
 
 import pytest
 import torch
 
-from pgdpo.errors import InputError
-from pgdpo.models import hub, open_family
-from pgdpo.settings import ModelConfig
-from tests.fake_hub import REPOSITORY, FakeHub, asked_of
+from pgdpo.config import ModelConfig
+from pgdpo.messages.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.models.weights import hub
 from tests.models import hub_ranks
+from tests.models.fake_hub import REPOSITORY, FakeHub, asked_of
 from tests.worlds import run_pgdpo, save_tiny_wan
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

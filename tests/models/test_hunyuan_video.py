@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo_kernels import noise_pair, pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,

@@ -7,11 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pgdpo.errors import InputError
-from pgdpo.models.adapter import adapter_metadata, adapter_state, add_adapter, load_adapter_state, start_from
-from pgdpo.models.comfyui import comfyui_state
-from pgdpo.models.lora_file import open_lora
-from pgdpo.settings import AdapterConfig
+from pgdpo.config import AdapterConfig
+from pgdpo.messages.errors import InputError
+from pgdpo.models.adapters.adapter import (
+    adapter_metadata,
+    adapter_state,
+    add_adapter,
+    load_adapter_state,
+    start_from,
+)
+from pgdpo.models.adapters.comfyui import comfyui_state
+from pgdpo.models.adapters.lora_file import open_lora
 from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.worlds import save_tiny_wan
 

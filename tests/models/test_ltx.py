@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
-from pgdpo.training.policy import base_identity
+from pgdpo.checkpoints.identity import base_identity
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo_kernels import noise_pair, pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,

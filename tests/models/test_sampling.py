@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgdpo.config import load_config
+from pgdpo.config import EvaluateConfig, SampleSettings, sample_settings
+from pgdpo.config.read import load_config
+from pgdpo.config.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.errors import InputError
-from pgdpo.evaluation.steps import evaluated_steps
-from pgdpo.progress import heard_by
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.progress import heard_by
+from pgdpo.report.steps import evaluated_steps
 from pgdpo.sampling.clips import _asking_for, sample_latents
-from pgdpo.settings import EvaluateConfig, SampleSettings, sample_settings
-from pgdpo.settings.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
 from pgdpo_kernels import pair_noise
 from tests.models.tiny_pipelines import (
     PROMPT,

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.console import say_once
-from pgdpo.errors import InputError
-from pgdpo.models.adapter import add_adapter
-from pgdpo.models.targets import check_targets, linear_layers
-from pgdpo.settings import AdapterConfig
+from pgdpo.config import AdapterConfig
+from pgdpo.messages.console import say_once
+from pgdpo.messages.errors import InputError
+from pgdpo.models.adapters.adapter import add_adapter
+from pgdpo.models.adapters.targets import check_targets, linear_layers
 from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video
 from tests.worlds import run_pgdpo, save_tiny_wan
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgdpo.checking import run_check
-from pgdpo.data.video import write_video
-from pgdpo.models.text import cut_prompts
-from tests.broken_inputs import write_clips
+from pgdpo.models.encoders.cuts import cut_prompts
+from pgdpo.video import write_video
+from tests.checking.broken_inputs import write_clips
 from tests.models.tiny_pipelines import (
     COLOURS,
     SHAPES,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.models import tiling
-from pgdpo.models.alive import Alive
+from pgdpo.models.encoders import tiling
+from pgdpo.models.encoders.alive import Alive
 from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny
 

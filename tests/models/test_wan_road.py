@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from tests.models.tiny_pipelines import PROMPT, Road, conditioning_of, generate, open_tiny
 from tests.models.tiny_wan import SIZES, picture, save_tiny
 from tests.worlds import run_pgdpo
@@ -108,13 +108,13 @@ def with_pictures(image_to_video, world, tmp_path):
 
 
 def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pictures, tmp_path):
-    from pgdpo.data.video import read_video
-    from pgdpo.data.video.picture import read_image
+    from pgdpo.data.preparing.run import prepare_splits
     from pgdpo.models import open_family
-    from pgdpo.pipeline import run_prepare
-    from pgdpo.training.policy import open_pairs
+    from pgdpo.training.opening import open_pairs
+    from pgdpo.video import read_video
+    from pgdpo.video.picture import read_image
 
-    run_prepare(with_pictures)
+    prepare_splits(with_pictures)
     data = open_pairs(with_pictures, "train")
     encoders = open_family(with_pictures.model).load_encoders(torch.device("cpu"))
     frames, height, width = SIZES["2.1 i2v"]
@@ -132,7 +132,7 @@ def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pict
     Image.fromarray(255 - pictures[0]).save(tmp_path / "first.png")
     with pytest.raises(InputError, match=r"train.jsonl:1: pair `\S+`: `image`, 'first.png', has other bytes"):
         open_pairs(with_pictures, "train")
-    run_prepare(with_pictures)
+    prepare_splits(with_pictures)
     changed = open_pairs(with_pictures, "train")
     assert changed.rows[1]["sha256"] == data.rows[1]["sha256"]
     assert changed.rows[0]["sha256"] != data.rows[0]["sha256"]
@@ -150,11 +150,11 @@ def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pict
     ids=["missing", "damaged"],
 )
 def test_a_bad_picture_is_named(with_pictures, tmp_path, spoil, words):
-    from pgdpo.pipeline import run_prepare
+    from pgdpo.data.preparing.run import prepare_splits
 
     spoil(tmp_path)
     with pytest.raises(InputError) as refused:
-        run_prepare(with_pictures)
+        prepare_splits(with_pictures)
     assert all(word in str(refused.value) for word in words), refused.value
     assert not (tmp_path / "out/prepared/train/index.json").exists()
 

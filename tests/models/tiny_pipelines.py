@@ -248,8 +248,8 @@ class Road:
 
 def open_tiny(family: str, folder: Path, **model):
     """The opened family of a saved pipeline."""
+    from pgdpo.config import ModelConfig
     from pgdpo.models import open_family
-    from pgdpo.settings import ModelConfig
 
     return open_family(ModelConfig(family=family, path=str(folder), **model))
 

@@ -10,7 +10,7 @@ import torch
 from objective_rows import ROWS
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives import available, build_objective
 
 pytestmark = pytest.mark.quick

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from objective_samples import random_errors, random_info, to_pair_info, to_torch
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives import available, build_objective, check_options, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.batch import Batch

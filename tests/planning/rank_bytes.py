@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from pgdpo.config import load_config
-from pgdpo.training import engine as engines
-from pgdpo.training.parallel import arrange_ranks
-from pgdpo.training.policy import build_policy
+from pgdpo.config.read import load_config
+from pgdpo.engine import engine as engines
+from pgdpo.engine.parallel import arrange_ranks
+from pgdpo.engine.policy import build_policy
 
 
 def nbytes(tensors) -> int:

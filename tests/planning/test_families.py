@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.planning.plan import Planner
 from tests.models import tiny_pipelines
 from tests.planning.test_planned_memory import really_saved

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config.read import load_config
+from pgdpo.engine.memory import save_memory
+from pgdpo.engine.policy import build_policy
+from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.planning import hardware
+from pgdpo.planning.cards import CARDS, find_card
+from pgdpo.planning.flops import SampleFlops
 from pgdpo.planning.hardware import machine
-from pgdpo.training.cards import CARDS, find_card
-from pgdpo.training.flops import SampleFlops
-from pgdpo.training.memory import save_memory
-from pgdpo.training.policy import build_policy
 from tests.planning.test_families import FAMILIES
 from tests.worlds import write_config
 

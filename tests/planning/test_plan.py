@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgdpo.checking import run_check
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config import TrainConfig
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo.planning.disk import checkpoint_bytes, most_checkpoints
 from pgdpo.planning.hardware import machine
 from pgdpo.planning.hours import sampling_weights
 from pgdpo.planning.memory import Sharding, rank_memory
+from pgdpo.planning.meta import Size
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
 from pgdpo.planning.trace import Activations
-from pgdpo.settings import TrainConfig
-from pgdpo.training.meta import Size
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
+from pgdpo.engine.policy import build_policy
 from pgdpo.planning.memory import Sharding, rank_memory
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.trace import Activations, trace
-from pgdpo.training.policy import build_policy
 from tests.planning import rank_bytes
 
 LORA = ["train.precision=bf16", "train.global_batch_pairs=8"]

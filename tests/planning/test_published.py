@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
-from pgdpo.models import open_family, reach
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.models.weights import reach
+from pgdpo.planning.meta import meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
-from pgdpo.training.meta import meta_policy, sizes
 from tests.worlds import run_pgdpo
 
 # Parameters of the transformers, as their authors publish them (to the digits that they give).

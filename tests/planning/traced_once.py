@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from pgdpo.planning import plan
-from pgdpo.training import flops
+from pgdpo.planning import flops, plan
 
 
 def once(function: Callable, key: Callable) -> Callable:

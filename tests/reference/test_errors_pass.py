@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pgdpo.checking import run_check
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.reference.store import joined, read_rows
 from pgdpo.training import reference_errors
-from pgdpo.training.policy import open_pairs
+from pgdpo.training.opening import open_pairs
 from pgdpo.training.references import errors_key
 from tests.worlds import run_pgdpo
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgdpo.settings import Config
-from tests.broken_inputs import write_clips
-from tests.data.odd_clips import Odd, write
+from pgdpo.config import Config
+from tests.checking.broken_inputs import write_clips
 from tests.faults.test_clips import huge_avi, picture, without_frames
 from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny
+from tests.video.odd_clips import Odd, write
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
 
@@ -92,7 +92,7 @@ def no_interpreter(place: Place) -> list[str]:
 
 
 def no_libaio(place: Place) -> list[str]:
-    place.patch.setattr("pgdpo.training.engine.AsyncIOBuilder.is_compatible", lambda *_, **__: False)
+    place.patch.setattr("pgdpo.engine.engine.AsyncIOBuilder.is_compatible", lambda *_, **__: False)
     return [*NVME, f"train.nvme_path={place.folder}"]
 
 
@@ -246,8 +246,8 @@ def black_mask(place: Place) -> list[str]:
 def broken_picture(place: Place) -> list[str]:
     """A row whose picture is a web page, for an image-to-video model that has no need of a text encoder."""
     write_clips(place.folder / "clips")
-    place.patch.setattr("pgdpo.models.toy.ToyEncoders.needs_image", True)
-    place.patch.setattr("pgdpo.models.toy.ToyEncoders.encode_image", None, raising=False)
+    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.needs_image", True)
+    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.encode_image", None, raising=False)
     return rows(place, [good_row(name) | {"image": "page.png"} for name in ("0", "1")])
 
 
@@ -259,7 +259,7 @@ def remote(url: str, most: int = 1 << 30) -> Callable[[Place], list[str]]:
 
         write_clips(place.folder / "clips")
         place.patch.setenv("PGDPO_CACHE", str(place.folder / "cache"))
-        place.patch.setattr("pgdpo.data.locations.MAX_CLIP_BYTES", most)
+        place.patch.setattr("pgdpo.files.locations.MAX_CLIP_BYTES", most)
         with fsspec.open("memory://refusals/large.mp4", "wb") as file:
             file.write((place.folder / "clips" / "0a.mp4").read_bytes())
         return rows(place, [good_row("0") | {"chosen": url}])

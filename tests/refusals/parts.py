@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from pgdpo.settings import Config
+from pgdpo.config import Config
 
 
 def opened(config: Config) -> object:
@@ -22,20 +22,20 @@ def sized(config: Config) -> None:
 
 
 def shared(config: Config) -> None:
-    from pgdpo.training.parallel import check_sequence_parallel
+    from pgdpo.engine.parallel import check_sequence_parallel
 
     for size in config.data.sizes:
         check_sequence_parallel(config, opened(config), opened(config).latent_shape(*size))
 
 
 def adapted(config: Config) -> None:
-    from pgdpo.training.policy import open_adapter
+    from pgdpo.engine.policy import open_adapter
 
     open_adapter(opened(config), config.model.adapter)
 
 
 def attended(config: Config) -> None:
-    from pgdpo.training.attention import check_attention
+    from pgdpo.engine.attention import check_attention
 
     check_attention(config, opened(config), torch.device("cpu"))
 
@@ -55,7 +55,7 @@ def evaluated(config: Config) -> None:
 
 
 def read(config: Config) -> None:
-    from pgdpo.training.zero_init import check_files
+    from pgdpo.engine.zero.load import check_files
 
     check_files(opened(config))
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "pgdpo"
-COMMANDS = ("run_prepare", "run_train", "run_evaluate", "run_reference")  # of pipeline.py
+COMMANDS = {  # what `prepare`, `train`, `evaluate` and `reference` call, and what reads their arguments
+    "pgdpo.data.preparing.run",
+    "pgdpo.training.trainer",
+    "pgdpo.evaluation.run",
+    "pgdpo.training.reference_errors",
+    "pgdpo.files.writable",
+    "pgdpo.checkpoints.runs",
+    "pgdpo.config.read",
+}
 ERRORS = ("InputError", "MachineError")
 
 
@@ -87,11 +95,7 @@ def _constant(node: ast.expr) -> str:
 
 @functools.cache
 def _reachable() -> frozenset[str]:
-    pipeline = _tree("pgdpo.pipeline")
-    started = [node for node in pipeline.body if getattr(node, "name", "") in COMMANDS]
-    started += [node for node in pipeline.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    waiting = [name for node in started for name in _imported(node, "pgdpo.pipeline")]
-    waiting += ["pgdpo.runs", "pgdpo.config"]  # the commands' arguments
+    waiting = list(COMMANDS)
     found: set[str] = set()
     while waiting:
         module = waiting.pop()

@@ -2,7 +2,7 @@
 same, or why it cannot.
 
 TABLE[module][function][a part of its message]: `By` an input of `inputs.py`, or `Why` not. `$` stands for the message's
-end, `{}` for what is put in. `tests/test_refusals.py` says what to add where a raise is new.
+end, `{}` for what is put in. `tests/refusals/test_refusals.py` says what to add where a raise is new.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.refusals.training import TRAINING
 
 # fmt: off
 TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
-    "config": {
+    "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
         "find_config": {
             "stands where the configuration file": By("a change for the file"),
@@ -48,8 +48,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_numbers": {"data.select `fifa` reads the column": By("no quality", says=("text_quality",))},
         "_source": {"data.select `source` names": By("no source", says=("names elsewhere: no row has a `source`",))},
     },
-    "data.files": {"hold": {"another command is at work there": Why.RUN}},
-    "data.locations": {
+    "files.atomic": {"hold": {"another command is at work there": Why.RUN}},
+    "files.writable": {
+        "check_writable": {
+            "a file: name a folder for the results": By("a file for the results", "a file for prepared pairs"),
+            "cannot be written (": By("a folder that can't be made"),
+        },
+    },
+    "files.locations": {
         "_copy": {"bytes: no clip to train on is that": By("a large clip")},
         "fetch": {"check the URL and your access, or": By("a URL")},
     },
@@ -57,8 +63,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "read_mask": {"nothing in it is white, so the region": By("an empty mask"), ", mask: ": Why.PASSED_ON},
     },
     "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
-    "data.order": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
-    "data.encode": {"_Making._refuse": {"error$": Why.PASSED_ON}},
+    "data.batches": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
+    "data.preparing.encode": {"_Making._refuse": {"error$": Why.PASSED_ON}},
     "data.prepared": {
         "PreparedPairs.__init__": {"damaged_files": By("a shard for the reference", says=("its SHA-256 is",))},
         "PreparedPairs.__getitem__": {"and no other pair of its size can": Why.RUN},
@@ -75,19 +81,19 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "run `pgdpo prepare` again: it keeps": By("another format"),
         },
     },
-    "data.ranks": {
+    "ranks.joined": {
         "Ranks.gather": {"another rank has ended: its message": Why.RUN},
         "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
     },
-    "data.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
-    "data.tables": {"writer": {"a manifest is written as": Why.ANOTHER}},
-    "data.video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
-    "data.video.picture": {
+    "data.preparing.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
+    "files.tables": {"writer": {"a manifest is written as": Why.ANOTHER}},
+    "video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
+    "video.picture": {
         "PictureSource._frames": {"an animation whose frames have no": Why.CLIP},
         "_opened.__enter__": {"self._refused(error)": By("bad rows", says=("cannot be read as a picture",))},
         "_opened.__exit__": {"self._refused(error)": By("bad rows", says=("cannot be read as a picture",))},
     },
-    "data.video.read": {
+    "video.read": {
         "read_frames": {"once decoded: cut the clip": Why.CLIP},
         "_shown": {"its frames cannot be shown in RGB": Why.CLIP},
         "_numbered": {"_lost(info, number)": Why.CLIP},
@@ -101,7 +107,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "that it is turned changes": Why.CLIP,
         },
     },
-    "data.video.source": {
+    "video.source": {
         "open_source": {"no such file: correct the path or": Why.CLIP},
         "ContainerSource._open": {
             "check that it plays, fetch it again": By("bad rows"),
@@ -125,8 +131,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
         "_check_results": {"it holds results of the run": Why.ANOTHER},
     },
-    "evaluation.preview": {"write_preview": {"was prepared anew since, from other": Why.RUN}},
-    "evaluation.report": {
+    "report.preview": {"write_preview": {"was prepared anew since, from other": Why.RUN}},
+    "report.report": {
         "_read": {
             "not there: run `pgdpo report` with": Why.ANOTHER,
             "run `pgdpo evaluate` again, or restore": Why.ANOTHER,
@@ -142,7 +148,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_called": {"mend the function, or name another": By("a reward that raises")},
         "_numbers": {"expected a finite number, or a dict": By("a reward's numbers")},
     },
-    "models.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
+    "models.adapters.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
     "models.cogvideox": {
         "CogVideoX.__init__": {
             "an image-to-video model": By("CogVideoX's image"),
@@ -151,8 +157,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "CogVideoX.check_positions": {"this transformer has learned positions": By("learned positions")},
     },
-    "models.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
-    "models.encoders": {
+    "models.adapters.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
+    "models.encoders.pipeline": {
         "check_multiples": {"this VAE takes multiples of": By("height"), "data.num_frames is": By("frames")},
     },
     "models.family": {
@@ -172,7 +178,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "or set model.random_init": Why.WEIGHTS,
         },
     },
-    "models.hub": {
+    "models.weights.hub": {
         "_refused": {"folder, or a hub id and a revision": Why.MACHINE},
         "_told_to_all": {"the main rank has ended": Why.RUN},
         "_wait": {"store.get": Why.PASSED_ON},
@@ -180,7 +186,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "models.hunyuan_video": {
         "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
     },
-    "models.lora_file": {
+    "models.adapters.lora_file": {
         "find_file": {
             "it is not there: name a LoRA's safetensors": By("no LoRA there"),
             "name the one that is meant": By("two LoRAs"),
@@ -209,20 +215,20 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "model.adapter.target_modules is": By("a LoRA of more"),
         },
     },
-    "models.start": {
+    "models.weights.start": {
         "check_start": {
             "config.json nor config.json is there": By("a start without its config"),
             "model.family `{}` needs a": By("a start of another class", says=("model.family `wan` needs a",)),
             "take the model that it was trained": By("a start of other layers"),
         },
     },
-    "models.targets": {
+    "models.adapters.targets": {
         "check_targets": {
             "no linear layer of this model is": By("no such layer"),
             "and a LoRA is for linear layers": By("no linear layer"),
         },
     },
-    "models.toy": {
+    "toy.encoders": {
         "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
         "_words": {"the toy's encoder takes": By("words")},
     },
@@ -282,13 +288,13 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "planning.plan": {"Planner.plan": {"train.sequence_parallel is": Why.ANOTHER}},
     "planning.start": {"refuse_too_large": {"to start all the same (compiled blocks": Why.MACHINE}},
-    "problems": {
+    "messages.problems": {
         "raise_errors": {
             "InputError('\\n'.join(map(str, errors)))": By("a key", says=("`train.steps` is 0",)),
             "InputError(_grouped(errors, beside))": By("many bad rows", says=("`weight` is -1",)),
         }
     },
-    "record": {
+    "checkpoints.record": {
         "read_record": {"its state.json is damaged": Why.RUN, "bring it back, or begin anew": Why.RUN},
         "_validated": {"says nothing of the configuration": Why.RUN},
     },
@@ -302,16 +308,12 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "open_rows": {"train.reference is `cached`, but the": By("others' errors")},
         "_read_key": {"cannot be read": By("a broken key")},
     },
-    "runs": {
+    "checkpoints.runs": {
         "open_run": {"_no_run(folder)": Why.ANOTHER, "holds no valid checkpoint: go on": Why.ANOTHER},
         "open_steps": {"expected `all`, or steps such as": Why.ANOTHER},
         "run_config": {"_no_run(given.loaded.run_dir)": Why.ANOTHER},
         "_of_folder": {"no run": Why.ANOTHER, "one of them names the run": Why.ANOTHER},
         "_as_trained": {"_contradiction(given, {key: differing[key]": Why.ANOTHER},
-        "check_writable": {
-            "a file: name a folder for the results": By("a file for the results", "a file for prepared pairs"),
-            "cannot be written (": By("a folder that can't be made"),
-        },
     },
     **TRAINING,
 }

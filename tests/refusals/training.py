@@ -6,8 +6,8 @@ from tests.refusals.entries import By, Why
 
 # fmt: off
 TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
-    "training.agreement": {"shared": {"InputError(refused)": Why.PASSED_ON}},
-    "training.attention": {
+    "ranks.agreement": {"shared": {"InputError(refused)": Why.PASSED_ON}},
+    "engine.attention": {
         "_try_attention": {
             "diffusers knows": By("a backend's name"),
             "diffusers calls torch's attention": By("a backend for cogvideox"),
@@ -16,14 +16,14 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
             "it attends to padding": By("a backend that attends to padding"),
         },
     },
-    "training.checkpoint": {
+    "checkpoints.checkpoint": {
         "Checkpoints.newest": {"damaged_step(path, damage)": Why.RUN},
         "Checkpoints._give_up": {"error": Why.RUN},
         "check_shapes": {"it is a checkpoint of another model": Why.RUN},
         "_check_seen": {"written by another rank and not to": Why.RUN},
     },
-    "training.deterministic": {"check_objective": {"from batch to batch, which depends": Why.RUN}},
-    "training.engine": {
+    "engine.deterministic": {"check_objective": {"from batch to batch, which depends": Why.RUN}},
+    "engine.engine": {
         "check_offload": {
             "name a folder on a local NVMe drive": By("an NVMe folder"),
             "no libaio to link with": By("no libaio"),
@@ -36,7 +36,7 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
     "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
-    "training.export": {
+    "checkpoints.export": {
         "_check_target": {"and no earlier export of this run": Why.ANOTHER},
         "_check_formats": {
             "allowed are": Why.ANOTHER,
@@ -45,15 +45,15 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_trained": {"its weights are others than": Why.ANOTHER},
     },
-    "training.guards": {
+    "guards.bad_steps": {
         "Guard.settle": {"nothing was updated)": Why.RUN},
         "Guard.raise_end": {"self._end": Why.RUN},
     },
-    "training.loop": {
+    "training.trainer": {
         "Trainer._train_on": {"no room for the last checkpoint": Why.RUN},
         "Trainer._begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
     },
-    "training.memory": {
+    "engine.memory": {
         "save_memory": {"set it to `none`": Why.CALLER},
         "check_selective": {"model.gradient_checkpointing is `selective`": By("what is kept")},
     },
@@ -79,32 +79,34 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
             "segments, and the latents have": By("segments"),
         },
     },
-    "training.parallel": {
+    "engine.parallel": {
         "arrange_ranks": {"rank(s) run: it must divide them; start": Why.MACHINE},
         "check_sequence_parallel": {
             "attention heads of this model": By("heads"),
             "tokens (data.num_frames, height and": By("tokens"),
         },
     },
-    "training.policy": {
+    "engine.policy": {
         "fuse": {
             "model.kernels is `triton`: Triton needs": By("no Triton"),
             "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
         },
-        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
-        "check_init": {"it is another LoRA than the run started": Why.RUN},
     },
-    "training.published": {
+    "training.opening": {
+        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))}
+    },
+    "checkpoints.identity": {"check_init": {"it is another LoRA than the run started": Why.RUN}},
+    "checkpoints.published": {
         "find_checkpoint": {"damaged_step(found, damage)": Why.RUN},
         "at_step": {"train.keep_checkpoints and train.keep_every": Why.ANOTHER},
         "read_state": {"fall back to an earlier one": Why.RUN, "expected a JSON object": Why.RUN},
         "report_damage": {"leave out --no-fallback to go on": Why.RUN},
     },
-    "training.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
-    "training.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
-    "training.signals": {"StopSignals._leave_share": {"_Left": Why.RUN}},
+    "checkpoints.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
+    "checkpoints.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
+    "guards.signals": {"StopSignals._leave_share": {"_Left": Why.RUN}},
     "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},
-    "training.zero_init": {
+    "engine.zero.load": {
         "_Safetensors.__init__": {
             "no tensor `": By("a tensor missing"),
             "`{}` is {}, the transformer's": By("a tensor's shape", says=("proj_out.bias`", "is (2,)")),

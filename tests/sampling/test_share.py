@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgdpo.sampling
-from pgdpo.data.files import hold
-from pgdpo.errors import InputError
+from pgdpo.engine.engine import start_distributed
+from pgdpo.files.atomic import hold
+from pgdpo.messages.errors import InputError
 from pgdpo.sampling import Parts, share, share_of
-from pgdpo.training.engine import start_distributed
 
 
 @settings(deadline=None)
@@ -99,4 +99,4 @@ def test_the_room_stands_below_training():
     }
     above = ("training", "evaluation", "making", "checking", "planning", "pipeline", "cli", "runs")
     found = {name for name in imported if name.startswith(tuple(f"pgdpo.{room}" for room in above))}
-    assert found == {"pgdpo.training.agreement"}
+    assert found == {"pgdpo.ranks.agreement"}

@@ -1,4 +1,4 @@
-"""Figures of these tests for `benchmarks/matrix.py`."""
+"""Figures of these tests for `benchmarks/runs/matrix.py`."""
 
 import json
 import os

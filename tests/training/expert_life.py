@@ -5,9 +5,9 @@ import weakref
 
 import torch
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.sampling import clips
-from pgdpo.training.loop import Trainer
+from pgdpo.training.trainer import Trainer
 
 
 def lives(path: str, overrides: list[str]) -> dict:

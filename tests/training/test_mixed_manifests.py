@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from pgdpo.checking import run_check
-from pgdpo.config import load_config
+from pgdpo.checkpoints.runs import run_config
+from pgdpo.config.read import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.sources import is_held_out
-from pgdpo.errors import InputError
-from pgdpo.runs import run_config
-from pgdpo.training.policy import compare_prepared
+from pgdpo.messages.errors import InputError
+from pgdpo.training.opening import compare_prepared
 from tests.worlds import losses, metrics, run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

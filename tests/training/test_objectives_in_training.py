@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives import PairInfo, available, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
 from pgdpo.training.noising import draw_sample, region_of
-from pgdpo_kernels import pair_errors
+from pgdpo_kernels.pairs import pair_errors
 from tests.worlds import losses, metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -211,7 +211,7 @@ class TestMasks:
             calls.append([x.detach().double().numpy() for x in (pred, target, ref_pred)])
             return pair_errors(pred, target, ref_pred, **options)
 
-        monkeypatch.setattr("pgdpo.training.loop.draw_sample", drawn)
+        monkeypatch.setattr("pgdpo.training.trainer.draw_sample", drawn)
         monkeypatch.setattr("pgdpo.reference.live.pair_errors", recorded)
         weights = {"full_weight": 0.5, "mask_weight": 2.0, "mask_sft": 0.3, "full_sft": 0.7}
         options = ", ".join(f"{name}: {value}" for name, value in weights.items())

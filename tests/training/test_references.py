@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.errors import InputError
-from pgdpo.training.shards import ShardReader
+from pgdpo.checkpoints.shards import ShardReader
+from pgdpo.messages.errors import InputError
 from tests.worlds import losses, metrics, run_pgdpo
 
 LN2 = float(torch.tensor(math.log(2), dtype=torch.float32))
@@ -40,8 +40,8 @@ def test_adapter_frozen_and_cached_give_the_same_losses(config_file, weights):
 
 def trainer(config_file, *overrides):
     """A run of one step, not begun."""
-    from pgdpo.config import load_config
-    from pgdpo.training.loop import Trainer
+    from pgdpo.config.read import load_config
+    from pgdpo.training.trainer import Trainer
 
     return Trainer(load_config(str(config_file), ["train.steps=1", *overrides]))
 

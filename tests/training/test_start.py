@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from pgdpo.checking import run_check
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.checkpoints.runs import open_run
+from pgdpo.config.read import load_config
 from pgdpo.evaluation.evaluate import evaluate, implicit_rewards
+from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.models.adapter import adapter_state
+from pgdpo.models.adapters.adapter import adapter_state
 from pgdpo.planning.plan import Planner
-from pgdpo.runs import open_run
 from tests.worlds import losses, metrics, run_pgdpo, write_config
 
 LN2 = float(torch.tensor(math.log(2), dtype=torch.float32))
@@ -47,7 +47,7 @@ def train(config_file, name, *overrides, options=()):
 
 def started(config_file, *overrides):
     """A run of one step, not begun."""
-    from pgdpo.training.loop import Trainer
+    from pgdpo.training.trainer import Trainer
 
     return Trainer(load_config(str(config_file), [*ONE, *overrides]))
 

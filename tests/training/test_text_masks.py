@@ -9,11 +9,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.config import load_config
+from pgdpo.config.read import load_config
 from pgdpo.data.prepared import padded_text, stack_conditioning
-from pgdpo.errors import InputError
-from pgdpo.training import attention
-from pgdpo.training.memory import save_memory
+from pgdpo.engine import attention
+from pgdpo.engine.memory import save_memory
+from pgdpo.messages.errors import InputError
 from tests.models.tiny_pipelines import (
     Road,
     open_tiny,

@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pgdpo.config import load_config
-from pgdpo.errors import InputError
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo.training import trackers
 from tests.worlds import metrics, run_pgdpo
 
@@ -83,7 +83,7 @@ class Broken:
 
 def test_a_tracker_that_fails_is_named_and_left_out(config_file, monkeypatch):
     monkeypatch.setattr(trackers, "Service", Broken)
-    monkeypatch.setattr("pgdpo.training.loop.check_trackers", lambda config: None)
+    monkeypatch.setattr("pgdpo.training.trainer.check_trackers", lambda config: None)
     run_pgdpo("train", config_file, "train.trackers=[wandb]")
     output = config_file.parent / "out"
     assert len(metrics(output, "dpo")) == 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgdpo.errors import InputError
+from pgdpo.messages.errors import InputError
 from pgdpo.models.guidance import negative_branch
 from pgdpo.objectives import needs_of
 from pgdpo.objectives.groups import TRAINS

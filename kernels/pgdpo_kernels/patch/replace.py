@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from ..gate_residual import gate_residual
-from ..gate_residual_norm_modulate import gate_residual_norm_modulate
-from ..norm_modulate import norm_modulate
-from ..qk_norm_rope import qk_norm_rope
+from ..hidden.gate_residual import gate_residual
+from ..hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
+from ..hidden.norm_modulate import norm_modulate
+from ..hidden.qk_norm_rope import qk_norm_rope
 from ..reference import hidden as eager
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgdpo.console import progress_bar
+from pgdpo.config import DataConfig
 from pgdpo.data.curation.neighbours import neighbour_entropy
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import probe, statistics
 from pgdpo.data.curation.select import Kept, Spread, select
 from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.progress import moved
-from pgdpo.settings import DataConfig
+from pgdpo.messages.console import progress_bar
+from pgdpo.messages.progress import moved
 
 
 def curate(

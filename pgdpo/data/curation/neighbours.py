@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pgdpo.progress import moved
+from pgdpo.messages.progress import moved
 
 ROWS, COLUMNS = 512, 1024  # points whose distances are held at a time
 SPARE = 16  # candidates beyond the k-th

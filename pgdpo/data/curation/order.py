@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pgdpo.data.bounded import parse_json
+from pgdpo.config import OrderRule
 from pgdpo.data.curation.select import score_margin
-from pgdpo.errors import InputError
-from pgdpo.settings import OrderRule
+from pgdpo.files.bounded import parse_json
+from pgdpo.messages.errors import InputError
 
 
 def stages(rule: OrderRule, rows: list[dict]) -> tuple[np.ndarray, str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pgdpo.data.schema import SIDES
-from pgdpo.errors import InputError
-from pgdpo.settings import SelectRule
+from pgdpo.config import SelectRule
+from pgdpo.messages.errors import InputError
+from pgdpo.rows.schema import SIDES
 
 Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pgdpo.config import WeightRule
 from pgdpo.data.curation.select import score_margin
-from pgdpo.settings import WeightRule
 
 
 def weighted(rule: WeightRule, rows: list[dict]) -> tuple[list[dict], str]:

@@ -3,7 +3,7 @@
 import torch
 from op_oracle import DEVICE
 
-from benchmarks import test_hidden_ops
+from benchmarks.ops import test_hidden_ops
 from pgdpo_kernels import set_backend
 
 

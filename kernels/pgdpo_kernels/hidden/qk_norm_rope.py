@@ -1,0 +1,274 @@
+"""Query and key norm with rotary embedding in one pass, forward and backward."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backend import interpreting, takes_triton, warps
+from ..checks import check_float, check_number
+from ..reference import hidden as eager
+from .rows import (
+    as_rows,
+    check_hidden,
+    check_vector,
+    cut_rows,
+    obstacle,
+    pieces,
+    strides,
+    sum_parts,
+    threads_and_rows,
+)
+
+NORMS = ("rms_full", "rms_head", "layer_head", "none")
+
+
+def qk_norm_rope(
+    q: torch.Tensor,  # [B, N, D]
+    k: torch.Tensor,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    q_bias: torch.Tensor | None = None,
+    k_bias: torch.Tensor | None = None,
+    norm: str = "rms_full",
+    rope_start: int = 0,
+    rope_len: int | None = None,
+    eps: float = 1e-6,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norm of q and k, then a rotation of neighbouring elements (2i, 2i + 1); `[B, N, D]` each.
+
+    With x the normed element pair: (x0 cos0 - x1 sin0, x1 cos1 + x0 sin1), as diffusers' `apply_rotary_emb`.
+
+    Args:
+        q, k: `[B, N, D]` with D = num_heads * head size; rows may be strided, as views of a fused projection.
+        q_weight, k_weight, q_bias, k_bias: the norms', `[D]` for `rms_full`, else `[head size]`. q's and k's
+            are both given or both None.
+        cos, sin: no gradient flows to them; both None for no rotation. `[N', W]`, `[B | 1, N', W]` or
+            `[B | 1, N', H | 1, W']`: W is the head size (one table for all heads: Wan, HunyuanVideo,
+            CogVideoX) or D (LTX), W' the head size or, with one value per pair, half of it.
+        norm: `rms_full` over the whole width (Wan, LTX), `rms_head` per head (HunyuanVideo), `layer_head`
+            LayerNorm per head (CogVideoX), or `none`.
+        rope_start, rope_len: the tokens that are turned, N' of them; by default all from `rope_start` on.
+
+    Raises:
+        TypeError, ValueError: a dtype, a shape or the norm is not one of the above.
+        RuntimeError: the backend `triton` was asked for and cannot run here.
+    """
+    op = "qk_norm_rope"
+    check_hidden(op, "q", q)
+    check_hidden(op, "k", k)
+    batch, tokens, width = q.shape
+    if k.shape != q.shape or k.dtype != q.dtype:
+        raise ValueError(f"{op}: q and k must be alike, got {tuple(q.shape)} and {tuple(k.shape)}")
+    if num_heads < 1 or width % num_heads or width // num_heads % 2:
+        raise ValueError(f"{op}: {num_heads} heads do not cut a width of {width} into even sizes")
+    if norm not in NORMS:
+        raise ValueError(f"{op}: norm must be one of {NORMS}, got {norm!r}")
+    head = width // num_heads
+    for name, a, b in (("weight", q_weight, k_weight), ("bias", q_bias, k_bias)):
+        check_vector(op, f"q_{name}", a, width if norm == "rms_full" else head)
+        check_vector(op, f"k_{name}", b, width if norm == "rms_full" else head)
+        if (a is None) != (b is None) or (a is not None and norm == "none"):
+            raise ValueError(f"{op}: q_{name} and k_{name} go together, and with a norm")
+    check_number(op, "eps", eps, least=0)
+    rope_len = tokens - rope_start if rope_len is None else rope_len
+    if rope_start < 0 or rope_len < 0 or rope_start + rope_len > tokens:
+        raise ValueError(f"{op}: {rope_len} tokens from {rope_start} on are not within {tokens}")
+    table = rotary(op, cos, sin, (batch, rope_len, num_heads, head))
+    blocked = obstacle(q, q_weight, k_weight, q_bias, k_bias, *table)
+    if head & (head - 1):
+        blocked = f"the head size {head} is not a power of two"
+    if not takes_triton(op, q, blocked):
+        names = dict(num_heads=num_heads, q_bias=q_bias, k_bias=k_bias, norm=norm, eps=eps)
+        names |= dict(rope_start=rope_start, rope_len=rope_len)
+        return eager.qk_norm_rope(q, k, q_weight, k_weight, *table, **names)
+    weights = (q_weight, k_weight, q_bias, k_bias)
+    return _qk(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
+
+
+def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Both tables as views `[B | 1, N', H | 1, head size or half]`."""
+    if (cos is None) != (sin is None):
+        raise ValueError(f"{op}: cos and sin go together")
+    if cos is None:
+        return None, None
+    batch, tokens, heads, head = shape
+    check_float(op, "cos", cos)
+    check_float(op, "sin", sin)
+    if cos.shape != sin.shape or cos.stride() != sin.stride() or cos.dtype != sin.dtype:
+        cos, sin = cos.contiguous(), sin.to(cos.dtype).contiguous()
+    views = [eager.rotary_table(table.detach(), head, heads) for table in (cos, sin)]
+    for view in views:
+        fits = view.dim() == 4 and view.shape[0] in (1, batch) and view.shape[1] == tokens
+        if not fits or view.shape[2] not in (1, heads) or view.shape[3] not in (head, head // 2):
+            raise ValueError(
+                f"{op}: cos and sin must be [N', W], [B | 1, N', W] or [B | 1, N', H | 1, W'] for N' = {tokens} "
+                f"tokens of {heads} heads of {head}; got {tuple(cos.shape)} and {tuple(sin.shape)}"
+            )
+    return tuple(
+        view
+        if view.stride(3) == 1 and view.stride(2) in (0, view.shape[3]) or view.shape[2] == 1
+        else view.contiguous()
+        for view in views
+    )
+
+
+def qk_options(op, q, cos, weight, bias, num_heads, norm) -> dict:
+    width = q.shape[2]
+    first, second = pieces(num_heads) if num_heads > 1 else (1, 1)
+    return {
+        "NORM": norm,
+        "WEIGHT": weight is not None,
+        "ROPE": cos is not None,
+        "SHARED": cos is None or cos.shape[2] == 1,
+        "HALF": cos is not None and cos.shape[3] < width // num_heads,
+        "H": num_heads,
+        "HEAD": width // num_heads,
+        "A": first,
+        "B": second,
+        "EMULATE_BF16": interpreting(),
+        "num_warps": max(1, warps(threads_and_rows(op, width)[0])),
+        "enable_fp_fusion": True,
+    }
+
+
+@torch.library.custom_op("pgdpo::qk_norm_rope", mutates_args=())
+def _qk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    q_bias: torch.Tensor | None,
+    k_bias: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    norm: str,
+    rope_start: int,
+    rope_len: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from .qk_norm_rope_kernels import qk_forward
+
+    q, k = as_rows(q), as_rows(k)
+    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    groups = cut_rows("qk_forward", q, 1)
+    align, steps = strides(q, k, cos)
+    given = (q_weight, k_weight, q_bias, k_bias, cos, sin)
+    with torch.cuda.device_of(q):
+        qk_forward[(2 * groups.grid[0],)](
+            q,
+            k,
+            *(q if tensor is None else tensor for tensor in given),
+            q_out,
+            k_out,
+            *steps,
+            *groups.sizes()[1:],
+            rope_start,
+            rope_start + rope_len,
+            eps,
+            BIAS=q_bias is not None,
+            ALIGN=align,
+            CHUNK=groups.chunk,
+            **qk_options("qk_forward", q, cos, q_weight, q_bias, num_heads, norm),
+        )
+    return q_out, k_out
+
+
+@_qk.register_fake
+def _(q, k, *rest):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+
+
+@torch.library.custom_op("pgdpo::qk_norm_rope_backward", mutates_args=())
+def _qk_backward(
+    dq_out: torch.Tensor,
+    dk_out: torch.Tensor,
+    q: torch.Tensor | None,
+    k: torch.Tensor | None,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    norm: str,
+    rope_start: int,
+    rope_len: int,
+    eps: float,
+    wants_sums: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`dq`, `dk` and the sums for (q, k) of (weight, bias), fp32 [2, 2, D or head size]."""
+    from .qk_norm_rope_kernels import qk_backward
+
+    dq_out, dk_out = as_rows(dq_out), as_rows(dk_out)
+    q, k = (grad if x is None else as_rows(x) for grad, x in ((dq_out, q), (dk_out, k)))
+    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    launch = "qk_sums" if wants_sums else "qk_backward"
+    groups = cut_rows(launch, q, 1)
+    width = sum_width(q, num_heads, norm)
+    sums = dq.new_empty(2 if wants_sums else 0, 2, groups.grid[0], width, dtype=torch.float32)
+    align, steps = strides(dq_out, dk_out, q, k, cos)
+    with torch.cuda.device_of(q):
+        qk_backward[(2 * groups.grid[0],)](
+            dq_out,
+            dk_out,
+            q,
+            k,
+            *(q if tensor is None else tensor for tensor in (q_weight, k_weight, cos, sin)),
+            dq,
+            dk,
+            sums,
+            *steps,
+            *groups.sizes()[1:],
+            rope_start,
+            rope_start + rope_len,
+            eps,
+            SUMS=wants_sums,
+            ALIGN=align,
+            CHUNK=groups.chunk,
+            **qk_options(launch, q, cos, q_weight, None, num_heads, norm),
+        )
+    return dq, dk, sum_parts(sums)
+
+
+def sum_width(q: torch.Tensor, num_heads: int, norm: str) -> int:
+    return q.shape[2] if norm == "rms_full" else q.shape[2] // num_heads
+
+
+@_qk_backward.register_fake
+def _(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, num_heads, norm, start, length, eps, wants_sums):
+    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (dq_out, dk_out))
+    width = sum_width(dq_out, num_heads, norm)
+    return dq, dk, dq.new_empty(2 if wants_sums else 0, 2, width, dtype=torch.float32)
+
+
+def _setup(ctx, inputs, output):
+    q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, *ctx.settings = inputs
+    ctx.set_materialize_grads(False)
+    normed = (q, k) if ctx.settings[1] != "none" else (None, None)
+    ctx.save_for_backward(*normed, q_weight, k_weight, q_bias, k_bias, cos, sin)
+
+
+def _backward(ctx, dq_out, dk_out):
+    q, k, q_weight, k_weight, q_bias, k_bias, cos, sin = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if dq_out is None:
+        dq_out = torch.zeros_like(dk_out)
+    if dk_out is None:
+        dk_out = torch.zeros_like(dq_out)
+    wants_sums = any(needs[2:6])
+    dq, dk, sums = _qk_backward(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums)
+    vectors = [None] * 4
+    if wants_sums:
+        totals = (sums[0, 0], sums[1, 0], sums[0, 1], sums[1, 1])
+        for index, (vector, total) in enumerate(
+            zip((q_weight, k_weight, q_bias, k_bias), totals, strict=True)
+        ):
+            vectors[index] = total.to(vector.dtype) if needs[2 + index] else None
+    return (dq if needs[0] else None, dk if needs[1] else None, *vectors, *[None] * 7)
+
+
+_qk.register_autograd(_backward, setup_context=_setup)

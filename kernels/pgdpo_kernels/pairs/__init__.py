@@ -1,0 +1,1 @@
+"""Ops on preference pairs: their errors, the losses of these, their noise."""

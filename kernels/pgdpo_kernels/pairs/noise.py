@@ -1,0 +1,170 @@
+"""Noise that is a pure function of (seed, pair, draw, element), and noising of pairs with it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..backend import interpreting, takes_triton, warps
+from ..checks import FLOATS, check_pairs
+from ..reference import noise as eager
+
+PREDICTIONS = ("flow", "epsilon", "v")
+
+
+def noise_pair(
+    latents: torch.Tensor,  # [2B, ...], chosen half first
+    level: torch.Tensor,  # [B]
+    *,
+    seed: int,
+    pair_ids: torch.Tensor,  # [B] int64
+    draw: int | torch.Tensor,  # [B] int64
+    prediction: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy latents and the target of the prediction, both `[2B, ...]` in the latents' dtype.
+
+    Chosen and rejected share one noise. It is the same to the bit on every device and backend, and in any
+    batch: an element's noise depends on (seed, pair id, draw, its index within the sample) alone.
+
+    Args:
+        latents: bf16, fp16 or fp32.
+        level: for `prediction="flow"` sigma in [0, 1]: noisy = (1 - sigma) x + sigma eps, target eps - x;
+            for `epsilon` and `v` the cumulative alpha-bar a in [0, 1]: noisy = sqrt(a) x + sqrt(1 - a) eps,
+            target eps or sqrt(a) eps - sqrt(1 - a) x (arXiv 2202.00512).
+        seed: a 64-bit integer.
+        pair_ids: 64-bit hashes that name the pairs.
+        draw: which draw of the pair, an integer or one per pair, modulo 2^32.
+        prediction: `flow`, `epsilon` or `v`.
+
+    Raises:
+        TypeError, ValueError: a dtype, a shape or the prediction is not one of the above.
+    """
+    op = "noise_pair"
+    pairs = check_pairs(op, "latents", latents)
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{op}: prediction must be one of {PREDICTIONS}, got {prediction!r}")
+    if not isinstance(level, torch.Tensor) or not level.is_floating_point() or level.shape != (pairs,):
+        given = (level.dtype, tuple(level.shape)) if isinstance(level, torch.Tensor) else type(level).__name__
+        raise ValueError(f"{op}: level must be a float tensor of shape ({pairs},), got {given}")
+    seed = check_seed(op, seed)
+    ids, draws = check_ids(op, pair_ids, draw, pairs, latents.device)
+    level = level.detach().to(latents.device, torch.float32).contiguous()
+    triton = takes_triton(op, latents)
+    return _noise_pair(latents.detach(), level, ids, draws, seed, prediction, triton)
+
+
+def pair_noise(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    pair_ids: torch.Tensor,
+    draw: int | torch.Tensor,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The noise of `noise_pair` alone: `[B, ...]`, one sample per pair, rounded once to `dtype`."""
+    op = "pair_noise"
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"{op}: shape must be [B, ...] of rank 2 or more, got {tuple(shape)}")
+    if dtype not in FLOATS:
+        raise TypeError(f"{op}: dtype must be bfloat16, float16 or float32, got {dtype}")
+    seed = check_seed(op, seed)
+    ids, draws = check_ids(op, pair_ids, draw, shape[0], device)
+    return _pair_noise(list(shape), ids, draws, seed, dtype, takes_triton(op, ids))
+
+
+def check_seed(op: str, seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{op}: seed must be a 64-bit integer, got {seed!r}")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def check_ids(
+    op: str, pair_ids: torch.Tensor, draw: int | torch.Tensor, pairs: int, device: torch.device | str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(draw, int) and not isinstance(draw, bool):
+        draw = torch.full((pairs,), draw, dtype=torch.int64, device=device)
+    for name, ids in (("pair_ids", pair_ids), ("draw", draw)):
+        if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64:
+            raise TypeError(f"{op}: {name} must be int64, got {getattr(ids, 'dtype', type(ids).__name__)}")
+        if ids.shape != (pairs,):
+            raise ValueError(f"{op}: {name} must have shape ({pairs},), got {tuple(ids.shape)}")
+    device = pair_ids.device if device is None else device
+    return pair_ids.to(device).contiguous(), draw.to(device).contiguous()
+
+
+# Eager maths too stands behind the opaque op: torch.compile would fuse it and change its bits.
+@torch.library.custom_op("pgdpo::noise_pair", mutates_args=())
+def _noise_pair(
+    latents: torch.Tensor,
+    level: torch.Tensor,
+    pair_ids: torch.Tensor,
+    draw: torch.Tensor,
+    seed: int,
+    prediction: str,
+    triton: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = latents.reshape(latents.shape[0], -1).contiguous()
+    if triton:
+        noisy, target = torch.empty_like(rows), torch.empty_like(rows)
+        _launch(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
+        return noisy.view(latents.shape), target.view(latents.shape)
+    noise = eager.pair_noise(level.shape[0], rows.shape[1], seed, pair_ids, draw)
+    noisy, target = eager.noise_pair(rows, level, noise, prediction)
+    return noisy.view(latents.shape), target.view(latents.shape)
+
+
+@_noise_pair.register_fake
+def _(latents, level, pair_ids, draw, seed, prediction, triton):
+    return tuple(torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in range(2))
+
+
+@torch.library.custom_op("pgdpo::pair_noise", mutates_args=())
+def _pair_noise(
+    shape: Sequence[int],
+    pair_ids: torch.Tensor,
+    draw: torch.Tensor,
+    seed: int,
+    dtype: torch.dtype,
+    triton: bool,
+) -> torch.Tensor:
+    elements = math.prod(shape[1:])
+    if not triton:
+        noise = eager.pair_noise(shape[0], elements, seed, pair_ids, draw)
+        return noise.to(dtype).reshape(shape).contiguous()
+    out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
+    _launch(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
+    return out
+
+
+@_pair_noise.register_fake
+def _(shape, pair_ids, draw, seed, dtype, triton):
+    return torch.empty(shape, dtype=dtype, device=pair_ids.device)
+
+
+def _launch(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
+    from .noise_kernel import GROUPS, LANE, THREADS, noise_kernel
+
+    align = 8 if elements % 8 == 0 else 1
+    pairs = pair_ids.shape[0]
+    tiles = -(-elements // (4 * LANE.value * GROUPS))
+    with torch.cuda.device_of(noisy):
+        noise_kernel[(pairs * tiles,)](
+            latents,
+            level,
+            pair_ids,
+            draw,
+            noisy,
+            target,
+            elements // align,
+            pairs,
+            tiles,
+            seed & 0xFFFFFFFF,
+            (seed >> 32) & 0xFFFFFFFF,
+            PREDICTION=prediction,
+            ALIGN=align,
+            GROUPS=GROUPS,
+            EMULATE_BF16=interpreting(),
+            num_warps=warps(THREADS),
+            enable_fp_fusion=False,
+        )

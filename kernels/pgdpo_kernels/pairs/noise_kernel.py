@@ -1,0 +1,106 @@
+"""Noise and noising of a pair in one pass, to the bits of `reference.noise`: see there for the maths.
+
+Every operation between the Philox words and the store is rounded on its own: enable_fp_fusion must be False.
+"""
+
+import triton
+import triton.language as tl
+
+from ..jit import philox, store_rounded
+from ..reference import noise as eager
+
+LANE = tl.constexpr(eager.LANE)
+GROUPS = 4  # groups of 4 * LANE elements a program
+THREADS = 128
+QUARTER, LN2 = tl.constexpr(eager.QUARTER), tl.constexpr(eager.LN2)
+L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(c) for c in eager.LOG)
+S0, S1, S2 = (tl.constexpr(c) for c in eager.SIN)
+C0, C1, C2 = (tl.constexpr(c) for c in eager.COS)
+
+
+@triton.jit
+def log_exact(u):
+    bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+    e = (bits >> 23).to(tl.float32)
+    f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    f2 = f * f
+    p = f * L0 + L1
+    p = p * f + L2
+    p = p * f + L3
+    p = p * f + L4
+    p = p * f + L5
+    p = p * f + L6
+    p = p * f + L7
+    p = p * f + L8
+    return p * f * f2 - 0.5 * f2 + f + e * LN2
+
+
+@triton.jit
+def gaussians(radius, angle):
+    u = radius.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    r = tl.sqrt_rn(log_exact(u) * -2.0)
+    quarter = angle >> 30
+    x = (angle << 2).to(tl.int32, bitcast=True).to(tl.float32) * QUARTER
+    x2 = x * x
+    sine = ((S0 * x2 + S1) * x2 + S2) * x2 * x + x
+    cosine = ((C0 * x2 + C1) * x2 + C2) * x2 * x2 + (1.0 - 0.5 * x2)
+    odd = (quarter & 1) == 1
+    sign = tl.where(quarter >= 2, -r, r)
+    return sign * tl.where(odd, -sine, cosine), sign * tl.where(odd, cosine, sine)
+
+
+@triton.jit(do_not_specialize=["length", "pairs", "tiles", "seed_low", "seed_high"])
+def noise_kernel(
+    latents,  # [2B, n]; not read for the noise alone
+    level,  # fp32 [B]
+    pair_ids,  # int64 [B]
+    draw,  # int64 [B]
+    noisy,  # [2B, n]; [B, n] for the noise alone
+    target,  # [2B, n]
+    length,  # n, in units of ALIGN
+    pairs,
+    tiles,  # programs a pair
+    seed_low,
+    seed_high,
+    PREDICTION: tl.constexpr,  # "flow", "epsilon", "v", or "noise": the noise alone
+    ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    pair, tile = program // tiles, program % tiles
+    size = length.to(tl.int64) * ALIGN
+    group = tile * GROUPS + tl.arange(0, GROUPS)
+    lane = tl.arange(0, LANE)[None, :]
+    block = (group[:, None] * LANE + lane).to(tl.uint32)
+    id_ = tl.load(pair_ids + pair)
+    zero = block ^ block
+    w0, w1, w2, w3 = philox(
+        block, zero + tl.load(draw + pair).to(tl.uint32), zero + id_.to(tl.uint32),
+        zero + (id_ >> 32).to(tl.uint32), seed_low.to(tl.uint32), seed_high.to(tl.uint32),
+    )  # fmt: skip
+    if PREDICTION != "noise":
+        amount = tl.load(level + pair)
+        keep, add = 1.0 - amount, amount
+        if PREDICTION != "flow":
+            keep, add = tl.sqrt_rn(amount), tl.sqrt_rn(1.0 - amount)
+
+    for i in tl.static_range(4):
+        if i % 2 == 0:  # not earlier: the second two would wait in registers
+            first, second = gaussians(w0 if i == 0 else w2, w1 if i == 0 else w3)
+        noise = first if i % 2 == 0 else second
+        offset = group[:, None] * (4 * LANE) + i * LANE + lane
+        inside = offset < size
+        if PREDICTION == "noise":
+            store_rounded(noisy + pair * size + offset, noise, inside, EMULATE_BF16)
+        else:
+            for half in tl.static_range(2):
+                row = (pair + half * pairs) * size
+                x = tl.load(latents + row + offset, mask=inside, other=0.0).to(tl.float32)
+                aim = noise
+                if PREDICTION == "flow":
+                    aim = noise - x
+                elif PREDICTION == "v":
+                    aim = keep * noise - add * x
+                store_rounded(noisy + row + offset, keep * x + add * noise, inside, EMULATE_BF16)
+                store_rounded(target + row + offset, aim, inside, EMULATE_BF16)

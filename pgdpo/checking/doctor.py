@@ -1,0 +1,280 @@
+"""`pgdpo doctor`: what this machine has, what is wrong with it, and the command that mends it.
+
+Every check tries the thing itself where it can: a kernel is launched, a clip is written and read, a file is flushed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from rich.table import Table
+
+from pgdpo.messages.console import chatter_to, console
+
+OK, WARNING, WRONG = "ok", "warning", "wrong"
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "ceph",
+    "fuse.sshfs",
+    "9p",
+    "fuse.s3fs",
+}
+PACKAGES = {
+    "torch": ">=2.10,<2.14",
+    "triton": ">=3.5,<3.10",
+    "diffusers": ">=0.38",
+    "transformers": "",
+    "deepspeed": ">=0.19",
+    "peft": ">=0.17",
+    "av": ">=17",
+    "safetensors": ">=0.5",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    state: str  # ok | warning | wrong
+    found: str
+    mend: str = ""  # the command or setting that mends it
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All findings; `folder` is where runs will be written."""
+    found: list[Finding] = []
+    with tempfile.TemporaryDirectory() as log, chatter_to(Path(log) / "libraries.log"):
+        for check in (_python, _packages, _gpus, _kernels, _attention, _communication, _video, _memory):
+            found += _guarded(check)
+        found += _guarded(functools.partial(_disk, folder))
+    return found
+
+
+def show(findings: list[Finding]) -> bool:
+    """Print the table. Returns whether nothing is wrong."""
+    table = Table(title="pgdpo doctor")
+    for name in ("", "check", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    signs = {OK: "[green]ok[/]", WARNING: "[yellow]warning[/]", WRONG: "[red]wrong[/]"}
+    for finding in findings:
+        table.add_row(signs[finding.state], finding.what, finding.found, finding.mend)
+    console.print(table, soft_wrap=False)
+    wrong = [finding.what for finding in findings if finding.state == WRONG]
+    console.print(f"wrong: {', '.join(wrong)}" if wrong else "nothing is wrong")
+    return not wrong
+
+
+def as_json(findings: list[Finding]) -> list[dict]:
+    return [asdict(finding) for finding in findings]
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """A check that breaks is itself a finding."""
+    name = getattr(check, "func", check).__name__.strip("_")
+    found = []
+    try:
+        found.extend(check())
+    except Exception as error:
+        found.append(Finding(name, WRONG, f"{type(error).__name__}: {error}"[:300], "see the message"))
+    return found
+
+
+def _python() -> Iterator[Finding]:
+    fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    yield Finding(
+        "Python",
+        OK if fits else WARNING,
+        platform.python_version(),
+        "" if fits else "tested are 3.10 to 3.13",
+    )
+
+
+def _packages() -> Iterator[Finding]:
+    for name, wanted in PACKAGES.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, WRONG, "not installed", f"pip install '{name}{wanted}'")
+            continue
+        fits = Version(version) in SpecifierSet(wanted, prereleases=True)
+        yield Finding(name, OK if fits else WRONG, version, "" if fits else f"pip install '{name}{wanted}'")
+
+
+def _gpus() -> Iterator[Finding]:
+    smi = shutil.which("nvidia-smi")
+    if not torch.cuda.is_available():
+        if smi is None:
+            yield Finding("GPU", WARNING, "none: the toy and the tests run, large models don't")
+        elif torch.version.cuda is None:
+            yield Finding(
+                "GPU", WRONG, "a driver is there, this torch is built for the CPU", "pip install torch"
+            )
+        else:
+            yield Finding(
+                "GPU",
+                WRONG,
+                f"torch (CUDA {torch.version.cuda}) cannot use the driver",
+                "nvidia-smi shows the driver's CUDA version: update the driver, or install a torch built for it",
+            )
+        return
+    query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"] if smi else None
+    driver = (
+        subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0] if query else "unknown"
+    )
+    yield Finding("driver", OK, f"{driver}, torch built for CUDA {torch.version.cuda or torch.version.hip}")
+    for number in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(number)
+        free, total = torch.cuda.mem_get_info(number)
+        half = torch.cuda.get_device_capability(number) >= (8, 0)
+        taken = total - free > total // 10
+        yield Finding(
+            f"GPU {number}",
+            WRONG if not half else WARNING if taken else OK,
+            f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
+            "bf16 needs compute capability 8.0"
+            if not half
+            else "nvidia-smi shows who holds it"
+            if taken
+            else "",
+        )
+
+
+def _kernels() -> Iterator[Finding]:
+    from pgdpo_kernels.backend import takes_triton
+    from pgdpo_kernels.pairs import pair_errors
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pred, target, reference = torch.randn(3, 4, 4, 3, 8, 8, device=device)
+    fused = pair_errors(pred, target, reference).policy_chosen[:, 0].double()
+    wanted = (pred.double() - target.double()).square().mean(dim=(1, 2, 3, 4))[:2]
+    error = float(((fused - wanted) / wanted).abs().max())
+    path = "Triton" if takes_triton("pair_errors", pred) else "eager (no GPU)"
+    yield Finding("pair_errors", OK if error < 1e-5 else WRONG, f"{path}, relative error {error:.0e}")
+
+
+def _attention() -> Iterator[Finding]:
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    cuda = torch.cuda.is_available()
+    query = torch.randn(
+        1, 64, 2, 64, device="cuda" if cuda else "cpu", dtype=torch.bfloat16 if cuda else torch.float32
+    )
+    works = []
+    for name in ("native", "xformers", "flash", "_flash_3", "sage"):
+        try:
+            dispatch_attention_fn(query, query, query, backend=AttentionBackendName(name))
+            works.append(name)
+        except Exception:  # each backend fails in its own way where it is not installed
+            continue
+    yield Finding("attention backends", OK if works else WRONG, ", ".join(works) + " (model.attention)")
+    try:
+        built = importlib.metadata.version("xformers")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("xformers", WARNING, "not installed", "pip install xformers")
+        return
+    if cuda and "xformers" not in works:
+        yield Finding(
+            "xformers", WARNING, f"{built} has no operator for this torch", "pip install -U xformers"
+        )
+
+
+def _communication() -> Iterator[Finding]:
+    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
+        version = ".".join(map(str, torch.cuda.nccl.version()))
+        settings = " ".join(f"{key}={value}" for key, value in os.environ.items() if key.startswith("NCCL_"))
+        yield Finding("NCCL", OK, f"{version} {settings or '(no NCCL_ settings)'}")
+        pairs = [
+            (a, b)
+            for a in range(torch.cuda.device_count())
+            for b in range(a)
+            if not torch.cuda.can_device_access_peer(a, b)
+        ]
+        if pairs:
+            yield Finding(
+                "GPU to GPU", WARNING, f"no direct access between {len(pairs)} pairs of GPUs: slower all-reduce",
+                "nvidia-smi topo -m; in containers: --ipc=host, ACS off",
+            )  # fmt: skip
+    else:
+        gloo = torch.distributed.is_gloo_available()
+        yield Finding("communication", OK if gloo else WRONG, "gloo" if gloo else "neither NCCL nor gloo")
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        small = free < 2**30
+        yield Finding(
+            "/dev/shm", WARNING if small else OK, f"{free / 2**30:.1f} GiB free",
+            "loader processes and NCCL share memory there: docker run --shm-size=16g" if small else "",
+        )  # fmt: skip
+
+
+def _video() -> Iterator[Finding]:
+    from pgdpo.video import read_video, write_video
+
+    frames = np.full((4, 32, 32, 3), 128, np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "clip.mp4", frames, 8)
+        back = read_video(Path(folder) / "clip.mp4", num_frames=4, size=(32, 32))
+    near = int(np.abs(back.astype(int) - frames).max()) <= 8
+    yield Finding("mp4", OK if near else WRONG, "written and read back through PyAV")
+
+
+def _memory() -> Iterator[Finding]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Finding("memory", OK if total > 7 else WARNING, f"{total:.0f} GiB, {os.cpu_count()} cores")
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    yield Finding(
+        "disk", OK if free > 50 * 2**30 else WARNING, f"{free / 2**30:.0f} GiB free at {existing}",
+        "" if free > 50 * 2**30 else "`pgdpo plan` says what a run needs; output_dir=... puts it elsewhere",
+    )  # fmt: skip
+    kind = _file_system(existing)
+    network = kind in NETWORK_FILE_SYSTEMS
+    yield Finding(
+        "file system", WARNING if network else OK, kind + (": a network file system" if network else ""),
+        "keep prepared shards on a local disk; checkpoints are published by a rename, which must be atomic there"
+        if network
+        else "",
+    )  # fmt: skip
+    with tempfile.NamedTemporaryFile(dir=existing, prefix=".pgdpo-doctor-") as file:
+        started = time.perf_counter()
+        file.write(bytes(64 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        speed = 64 / (time.perf_counter() - started)
+    yield Finding(
+        "disk write", OK if speed > 100 else WARNING, f"{speed:.0f} MiB/s, flushed",
+        "" if speed > 100 else "checkpoints will be slow: raise train.checkpoint_every",
+    )  # fmt: skip
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system that holds `path`, from /proc/mounts; `unknown` elsewhere."""
+    mounts = Path("/proc/mounts")
+    if not mounts.is_file():
+        return "unknown"
+    rows = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    holding = [(point, kind) for point, kind in rows if path.is_relative_to(point)]
+    return max(holding, key=lambda row: len(row[0]))[1] if holding else "unknown"

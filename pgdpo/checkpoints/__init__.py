@@ -1,0 +1,1 @@
+"""What outlives a run: its record, saves, publication, resume, export."""

@@ -1,0 +1,134 @@
+"""The README.md of an export: what was trained on what, with what result, as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+from jinja2 import Template
+
+from pgdpo.checkpoints.runs import Run, evaluation_of, read_results
+from pgdpo.config import Config, DataConfig
+from pgdpo.files.atomic import atomic_path
+from pgdpo.messages.formats import objective_name, percent
+from pgdpo.models.weights.hub import is_hub_id
+from pgdpo.models.weights.stored_dtypes import described_dtypes
+from pgdpo.version import __version__
+
+EXPERTS = {
+    "high_noise": "high noise: `pipeline.load_lora_weights(folder)`",
+    "low_noise": "low noise: `pipeline.load_lora_weights(folder, load_into_transformer_2=True)`",
+}
+CARD, MARK = "README.md", "trained with pgdpo"
+_CARD = Template(
+    """---
+{{ metadata }}
+---
+
+# {{ title }}
+
+{{ objective }} on preference pairs, trained with pgdpo {{ version }}.
+
+| | |
+|---|---|
+{% for name, value in rows.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% if measured -%}
+Measured after step {{ measured.steps }}, reference against aligned model at equal seeds, 95% intervals:
+
+| | |
+|---|---|
+{% for name, value in figures.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{% endif -%}
+""",
+    keep_trailing_newline=True,
+)
+
+
+def write_model_card(run: Run, folder: Path) -> None:
+    """`folder/README.md`: base model, objective, data and its hash, settings, and the figures of `results.json`.
+
+    The figures are left out where the exported step was not evaluated.
+    """
+    config, state = run.record, run.state  # whatever the command was told
+    measured = _results(run)
+    path, adapter, train = config.model.path, config.model.adapter, config.train
+    commit = state["identity"].get("model_commit")
+    at = f" at commit `{commit}`" if commit else ""
+    metadata = ModelCardData(
+        base_model=path if is_hub_id(path) else None,
+        library_name="diffusers",
+        tags=["pgdpo", "preference-optimization", config.objective["name"], *(["lora"] if adapter else [])],
+    )
+    rows = {
+        "base model": f"{config.model.family}, `{path}`{at} ({state['identity']['model_hash']})",
+        **({"expert": EXPERTS[config.model.expert]} if config.model.expert else {}),
+        **_started_from(config),
+        "objective": f"`{json.dumps(config.objective)}`",
+        "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
+        "written in": described_dtypes(folder),
+        "steps": f"{state['step']} of {train.global_batch_pairs} pairs",
+        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
+        "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",
+        "seed": train.seed,
+    }
+    text = _CARD.render(
+        metadata=metadata.to_yaml(),
+        title=run.folder.name,
+        objective=objective_name(config.objective["name"]),
+        version=__version__,
+        rows=rows,
+        measured=measured,
+        figures=_figures(measured) if measured else {},
+    )
+    with atomic_path(folder / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data(data: DataConfig) -> str:
+    """The manifests, with their shares of the visits, and what of them was held out."""
+    sources = (
+        [(data.train, None)] if isinstance(data.train, str) else [(s.manifest, s.share) for s in data.train]
+    )
+    named = [f"`{name}`" + (f" ({share:.3g} of the visits)" if share else "") for name, share in sources]
+    held_out = f"; held out: {data.held_out.share:.3g} of the prompts" if data.splits_itself else ""
+    return ", ".join(named) + held_out
+
+
+def _started_from(config: Config) -> dict[str, str]:
+    """The weights that a run began with, where they are not the base model's own."""
+    rows = {}
+    if config.model.transformer is not None:
+        rows["transformer"] = f"`{config.model.transformer}`"
+    if config.model.adapter is not None and config.model.adapter.init is not None:
+        what = {"init": "frozen, it is the reference", "base": "the reference is the base model"}
+        rows["started from"] = (
+            f"the LoRA `{config.model.adapter.init}`; {what[config.model.adapter.reference]}"
+        )
+    return rows
+
+
+def _results(run: Run) -> dict | None:
+    """Of this very checkpoint, in the run's folder."""
+    for path in (evaluation_of(run.folder, run.step) / "results.json", run.folder / "results.json"):
+        results = read_results(path)
+        mine = run.identity["checkpoint_hash"]
+        if results and results["steps"] == run.step and results.get("checkpoint_hash", mine) == mine:
+            return results
+    return None
+
+
+def _figures(results: dict) -> dict[str, str]:
+    shares = {
+        "win rate over the reference": results["win_rate"],
+        "displacement (held-out chosen clips that became less likely)": results["displacement"],
+    }
+    return {
+        name: f"{percent(share['value'])} ({percent(share['low'])} to {percent(share['high'])})"
+        for name, share in shares.items()
+        if share
+    }

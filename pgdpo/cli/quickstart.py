@@ -1,0 +1,34 @@
+"""`pgdpo quickstart`: the whole way on the toy world, by the functions that the single commands call."""
+
+from __future__ import annotations
+
+import time
+
+from pgdpo.checkpoints.runs import open_run
+from pgdpo.config import Config
+from pgdpo.files.writable import log_in
+from pgdpo.messages.console import console, say
+
+
+def whole_way(config: Config) -> None:
+    """prepare, train, export, evaluate; ends with a table and the report's path. Finished steps are not repeated."""
+    started = time.perf_counter()
+    with log_in(config.run_dir):
+        from pgdpo.checkpoints.export import export
+        from pgdpo.data.preparing.run import prepare_splits
+        from pgdpo.evaluation.run import evaluate_and_report
+        from pgdpo.evaluation.summary import summary_table
+        from pgdpo.training.trainer import Trainer
+
+        say(f"  toy clips and manifests in {config.output_dir / 'toy'}", first="1/4 prepare", style="bold")
+        prepare_splits(config)
+        say(f"    {config.objective['name']} in {config.run_dir}", first="2/4 train", style="bold")
+        Trainer(config).train(resume=True)
+        say("   the adapter, for diffusers", first="3/4 export", style="bold")
+        run = open_run(config)
+        say(f"exported step {run.step} -> {export(run, ('diffusers',))}")
+        say(" reference against aligned, equal seeds", first="4/4 evaluate", style="bold")
+        results = evaluate_and_report(run)
+        console.print(summary_table(results))
+    seconds = time.perf_counter() - started
+    say(f"{seconds:.0f} s in all. Open the report: {(config.run_dir / 'report.html').resolve()}")

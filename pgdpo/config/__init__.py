@@ -1,0 +1,39 @@
+"""The configuration: its sections with every key, default, unit and range, and the YAML that they are read from."""
+
+from pgdpo.config.config import Config, StudyConfig, fps_of
+from pgdpo.config.data import (
+    DataConfig,
+    OrderRule,
+    SelectRule,
+    SourceConfig,
+    SplitConfig,
+    ToyConfig,
+    WeightRule,
+)
+from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.model import AdapterConfig, DiffusionConfig, ModelConfig
+from pgdpo.config.sampling import SampleSettings, sample_settings
+from pgdpo.config.section import Section
+from pgdpo.config.train import TrainConfig
+
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "EvaluateConfig",
+    "MakeConfig",
+    "ModelConfig",
+    "OrderRule",
+    "SampleSettings",
+    "Section",
+    "SelectRule",
+    "SourceConfig",
+    "SplitConfig",
+    "StudyConfig",
+    "ToyConfig",
+    "TrainConfig",
+    "WeightRule",
+    "fps_of",
+    "sample_settings",
+]

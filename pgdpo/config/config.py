@@ -1,0 +1,262 @@
+"""A whole configuration of a run, and of a study: the sections together, and what holds between them.
+
+Nothing here imports torch: a wrong key is reported within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from pgdpo.config.data import (
+    DataConfig,
+)
+from pgdpo.config.deepspeed import check_deepspeed_keys
+from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.model import DiffusionConfig, ModelConfig
+from pgdpo.config.sampling import WAN21, sample_settings
+from pgdpo.config.section import Section
+from pgdpo.config.train import TrainConfig
+from pgdpo.objectives import check_options, get_spec, needs_of
+
+RESERVED = ("prepared", "toy", "reference")  # beside the runs, in output_dir
+
+
+class Config(Section):
+    name: str | None = Field(
+        None, description="Folder of this run inside output_dir; the objective's name by default."
+    )
+    output_dir: Path = Field(description="Holds prepared data (shared by runs) and one folder per run.")
+    data: DataConfig
+    model: ModelConfig
+    objective: dict[str, Any] = Field(description="`name` and its options; `pgdpo objectives` lists them.")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    make: MakeConfig = Field(default_factory=MakeConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and (
+            not name or "/" in name or "\\" in name or name in RESERVED or name[0] == "."
+        ):
+            raise ValueError(f"a folder's name is expected, without `/`, not one of {', '.join(RESERVED)}")
+        return name
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second that clips are shown to the model at; None: every frame of a clip."""
+        return fps_of(self.data, self.model)
+
+    @property
+    def written_fps(self) -> float:
+        """Frames a second of clips that are sampled or decoded again."""
+        return self.evaluate.fps or self.fps or self.model.fps
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / (self.name or self.objective["name"])
+
+    @property
+    def prepared_dir(self) -> Path:
+        return self.data.prepared or self.output_dir / "prepared"
+
+    def prepared_folder(self, split: str) -> Path:
+        """Where the pairs of `train` or `held_out` are prepared to."""
+        return self.prepared_dir / split
+
+    @property
+    def objective_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.objective.items() if key != "name"}
+
+    @property
+    def trains_negative_branch(self) -> bool:
+        """Whether the trained weights take the place of the unconditional branch in guidance."""
+        return get_spec(self.objective["name"]).negative
+
+    @property
+    def reference_mode(self) -> str:
+        """`train.reference` with `auto` resolved."""
+        if self.train.reference != "auto":
+            return self.train.reference
+        return "frozen" if self.model.adapter is None else "adapter"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if "name" not in self.objective:
+            raise ValueError("objective: `name` is missing; `pgdpo objectives` lists the names")
+        check_options(self.objective["name"], **self.objective_options)
+        if self.data.splits_itself and self.data.train == "toy":
+            raise ValueError(
+                "data.held_out is a share of data.train, and that is `toy`, which renders held-out pairs of its own; "
+                "allowed: `toy`, a manifest, or nothing"
+            )
+        whole = {
+            "zero_stage": 0,
+            "pair_batching": "joint",
+            "sequence_parallel": 1,
+            "offload_optimizer": "none",
+        }
+        for key, needed in whole.items():
+            found = getattr(self.train, key)
+            if self.train.deterministic and found != needed:
+                raise ValueError(
+                    f"train.deterministic needs every gradient whole on every rank: train.{key} is {found!r}, must be "
+                    f"{needed!r}"
+                )
+        check_deepspeed_keys(
+            self.train.deepspeed,
+            bf16=self.train.precision == "bf16",
+            deterministic=self.train.deterministic,
+        )
+        every, kept = self.train.checkpoint_every, self.train.keep_every
+        if kept is not None and kept % every:
+            raise ValueError(
+                f"train.keep_every is {kept}, no multiple of train.checkpoint_every ({every}): these steps have no "
+                f"checkpoint; set it to {kept // every * every or every} or {(kept // every + 1) * every}"
+            )
+        if self.evaluate.every is not None and self.data.held_out is None:
+            raise ValueError(
+                f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
+                "are shown, or leave evaluate.every out"
+            )
+        if self.trains_negative_branch:
+            self._check_negative_branch()
+        if self.train.reference == "adapter" and self.model.adapter is None:
+            raise ValueError(
+                "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
+            )
+        for key, family in (
+            *((key, "wan") for key in ("task", "expert", "other_adapter")),
+            ("guidance", "hunyuan_video"),
+            ("frame_rate", "ltx"),
+        ):
+            if getattr(self.model, key) is not None and self.model.family != family:
+                raise ValueError(
+                    f"model.{key} is for the family `{family}`, model.family is `{self.model.family}`: leave it out"
+                )
+        if self.model.other_adapter is not None and self.model.expert is None:
+            raise ValueError(
+                "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.evaluate.guidance_scale_2 is not None and self.model.expert is None:
+            raise ValueError(
+                "evaluate.guidance_scale_2 is for the second of two experts: set model.expert, or leave it out"
+            )
+        if self.evaluate.flow_shift is not None and self.model.family == "cogvideox":
+            raise ValueError(
+                "evaluate.flow_shift is for flow matching, model.family is `cogvideox`, which is none: leave it out"
+            )
+        if self.model.transformer is not None and self.model.random_init:
+            raise ValueError(
+                f"model.transformer is {str(self.model.transformer)!r} and model.random_init is true: weights are read "
+                "or drawn; leave one of them out"
+            )
+        if self.model.encoders == "toy" and self.model.family != "wan":
+            raise ValueError(
+                f"model.encoders is `toy` and model.family is `{self.model.family}`: they stand for Wan's alone; use "
+                "`pipeline`"
+            )
+        if self.train.reference == "cached":
+            self._check_cached()
+        _check_memory(self.model, self.train)
+        if self.model.encoders == "pipeline" and self.model.path == "toy":
+            raise ValueError(
+                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
+            )
+        return self
+
+    def _check_negative_branch(self) -> None:
+        """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
+        name, adapter = self.objective["name"], self.model.adapter
+        card = (
+            "toy"
+            if self.model.encoders == "toy"
+            else {"wan": WAN21}.get(self.model.family, self.model.family)
+        )
+        scale = sample_settings(self.evaluate, card, (480, 832)).guidance_scale  # of no card a matter of size
+        if self.data.held_out is not None and scale <= 1:
+            by_card = "" if self.evaluate.guidance_scale is not None else " by the model's card"
+            raise ValueError(
+                f"evaluate.guidance_scale is {scale:g}{by_card}, and objective `{name}` trains the unconditional "
+                "branch of guidance, which clips are then sampled without: set it above 1"
+            )
+        if self.evaluate.every is not None and (adapter is None or adapter.reference_starts_at_init):
+            raise ValueError(
+                f"evaluate.every is {self.evaluate.every}, and objective `{name}` trains the unconditional branch of "
+                "guidance: while it trains, the other branch is the model without the adapter; set model.adapter (with "
+                "model.adapter.reference: base where it has an init), or leave evaluate.every out"
+            )
+
+    def _check_cached(self) -> None:
+        """Raises ValueError where the reference's errors alone are not enough."""
+        name = self.objective["name"]
+        needs = needs_of(name, **self.objective_options)
+        if "masked" in needs.pairs:
+            raise ValueError(
+                f"train.reference is `cached`, which keeps the reference's errors of whole frames, and objective "
+                f"`{name}` compares inside a region: use `adapter` or `frozen`"
+            )
+        if needs.predictions:
+            raise ValueError(
+                f"train.reference is `cached`, which keeps the reference's errors, and objective `{name}` needs its "
+                "predictions: use `adapter` or `frozen`"
+            )
+        if self.diffusion.inversion_steps is not None:
+            raise ValueError(
+                "train.reference is `cached` and diffusion.inversion_steps is set: noise that a model finds is not "
+                "known beforehand; use `adapter` or `frozen`, or leave inversion_steps out"
+            )
+
+
+def _check_memory(model: ModelConfig, train: TrainConfig) -> None:
+    """Raises ValueError where an offload lacks what it needs."""
+    for key, target in (("optimizer", train.offload_optimizer), ("parameters", train.offload_parameters)):
+        least = {"none": 0, "cpu": 1, "nvme": 3}[target] if key == "optimizer" else 3 * (target != "none")
+        if train.zero_stage < least:
+            stages = "3" if least == 3 else f"{least} to 3"
+            raise ValueError(
+                f"train.offload_{key} is `{target}` and train.zero_stage is {train.zero_stage}: DeepSpeed does that "
+                f"with stage {stages}; set train.zero_stage, or train.offload_{key} to `none`"
+            )
+        if target == "nvme" and train.nvme_path is None:
+            raise ValueError(
+                f"train.offload_{key} is `nvme` and train.nvme_path is empty: name a folder on a local NVMe drive"
+            )
+    if model.activation_offload and model.gradient_checkpointing == "none":
+        raise ValueError(
+            "model.activation_offload moves what checkpointed blocks keep, and model.gradient_checkpointing is `none`: "
+            "set it to `full` or `selective`"
+        )
+
+
+def fps_of(data: DataConfig, model: ModelConfig) -> float | None:
+    """`Config.fps` of its two sections."""
+    if data.fps is None:
+        return model.fps
+    return None if data.fps == "own" else data.fps
+
+
+class StudyConfig(Section):
+    output_dir: Path = Field(
+        description="Holds the prepared pairs, a folder per run, study.json and study.png."
+    )
+    base: str = Field("quickstart.yaml", description="The configuration that every run starts from.")
+    changes: list[str] = Field([], description="Changes to it for all runs, such as train.steps=60.")
+    seeds: list[int] = Field(
+        min_length=1, description="train.seed of the runs: order, timesteps, noise, adapters."
+    )
+    objectives: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="Label -> options; `name`: which objective, by default the label; `changes`: what else differs.",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed must be given once")
+        return seeds

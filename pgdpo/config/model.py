@@ -1,0 +1,142 @@
+"""`model` and `diffusion`: what is trained, and where on the way to noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pgdpo.config.section import Section
+
+TOY_FPS = 8.0  # of the toy world's clips
+# `export_to_video(fps=)` beside each model's pipeline in diffusers' documentation; LTX's is a default of its pipeline.
+FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx": 25.0}
+
+
+class AdapterConfig(Section):
+    rank: int = Field(64, ge=1, description="LoRA rank.")
+    alpha: float = Field(64, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    target_modules: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        description="Names (suffixes) of the linear layers that get an adapter.",
+    )
+    init: Path | None = Field(
+        None,
+        description="A LoRA to start from: a safetensors file or a folder that holds one (an export), under diffusers' "
+        "or the original repository's names (ComfyUI's); of `rank` or less, and for target_modules alone.",
+        json_schema_extra={"meant_by": ["path", "weights", "lora"]},
+    )
+    reference: Literal["init", "base"] = Field(
+        "init", description="With `init`, the reference is: that LoRA, frozen, or the model without it."
+    )
+
+    @property
+    def reference_starts_at_init(self) -> bool:
+        return self.init is not None and self.reference == "init"
+
+
+class ModelConfig(Section):
+    family: Literal["wan", "hunyuan_video", "cogvideox", "ltx"] = Field(
+        "wan", description="Which model class the weights are for."
+    )
+    path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="With a hub id: the branch, tag or commit to take; by default its main branch. A run goes on, and "
+        "is evaluated and exported, with the commit that it began with.",
+    )
+    encoders: Literal["pipeline", "toy"] = Field(
+        "pipeline",
+        description="`pipeline`: the folder's own VAE, tokenizer and text encoder; `toy`: patch codec, hashed words.",
+    )
+    random_init: bool = Field(False, description="Take the architecture only and start from random weights.")
+    transformer: Path | None = Field(
+        None,
+        description="Folder of transformer weights to start from in place of the path's own, such as a merged export; "
+        "the rest of the pipeline is path's.",
+        json_schema_extra={"meant_by": ["merged", "weights"]},
+    )
+    adapter: AdapterConfig | None = Field(None, description="LoRA; leave it out to train all weights.")
+    task: Literal["text_to_video", "image_to_video"] | None = Field(
+        None,
+        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
+        "text_to_video.",
+    )
+    expert: Literal["high_noise", "low_noise"] | None = Field(
+        None,
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+    )
+    other_adapter: Path | None = Field(
+        None,
+        description="wan 2.2 A14B: folder of a LoRA (an export) for the expert that does not train, where clips are "
+        "sampled; reference and aligned model both have it, so that they differ by this run alone.",
+    )
+    guidance: float | None = Field(
+        None,
+        gt=0,
+        description="hunyuan_video: the guidance scale that the distilled model is told, in training and in sampling; "
+        "by default the pipeline's, 6.0.",
+    )
+    frame_rate: float | None = Field(
+        None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
+    )
+    vae_tiling: Literal["auto", "whole", "tiled"] = Field(
+        "auto",
+        description="Clips go through the VAE `whole`, as the pipelines take them, or `tiled`, which needs less memory "
+        "and gives other latents; `auto`: tiled where a whole clip doesn't fit the memory that is free, which is said. "
+        "Prepared data stay as they are, unless this names the other way.",
+        json_schema_extra={"meant_by": ["tiling", "enable_tiling"]},
+    )
+    attention: str = Field(
+        "native",
+        description="A diffusers attention backend: native, xformers, flash, ... ltx: attention to text stays native.",
+    )
+    reference_attention: str | None = Field(
+        None,
+        description="Another backend for the reference in training, such as sage, which has no backward; the first "
+        "step's margin is then not exactly 0.",
+    )
+    kernels: Literal["auto", "triton", "eager"] = Field(
+        "eager",
+        description="Fused ops inside the transformer: triton (or fail), auto (where Triton runs), eager (none).",
+    )
+    gradient_checkpointing: Literal["none", "full", "selective"] = Field(
+        "none",
+        description="What the backward pass recomputes of each block: nothing, all, or all but attention's outputs.",
+    )
+    activation_offload: bool = Field(
+        False,
+        description="Keep the checkpointed blocks' inputs in the host's memory until the backward pass.",
+    )
+    compile: Literal["none", "inductor", "aot_eager"] = Field(
+        "none",
+        description="torch.compile of the repeated blocks, by backend; aot_eager traces and generates no code.",
+    )
+
+    @property
+    def fps(self) -> float:
+        """Frames a second that the model was trained for, as its family's pipelines have it."""
+        if self.encoders == "toy":
+            return TOY_FPS
+        return self.frame_rate or FPS[self.family]
+
+
+class DiffusionConfig(Section):
+    timestep_sampling: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Distribution of sigma."
+    )
+    logit_mean: float = Field(0.0, description="Mean of logit(sigma), for logit_normal.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of logit(sigma), for logit_normal.")
+    shift: float = Field(
+        1.0, gt=0, description="sigma -> shift*sigma / (1 + (shift-1)*sigma), after sampling."
+    )
+    inversion_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="Forwards that the model spends on inverting each clip to its noise, in place of drawn noise; "
+        "for inpo, smpo, inversion_dpo.",
+    )

@@ -1,0 +1,89 @@
+"""How clips are sampled where `evaluate` leaves it open: as the model's card, or its own pipeline, says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pgdpo.config.evaluate import EvaluateConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """What a pipeline is told besides prompt, size and noise."""
+
+    steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None = None  # of Wan 2.2's low-noise expert
+    flow_shift: float | None = None  # None: the scheduler's own
+    negative_prompt: str = ""  # empty too where there is no guidance, which alone reads it
+
+    @property
+    def told(self) -> dict[str, float]:
+        """As `Family.sample` takes them; the negative prompt goes there encoded."""
+        settings = dataclasses.asdict(self)
+        del settings["negative_prompt"]
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def __str__(self) -> str:
+        second = "" if self.guidance_scale_2 is None else f" (low-noise expert: {self.guidance_scale_2:g})"
+        shift = "the scheduler's own" if self.flow_shift is None else f"{self.flow_shift:g}"
+        negative = f"{self.negative_prompt!r}" if self.negative_prompt else "empty"
+        return (
+            f"{self.steps} steps, guidance {self.guidance_scale:g}{second}, flow shift {shift}, negative prompt "
+            f"{negative}"
+        )
+
+
+# `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
+    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+# The example in diffusers' pipeline_ltx.py, and the model card of Lightricks/LTX-Video.
+LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+
+WAN21 = "wan21"
+CARDS = {
+    "toy": SampleSettings(16, 2.0),  # as configs/quickstart.yaml was measured
+    # Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
+    WAN21: SampleSettings(50, 5.0, negative_prompt=WAN_NEGATIVE),
+    # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise first).
+    "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, WAN_NEGATIVE),
+    # The same, wan_i2v_A14B.py.
+    "wan22_i2v_a14b": SampleSettings(40, 3.5, 3.5, 5.0, WAN_NEGATIVE),
+    # The same, wan_ti2v_5B.py.
+    "wan22_ti2v_5b": SampleSettings(50, 5.0, None, 5.0, WAN_NEGATIVE),
+    # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
+    # embedded one, model.guidance).
+    "hunyuan_video": SampleSettings(50, 1.0, None, 7.0),
+    # CogVideoXPipeline.__call__'s defaults, and the model cards' example.
+    "cogvideox": SampleSettings(50, 6.0),
+    # LTXPipeline.__call__'s defaults; its scheduler shifts by the number of tokens.
+    "ltx": SampleSettings(50, 3.0, negative_prompt=LTX_NEGATIVE),
+}
+# The example in diffusers' pipeline_wan.py: "5.0 for 720P, 3.0 for 480P". Ours: a size between them takes the nearer's.
+WAN21_SHIFTS = {480: 3.0, 720: 5.0}
+
+
+def sample_settings(evaluate: EvaluateConfig, card: str, size: tuple[int, int]) -> SampleSettings:
+    """Of the model that `card` names in `CARDS`, for clips of `size` (height, width); keys of `evaluate` go before.
+
+    Without guidance (a `guidance_scale` of 1) no negative prompt is read, and none is named.
+    """
+    found = CARDS[card]
+    if card == WAN21:
+        side = min(WAN21_SHIFTS, key=lambda side: abs(side - min(size)))
+        found = dataclasses.replace(found, flow_shift=WAN21_SHIFTS[side])
+    if evaluate.guidance_scale is not None and found.guidance_scale_2 is not None:
+        # As WanPipeline: one guidance scale that is given is that of both experts.
+        found = dataclasses.replace(found, guidance_scale_2=evaluate.guidance_scale)
+    given = {
+        "steps": evaluate.sampling_steps,
+        "guidance_scale": evaluate.guidance_scale,
+        "guidance_scale_2": evaluate.guidance_scale_2,
+        "flow_shift": evaluate.flow_shift,
+        "negative_prompt": evaluate.negative_prompt,
+    }
+    found = dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
+    return found if found.guidance_scale > 1 else dataclasses.replace(found, negative_prompt="")

@@ -1,0 +1,116 @@
+"""`train`: batches, optimizer, reference, memory, checkpoints, guards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pgdpo.config.section import Section
+
+
+class TrainConfig(Section):
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    global_batch_pairs: int = Field(16, ge=1, description="Pairs per optimizer step, over all ranks.")
+    micro_batch_pairs: int = Field(1, ge=1, description="Pairs per forward on one rank.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's beta1 and beta2.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping by global norm.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 weights too. On several ranks "
+        "`evaluate` shards its weights with 3; else each rank holds a whole model.",
+    )
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where optimizer state lives beside the GPU: cpu (ZeRO 1-3), nvme (ZeRO 3)."
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where weights live beside the GPU (ZeRO 3), the frozen reference's too."
+    )
+    nvme_path: Path | None = Field(
+        None,
+        description="Folder on a local NVMe drive, for what is offloaded to `nvme`; needs libaio's headers.",
+    )
+    deepspeed: dict[str, Any] = Field(
+        {},
+        description="DeepSpeed's own keys, as its configuration nests them (zero_optimization: {overlap_comm: true}); "
+        "those that pgdpo decides are refused by name.",
+    )
+    sequence_parallel: int = Field(
+        1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="bf16: parameters stay fp32, matrix products run in bf16 (torch autocast)."
+    )
+    reference: Literal["auto", "adapter", "frozen", "cached", "ema", "synced"] = Field(
+        "auto",
+        description="adapter: the same weights with the adapter off; frozen: a second copy; auto: the first of these "
+        "that the model allows; cached: errors that `pgdpo reference` computed before; ema, synced: it follows the "
+        "policy (TR-DPO).",
+    )
+    cached_draws: int = Field(
+        4,
+        ge=1,
+        description="Draws of timestep and noise a pair that `pgdpo reference` computes; a cached run draws these, "
+        "and from a pair's visit after the last of them on draws them again.",
+    )
+    reference_ema_alpha: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="ema: the share of the policy that enters the reference at every step; default ours.",
+    )
+    reference_sync_every: int = Field(
+        512, ge=1, description="synced: optimizer steps after which the reference becomes the policy."
+    )
+    pair_batching: Literal["joint", "split"] = Field(
+        "joint",
+        description="joint: chosen and rejected in one forward; split: one after the other, half the activations in "
+        "memory for one more forward of the policy.",
+    )
+    check_memory: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="Where the plan (`pgdpo plan`) exceeds the GPU's memory: do not start, or say so and try.",
+    )
+    on_bad_step: Literal["raise", "skip", "rollback"] = Field(
+        "raise",
+        description="A pair, a loss or a gradient that is not finite, or a spike of the loss: stop; leave the step out "
+        "(weights and learning rate stay); or take the last checkpoint's weights and go on behind these pairs.",
+    )
+    max_bad_steps: int = Field(5, ge=1, description="So many bad steps in a row stop the run in any case.")
+    spike_factor: float | None = Field(
+        30.0,
+        gt=1,
+        description="A spike is a loss above so many times the largest of the running median of 100 steps, the "
+        "objective's untrained loss and the spread of the first ten; null: none is.",
+    )
+    checkpoint_every: int = Field(
+        100, ge=1, description="Steps between checkpoints; the last step always has one."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="Checkpoints of multiples of so many steps are kept too, to choose a step later (--step); a "
+        "multiple of checkpoint_every.",
+    )
+    watchdog_seconds: float = Field(
+        1800,
+        gt=0,
+        description="A rank that comes no further for so many seconds ends the run with all stacks written down: "
+        "longer than a block, a denoising step of validation, or a file of 256 MB takes.",
+    )
+    trackers: list[Literal["wandb", "trackio", "swanlab"]] = Field(
+        [], description="Services that get the metrics, besides metrics.jsonl and TensorBoard."
+    )
+    tracker_project: str = Field("pgdpo", min_length=1, description="Project name at those services.")
+    deterministic: bool = Field(
+        False,
+        description="Sum gradients in one order whatever the number of ranks, with deterministic kernels: bit-equal "
+        "runs. For zero_stage 0 and pair_batching joint; whole-batch objectives see a micro-batch.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Fixes order, timesteps, noise and initial adapters.")

@@ -1,0 +1,1 @@
+"""How a step is computed on ranks: DeepSpeed, sequence parallelism, attention, memory."""

@@ -1,0 +1,1 @@
+"""ZeRO-3: weights loaded in shares, gathered in forward."""

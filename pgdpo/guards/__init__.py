@@ -1,0 +1,1 @@
+"""What a run survives: bad steps, signals, ranks that die or stand still."""

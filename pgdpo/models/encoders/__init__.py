@@ -1,0 +1,1 @@
+"""Clips to latents and back, prompts to embeddings: a pipeline's VAE and text encoders."""

@@ -1,0 +1,1 @@
+"""Where weights come from and in which dtypes they are held."""

@@ -1,0 +1,1 @@
+"""A commented configuration that fits one's clips and GPUs."""

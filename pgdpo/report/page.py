@@ -1,0 +1,47 @@
+"""What every page of ours shares: its template's environment, and clips that stand in the page itself."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from pgdpo.files.atomic import atomic_path
+from pgdpo.messages.formats import is_number, number, objective_name, percent, place, signed
+from pgdpo.video import probe_video
+
+PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
+
+
+def write_page(out: Path, template: str, **parts) -> None:
+    """`out` from a template of the package (`report/report.html.jinja`); whole or not there."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pgdpo", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "signed": signed,
+        "place": place,
+        "objective_name": objective_name,
+    }
+    environment.tests["number"] = is_number
+    page = environment.get_template(template).render(**parts)
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def embedded(clip: Path) -> dict:
+    """An MP4 as `data`, a URL that holds it, with `width` and `height` and whether its pixels are meant to be seen."""
+    info, data = probe_video(clip), base64.b64encode(clip.read_bytes()).decode("ascii")
+    return {
+        "data": f"data:video/mp4;base64,{data}",
+        "width": info.width,
+        "height": info.height,
+        "pixel_art": info.width < PIXEL_ART,
+    }

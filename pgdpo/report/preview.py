@@ -1,0 +1,90 @@
+"""The training pairs as the model receives them: decoded again from the prepared latents, chosen beside rejected."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgdpo.checkpoints.identity import rows_hash
+from pgdpo.config import Config
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.files.atomic import write_json
+from pgdpo.messages.console import progress_bar, say
+from pgdpo.messages.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.rows.schema import MANIFEST
+from pgdpo.training.opening import open_pairs
+from pgdpo.video import write_video
+
+SIDES = ("chosen", "rejected")
+SMALL, LARGE = (
+    192,
+    320,
+)  # pixels of the shorter side: smaller clips are enlarged by whole factors, larger ones shrunk
+SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", MANIFEST, "caption_rejected")
+
+
+def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) -> None:
+    """`pairs.json` and `pairs/` in the folder `out`: the first `evaluate.report_pairs` pairs that training visits.
+
+    They are what is left after `data.select`, buckets, crops and the VAE. `trained_on`: the identity of a run
+    that was trained: pairs of other files or rows, or none, are said and not shown.
+    """
+    try:
+        data = open_pairs(config, "train", compare=trained_on is None)
+        if trained_on is not None and not _is_of(data, trained_on):
+            raise InputError(f"{data.folder}: was prepared anew since, from other data")
+    except InputError as error:
+        if trained_on is None:
+            raise
+        say(f": {error}", first="the pairs that this run was trained on are not shown")
+        shutil.rmtree(out / "pairs", ignore_errors=True)
+        (out / "pairs.json").unlink(missing_ok=True)
+        return
+    folder, index = out / "pairs", out / "pairs.json"
+    count = min(config.evaluate.report_pairs, len(data))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = open_family(config.model).load_encoders(device)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pairs = []
+    with progress_bar("show pairs", total=count) as bar:
+        for number in range(count):
+            item = data[number, 0]
+            row = item["row"]
+            pair = {"id": row["id"], "prompt": row["prompt"], "about": {k: row[k] for k in SHOWN if k in row}}
+            for side in SIDES:
+                frames = decoder.decode_video(item[side])
+                pair["size"] = list(frames.shape[:3])
+                pair[side] = f"pairs/{number:03d}-{side}.mp4"
+                _write(out / pair[side], frames, config.evaluate.fps or _rate(row, len(frames)))
+                pair["about"][f"scores of {side}"] = (row.get("scores") or {}).get(side)
+            pair["about"] = {key: value for key, value in pair["about"].items() if value is not None}
+            pairs.append(pair)
+            bar.advance()
+    write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})
+
+
+def _rate(row: dict, frames: int) -> float:
+    """Frames a second at which a pair's clips were taken."""
+    start, end = row["span"]
+    return frames / (end - start)
+
+
+def _is_of(data: PreparedPairs, identity: dict) -> bool:
+    """Whether prepared pairs are those of a run; one of an earlier version knows the files alone."""
+    rows = identity.get("rows_hash")
+    return identity["data_hash"] == data.fingerprint and rows in (None, rows_hash(data))
+
+
+def _write(path, frames: np.ndarray, fps: float) -> None:
+    short = min(frames.shape[1:3])
+    if short > LARGE:
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+        size = [round(side * LARGE / short / 2) * 2 for side in frames.shape[1:3]]
+        small = torch.nn.functional.interpolate(pixels, size=size, mode="area")
+        frames = small.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    write_video(path, frames, fps, scale=max(1, SMALL // min(frames.shape[1:3])))

@@ -1,0 +1,307 @@
+"""One self-contained HTML page a run: what was trained, whether it helped, the clips, the curves, the settings.
+
+The page asks nothing of the network (its own content policy forbids it), so it can be mailed or archived as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from pgdpo.checkpoints.runs import evaluation_of
+from pgdpo.config import Config, SampleSettings
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.formats import duration, in_text, is_number, number, objective_name, power_of_ten
+from pgdpo.report.alarms import alarms, bucket_label
+from pgdpo.report.ending import ending
+from pgdpo.report.figures import curves
+from pgdpo.report.page import embedded, write_page
+from pgdpo.report.sources import by_source
+from pgdpo.report.steps import evaluated_steps, step_curves
+
+TEMPLATE = "report/report.html.jinja"
+ERRORS = ("margin", "excess/chosen", "excess/rejected")
+
+
+def write_report(
+    run_dir: Path, resolved: Config | None = None, *, out: Path | None = None, step: int | None = None
+) -> Path:
+    """Write `report.html` into `out` (by default `run_dir`) from what the run has, `config.yaml`, `metrics.jsonl` and
+    `events.jsonl`, and from what stands in `out`: `pairs.json`, `results.json`, `evaluations/` and their clips.
+
+    `step`: what there was up to it, with its own results. Returns the report's path. Clips are embedded; a sample of
+    which none was kept is not shown. `resolved`: the run's record, in place of its `config.yaml`.
+
+    Raises:
+        InputError: `config.yaml` is missing, or a file is unreadable.
+    """
+    run_dir = Path(run_dir)
+    out = run_dir if out is None else out
+    if resolved is not None:
+        config = resolved.model_dump(mode="json")
+        config_text = yaml.safe_dump(config, sort_keys=False)
+    else:
+        config_text = _read(run_dir / "config.yaml", str)
+        config = _read(run_dir / "config.yaml", yaml.safe_load)
+    metrics = _up_to(_read(run_dir / "metrics.jsonl", _json_lines, default=[]), step)
+    events = _up_to(_read(run_dir / "events.jsonl", _json_lines, default=[]), step)
+    # A report beside a run that cannot be written shows the results that stand in it.
+    judged = next((folder for folder in (out, run_dir) if _results(folder, step).is_file()), out)
+    results = _read(_results(judged, step), json.loads, default=None)
+    results = results or _not_evaluated(run_dir, config, metrics)
+    preview = _read(out / "pairs.json", json.loads, default={"of": 0, "pairs": []})
+    steps, other_steps = evaluated_steps(judged, results)
+    # Far more samples are scored than kept as clips.
+    samples = [
+        _sample(judged, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
+    ]
+    buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
+    found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
+    report = out / "report.html"
+    write_page(
+        report,
+        TEMPLATE,
+        title=objective_name(results["objective"]),
+        results=results,
+        verdict=verdict(results),
+        about=_about(results["objective"]),
+        created=_created(results.get("created")),
+        alarms=sorted(found, key=lambda alarm: ("warning", "unknown", "ok").index(alarm.state)),
+        warnings=sum(alarm.state == "warning" for alarm in found),
+        samples=samples,
+        tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
+        steps=steps if len(steps) > 1 else [],
+        other_steps=other_steps,
+        step_curves=step_curves(steps),
+        pairs=[_pair(out, pair) for pair in preview["pairs"]],
+        pairs_of=preview["of"],
+        events=events,
+        ending=ending(events),
+        curves=curves(metrics),
+        reward_parts=_parts(results.get("reward") or {}),
+        scales=_scales(results, samples),
+        buckets=buckets,
+        sources=by_source(metrics, results),
+        power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
+        objectives=results.get("objectives") or [],
+        settings=_settings(config, results),
+        costs=_costs(metrics, results),
+        config_text=config_text,
+    )
+    return report
+
+
+def _results(folder: Path, step: int | None) -> Path:
+    return (folder if step is None else evaluation_of(folder, step)) / "results.json"
+
+
+def _up_to(rows: list[dict], step: int | None) -> list[dict]:
+    return rows if step is None else [row for row in rows if row["step"] <= step]
+
+
+def verdict(results: dict) -> dict:
+    """`headline`, `lede` and `tone` (better, worse, open) in plain words; only an interval clear of 50% decides."""
+    name, steps = objective_name(results["objective"]), results["steps"]
+    win = results.get("win_rate")
+    moved = results.get("displacement") or {}
+    clause = ""
+    if is_number(moved.get("value")):
+        clause = (
+            f" On held-out pairs, {moved['value']:.0%} of the preferred clips became less likely than under the "
+            "reference."
+        )
+    if not win and results["checkpoint"] is None:
+        return {
+            "tone": "open",
+            "headline": f"{name}, {steps:,} steps so far" if steps else f"{name}, not trained yet",
+            "lede": "Not evaluated yet: `pgdpo evaluate` samples both models and adds their clips here.",
+        }
+    if not win:
+        return {
+            "tone": "open",
+            "headline": f"{name}, {steps:,} steps",
+            "lede": "No reward function was configured, so the clips below are for your own eyes." + clause,
+        }
+    rate = f"{win['value']:.0%}"
+    interval = f"95% interval {win['low']:.0%} to {win['high']:.0%}"
+    if win["low"] > 0.5:
+        tone, headline = "better", f"The aligned model wins {rate} of the time"
+    elif win["high"] < 0.5:
+        tone, headline = "worse", f"The aligned model wins only {rate} of the time"
+    else:
+        tone, headline = "open", f"No clear difference: the aligned model wins {rate} of the time"
+    lede = (
+        f"{name} trained for {steps:,} steps. Reference and aligned model drew {win['samples']:,} clips each, from "
+        f"the same noise and held-out prompts ({interval}, ties count half).{clause}"
+    )
+    return {"tone": tone, "headline": headline, "lede": lede}
+
+
+_NEEDED = object()
+
+
+def _read(path: Path, parse, default=_NEEDED):
+    if not path.is_file():
+        if default is not _NEEDED:
+            return default
+        raise InputError(
+            f"{path}: not there: run `pgdpo report` with the run's configuration, it writes this file"
+        )
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path}: unreadable ({error}): run `pgdpo evaluate` again, or restore the file"
+        ) from error
+
+
+def _json_lines(text: str) -> list[dict]:
+    # What follows the last newline is a row that a kill cut off.
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _not_evaluated(run_dir: Path, config: dict, metrics: list[dict]) -> dict:
+    """`results.json` of a run that has none yet."""
+    empty = dict.fromkeys(
+        ("win_rate", "displacement", "reward", "buckets", "created", "versions", "machine", "seconds")
+    )
+    return empty | {
+        "objective": config["objective"]["name"],
+        "run": run_dir.name,
+        "beta": config["objective"].get("beta"),
+        "checkpoint": None,
+        "steps": metrics[-1]["step"] if metrics else 0,
+        "samples": [],
+        "objectives": [],
+    }
+
+
+def _pair(run_dir: Path, pair: dict) -> dict:
+    """A training pair with both clips embedded, and its columns as text."""
+    sides = {side: _side(run_dir, {"clip": pair[side]}) for side in ("chosen", "rejected")}
+    frames, height, width = pair["size"]
+    about = {key: in_text(value) for key, value in pair["about"].items() if key != "segment_labels"}
+    return (
+        pair
+        | sides
+        | {
+            "size": f"{frames} frames of {width}×{height}",
+            "about": about,
+            "segments": pair["about"].get("segment_labels") or [],
+        }
+    )
+
+
+def _sample(run_dir: Path, sample: dict) -> dict:
+    """One prompt and seed: both sides with their clip embedded, and which of them is better."""
+    sides = {side: _side(run_dir, sample[side]) for side in ("reference", "aligned")}
+    before, after = (sides[side]["total"] for side in ("reference", "aligned"))
+    change = after - before if is_number(before) and is_number(after) else None
+    outcome = None
+    if change is not None:
+        outcome = "equal" if change == 0 else "better" if change > 0 else "worse"
+    rewards = {side: sides[side]["reward"] for side in sides}
+    return {
+        "prompt": sample["prompt"],
+        "seed": sample["seed"],
+        "change": change,
+        "outcome": outcome,
+        "parts": _parts(rewards),
+        **sides,
+    }
+
+
+def _parts(reward: dict) -> list[str]:
+    """Components that both sides have a number for, the total left out."""
+    before, after = reward.get("reference") or {}, reward.get("aligned") or {}
+    return [
+        part for part in before if part != "total" and is_number(before[part]) and is_number(after.get(part))
+    ]
+
+
+def _scales(results: dict, samples: list[dict]) -> dict[str, tuple[float, float]]:
+    """The line that each component is drawn on: 0 to 1 where all its scores lie there, else their own range."""
+    scored = [(results.get("reward") or {}).get(side) or {} for side in ("reference", "aligned")]
+    scored += [sample[side]["reward"] for sample in samples for side in ("reference", "aligned")]
+    scales = {}
+    for part in {part for reward in scored for part in reward}:
+        values = [reward[part] for reward in scored if is_number(reward.get(part))]
+        low, high = min(values, default=0.0), max(values, default=1.0)
+        scales[part] = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+    return scales
+
+
+def _side(run_dir: Path, side: dict) -> dict:
+    reward = side.get("reward") or {}
+    shown = {"reward": reward, "total": reward.get("total"), "data": None}
+    if side["clip"]:
+        shown |= embedded(run_dir / side["clip"])
+    return shown
+
+
+def _about(objective: str) -> dict | None:
+    """The registry's own words on an objective; None for one that it no longer holds."""
+    from pgdpo.objectives import get_spec
+
+    try:
+        spec = get_spec(objective)
+    except InputError:
+        return None
+    paper = spec.paper if spec.paper.strip("–") else None
+    return {"summary": spec.summary, "formula": spec.formula, "paper": paper, "note": spec.note}
+
+
+def _created(text: str | None) -> str:
+    if not text:
+        return ""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return f"{moment.day} {moment:%B %Y, %H:%M}"
+
+
+def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
+    """What a reader asks for first; the rest stands in the whole configuration below it."""
+    data, model, train = config["data"], config["model"], config["train"]
+    adapter = model.get("adapter")
+    options = {key: value for key, value in config["objective"].items() if key != "name"}
+    sampling = (results.get("settings") or {}).get("sampling") or {}
+    return [
+        ("Model", f"{model['family']}, {model['path']}"),
+        ("Clips", f"{data['num_frames']} frames of {data['width']}×{data['height']}"),
+        (
+            "Trained",
+            f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
+        ),
+        ("Objective", ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"),
+        ("Steps", f"{train['steps']:,} of {train['global_batch_pairs']:,} pairs"),
+        (
+            "Learning rate",
+            f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warm-up steps",
+        ),
+        ("Precision", f"{train['precision']}, ZeRO stage {train['zero_stage']}"),
+        ("Seed", str(train["seed"])),
+        *((f"Sampled, {size}", str(SampleSettings(**how))) for size, how in sampling.items()),
+    ]
+
+
+def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
+    """Medians over the steps: the first ones also pay for the warm-up of caches and kernels."""
+
+    def values(name: str) -> list[float]:
+        return sorted(row[name] for row in metrics if is_number(row.get(name)))
+
+    def median(name: str) -> float | None:
+        found = values(name)
+        return found[len(found) // 2] if found else None
+
+    peak = max(values("peak_memory"), default=None)
+    rows = [
+        ("Training", duration(sum(values("seconds"))) if metrics else "–"),
+        ("Pairs a second", number(median("pairs_per_second"))),
+        ("Tokens a second", number(median("tokens_per_second"))),
+        ("Peak memory", f"{peak / 2**30:.2f} GiB" if peak else "–"),
+        ("Evaluation", duration(results.get("seconds"))),
+    ]
+    return [row for row in rows if row[1] != "–"]

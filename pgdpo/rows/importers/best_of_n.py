@@ -1,0 +1,170 @@
+"""Scored clips, several of one prompt -> pairs: all, the best against the worst, or so many per prompt."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pgdpo.files.tables import Record
+from pgdpo.messages.errors import InputError
+from pgdpo.messages.problems import Problem
+from pgdpo.rows.importers.formats import (
+    Format,
+    Found,
+    Media,
+    Options,
+    Reading,
+    first_of,
+    lacks,
+    media_of,
+    number,
+    records_of,
+    scored,
+    tables_of,
+    wrong,
+)
+from pgdpo.rows.schema import TIE
+
+CLIPS = ("video", "clip", "path", "file", "file_name", "video_path", "image", "url")
+SCORES = ("score", "reward", "rating")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    clip: Media
+    score: float
+    scores: dict[str, float]
+    fields: dict[str, Any] | list[dict[str, Any]]  # a record's; several where several rated the clip
+
+
+def read(source: str, options: Options) -> Reading:
+    return paired(source, options, _candidate)
+
+
+def paired(
+    source: str, options: Options, candidate_of: Callable[[Record], tuple[str, str, Candidate] | Problem]
+) -> Reading:
+    """A Reading of the pairs of a table's clips, of which `candidate_of` gives (group, prompt, clip with score).
+
+    Only clips of one prompt are paired, and a clip that was rated more than once is one, of its scores' mean.
+    """
+    most = _pairs_per_prompt(options.pairs)
+    rated: dict[tuple[str, str], list[Candidate]] = {}
+    problems: list[Problem] = []
+    for item in records_of(tables_of(source)):
+        found = item if isinstance(item, Problem) else candidate_of(item)
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        group, prompt, candidate = found
+        rated.setdefault((group, prompt), []).append(candidate)
+    groups = {name: _merged(candidates) for name, candidates in rated.items()}
+    chosen = {name: _choose(candidates, most) for name, candidates in groups.items()}
+    rows = itertools.chain(
+        problems,
+        (
+            found
+            for number, (name, pairs) in enumerate(chosen.items())
+            for found in _rows(name[1], number, groups[name], pairs)
+        ),
+    )
+    used = sum(len(set(itertools.chain.from_iterable(pairs))) for pairs in chosen.values())
+    unused = sum(map(len, groups.values())) - used
+    left_over = [f"{unused} clips stand in no pair (--pairs {options.pairs})"] if unused else []
+    again = sum(isinstance(each.fields, list) for candidates in groups.values() for each in candidates)
+    notes = [f"{again} clips were rated more than once: the mean of their scores is taken"] if again else []
+    return Reading(sum(map(len, chosen.values())) + len(problems), rows, left_over, notes)
+
+
+def _pairs_per_prompt(pairs: str) -> int | None:
+    """None: all; else at most so many, the widest gaps first."""
+    if pairs in ("all", "best-worst"):
+        return None if pairs == "all" else 1
+    if not pairs.isdigit() or int(pairs) < 1:
+        raise InputError(f"--pairs is {pairs!r}; allowed: all, best-worst, or a whole number ≥ 1 per prompt")
+    return int(pairs)
+
+
+def _candidate(record: Record) -> tuple[str, str, Candidate] | Problem:
+    """(group, prompt, the clip with its score)."""
+    prompt = first_of(record, "prompt", "caption")
+    clip = first_of(record, *CLIPS)
+    media = media_of(record, clip[1]) if clip else None
+    if prompt is None or media is None:
+        return lacks(record, *(("prompt", "caption") if prompt is None else CLIPS))
+    found = first_of(record, *SCORES)
+    scores = record.values.get("scores")
+    named = {name: number(value) for name, value in scores.items()} if isinstance(scores, dict) else {}
+    if found is not None:
+        named = {found[0]: number(found[1]), **named}
+    if not named:
+        return lacks(record, *SCORES)
+    if None in named.values():
+        bad = next(name for name, value in named.items() if value is None)
+        value = (scores if isinstance(scores, dict) and bad in scores else record.values).get(bad)
+        return wrong(record, bad, value, "a finite number", "score the clip, or leave the record out")
+    group = first_of(record, "group", "prompt_id", "group_id")
+    # Clips of one prompt belong together, also where each has a seed of its own.
+    score = next(iter(named.values()))
+    candidate = Candidate(media, score, named, record.values)
+    return str(group[1] if group else prompt[1]), str(prompt[1]), candidate
+
+
+def _merged(candidates: list[Candidate]) -> list[Candidate]:
+    """Every clip once, in the order in which they come."""
+    clips: dict[Any, list[Candidate]] = {}
+    for each in candidates:
+        content = each.clip.content
+        place = content if isinstance(content, bytes) else os.path.normpath(content)
+        clips.setdefault((each.clip.folder, place), []).append(each)
+    return [several[0] if len(several) == 1 else _mean(several) for several in clips.values()]
+
+
+def _mean(several: list[Candidate]) -> Candidate:
+    names = dict.fromkeys(name for each in several for name in each.scores)
+    scores = {
+        name: statistics.fmean(each.scores[name] for each in several if name in each.scores) for name in names
+    }
+    score = statistics.fmean(each.score for each in several)
+    return Candidate(several[0].clip, score, scores, [each.fields for each in several])
+
+
+def _choose(candidates: list[Candidate], most: int | None) -> list[tuple[int, int]]:
+    """Places of (better, worse) by falling gap; of equal scores the earlier one stands first."""
+    places = sorted(range(len(candidates)), key=lambda place: -candidates[place].score)
+    pairs = list(itertools.combinations(places, 2))
+    pairs.sort(key=lambda pair: candidates[pair[1]].score - candidates[pair[0]].score)
+    return pairs[:most]
+
+
+def _rows(
+    prompt: str, group: int, candidates: list[Candidate], pairs: list[tuple[int, int]]
+) -> Iterator[Found]:
+    ranks = {
+        score: rank for rank, score in enumerate(sorted({each.score for each in candidates}, reverse=True))
+    }
+    for better, worse in pairs:
+        chosen, rejected = candidates[better], candidates[worse]
+        shared = [name for name in chosen.scores if name in rejected.scores]
+        row = {
+            "prompt": prompt,
+            "chosen": chosen.clip,
+            "rejected": rejected.clip,
+            "preference": TIE if chosen.score == rejected.score else 1.0,
+            "group": group,
+            "rank": [ranks[chosen.score], ranks[rejected.score]],
+            **scored(chosen.scores, rejected.scores, shared[0] if shared else None),
+        }
+        yield Found(row, {"chosen": chosen.fields, "rejected": rejected.fields})
+
+
+FORMAT = Format(
+    "best_of_n",
+    "Scored clips: --pairs all, best-worst, or so many per prompt (the widest gaps); equal scores make ties.",
+    "a table with prompt, video (or path, clip, file) and score (or reward, or scores: {name: number})",
+    read,
+)

@@ -1,0 +1,107 @@
+"""The toy world as a dataset: H.264 clips and manifests on disk, with each clip's true reward."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from pgdpo.config.model import TOY_FPS
+from pgdpo.toy.reward import ToyReward, true_reward
+from pgdpo.toy.scene import SPLITS, example, render
+from pgdpo.video import read_video, write_video
+
+__all__ = ["ToyReward", "example", "render", "render_dataset", "true_reward"]
+
+SIDE, NUM_FRAMES, FPS = 64, 12, int(TOY_FPS)
+FORMAT = 1  # part of the parameters: clips of another version of the toy world are rendered anew
+
+
+def render_dataset(
+    folder: str | Path,
+    *,
+    train_pairs: int = 96,
+    held_out_pairs: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, Path]:
+    """Render the toy world's pairs as mp4 clips of 64x64 pixels, 12 frames, 8 frames a second.
+
+    Writes `train.jsonl`, `held_out.jsonl`, their clips under `clips/` and, last, `toy.json` with the
+    parameters and the manifests' SHA-256. A finished dataset of the same parameters is left alone, an
+    unfinished one is completed: a clip stands under its name only when it is whole, and is the same
+    whenever it is rendered.
+
+    Args:
+        folder: made when missing.
+        progress: called with (pairs done, pairs in all) after every pair.
+
+    Returns:
+        The paths of the training and the held-out manifest. Rows: id, prompt, chosen, rejected (relative to
+        the manifest), fps, num_frames, width, height, defect, strength, and `scores` with the ToyReward of
+        both clips as decoded.
+    """
+    folder = Path(folder)
+    counts = {"train": train_pairs, "held_out": held_out_pairs}
+    parameters = {
+        "format": FORMAT,
+        "seed": seed,
+        **counts,
+        "side": SIDE,
+        "num_frames": NUM_FRAMES,
+        "fps": FPS,
+    }
+    manifests = tuple(folder / f"{split}.jsonl" for split in SPLITS)
+    record = folder / "toy.json"
+    if _is_finished(record, parameters, manifests):
+        return manifests
+    # Clips carry their parameters' digest in their folder's name: another seed's are never taken for these.
+    digest = hashlib.sha256(json.dumps({**parameters, **dict.fromkeys(counts)}).encode()).hexdigest()
+    clips = folder / "clips" / digest[:8]
+    clips.mkdir(parents=True, exist_ok=True)
+    done, total = 0, sum(counts.values())
+    for split, manifest in zip(SPLITS, manifests, strict=True):
+        rows = []
+        for index in range(counts[split]):
+            rows.append(_render_pair(clips, seed, split, index))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        _write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    _write_text(record, _record(parameters, manifests))
+    return manifests
+
+
+def _render_pair(clips: Path, seed: int, split: str, index: int) -> dict:
+    pair = example(seed, index, split=split, num_frames=NUM_FRAMES)
+    name = f"{split}-{index:05d}"
+    row = {"id": name, "prompt": pair.prompt}
+    scores = {}
+    for side, scene in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        clip = clips / f"{name}-{side}.mp4"
+        if not clip.exists():
+            write_video(clip, render(scene, SIDE), FPS)
+        row[side] = clip.relative_to(clips.parent.parent).as_posix()
+        scores[side] = asdict(true_reward(read_video(clip, num_frames=NUM_FRAMES), pair.prompt))
+    shape = {"fps": FPS, "num_frames": NUM_FRAMES, "width": SIDE, "height": SIDE}
+    return {**row, **shape, "defect": pair.defect, "strength": pair.strength, "scores": scores}
+
+
+def _record(parameters: dict, manifests: tuple[Path, ...]) -> str:
+    hashes = {manifest.name: hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests}
+    return json.dumps({"parameters": parameters, "sha256": hashes}, indent=2) + "\n"
+
+
+def _is_finished(record: Path, parameters: dict, manifests: tuple[Path, ...]) -> bool:
+    if not all(path.is_file() for path in (record, *manifests)):
+        return False
+    if record.read_text(encoding="utf-8") != _record(parameters, manifests):
+        return False
+    rows = [json.loads(line) for path in manifests for line in path.read_text(encoding="utf-8").splitlines()]
+    return all((record.parent / row[side]).is_file() for row in rows for side in ("chosen", "rejected"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

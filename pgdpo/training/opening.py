@@ -1,0 +1,89 @@
+"""The prepared pairs of a configuration, opened and held against what it names."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import torch
+
+from pgdpo.checkpoints.record import read_record
+from pgdpo.config import Config
+from pgdpo.data.curation.apply import curate
+from pgdpo.data.prepared import PreparedPairs, read_index
+from pgdpo.data.preparing import stale
+from pgdpo.data.sources import shares_of, source_names
+from pgdpo.messages.console import say
+from pgdpo.messages.errors import InputError
+from pgdpo.models import open_family
+from pgdpo.models.family import Family
+from pgdpo.ranks import agreement
+
+
+def open_pairs(config: Config, split: str, *, compare: bool = True, **options: Any) -> PreparedPairs:
+    """The prepared pairs of `train` (those that `data.select` keeps) or `held_out`; `options` of PreparedPairs.
+
+    `compare`: hold what they were made of against what the configuration names (`data/preparing/stale.py`). With
+    torch.distributed every rank must call it: the main rank compares for all, and each file is looked at by one rank.
+
+    Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads.
+    Whether the model is conditioned on images is not looked at: `require_images` does.
+    """
+    data = config.data
+    if compare:
+        agreement.on_main(lambda: _refuse_stale(config, split))
+    pairs = PreparedPairs(
+        config.prepared_folder(split),
+        expect={"sizes": [list(size) for size in data.sizes]},
+        seed=config.train.seed,
+        caption_dropout=data.caption_dropout if split == "train" else 0.0,
+        shared=agreement.shared,
+        **options,
+    )
+    pairs.sources = source_names(data, split)
+    if split == "train":
+        pairs.shares = shares_of(data)
+        pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
+    return pairs
+
+
+def _refuse_stale(config: Config, split: str) -> None:
+    """Raises InputError where the prepared data are of something else than the configuration names."""
+    compared = compare_prepared(config, split)
+    for note in compared.notes:
+        say(note)
+    if compared.found:
+        raise InputError(str(compared))
+
+
+def compare_prepared(config: Config, split: str, *, full: bool = False) -> stale.Comparison:
+    """What is another than it was when `split` was prepared; `full` as `data.stale.compare` takes it.
+
+    Raises InputError if it was not prepared, or by another version.
+    """
+    folder = config.prepared_folder(split)
+    index = read_index(folder)
+    try:
+        encoders = open_family(config.model).load_encoders(torch.device("cpu"))  # none of their weights
+    except InputError:  # said by what needs the model
+        encoders = None
+    return stale.compare(folder, index, config, split, encoders, typed=_to_type(config, split), full=full)
+
+
+def require_images(pairs: PreparedPairs, family: Family) -> None:
+    """Raises InputError unless the pairs were prepared with the images that the model is conditioned on."""
+    pairs.require(image=sorted(family.image_names))
+
+
+def _to_type(config: Config, split: str) -> str:
+    """The override that names a run's own rows: its record's, by which `evaluate` and `train --resume` go."""
+    record = read_record(config.run_dir) if split == "train" or config.data.splits_itself else None
+    if record is None or record.data.train != config.data.train:
+        return ""
+    train = config.data.model_dump(mode="json", exclude_none=True)["train"]
+    named = train if isinstance(train, str) else json.dumps(train)
+    return (
+        f" (the run {config.run_dir} has its own data.train: type {shlex.quote(f'data.train={named}')} with it if "
+        "the file names another)"
+    )

@@ -1,0 +1,50 @@
+"""Each alarm of the report, at the numbers that it is for."""
+
+import math
+
+from pgdpo.report.alarms import alarms
+from tests.report.test_report import BUCKETS, made_results, metric_rows
+
+
+def states(metrics, results) -> dict[str, str]:
+    return {alarm.title: alarm.state for alarm in alarms(metrics, results, 500)}
+
+
+def test_each_alarm_goes_off_at_its_own_defect_alone():
+    healthy = states(metric_rows(), made_results())
+    assert set(healthy.values()) == {"ok"}
+
+    def worse(metrics=None, displacement=None, reward=None):
+        results = made_results()
+        results["displacement"] |= displacement or {}
+        results["reward"]["aligned"] |= reward or {}
+        rows = metric_rows()
+        for row in rows[-10:]:
+            row |= metrics or {}
+            row["buckets"][BUCKETS[1]] |= metrics or {}
+        return [title for title, state in states(rows, results).items() if state == "warning"]
+
+    assert worse(displacement={"value": 0.51}) == ["Likelihood displacement"]
+    assert worse(displacement={"implicit_accuracy": 0.5}) == ["Implicit accuracy"]
+    assert worse(metrics={"reward/chosen": 0.02, "reward/rejected": 0.0}) == [
+        "Saturated logits"
+    ]  # 250 * 0.02 = 5
+    # PG-DPO: equal rewards, but only half of the rejected one is subtracted.
+    assert worse(metrics={"reward/chosen": 0.04, "reward/rejected": 0.04}) == []
+    scaled = {"reward/chosen": 0.04, "reward/rejected": 0.04, "ars/alpha": 0.5}
+    assert worse(metrics=scaled) == ["Saturated logits"]
+    assert worse(metrics={"gradient_share/rejected": 0.7}) == ["Gradient of the rejected half"]
+    assert worse(reward={"smoothness": 0.5}) == ["Every part of the reward"]
+    assert worse(metrics={"loss": math.nan}) == ["Non-finite numbers"]
+
+
+def test_skipped_steps_raise_the_alarm():
+    rows = [row | {"skipped_steps": 2} for row in metric_rows()]
+    assert states(rows, made_results())["Non-finite numbers"] == "warning"
+
+
+def test_a_loss_that_json_has_no_word_for_raises_the_alarm():
+    rows = metric_rows()
+    rows[4]["loss"] = None
+    [alarm] = [alarm for alarm in alarms(rows, made_results(), 500) if alarm.title == "Non-finite numbers"]
+    assert alarm.state == "warning" and "first at step 5, in 1 of 40" in alarm.value

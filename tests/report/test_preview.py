@@ -1,0 +1,68 @@
+"""`pgdpo report` shows the pairs that training visits, as the model receives them, before and after training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pgdpo.video import read_video
+from tests.worlds import run_pgdpo
+
+pytestmark = pytest.mark.usefixtures("eager_kernels")
+
+
+def test_pairs_are_shown_before_anything_is_trained(config_file):
+    run_pgdpo("report", config_file, "evaluate.report_pairs=5", "evaluate.fps=4")
+    run = config_file.parent / "out" / "dpo"
+    preview = json.loads((run / "pairs.json").read_text())
+    assert len(preview["pairs"]) == 5 and preview["of"] == 12
+    page = (run / "report.html").read_text()
+    assert page.count("<video") == 10 and "not trained yet" in page and "5 of 12 training pairs" in page
+    manifest = config_file.parent / "out" / "toy" / "train.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row, pair in zip(rows, preview["pairs"], strict=False):
+        assert pair["id"] == row["id"] and pair["size"] == [4, 16, 16]
+        for side in ("chosen", "rejected"):
+            # What is shown is what was prepared: the source clip's first frames at the model's size.
+            shown = read_video(run / pair[side], num_frames=4, size=(16, 16)).astype(int)
+            source = read_video(manifest.parent / row[side], num_frames=4, size=(16, 16)).astype(int)
+            assert np.abs(shown - source).mean() < 6
+
+
+def test_selection_is_what_is_shown_and_events_are_told(config_file):
+    rule = "data.select=[{by: margin, score: total, low: 0.5}]"
+    run_pgdpo("train", config_file, rule, "train.steps=2")
+    run_pgdpo("evaluate", config_file, rule, "train.steps=2")
+    run = config_file.parent / "out" / "dpo"
+    assert json.loads((run / "pairs.json").read_text())["of"] == 6
+    page = (run / "report.html").read_text()
+    assert "6 of 6 training pairs" in page and "margin: 6 of 12 pairs stay" in page
+
+
+def test_a_run_that_is_trained_but_not_evaluated(config_file):
+    run_pgdpo("train", config_file, "train.steps=2")
+    run_pgdpo("report", config_file, "evaluate.report_pairs=1")
+    page = (config_file.parent / "out" / "dpo" / "report.html").read_text()
+    assert "2 steps so far" in page and "Not evaluated yet" in page and 'id="curves"' in page
+
+
+def test_segments_are_drawn(config_file):
+    """Labels of a pair's segments stand below its clips."""
+    index = config_file.parent / "out" / "prepared" / "train" / "index.json"
+    prepared = json.loads(index.read_text())
+    for pair in prepared["pairs"]:
+        pair["segment_labels"] = [1, -1]
+    (config_file.parent / "out" / "prepared").unlink()
+    copied = index.parent
+    copied.parent.mkdir()
+    world = (config_file.parent / "out" / "toy").resolve().parent / "prepared" / "train"
+    copied.mkdir()
+    for file in world.iterdir():
+        (copied / file.name).symlink_to(file)
+    (copied / "index.json").unlink()
+    (copied / "index.json").write_text(json.dumps(prepared))
+    (config_file.parent / "out" / "toy").unlink()  # its manifest has no such labels
+    run_pgdpo("report", config_file, "evaluate.report_pairs=1")
+    page = (config_file.parent / "out" / "dpo" / "report.html").read_text()
+    assert 'aria-label="Preference by segment: 1, -1"' in page
+    assert page.count('<i class="chosen"></i>') == 1 and page.count('<i class="rejected"></i>') == 1
