@@ -25,7 +25,7 @@ setup(
     },
     package_data={
         "pgdpo.configs": ["*.yaml", "cluster/*"],
-        "pgdpo": ["assets/**/*", "report/*.jinja", "checking/*.jinja", "py.typed"],
+        "pgdpo": ["assets/**/*", "report/templates/*.jinja", "checking/*.jinja", "py.typed"],
     },
     install_requires=[
         "torch>=2.10,<2.14",

@@ -64,7 +64,8 @@ def eager_kernels(monkeypatch):
 @pytest.fixture
 def traced_once(monkeypatch):
     """For plans of one model under many settings: equal passes are traced once a process."""
-    from pgdpo.planning import flops, plan
+    from pgdpo.planning import plan
+    from pgdpo.planning.costs import flops
     from tests.planning.traced_once import counted, traced
 
     monkeypatch.setattr(plan.Planner, "traced", traced)

@@ -253,7 +253,7 @@ def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -
     from pgdpo.data.prepared import collate
     from pgdpo.models import open_family
     from pgdpo.models.adapters.adapter import add_adapter
-    from pgdpo.planning.flops import SampleFlops, utilisation
+    from pgdpo.planning.costs.flops import SampleFlops, utilisation
     from pgdpo.training.metrics import peak_memory
     from pgdpo.training.noising import draw_sample
     from pgdpo.training.opening import open_pairs

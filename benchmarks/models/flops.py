@@ -23,9 +23,9 @@ from pgdpo.config import Config
 from pgdpo.config.read import load_config
 from pgdpo.engine.memory import save_memory
 from pgdpo.evaluation.evaluate import machine, versions
-from pgdpo.planning.flops import ATTENTION, SampleFlops
+from pgdpo.planning.costs.flops import ATTENTION, SampleFlops
+from pgdpo.planning.costs.meta import meta_policy
 from pgdpo.planning.hardware import machine as planned_machine
-from pgdpo.planning.meta import meta_policy
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.published import open_to_plan
 

@@ -19,10 +19,9 @@ from pgdpo.models.adapters.targets import check_targets
 from pgdpo.models.family import Family
 from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.objectives import build_objective
-from pgdpo.planning.disk import Disk, count_pairs, plan_disk
-from pgdpo.planning.flops import SampleFlops
-from pgdpo.planning.hardware import Machine
-from pgdpo.planning.hours import (
+from pgdpo.planning.costs.disk import Disk, count_pairs, plan_disk
+from pgdpo.planning.costs.flops import SampleFlops
+from pgdpo.planning.costs.hours import (
     Evaluation,
     Sampler,
     Training,
@@ -30,11 +29,12 @@ from pgdpo.planning.hours import (
     sampling_weights,
     training_hours,
 )
-from pgdpo.planning.memory import FP32, Memory, Sharding, rank_memory, trained
-from pgdpo.planning.meta import Size, attention_width, block_lists, meta_policy, sizes
+from pgdpo.planning.costs.memory import FP32, Memory, Sharding, rank_memory, trained
+from pgdpo.planning.costs.meta import Size, attention_width, block_lists, meta_policy, sizes
+from pgdpo.planning.costs.step import Step, plan_step
+from pgdpo.planning.costs.trace import Activations, Pass, activations
+from pgdpo.planning.hardware import Machine
 from pgdpo.planning.published import open_to_plan
-from pgdpo.planning.step import Step, plan_step
-from pgdpo.planning.trace import Activations, Pass, activations
 
 
 @dataclass(frozen=True)

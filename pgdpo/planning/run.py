@@ -12,7 +12,7 @@ from pgdpo.config import Config
 from pgdpo.messages.console import chatter_to, console
 from pgdpo.messages.errors import InputError
 from pgdpo.planning.advice import changes_that_fit, explain
-from pgdpo.planning.disk import explain_disk
+from pgdpo.planning.costs.disk import explain_disk
 from pgdpo.planning.hardware import machine
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.table import assumptions, table

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from pgdpo.messages.units import duration_text, si, size_text
 from pgdpo.planning import hardware
+from pgdpo.planning.costs.step import Step
 from pgdpo.planning.plan import Plan
-from pgdpo.planning.step import Step
 
 LABELS = {
     "weights": "weights",

@@ -13,7 +13,7 @@ PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, 
 
 
 def write_page(out: Path, template: str, **parts) -> None:
-    """`out` from a template of the package (`report/report.html.jinja`); whole or not there."""
+    """`out` from a template of the package (`report/templates/report.html.jinja`); whole or not there."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

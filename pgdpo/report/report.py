@@ -22,7 +22,7 @@ from pgdpo.report.page import embedded, write_page
 from pgdpo.report.sources import by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
 
-TEMPLATE = "report/report.html.jinja"
+TEMPLATE = "report/templates/report.html.jinja"
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 

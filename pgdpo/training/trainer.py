@@ -36,7 +36,7 @@ from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError, Stopped
 from pgdpo.models import open_family
 from pgdpo.objectives import ObjectiveOutput, build_objective
-from pgdpo.planning.flops import SampleFlops, utilisation
+from pgdpo.planning.costs.flops import SampleFlops, utilisation
 from pgdpo.planning.start import check_memory
 from pgdpo.ranks import agreement
 from pgdpo.reference import CachedErrors, Live, Reference

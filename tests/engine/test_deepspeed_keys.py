@@ -8,8 +8,8 @@ from pgdpo.config.deepspeed import ALLOWED, COUNTS, READ_AT, REFUSED, ZERO_REFUS
 from pgdpo.config.read import load_config
 from pgdpo.engine.engine import build_operators, check_deepspeed, deepspeed_config, start_distributed
 from pgdpo.messages.errors import InputError, MachineError
-from pgdpo.planning.memory import FP32, Sharding, gathered, held, reduce_buffer
-from pgdpo.planning.meta import Size
+from pgdpo.planning.costs.memory import FP32, Sharding, gathered, held, reduce_buffer
+from pgdpo.planning.costs.meta import Size
 from tests.worlds import losses
 
 ZERO = "train.deepspeed.zero_optimization"

@@ -16,7 +16,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.planning import hardware
 from pgdpo.planning.cards import CARDS, find_card
-from pgdpo.planning.flops import SampleFlops
+from pgdpo.planning.costs.flops import SampleFlops
 from pgdpo.planning.hardware import machine
 from tests.planning.test_families import FAMILIES
 from tests.worlds import write_config

@@ -15,14 +15,14 @@ from pgdpo.checking import run_check
 from pgdpo.config import TrainConfig
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
-from pgdpo.planning.disk import checkpoint_bytes, most_checkpoints
+from pgdpo.planning.costs.disk import checkpoint_bytes, most_checkpoints
+from pgdpo.planning.costs.hours import sampling_weights
+from pgdpo.planning.costs.memory import Sharding, rank_memory
+from pgdpo.planning.costs.meta import Size
+from pgdpo.planning.costs.trace import Activations
 from pgdpo.planning.hardware import machine
-from pgdpo.planning.hours import sampling_weights
-from pgdpo.planning.memory import Sharding, rank_memory
-from pgdpo.planning.meta import Size
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
-from pgdpo.planning.trace import Activations
 from tests.models.tiny_wan import save_tiny
 from tests.worlds import run_pgdpo
 

@@ -5,9 +5,9 @@ import torch
 
 from pgdpo.config.read import load_config
 from pgdpo.engine.policy import build_policy
-from pgdpo.planning.memory import Sharding, rank_memory
+from pgdpo.planning.costs.memory import Sharding, rank_memory
+from pgdpo.planning.costs.trace import Activations, trace
 from pgdpo.planning.plan import Planner
-from pgdpo.planning.trace import Activations, trace
 from tests.planning import rank_bytes
 
 LORA = ["train.precision=bf16", "train.global_batch_pairs=8"]

@@ -8,7 +8,7 @@ from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.weights import reach
-from pgdpo.planning.meta import meta_policy, sizes
+from pgdpo.planning.costs.meta import meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
 from tests.worlds import run_pgdpo
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from pgdpo.planning import flops, plan
+from pgdpo.planning import plan
+from pgdpo.planning.costs import flops
 
 
 def once(function: Callable, key: Callable) -> Callable:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from pgdpo.config import Config
 from tests.checking.broken_inputs import write_clips
 from tests.faults.test_clips import huge_avi, picture, without_frames
-from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_pipelines import save_tiny_hunyuan_video
 from tests.models.tiny_wan import save_tiny
 from tests.video.odd_clips import Odd, write
 from tests.worlds import run_pgdpo, share_pairs, write_config
@@ -122,35 +122,6 @@ def fused_and_apart(place: Place) -> list[str]:
         "model.family=hunyuan_video",
         *lora(tensors)(place),
     ]
-
-
-def hunyuan_video(*overrides: str) -> Callable[[Place], list[str]]:
-    return lambda place: [
-        *pipeline(place.model(save_tiny_hunyuan_video)),
-        "model.family=hunyuan_video",
-        *overrides,
-    ]
-
-
-def deaf_to_masks(place: Place) -> list[str]:
-    """A backend that lets its mask lie."""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    backends, name = _AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH
-    math = backends[name]
-    place.patch.setitem(backends, name, lambda *, attn_mask=None, **inputs: math(**inputs))
-    return hunyuan_video("model.attention=_native_math", "train.micro_batch_pairs=2")(place)
-
-
-def hunyuan_image(place: Place) -> list[str]:
-    folder = place.model(save_tiny_hunyuan_video, transformer={"image_condition_type": "latent_concat"})
-    return [*pipeline(folder), "model.family=hunyuan_video"]
-
-
-def without(place: Place, part: str, kind: str = "2.1 t2v") -> list[str]:
-    folder = place.model(save_tiny, kind)
-    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
-    return pipeline(folder)
 
 
 def broken_config(place: Place, file: str) -> list[str]:
@@ -325,10 +296,6 @@ def two_manifests(place: Place) -> list[str]:
     return [*overrides, "data.select=[{by: source, sources: [a]}]"]
 
 
-def ltx(*overrides: str) -> Callable[[Place], list[str]]:
-    return lambda place: [*pipeline(place.model(save_tiny_ltx)), "model.family=ltx", *overrides]
-
-
 def curated(*overrides: str, **columns: object) -> Callable[[Place], list[str]]:
     """Two good rows with such columns that are not prepared yet."""
 
@@ -401,22 +368,6 @@ FRESH = "output_dir=fresh"
 Q = "blocks.0.attn1.to_q"
 HALF = {f"{Q}.lora_A.weight": torch.ones(2, 32)}
 WHOLE = HALF | {f"{Q}.lora_B.weight": torch.ones(32, 2)}
-
-
-def wan(kind: str, *overrides: str, **changes: dict) -> Callable[[Place], list[str]]:
-    return lambda place: [*pipeline(place.model(save_tiny, kind, **changes)), *overrides]
-
-
-def cogvideox(*overrides: str, **changes: dict) -> Callable[[Place], list[str]]:
-    return lambda place: [
-        *pipeline(place.model(small_cogvideox, **changes)),
-        "model.family=cogvideox",
-        *overrides,
-    ]
-
-
-def small_cogvideox(folder: Path) -> Path:
-    return save_tiny_cogvideox(folder, rotary=False)
 
 
 def pipeline(folder: Path) -> list[str]:

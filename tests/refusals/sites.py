@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "pgdpo"
+from tests.house.imports import imported, modules, tree
+
 COMMANDS = {  # what `prepare`, `train`, `evaluate` and `reference` call, and what reads their arguments
     "pgdpo.data.preparing.run",
     "pgdpo.training.trainer",
@@ -49,10 +50,10 @@ def _sites(module: str) -> Iterator[Site]:
             if isinstance(child, ast.Raise) and _refuses(child.exc):
                 lines = range(child.lineno, child.end_lineno + 1)
                 short = module.removeprefix("pgdpo.")
-                yield Site(short, ".".join(names), _text(child.exc), _file(module), lines)
+                yield Site(short, ".".join(names), _text(child.exc), modules()[module], lines)
             yield from walk(child, (*names, child.name) if inner else names)
 
-    return walk(_tree(module), ())
+    return walk(tree(modules()[module]), ())
 
 
 def _refuses(raised: ast.expr | None) -> bool:
@@ -70,7 +71,10 @@ def _last(node: ast.expr) -> str:
 def _makers() -> set[str]:
     """Names of the errors, and of the functions whose annotation says that they return one."""
     functions = (
-        node for module in _modules() for node in ast.walk(_tree(module)) if isinstance(node, ast.FunctionDef)
+        node
+        for module in modules()
+        for node in ast.walk(tree(modules()[module]))
+        if isinstance(node, ast.FunctionDef)
     )
     return {*ERRORS, *(node.name for node in functions if node.returns and _last(node.returns) in ERRORS)}
 
@@ -101,37 +105,5 @@ def _reachable() -> frozenset[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting += _imported(_tree(module), module)
+            waiting += imported(module, modules())
     return frozenset(found)
-
-
-def _imported(tree: ast.AST, module: str) -> Iterator[str]:
-    """pgdpo's modules that the code names: in imports at any depth, and in strings such as `pgdpo.models.wan:Wan`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value.partition(":")[0]] if re.fullmatch(r"pgdpo[\w.]+:\w+", node.value) else []
-        else:
-            continue
-        yield from (name for name in names if name in _modules() and name != module)
-
-
-@functools.cache
-def _modules() -> dict[str, Path]:
-    found = {}
-    for file in PACKAGE.rglob("*.py"):
-        parts = ("pgdpo", *file.relative_to(PACKAGE).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
-
-
-def _file(module: str) -> Path:
-    return _modules()[module]
-
-
-@functools.cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pgdpo.rows.importers import (
+from pgdpo.rows.importers.format import Format, Options
+from pgdpo.rows.importers.formats import (
     best_of_n,
     densedpo,
     folders,
@@ -14,7 +15,6 @@ from pgdpo.rows.importers import (
     videoalign,
     videodpo,
 )
-from pgdpo.rows.importers.formats import Format, Options
 from pgdpo.rows.importers.run import Summary, import_data
 
 FORMATS: dict[str, Format] = {

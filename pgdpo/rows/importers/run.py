@@ -32,7 +32,7 @@ from pgdpo.files.tables import Record, writer
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, raise_errors, shown
-from pgdpo.rows.importers.formats import Format, Found, Media, Options
+from pgdpo.rows.importers.format import Format, Found, Media, Options
 from pgdpo.rows.manifest import MOST_BAD_ROWS
 from pgdpo.rows.schema import KEYS, TIE, Flaw, flaws
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pgdpo.rows.importers.columns.sample import SIDES, Sample, tokens
 from pgdpo.rows.importers.columns.verdicts import WORD_OF_TRUTH, Verdicts, are_turned, own_words, word
-from pgdpo.rows.importers.formats import is_decimal_comma, number
+from pgdpo.rows.importers.format import is_decimal_comma, number
 from pgdpo.rows.schema import KEYS
 
 WINNERS = {

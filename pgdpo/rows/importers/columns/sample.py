@@ -10,7 +10,7 @@ from typing import Any
 
 from pgdpo.files.locations import is_url
 from pgdpo.files.tables import Record
-from pgdpo.rows.importers.formats import Media, is_missing, media_of, number
+from pgdpo.rows.importers.format import Media, is_missing, media_of, number
 
 SIDES = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"))
 THIRD = {"b": "c", "2": "3", "1": "2"}

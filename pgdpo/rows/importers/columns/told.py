@@ -22,7 +22,7 @@ from pgdpo.rows.importers.columns.doubts import (
 )
 from pgdpo.rows.importers.columns.sample import CLIPS, SIDES, Sample, is_clip, is_there, tokens
 from pgdpo.rows.importers.columns.verdicts import Verdicts, understood, word
-from pgdpo.rows.importers.formats import number
+from pgdpo.rows.importers.format import number
 from pgdpo.rows.schema import TIE
 
 PROMPTS = ("prompt", "caption", "text", "description", "instruction", "query", "input")

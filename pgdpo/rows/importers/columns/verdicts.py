@@ -10,7 +10,7 @@ from typing import Any
 
 from pgdpo.files.tables import Record
 from pgdpo.rows.importers.columns.sample import CLIP_WORD, SIDES, tokens
-from pgdpo.rows.importers.formats import is_missing, number
+from pgdpo.rows.importers.format import is_missing, number
 from pgdpo.rows.schema import TIE
 
 TIES = {

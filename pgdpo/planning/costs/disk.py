@@ -16,8 +16,8 @@ from pgdpo.data.sources import sources_of
 from pgdpo.files.bounded import parse_json
 from pgdpo.files.tables import read_records
 from pgdpo.messages.units import size_text
-from pgdpo.planning.memory import FP32, MOMENTS, trained
-from pgdpo.planning.meta import Size
+from pgdpo.planning.costs.memory import FP32, MOMENTS, trained
+from pgdpo.planning.costs.meta import Size
 
 ASSUMED_PAIRS = 1000  # where no manifest can be read
 

@@ -10,7 +10,7 @@ from pgdpo.files.locations import folder_of, open_binary
 from pgdpo.files.tables import Record
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
-from pgdpo.rows.importers.formats import (
+from pgdpo.rows.importers.format import (
     Format,
     Found,
     Media,

@@ -11,7 +11,7 @@ from typing import Any
 from pgdpo.files.bounded import parse_json
 from pgdpo.files.tables import Record
 from pgdpo.messages.problems import Problem
-from pgdpo.rows.importers.formats import (
+from pgdpo.rows.importers.format import (
     Format,
     Found,
     Options,

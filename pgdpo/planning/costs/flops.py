@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pgdpo.config import Config
 from pgdpo.models.family import Family
 from pgdpo.planning.cards import find_card
-from pgdpo.planning.meta import block_lists, meta_policy
+from pgdpo.planning.costs.meta import block_lists, meta_policy
 
 ATTENTION = "aten.bmm"  # on the meta device attention is two batched products, and nothing else is
 

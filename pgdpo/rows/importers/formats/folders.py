@@ -9,7 +9,7 @@ from pgdpo.files.bounded import LARGEST_LINE, parse_json, read_text
 from pgdpo.files.tables import Record
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
-from pgdpo.rows.importers.formats import Format, Found, Media, Options, Reading
+from pgdpo.rows.importers.format import Format, Found, Media, Options, Reading
 
 NAMES = (("win", "lose"), ("winvideos", "losevideos"), ("chosen", "rejected"), ("w", "l"))
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".png", ".jpg", ".jpeg", ".webp")

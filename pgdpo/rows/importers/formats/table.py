@@ -11,9 +11,8 @@ from pgdpo.files.tables import Record, dialect_of
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
-from pgdpo.rows.importers.best_of_n import Candidate, paired
 from pgdpo.rows.importers.columns.told import Columns, Unclear, find
-from pgdpo.rows.importers.formats import (
+from pgdpo.rows.importers.format import (
     Format,
     Found,
     Options,
@@ -31,6 +30,7 @@ from pgdpo.rows.importers.formats import (
     tables_of,
     wrong,
 )
+from pgdpo.rows.importers.formats.best_of_n import Candidate, paired
 from pgdpo.rows.schema import TIE
 
 SAMPLE = 1000  # records that the columns are told by

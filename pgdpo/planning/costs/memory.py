@@ -14,8 +14,8 @@ from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from pgdpo.planning.meta import Size
-from pgdpo.planning.trace import Activations
+from pgdpo.planning.costs.meta import Size
+from pgdpo.planning.costs.trace import Activations
 
 FP32 = 4
 MOMENTS = 2 * FP32  # Adam's two, a parameter

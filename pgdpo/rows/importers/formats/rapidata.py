@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pgdpo.files.tables import Record
 from pgdpo.messages.problems import Problem
-from pgdpo.rows.importers.formats import (
+from pgdpo.rows.importers.format import (
     Format,
     Found,
     Options,

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgdpo.config import Config, SampleSettings
+from pgdpo.planning.costs.memory import Sharding, held
+from pgdpo.planning.costs.meta import Size
 from pgdpo.planning.hardware import Machine
-from pgdpo.planning.memory import Sharding, held
-from pgdpo.planning.meta import Size
 
 
 @dataclass(frozen=True)

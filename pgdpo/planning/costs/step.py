@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pgdpo.config import Config
 from pgdpo.planning import hardware
-from pgdpo.planning.flops import SampleFlops
+from pgdpo.planning.costs.flops import SampleFlops
+from pgdpo.planning.costs.memory import FP32, Sharding, optimizer_elements
+from pgdpo.planning.costs.meta import Size
 from pgdpo.planning.hardware import Machine
-from pgdpo.planning.memory import FP32, Sharding, optimizer_elements
-from pgdpo.planning.meta import Size
 
 # fp32 numbers that Adam moves for each that it trains: gradient, weight and two moments read, the last three written.
 UPDATE = 7

@@ -1,0 +1,1 @@
+"""What a run costs: bytes of memory and of disk, FLOPs, seconds."""
