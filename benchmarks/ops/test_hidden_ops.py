@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from pgdpo_kernels.hidden import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope
+from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope
 from pgdpo_kernels.reference import hidden as eager
 
 from ..conftest import run

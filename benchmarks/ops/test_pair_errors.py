@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 
 from ..conftest import run
 from ..gpu.harness import Case

@@ -160,8 +160,8 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
+    from pgdpo_kernels import pair_errors
     from pgdpo_kernels.backend import takes_triton
-    from pgdpo_kernels.pairs import pair_errors
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pred, target, reference = torch.randn(3, 4, 4, 3, 8, 8, device=device)

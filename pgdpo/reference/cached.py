@@ -24,8 +24,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.protocol import Comparison, Reference
 from pgdpo.reference.store import MEND, ErrorRows
-from pgdpo_kernels import PairErrors
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import PairErrors, pair_errors
 
 FRAME_AXIS = 2  # of [2B, C, F, H, W]
 

@@ -8,7 +8,7 @@ import torch
 
 from pgdpo.models.protocols import Conditioning
 from pgdpo.reference.protocol import Comparison, Forward, Reference
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 
 
 class Live(Reference):

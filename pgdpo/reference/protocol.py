@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from pgdpo.models.protocols import Conditioning
-from pgdpo_kernels import PairErrors
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import PairErrors, pair_errors
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 Comparison = Callable[

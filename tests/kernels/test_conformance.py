@@ -9,8 +9,7 @@ import torch
 from kernel_inputs import DEVICE, make_pairs
 from torch.nn.functional import logsigmoid, relu
 
-from pgdpo_kernels import PairErrors, diffusion_dpo_loss, noise_pair, preference_loss
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import PairErrors, diffusion_dpo_loss, noise_pair, pair_errors, preference_loss
 
 SHAPE = (8, 4, 3, 6, 5)
 

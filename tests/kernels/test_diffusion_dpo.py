@@ -8,8 +8,7 @@ import pytest
 import torch
 from kernel_inputs import DEVICE, make_pairs
 
-from pgdpo_kernels import diffusion_dpo_loss, preference_loss, set_backend
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import diffusion_dpo_loss, pair_errors, preference_loss, set_backend
 
 pytestmark = pytest.mark.quick
 

@@ -15,11 +15,11 @@ from pgdpo_kernels import (
     diffusion_dpo_loss,
     get_backend,
     noise_pair,
+    pair_errors,
     pair_noise,
     preference_loss,
     set_backend,
 )
-from pgdpo_kernels.pairs import pair_errors
 
 SHAPE = (4, 2, 4, 3, 5)
 IDS = torch.tensor([1, 2], device=DEVICE)

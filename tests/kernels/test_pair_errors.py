@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_inputs import make_pairs
 
-from pgdpo_kernels import PairErrors, set_backend
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import PairErrors, pair_errors, set_backend
 
 pytestmark = pytest.mark.quick
 

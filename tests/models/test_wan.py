@@ -121,7 +121,7 @@ def test_each_expert_has_its_share_of_the_timesteps(tiny):
 
 def test_a_given_first_frame_is_no_prediction(tiny):
     """Errors do not see the frame that the model was given, gradients neither."""
-    from pgdpo_kernels.pairs import pair_errors
+    from pgdpo_kernels import pair_errors
 
     family = open_tiny("wan", tiny("2.2 ti2v 5b"), task="image_to_video")
     target = torch.randn(4, 4, 3, 2, 4)

@@ -13,8 +13,7 @@ from objective_rows import ROWS
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.objectives import PairInfo, build_objective
-from pgdpo_kernels import PairErrors
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import PairErrors, pair_errors
 
 pytestmark = pytest.mark.quick
 

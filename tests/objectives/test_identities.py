@@ -9,7 +9,7 @@ from objective_oracle import Errors
 from objective_samples import FIELDS, random_errors, to_torch
 
 from pgdpo.objectives import PairInfo, available, build_objective, check_options, get_spec
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 
 pytestmark = pytest.mark.quick
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pgdpo.reference.cached import errors_against, frame_sums
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 
 SHAPE = (4, 6, 5, 7, 3)  # 2 pairs, 6 channels, 5 frames
 

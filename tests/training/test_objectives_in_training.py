@@ -15,7 +15,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.objectives import PairInfo, available, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
 from pgdpo.training.noising import draw_sample, region_of
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 from tests.worlds import losses, metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

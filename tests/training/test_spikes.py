@@ -8,7 +8,7 @@ import torch
 
 from pgdpo.guards.spikes import FIRST, LOWEST, LossScale
 from pgdpo.objectives import PairInfo, available, build_objective, get_spec
-from pgdpo_kernels.pairs import pair_errors
+from pgdpo_kernels import pair_errors
 from tests.worlds import metrics, run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")

@@ -6,8 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from op_oracle import DEVICE, assert_no_worse, doubled, results
 
-from pgdpo_kernels import set_backend
-from pgdpo_kernels.hidden import gate_residual, gate_residual_norm_modulate, norm_modulate
+from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, set_backend
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 FORMS = ["none", "sample", "token", "frame", "strided", "pair", "token pair"]

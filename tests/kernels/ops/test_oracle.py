@@ -5,8 +5,7 @@ import pytest
 import torch
 from op_oracle import assert_no_worse, doubled, results
 
-from pgdpo_kernels import set_backend
-from pgdpo_kernels.hidden import norm_modulate, qk_norm_rope
+from pgdpo_kernels import norm_modulate, qk_norm_rope, set_backend
 from pgdpo_kernels.reference import hidden as eager
 
 X = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).requires_grad_()

@@ -6,8 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from op_oracle import DEVICE, assert_no_worse, doubled, results
 
-from pgdpo_kernels import set_backend
-from pgdpo_kernels.hidden import qk_norm_rope
+from pgdpo_kernels import qk_norm_rope, set_backend
 
 TABLES = ["none", "shared", "shared 4d", "half", "full width", "half of full width", "batch"]
 cases = st.fixed_dictionaries(

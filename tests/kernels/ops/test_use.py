@@ -12,8 +12,7 @@ import pytest
 import torch
 from op_oracle import DEVICE
 
-from pgdpo_kernels import set_backend
-from pgdpo_kernels.hidden import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope
+from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope, set_backend
 
 ROOT = Path(__file__).resolve().parents[3]
 
