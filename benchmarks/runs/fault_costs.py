@@ -108,6 +108,7 @@ def _measure(out: Path) -> None:
     from pgdpo.engine import blocks
     from pgdpo.guards.bad_steps import Guard
     from pgdpo.guards.signals import StopSignals
+    from pgdpo.training.step import Step
     from pgdpo.training.trainer import Trainer
 
     seconds: dict[str, list[float]] = {"step": [], "guards": [], "signals": [], "blocks": []}
@@ -128,15 +129,15 @@ def _measure(out: Path) -> None:
         timed(Guard, method, "guards")
     timed(StopSignals, "check", "signals")
     timed(blocks, "_tell", "blocks")
-    timed(Trainer, "_step", "step")
-    take = Trainer._step
+    timed(Step, "take", "step")
+    take = Step.take
 
     def stepping(*arguments):
         for values in seconds.values():
             values.append(0.0)
         return take(*arguments)
 
-    Trainer._step = stepping
+    Step.take = stepping
     overrides = [f"train.steps={STEPS}", "train.micro_batch_pairs=8", "name=guards", "evaluate.every=null"]
     Trainer(load_config("quickstart.yaml", overrides)).train(restart=True)
     if torch.distributed.get_rank() == 0:

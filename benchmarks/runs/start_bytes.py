@@ -47,9 +47,9 @@ def counted(command: list[str]) -> dict[str, int]:
             module.safe_open = Mapped
     started, train_on = [], Trainer._train_on
 
-    def training(self, done):
+    def training(self):
         started.append(counts.copy())
-        return train_on(self, done)
+        return train_on(self)
 
     Trainer._train_on = training
     run_pgdpo(*command)

@@ -179,7 +179,7 @@ def curate(
     loaded = run.config if run else run_config(config, overrides or []) if of_run else load(config, overrides)
     with log_in(loaded.run_dir):
         from pgdpo.evaluation.evaluate import implicit_rewards as write_margins
-        from pgdpo.training.curated import show_curated
+        from pgdpo.training.opening import show_curated
 
         found = show_curated(loaded)
         if out:

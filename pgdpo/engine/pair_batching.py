@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 import deepspeed
 import torch
 
-from pgdpo.config import Config
 from pgdpo.engine import engine as engines
-from pgdpo.engine.memory import with_activation_offload
 from pgdpo.engine.parallel import Ranks
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
@@ -71,21 +69,6 @@ class Split(Joint):
             # DeepSpeed takes the mean over its micro-batches, of which the two sides of a pair are two.
             norm = super().backward(2 * (again * gradient).sum())
         return norm
-
-
-def build(
-    engine: deepspeed.DeepSpeedEngine,
-    family: Family,
-    config: Config,
-    ranks: Ranks,
-    *,
-    joint: Callable[..., Joint] | None = None,
-) -> Joint:
-    """The policy as configured; `joint` stands in for `Joint`, with another way to sum gradients."""
-    offloads = config.model.activation_offload
-    forward = with_activation_offload(engine, ranks.device) if offloads else engine
-    kinds = {"joint": joint or Joint, "split": Split}
-    return kinds[config.train.pair_batching](engine, forward, family, ranks)
 
 
 def _sides(noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> Iterator[tuple]:

@@ -1,4 +1,4 @@
-"""The policy and the data of a configuration, checked before the first step."""
+"""The policy of a configuration: its weights, its adapter and what is put into it, in an engine where it trains."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ import torch
 from pgdpo.config import AdapterConfig, Config, ModelConfig
 from pgdpo.engine.attention import check_attention, choose_attention
 from pgdpo.engine.blocks import tell_of_blocks
-from pgdpo.engine.engine import deepspeed_config, forward_config, start_distributed
-from pgdpo.engine.memory import check_selective, save_memory
-from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.deterministic import Deterministic
+from pgdpo.engine.engine import (
+    build_engine,
+    check_deepspeed,
+    deepspeed_config,
+    forward_config,
+    start_distributed,
+)
+from pgdpo.engine.memory import check_selective, save_memory, with_activation_offload
+from pgdpo.engine.pair_batching import Joint, Split
+from pgdpo.engine.parallel import Ranks, arrange_ranks
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.engine.zero.load import gather_in_forward, load_sharded
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError, MachineError
 from pgdpo.messages.progress import moved
 from pgdpo.models import open_family
-from pgdpo.models.adapters.adapter import add_adapter, start_from
+from pgdpo.models.adapters.adapter import add_adapter, add_reference_adapter, start_from
 from pgdpo.models.adapters.lora_file import Update, open_lora
 from pgdpo.models.adapters.targets import check_targets
 from pgdpo.models.family import Family
 from pgdpo.models.weights import hub
 from pgdpo.models.weights.kept import compute_dtype
+from pgdpo.objectives import needs_of
 from pgdpo_kernels import apply_to
 
 
@@ -55,21 +64,9 @@ def build_policy(
     check_kernels(config.model, family, device)
     lora = config.model.adapter if adapter else None
     updates = open_adapter(family, lora) if lora is not None and init else {}
-    options = {
-        "dtype": compute_dtype(config) if forward_only else base_dtype(config),
-        "random_init_seed": config.train.seed if config.model.random_init else None,
-    }
     sharded = ranks is not None and config.train.zero_stage == 3
-    if sharded:
-        shared = forward_config() if forward_only else deepspeed_config(config.train)
-        transformer = load_sharded(family, device=device, deepspeed_config=shared, weights=weights, **options)
-        if forward_only:
-            gather_in_forward(transformer)
-    else:
-        transformer = family.load_transformer(**options)
-        if weights is not None:
-            put_weights(transformer, weights)
-        transformer = transformer.to(device)
+    how = {"sharded": sharded, "forward_only": forward_only, "weights": weights}
+    transformer = _load(config, family, device, **how)
     if lora is not None:
         add_adapter(transformer, lora, config.train.seed)
         if updates:
@@ -86,12 +83,70 @@ def build_policy(
     return family, transformer.train(not forward_only)
 
 
+def _load(
+    config: Config,
+    family: Family,
+    device: torch.device,
+    *,
+    sharded: bool,
+    forward_only: bool,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> torch.nn.Module:
+    """The transformer without adapter, as `build_policy` has it."""
+    options = {
+        "dtype": compute_dtype(config) if forward_only else base_dtype(config),
+        "random_init_seed": config.train.seed if config.model.random_init else None,
+    }
+    if not sharded:
+        transformer = family.load_transformer(**options)
+        if weights is not None:
+            put_weights(transformer, weights)
+        return transformer.to(device)
+    shared = forward_config() if forward_only else deepspeed_config(config.train)
+    transformer = load_sharded(family, device=device, deepspeed_config=shared, weights=weights, **options)
+    if forward_only:
+        gather_in_forward(transformer)
+    return transformer
+
+
+def open_policy(config: Config, family: Family, ranks: Ranks) -> Joint:
+    """The policy as it trains: its transformer, with room for what the reference holds in it, in DeepSpeed's engine."""
+    _, transformer = build_policy(config, ranks.device, ranks=ranks)
+    _make_room(transformer, config)
+    engine = build_engine(transformer, config)
+    forward = with_activation_offload(engine, ranks.device) if config.model.activation_offload else engine
+    if config.train.pair_batching == "split":
+        return Split(engine, forward, family, ranks)
+    if config.train.deterministic:
+        return Deterministic(engine, forward, family, ranks, max_norm=config.train.max_grad_norm)
+    return Joint(engine, forward, family, ranks)
+
+
+def _make_room(transformer: torch.nn.Module, config: Config) -> None:
+    """Add to the policy, before DeepSpeed takes it, the second adapter of a reference that moves or is a LoRA."""
+    adapter, mode = config.model.adapter, config.reference_mode
+    if adapter is None or not needs_of(config.objective["name"], **config.objective_options).reference:
+        return
+    if mode in ("ema", "synced") or (mode == "adapter" and adapter.reference_starts_at_init):
+        add_reference_adapter(transformer, identity=not adapter.reference_starts_at_init)
+
+
 @torch.no_grad()
 def put_weights(transformer: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy whole tensors into the transformer's own, one by one, in the dtypes that these have."""
     for name, tensor in transformer.state_dict().items():
         tensor.copy_(weights[name])
         moved(f"loading {name}")
+
+
+def open_ranks(config: Config, *, clips: bool) -> Ranks:
+    """Join the ranks that hold one model together, once its weights are on every node; `clips` as `start_ranks`.
+
+    Raises InputError for numbers of ranks, and for keys of DeepSpeed's, that do not fit.
+    """
+    ranks = arrange_ranks(config.train.sequence_parallel, start_ranks(config, clips=clips))
+    check_deepspeed(config.train)
+    return ranks
 
 
 def start_ranks(config: Config, *, clips: bool) -> torch.device:

@@ -140,9 +140,9 @@ class Guard:
         return fault
 
     @property
-    def ends(self) -> bool:
-        """Whether the last step's fault ends the run."""
-        return self._end is not None
+    def goes_back(self) -> bool:
+        """Whether the last step's fault takes the run back to the weights of its newest checkpoint."""
+        return self._in_a_row > 0 and self._train.on_bad_step == "rollback" and self._end is None
 
     def raise_end(self) -> None:
         """Raises BadStep on all ranks where the policy says so: for the fault, or for too many in a row."""
@@ -176,7 +176,6 @@ class Guard:
         self._untrained: list[torch.Tensor] = []
         self._found: dict[str, str] = {}
         self._newly_damaged: dict[str, str] = {}
-        self._objective_state = dict(self._objective.state)
 
     def _may_step(self) -> bool:
         """Asked by the optimizer: once a step or, under ZeRO, for each of its groups of parameters."""
@@ -203,8 +202,6 @@ class Guard:
             self._fault = Fault("the gradient's norm is not finite")
         else:
             self._fault = self._spike(total / pairs, begun_total / pairs, per_pair)
-        if self._fault is not None:
-            self._objective.state = self._objective_state
 
     def _names(self, finite: torch.Tensor) -> list[str]:
         mine = [name for name, fine in zip(self._ids, finite.tolist(), strict=True) if not fine]

@@ -10,7 +10,7 @@ import torch
 
 from pgdpo.checkpoints.record import read_record
 from pgdpo.config import Config
-from pgdpo.data.curation.apply import curate
+from pgdpo.data.curation.apply import curate, examine
 from pgdpo.data.prepared import PreparedPairs, read_index
 from pgdpo.data.preparing import stale
 from pgdpo.data.sources import shares_of, source_names
@@ -74,6 +74,18 @@ def compare_prepared(config: Config, split: str, *, full: bool = False) -> stale
 def require_images(pairs: PreparedPairs, family: Family) -> None:
     """Raises InputError unless the pairs were prepared with the images that the model is conditioned on."""
     pairs.require(image=sorted(family.image_names))
+
+
+def show_curated(config: Config) -> dict:
+    """What `data.select` and `data.weight` keep of the prepared pairs and why, sources, and the probe; as a dict."""
+    data = open_pairs(config, "train")
+    for kept in data.curation:
+        say(f"data.select {kept}")
+    found = examine(data)
+    counts = ", ".join(f"{name}: {count}" for name, count in found["sources"].items())
+    say(f"{len(data)} of {len(data.index['pairs'])} pairs are trained on; sources: {counts}")
+    say(found["verdict"])
+    return found
 
 
 def _to_type(config: Config, split: str) -> str:

@@ -1,4 +1,4 @@
-"""What a pair brings besides its latents: manifest columns -> `PairInfo` tensors, checked before the first step."""
+"""What a run learns from: prepared pairs and the objective that reads them, checked before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,51 @@ from typing import Any
 import torch
 
 from pgdpo.config import Config
+from pgdpo.data.batches import StepBatches
 from pgdpo.data.prepared import PreparedPairs, has_mask
+from pgdpo.engine.parallel import Ranks, check_sequence_parallel
+from pgdpo.guards.bad_steps import check_damage
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.objectives import Needs, Objective, PairInfo
+from pgdpo.models.family import Family
+from pgdpo.objectives import Needs, Objective, PairInfo, build_objective
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.training.opening import open_pairs
+
+
+class Task:
+    """What a run is given to learn: `pairs`, the `objective` that compares them, and the `segments` that it reads.
+
+    Opening it loads no weights; all ranks do it together. Raises InputError for pairs that are damaged, or lack what
+    the objective needs.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self._train, self._ranks = config.train, ranks
+        self.pairs = open_pairs(config, "train", stand_in=True)
+        check_damage(self.pairs, config)
+        self.objective = build_objective(
+            config.objective["name"],
+            process_group=None if config.train.deterministic else ranks.data_group,
+            seed=config.train.seed,
+            **config.objective_options,
+        )
+        check_data(self.objective, config, self.pairs)
+        self.segments = frame_segments(self.objective, config, self.pairs)
+        self.cached = config.reference_mode == "cached" and self.objective.needs_reference
+
+    def batches(self, steps: range) -> StepBatches:
+        """This rank's pairs of these steps; against cached errors a pair's draws come again."""
+        train, ranks = self._train, self._ranks
+        return StepBatches(
+            self.pairs.order(group=train.micro_batch_pairs, seed=train.seed),
+            groups=train.global_batch_pairs // train.micro_batch_pairs,
+            rank=ranks.data_rank,
+            world=ranks.data_size,
+            steps=steps,
+            draws=train.cached_draws if self.cached else None,
+            in_order=train.deterministic,
+        )
 
 
 def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:
@@ -125,6 +165,14 @@ def _check_column(column: str, data: PreparedPairs, needed_by: str | None) -> No
                 f"{where}: row {number}, pair `{row['id']}`, of {file} holds {row[column]!r}, row 1 holds "
                 f"{rows[0][column]!r}; expected one shape in all rows; mend it {mend}"
             )
+
+
+def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
+    """Raises InputError for clips that the model does not take, or that ranks cannot share; needs no weights."""
+    for size in config.data.sizes:
+        family.check_clip(*size)
+    for shape in pairs.latent_shapes:
+        check_sequence_parallel(config, family, shape)
 
 
 def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> dict[int, list[int] | None]:

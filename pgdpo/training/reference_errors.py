@@ -6,7 +6,9 @@ ranks, computes what is missing alone.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,22 +17,21 @@ import torch.distributed as dist
 
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, load_batches, pair_hash
-from pgdpo.engine import engine as engines
-from pgdpo.engine.blocks import each_block
-from pgdpo.engine.parallel import Ranks, arrange_ranks, check_sequence_parallel
-from pgdpo.engine.policy import start_ranks
-from pgdpo.guards.signals import StopSignals
-from pgdpo.guards.watchdog import Watchdog
+from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.policy import open_ranks
+from pgdpo.guards.watch import Watch
 from pgdpo.messages.console import is_main_rank, progress_bar, say
 from pgdpo.messages.errors import Stopped
 from pgdpo.messages.progress import moved
 from pgdpo.models import open_family
+from pgdpo.models.family import Family
 from pgdpo.ranks import agreement
-from pgdpo.reference import frame_sums
+from pgdpo.reference import Forward, frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
 from pgdpo.sampling import share_of
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.opening import open_pairs, require_images
+from pgdpo.training.pairs import check_shapes
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
@@ -41,18 +42,16 @@ def compute_errors(config: Config) -> Path:
 
     Raises Stopped on all ranks if one got a signal: what was found is written.
     """
-    device = start_ranks(config, clips=False)
-    engines.check_deepspeed(config.train)
+    ranks = open_ranks(config, clips=False)
     try:
-        with StopSignals() as signals, Watchdog(config.run_dir, config.train.watchdog_seconds, signals):
-            return _compute(config, device, signals)
+        with Watch(config.run_dir, config.train.watchdog_seconds) as watch:
+            return _compute(config, ranks, watch)
     except Stopped as stop:
         text = f"{stop}; what was computed is written: go on with the same command"
         raise Stopped(text, stop.code) from stop
 
 
-def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path:
-    ranks = arrange_ranks(config.train.sequence_parallel, device)
+def _compute(config: Config, ranks: Ranks, watch: Watch) -> Path:
     data = open_pairs(config, "train")
     family = open_family(config.model)
     require_images(data, family)
@@ -66,54 +65,61 @@ def _compute(config: Config, device: torch.device, signals: StopSignals) -> Path
     )
     if not missing:
         return folder
-    for shape in data.latent_shapes:
-        check_sequence_parallel(config, family, shape)
-    forward, _ = frozen_copy(config, family, ranks, device)
+    check_shapes(config, family, data)
+    forward, _ = frozen_copy(config, family, ranks)
     if is_main_rank():
         create(reference_folder(config), key)
     agreement.meet()
     size = config.train.micro_batch_pairs
     mine = _share(list(data.batches(missing, size)), size, ranks)
-    # Of all that is prepared, since other choices of its pairs (data.select) add to these rows; a shard whose pairs are
-    # all bad has no shape.
-    frames = max(entry["latent_shape"][1] for entry in data.index["shards"] if entry["latent_shape"])
-    found: list[ErrorRows] = []
-    written = time.monotonic()
-    try:
-        with progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar:
-            for batch in load_batches(data, mine, workers=config.data.workers):
-                signals.check()
-                with each_block(signals.block):
-                    found.append(_errors(batch, config, family, forward, frames, device))
-                bar.advance()
-                moved(f"{len(found)} batches since the last writing")
-                if time.monotonic() - written > WRITE_SECONDS:
-                    _write(folder, found, ranks)
-                    written = time.monotonic()
-    finally:
-        _write(folder, found, ranks)
+    with (
+        contextlib.closing(_Shards(folder, data, ranks)) as shards,
+        progress_bar(f"reference errors, {dist.get_world_size()} rank(s)", total=len(mine)) as bar,
+    ):
+        for number, batch in enumerate(load_batches(data, mine, workers=config.data.workers), start=1):
+            watch.signals.check()
+            with watch.blocks():
+                shards.add(_errors(batch, config, family, forward, ranks.device))
+            bar.advance()
+            moved(f"batch {number} of {len(mine)}")
     agreement.meet()
     return folder
 
 
 @torch.no_grad()
-def _errors(batch: dict, config: Config, family, forward, frames: int, device: torch.device) -> ErrorRows:
-    """`frames`: of the longest clips prepared; the sums of shorter ones are followed by zeros."""
+def _errors(batch: dict, config: Config, family: Family, forward: Forward, device: torch.device) -> ErrorRows:
     sample = draw_sample(batch, config, family, device, cached=True)
     pred = forward(sample.noisy, sample.both, sample.conditioning)
     sums = frame_sums(pred, sample.target, sample.mask)
-    sums = torch.nn.functional.pad(sums, (0, frames - sums.shape[-1]))
     return ErrorRows(batch["pair_ids"], batch["draw"], sample.sigma.cpu(), sums.cpu())
 
 
-def _write(folder: Path, found: list[ErrorRows], ranks: Ranks) -> None:
-    """Write what was found since the last time as one shard; of ranks that hold the same, one does."""
-    if found and dist.get_rank() % ranks.degree == 0:
-        names = vars(found[0])
-        write_rows(
-            folder, ErrorRows(**{name: torch.cat([getattr(r, name) for r in found]) for name in names})
-        )
-    found.clear()
+class _Shards:
+    """This rank's rows, written as a shard every minute and at the end; of ranks that hold the same, one writes."""
+
+    def __init__(self, folder: Path, data: PreparedPairs, ranks: Ranks) -> None:
+        self._folder, self._writes = folder, dist.get_rank() % ranks.degree == 0
+        # The sums of shorter clips are followed by zeros up to the longest of all that is prepared, since other choices
+        # of its pairs (data.select) add to these rows; a shard whose pairs are all bad has no shape.
+        shapes = [entry["latent_shape"] for entry in data.index["shards"]]
+        self._frames = max(shape[1] for shape in shapes if shape)
+        self._found: list[ErrorRows] = []
+        self._written = time.monotonic()
+
+    def add(self, rows: ErrorRows) -> None:
+        sums = torch.nn.functional.pad(rows.sums, (0, self._frames - rows.sums.shape[-1]))
+        self._found.append(replace(rows, sums=sums))
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self.close()
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write what was found since the last time."""
+        if self._found and self._writes:
+            names = vars(self._found[0])
+            whole = {name: torch.cat([getattr(rows, name) for rows in self._found]) for name in names}
+            write_rows(self._folder, ErrorRows(**whole))
+        self._found.clear()
 
 
 def _missing(data: PreparedPairs, draws: int, rows: ErrorRows | None) -> list[tuple[int, int]]:

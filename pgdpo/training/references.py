@@ -14,43 +14,32 @@ from pgdpo.engine.attention import with_attention
 from pgdpo.engine.pair_batching import Joint, batched
 from pgdpo.engine.parallel import Ranks
 from pgdpo.engine.policy import base_dtype, build_policy
-from pgdpo.models.adapters.adapter import add_reference_adapter
 from pgdpo.models.adapters.lora_file import init_digest
 from pgdpo.models.family import Family
-from pgdpo.objectives import needs_of
+from pgdpo.objectives import Objective
 from pgdpo.ranks import agreement
 from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
 from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import joined, open_rows
 
-MOVING = ("ema", "synced")
 
-
-def make_room(transformer: torch.nn.Module, config: Config) -> None:
-    """Add to the policy, before DeepSpeed takes it, the second adapter of a reference that moves or is a LoRA."""
-    adapter, mode = config.model.adapter, config.reference_mode
-    if adapter is None or not needs_of(config.objective["name"], **config.objective_options).reference:
-        return
-    if mode in MOVING or (mode == "adapter" and adapter.reference_starts_at_init):
-        add_reference_adapter(transformer, identity=not adapter.reference_starts_at_init)
-
-
-def build_reference(
-    config: Config, family: Family, policy: Joint, ranks: Ranks, device: torch.device
-) -> Reference:
-    """A reference that is run: adapter off (or the one that the policy's started from), frozen or moving."""
-    mode, transformer = config.reference_mode, policy.engine.module
+def build_reference(config: Config, policy: Joint, objective: Objective) -> Reference:
+    """A reference that is run: adapter off (or the one that the policy's started from), frozen or moving; none where
+    the objective needs none."""
+    if not objective.needs_reference:
+        return Reference()
+    mode, family, transformer = config.reference_mode, policy.family, policy.engine.module
     if mode == "adapter":
         at_init = config.model.adapter.reference_starts_at_init
         forward = reference_adapter(transformer, policy)[0] if at_init else adapter_off(transformer, policy)
         return Live(_attending(forward, transformer, family, config))
     if mode == "frozen":
-        return Live(frozen_copy(config, family, ranks, device)[0])
+        return Live(frozen_copy(config, family, policy.ranks)[0])
     if config.model.adapter is not None:
         forward, followed = reference_adapter(transformer, policy)
         forward = _attending(forward, transformer, family, config)
     else:
-        forward, copy = frozen_copy(config, family, ranks, device)
+        forward, copy = frozen_copy(config, family, policy.ranks)
         followed = second_copy(transformer, copy)
     share, every = {
         "ema": (config.train.reference_ema_alpha, 1),
@@ -59,9 +48,7 @@ def build_reference(
     return Moving(forward, followed, share=share, every=every)
 
 
-def frozen_copy(
-    config: Config, family: Family, ranks: Ranks, device: torch.device
-) -> tuple[Forward, torch.nn.Module]:
+def frozen_copy(config: Config, family: Family, ranks: Ranks) -> tuple[Forward, torch.nn.Module]:
     """(forward of the weights that the policy starts from, their model); partitioned like the policy's under ZeRO-3.
 
     It takes the policy's path: the same dtypes, attention backend and fused ops; an adapter only where the reference
@@ -69,7 +56,7 @@ def frozen_copy(
     """
     adapter = config.model.adapter
     at_init = adapter is not None and adapter.reference_starts_at_init
-    _, transformer = build_policy(config, device, adapter=at_init, ranks=ranks)
+    _, transformer = build_policy(config, ranks.device, adapter=at_init, ranks=ranks)
     frozen = engines.build_frozen(transformer, config)
     forward = batched(family, frozen, config.train.pair_batching)
     return _attending(forward, transformer, family, config), transformer

@@ -17,7 +17,7 @@ import numpy as np
 from pgdpo.checkpoints.events import log_event
 from pgdpo.config import Config
 from pgdpo.files.atomic import atomic_path
-from pgdpo.messages.console import say
+from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
 from pgdpo.ranks.agreement import is_out_of_space
 from pgdpo.training.metrics import read_metrics
@@ -34,7 +34,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All of a run's trackers behind one; the main rank makes it.
+    """All of a run's trackers behind one; only the main rank's do anything.
 
     `start`: steps that are done; rows behind them, of a run that stopped, are dropped.
     Raises InputError if a package of `train.trackers` is not installed.
@@ -46,7 +46,7 @@ class Trackers:
         makers = {"metrics.jsonl": Jsonl, "tensorboard": TensorBoard}
         for name in config.train.trackers:
             makers[name] = lambda config, start, name=name: Service(name, config)
-        for name, make in makers.items():
+        for name, make in makers.items() if is_main_rank() else ():
             self._try(
                 name, start, lambda name=name, make=make: self._open.update({name: make(config, start)})
             )

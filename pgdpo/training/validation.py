@@ -54,10 +54,8 @@ class Validation:
         self._sampler = Sampler(config, family, self._data, ranks.device)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
-    def show(
-        self, step: int, transformer: torch.nn.Module, log: Trackers | None, signals: StopSignals
-    ) -> None:
-        """Sample and write, if `step` is one of those and was not shown yet; `log` is the main rank's.
+    def show(self, step: int, transformer: torch.nn.Module, log: Trackers, signals: StopSignals) -> None:
+        """Sample and write, if `step` is one of those and was not shown yet.
 
         Raises Stopped on all ranks, within a block's or a denoising step's time, if one of them was signalled.
         """
@@ -81,7 +79,6 @@ class Validation:
         if is_main_rank():
             how = {size: asdict(settings) for size, settings in self._sampler.how.items()}
             write_json(folder / SHOWN, how)
-        if log:
             for index, _ in self._jobs:
                 name = f"validation/{index:03d} {self._data.rows[index]['prompt']}"[:80]
                 log.clip(step, name, read_video(folder / f"{index:03d}.mp4"), self._config.written_fps)

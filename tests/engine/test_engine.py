@@ -91,7 +91,7 @@ def test_nvme_without_its_operator(config_file, no_weights, tmp_path):
 def test_bf16_keeps_the_modules_fp32_that_the_model_names(config_file, stage):
     """DeepSpeed's own bf16 engine would cast them; its autocast leaves parameters as they are."""
     config = load_config(config_file, ["train.precision=bf16", f"train.zero_stage={stage}"])
-    transformer = Trainer(config).engine.module
+    transformer = Trainer(config).policy.engine.module
     kept, cast = set(), set()
     for name, parameter in transformer.named_parameters():
         named = not set(name.split(".")).isdisjoint(transformer._keep_in_fp32_modules)
@@ -146,6 +146,6 @@ def test_offload_to_nvme_trains_and_resumes_as_without(config_file, tmp_path, we
 
 def test_what_is_offloaded_is_offloaded(config_file):
     offloads = ("train.zero_stage=3", "train.offload_optimizer=cpu", "train.offload_parameters=cpu")
-    trainer = Trainer(load_config(config_file, [*offloads, "train.reference=frozen"]))
-    assert trainer.engine.zero_cpu_offload() and trainer.engine.zero_offload_param().device == "cpu"
-    assert trainer.engine.optimizer.offload_optimizer and trainer.engine.optimizer.offload_param
+    engine = Trainer(load_config(config_file, [*offloads, "train.reference=frozen"])).policy.engine
+    assert engine.zero_cpu_offload() and engine.zero_offload_param().device == "cpu"
+    assert engine.optimizer.offload_optimizer and engine.optimizer.offload_param

@@ -16,11 +16,10 @@ def kill_in_save(rank: int, *, victim: int, save: int, fraction: float, hashing:
     held up, while the next steps are trained.
     """
     from pgdpo.checkpoints.checkpoint import Checkpoints
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.costs import Costs
 
-    Trainer._flops = [
-        1.0
-    ] * 99  # a rank that is killed soon needs no count of them, which takes most of its start
+    # A rank that is killed soon needs no count of them, which takes most of its start.
+    Costs._flops = [1.0] * 99
     whole, publish, began, seconds = Checkpoints.save, Checkpoints._publish, [], []
 
     def saving(self, *arguments, **options):
@@ -52,29 +51,28 @@ def _kill_after(seconds: float) -> None:
 
 def save_once_more(rank: int) -> None:
     """A resumed run that has no step left saves what it loaded, before it ends."""
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.saves import Saves
 
-    begin = Trainer._begin
+    begin = Saves.begin
 
-    def begin_and_save(self, *arguments):
-        done = begin(self, *arguments)
-        self._save(done)
-        return done
+    def begin_and_save(self, **options):
+        begin(self, **options)
+        self.save()
 
-    Trainer._begin = begin_and_save
+    Saves.begin = begin_and_save
 
 
 def slow_steps(rank: int, *, seconds: float) -> None:
     """Every micro-batch takes so long, so that a signal finds the run where the test wants it."""
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    whole = Trainer.pair_loss
+    whole = Step.pair_loss
 
     def slowly(self, batch):
         time.sleep(seconds)
         return whole(self, batch)
 
-    Trainer.pair_loss = slowly
+    Step.pair_loss = slowly
 
 
 def slow_blocks(rank: int, *, seconds: float) -> None:
@@ -93,13 +91,13 @@ def slow_blocks(rank: int, *, seconds: float) -> None:
 def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> None:
     """As of the step `after` (from 0) each block takes so long, as a large model's do, and prints when it began."""
     from pgdpo.engine import blocks
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    tell, take, at = blocks._tell, Trainer._step, []
+    tell, take, at = blocks._tell, Step.take, []
 
-    def stepping(self, number, loaded):
-        at[:] = [number]
-        return take(self, number, loaded)
+    def stepping(self, loaded):
+        at[:] = [self.done]
+        return take(self, loaded)
 
     def slowly(gradient=None):
         if at[0] >= after:
@@ -107,7 +105,7 @@ def slow_passes(rank: int, *, after: int, forward: float, backward: float) -> No
             time.sleep(forward if gradient is None else backward)
         tell(gradient)
 
-    blocks._tell, Trainer._step = slowly, stepping
+    blocks._tell, Step.take = slowly, stepping
 
 
 def slow_denoising(rank: int, *, seconds: float) -> None:
@@ -127,16 +125,16 @@ def slow_denoising(rank: int, *, seconds: float) -> None:
 
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    take = Trainer._step
+    take = Step.take
 
-    def stepping(self, number, loaded):
-        if rank == victim and number == step:
+    def stepping(self, loaded):
+        if rank == victim and self.done == step:
             time.sleep(seconds)
-        return take(self, number, loaded)
+        return take(self, loaded)
 
-    Trainer._step = stepping
+    Step.take = stepping
 
 
 def slow_saves(rank: int, *, seconds: float) -> None:
@@ -202,13 +200,13 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
     """Write down what each micro-batch is made of; kill both ranks inside one of them."""
     import torch
 
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    step, loss, where, count = Trainer._step, Trainer.pair_loss, [0, 0], iter(range(1 << 30))
+    step, loss, where, count = Step.take, Step.pair_loss, [0, 0], iter(range(1 << 30))
 
-    def stepping(self, number, batches):
-        where[:] = [number, 0]
-        return step(self, number, batches)
+    def stepping(self, loaded):
+        where[:] = [self.done, 0]
+        return step(self, loaded)
 
     def writing(self, batch):
         drawn = torch.rand(()).item()
@@ -221,27 +219,31 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
         return output
 
-    Trainer._step, Trainer.pair_loss = stepping, writing
+    Step.take, Step.pair_loss = stepping, writing
 
 
 def fail_beside_a_save(rank: int, *, victim: int, step: int) -> None:
     """An exception on one rank in a step (from 0), while the hashes of the save before it are still being taken."""
     from pgdpo.checkpoints.checkpoint import Checkpoints
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    publish, take = Checkpoints._publish, Trainer._step
+    publish, save, take, saves = Checkpoints._publish, Checkpoints.save, Step.take, []
+
+    def saving(self, *arguments, **options):
+        save(self, *arguments, **options)
+        saves.append(self._publication)
 
     def publishing(self, *arguments):
         time.sleep(0.5)
         return publish(self, *arguments)
 
-    def stepping(self, number, loaded):
-        if rank == victim and number == step:
-            assert not self.checkpoints._publication.done()
+    def stepping(self, loaded):
+        if rank == victim and self.done == step:
+            assert not saves[-1].done()
             raise ValueError("injected beside a save")
-        return take(self, number, loaded)
+        return take(self, loaded)
 
-    Checkpoints._publish, Trainer._step = publishing, stepping
+    Checkpoints._publish, Checkpoints.save, Step.take = publishing, saving, stepping
 
 
 def full_disk(rank: int, *, save: int, publishing: bool = False) -> None:
@@ -285,14 +287,14 @@ def _full_at_publication(save: int) -> None:
 def record_ids(rank: int, *, file: str) -> None:
     """Append the (step, id, draw) of every pair that this rank trains on."""
     from pgdpo.guards.bad_steps import Guard
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    step, see = Trainer._step, Guard.see
+    step, see = Step.take, Guard.see
     at = []
 
-    def stepping(self, number, loaded):
-        at[:] = [number]
-        return step(self, number, loaded)
+    def stepping(self, loaded):
+        at[:] = [self.done]
+        return step(self, loaded)
 
     def seeing(self, output, errors, batch):
         rows = zip(batch["ids"], batch["draw"].tolist(), strict=True)
@@ -300,21 +302,21 @@ def record_ids(rank: int, *, file: str) -> None:
             log.writelines(f'[{at[0]}, "{name}", {draw}]\n' for name, draw in rows)
         see(self, output, errors, batch)
 
-    Trainer._step, Guard.see = stepping, seeing
+    Step.take, Guard.see = stepping, seeing
 
 
 def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen: bool) -> None:
     """One rank's loss is too large by `factors` in a step (from 1), as a model that breaks down gives; `seen`: the
     numbers that the guard looks at are too, else the gradient alone."""
     from pgdpo.guards.bad_steps import Guard
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    take, see = Trainer._step, Guard.see
+    take, see = Step.take, Guard.see
     at = []
 
-    def stepping(self, number, loaded):
-        at[:] = [number + 1]
-        return take(self, number, loaded)
+    def stepping(self, loaded):
+        at[:] = [self.done + 1]
+        return take(self, loaded)
 
     def seeing(self, output, errors, batch):
         for factor in factors if rank == victim and at == [step] else []:
@@ -323,25 +325,25 @@ def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen:
                 output.per_pair = output.per_pair * factor
         see(self, output, errors, batch)
 
-    Trainer._step, Guard.see = stepping, seeing
+    Step.take, Guard.see = stepping, seeing
 
 
 def damage_file(rank: int, *, victim: int, step: int, path: str) -> None:
     """One rank flips a bit of a file before it reads the data of a step (from 0), after the checks at the start."""
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
-    take = Trainer._step
+    take = Step.take
 
-    def stepping(self, number, loaded):
-        if rank == victim and number == step:
+    def stepping(self, loaded):
+        if rank == victim and self.done == step:
             with open(path, "r+b") as file:
                 file.seek(-1, 2)
                 last = file.read(1)[0]
                 file.seek(-1, 2)
                 file.write(bytes([last ^ 1]))
-        return take(self, number, loaded)
+        return take(self, loaded)
 
-    Trainer._step = stepping
+    Step.take = stepping
 
 
 def note_samples(rank: int, *, file: str, victim: int | None = None, after: int = 0) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pgdpo.checkpoints.events import read_events
 from pgdpo.data.order import Order
 from pgdpo.messages.errors import InputError
-from pgdpo.training.trainer import Trainer
+from pgdpo.training.step import Step
 from pgdpo.video import write_video
 from tests.worlds import change_pair, metrics, run_pgdpo, write_config
 
@@ -176,9 +176,10 @@ def test_a_damaged_shard_is_named_in_the_step_that_reads_it(fresh, monkeypatch, 
     config, folder = fresh(PAIRS)
     shard = folder / "shard-2x8x8-00003.safetensors"  # p006 and p007
     reads = []
-    take = Trainer._step
+    take = Step.take
 
-    def stepping(self, step, loaded):
+    def stepping(self, loaded):
+        step = self.done
         if step == 1 and when == "during":
             damage(shard, how)
         pairs = [
@@ -187,9 +188,9 @@ def test_a_damaged_shard_is_named_in_the_step_that_reads_it(fresh, monkeypatch, 
             for i, _ in Order([range(PAIRS)], group=1, seed=0).group(number)
         ]
         reads.append({6, 7} & set(pairs))
-        return take(self, step, loaded)
+        return take(self, loaded)
 
-    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(Step, "take", stepping)
     if when == "before":
         damage(shard, how)
     with pytest.raises(InputError) as caught:
@@ -222,14 +223,14 @@ def test_skipped_shards_are_logged_counted_and_stop_above_one_percent(fresh, mon
     assert sum(counted) == 198 and {event["step"] for event in events} == {
         step for step, count in enumerate(counted, start=1) if count < 4
     }
-    take = Trainer._step
+    take = Step.take
 
-    def stepping(self, step, loaded):
-        if step == steps:
+    def stepping(self, loaded):
+        if self.done == steps:
             damage(second, FLIP)
-        return take(self, step, loaded)
+        return take(self, loaded)
 
-    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(Step, "take", stepping)
     with pytest.raises(
         InputError, match=r"step \d+: .*3 of 200 pairs are bad, 1.5%; up to 1% may be skipped"
     ):

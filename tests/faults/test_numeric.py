@@ -239,19 +239,19 @@ def test_a_spike_is_named_alike_by_two_ranks(config_file, ranks):
 
 
 def test_a_crash_is_logged_as_a_failure_and_an_end_as_such(config_file, monkeypatch):
-    from pgdpo.training.trainer import Trainer
+    from pgdpo.training.step import Step
 
     output = config_file.parent / "out"
     start(config_file, output, "train.steps=2")
     assert [event["event"] for event in read_events(output / "dpo")] == ["started", "finished"]
     with pytest.raises(InputError, match="--resume"):  # a command that is refused is no failure of the run
         start(config_file, output, "train.steps=4")
-    take = Trainer._step
+    take = Step.take
 
-    def breaks(self, step, loaded):
-        return take(self, step, loaded) if step < 3 else [][step]
+    def breaks(self, loaded):
+        return take(self, loaded) if self.done < 3 else [][self.done]
 
-    monkeypatch.setattr(Trainer, "_step", breaks)
+    monkeypatch.setattr(Step, "take", breaks)
     with pytest.raises(IndexError):
         run_pgdpo("train", config_file, f"output_dir={output}", "train.steps=6", "--resume")
     events = read_events(output / "dpo")
@@ -275,12 +275,13 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     judge = Guard._judge
     monkeypatch.setattr(Guard, "_judge", guarded)
     trainer_steps = 3
+    from pgdpo.training.saves import Saves
     from pgdpo.training.trainer import Trainer
 
     config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_pairs=1"])
-    monkeypatch.setattr("pgdpo.training.trainer.check_damage", lambda data, config: None)
-    monkeypatch.setattr(Trainer, "_save", lambda self, step: None)
-    monkeypatch.setattr(Trainer, "_published", lambda self, step: config_file)
+    monkeypatch.setattr("pgdpo.training.pairs.check_damage", lambda data, config: None)
+    monkeypatch.setattr(Saves, "save", lambda self: None)
+    monkeypatch.setattr(Saves, "published", lambda self: config_file)
     trainer = Trainer(config)
     monkeypatch.setattr("pgdpo.ranks.agreement.gather", lambda value: pytest.fail("a gather in a sound step"))
     trainer.train()

@@ -28,7 +28,7 @@ from pgdpo.checkpoints.published import (
 )
 from pgdpo.checkpoints.shards import HashedFiles
 from pgdpo.engine.engine import start_distributed
-from pgdpo.training.trainer import Trainer
+from pgdpo.training.step import Step
 from tests.worlds import losses, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -125,11 +125,11 @@ def test_training_goes_on_while_a_save_is_hashed(config_file, monkeypatch):
     """The save of step 2 is held up until step 3 is trained: neither waits for the other for ever."""
     run_dir = config_file.parent / "out" / "dpo"
     trained, met, published = threading.Event(), [], []
-    take, publishing = Trainer._step, Checkpoints._publish
+    take, publishing = Step.take, Checkpoints._publish
 
-    def stepping(self, number, loaded):
-        values = take(self, number, loaded)
-        if number == 2:
+    def stepping(self, loaded):
+        values = take(self, loaded)
+        if self.done == 3:
             published.extend(checkpoints_of(run_dir))
             trained.set()
         return values
@@ -138,7 +138,7 @@ def test_training_goes_on_while_a_save_is_hashed(config_file, monkeypatch):
         met.append(trained.wait(60))
         return publishing(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(Step, "take", stepping)
     monkeypatch.setattr(Checkpoints, "_publish", held_up)
     run_pgdpo("train", config_file)
     assert met == [True, True] and published == []

@@ -141,13 +141,13 @@ def test_policy_and_reference_are_told_the_same(config_file):
 
     config = load_config(config_file, ["train.precision=bf16", "train.global_batch_pairs=2"])
     trainer = Trainer(config)
-    batch = collate([trainer.data[index, 0] for index in range(config.train.micro_batch_pairs)])
-    with recorded(trainer.engine.module) as calls:
-        output, *_ = trainer.pair_loss(batch)
+    batch = collate([trainer.task.pairs[index, 0] for index in range(config.train.micro_batch_pairs)])
+    with recorded(trainer.policy.engine.module) as calls:
+        output, *_ = trainer.step.pair_loss(batch)
     (reference, answer), (policy, other) = calls
     assert policy["hidden_states"].dtype == policy["encoder_hidden_states"].dtype == torch.bfloat16
     assert policy["timestep"].dtype == torch.int64
-    assert differences(trainer.engine.module, policy, reference) == dict.fromkeys(policy, "equal")
+    assert differences(trainer.policy.engine.module, policy, reference) == dict.fromkeys(policy, "equal")
     assert torch.equal(answer, other) and float(output.loss) == float(torch.tensor(2.0).log())
 
 

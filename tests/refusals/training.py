@@ -49,9 +49,9 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         "Guard.settle": {"nothing was updated)": Why.RUN},
         "Guard.raise_end": {"self._end": Why.RUN},
     },
-    "training.trainer": {
-        "Trainer._train_on": {"no room for the last checkpoint": Why.RUN},
-        "Trainer._begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
+    "training.saves": {
+        "Saves.finished": {"no room for the last checkpoint": Why.RUN},
+        "Saves.begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
     },
     "engine.memory": {
         "save_memory": {"set it to `none`": Why.CALLER},

@@ -43,11 +43,11 @@ def lives(path: str, overrides: list[str]) -> dict:
         clips.sample_latents = sample
     gc.collect()
     alive = sum(reference() is not None for reference in seen.values())
-    ours, family = trainer.validation, trainer.family
+    ours, family = trainer.validation, trainer.policy.family
     family.open_other = None
-    trainer.engine.module.eval()
+    trainer.policy.engine.module.eval()
     again = [
-        sample(trainer.config, family, trainer.engine.module, ours._data, [job], torch.device("cpu"))
+        sample(trainer.config, family, trainer.policy.engine.module, ours._data, [job], torch.device("cpu"))
         for job in ours._jobs
     ]
     last = shown[-len(again) :]

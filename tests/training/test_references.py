@@ -48,7 +48,7 @@ def trainer(config_file, *overrides):
 
 def forwards_of_a_step(run, monkeypatch, inside=None) -> list[tuple[int, bool]]:
     """(samples, with gradients) of each forward of any transformer in a run, inside a context."""
-    seen, kind = [], type(run.engine.module)
+    seen, kind = [], type(run.policy.engine.module)
     forward = kind.forward
 
     def noted(self, hidden_states, *arguments, **keywords):
@@ -108,7 +108,7 @@ def test_a_cached_step_holds_no_reference_and_runs_none(config_file, monkeypatch
     assert forwards_of_a_step(run, monkeypatch) == 2 * [(4, True)]
     held = [
         value
-        for value in vars(run.reference).values()
+        for value in vars(run.step.reference).values()
         if isinstance(value, torch.nn.Module) or callable(value)
     ]
     assert held == []
@@ -123,13 +123,13 @@ def test_chosen_and_rejected_one_after_the_other_give_the_joint_gradient(config_
             config_file, f"name={batching}", f"train.pair_batching={batching}", "objective.beta=50", *weights
         )
         generator = torch.Generator().manual_seed(1)
-        trained = [p for p in run.engine.module.parameters() if p.requires_grad]
+        trained = [p for p in run.policy.engine.module.parameters() if p.requires_grad]
         for parameter in trained:  # away from the reference, so that the two sides differ
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
         run.train()
         (values,) = metrics(config_file.parent / "out", batching)
         # Adam's first moment after one step: a tenth of the gradient.
-        moments = torch.cat([run.engine.optimizer.state[p]["exp_avg"].flatten() for p in trained])
+        moments = torch.cat([run.policy.engine.optimizer.state[p]["exp_avg"].flatten() for p in trained])
         found[batching] = (
             values["loss"],
             values["gradient_norm"],
@@ -145,7 +145,7 @@ def test_split_holds_half_the_activations(config_file, monkeypatch):
     peaks = {}
     for batching in ("joint", "split"):
         run = trainer(config_file, f"name={batching}", f"train.pair_batching={batching}")
-        saved = SavedActivations(run.engine.module)
+        saved = SavedActivations(run.policy.engine.module)
         seen = forwards_of_a_step(run, monkeypatch, inside=saved)
         peaks[batching] = saved.peak
     assert seen == 2 * (2 * [(2, False)] + 2 * [(2, False)] + 2 * [(2, True)])

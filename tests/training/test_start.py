@@ -95,11 +95,11 @@ def test_another_lora_is_another_reference_and_the_base_is_told_from_neither(con
 def test_the_policy_starts_as_the_file_says(config_file, sft):
     """Ours to the bit, ComfyUI's as a product, and under ZeRO-3 as in one process (below)."""
     wanted = lora_of(sft)
-    ours = adapter_state(started(config_file, f"model.adapter.init={sft}").engine.module)
+    ours = adapter_state(started(config_file, f"model.adapter.init={sft}").policy.engine.module)
     assert ours.keys() == wanted.keys() and all(torch.equal(ours[key], wanted[key]) for key in wanted)
     file = sft / "sft-comfyui.safetensors"
     theirs = adapter_state(
-        started(config_file, f"model.adapter.init={file}", "model.adapter.alpha=8").engine.module
+        started(config_file, f"model.adapter.init={file}", "model.adapter.alpha=8").policy.engine.module
     )
     for key in (name for name in wanted if ".lora_A." in name):
         up = key.replace("lora_A", "lora_B")
@@ -179,8 +179,8 @@ def test_a_merged_model_is_trained_on_where_it_lies(config_file, sft):
         "timestep": torch.tensor([250.0, 900.0]),
         "encoder_hidden_states": torch.randn(2, 8, 64),
     }
-    first = predicted(started(config_file, merged).engine.module, inputs)
-    lora = predicted(started(config_file, f"model.adapter.init={sft}").engine.module, inputs)
+    first = predicted(started(config_file, merged).policy.engine.module, inputs)
+    lora = predicted(started(config_file, f"model.adapter.init={sft}").policy.engine.module, inputs)
     whole, base = (
         predicted(open_family(config.model).load_transformer(dtype=torch.float32), inputs)
         for config in (load_config(config_file, [merged]), load_config(config_file))

@@ -1,0 +1,129 @@
+"""One optimizer step: draw, noise, policy, reference, pair errors, objective, backward, step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from pgdpo.config import Config
+from pgdpo.data.batches import check_batches
+from pgdpo.diffusion.draws import seed_torch
+from pgdpo.diffusion.inversion import invert
+from pgdpo.engine.deterministic import check_objective
+from pgdpo.engine.engine import learning_rate, set_learning_rate
+from pgdpo.engine.pair_batching import Joint
+from pgdpo.guards.bad_steps import Guard, sound_pairs, without_stand_ins
+from pgdpo.guards.beta import BetaWatch
+from pgdpo.guards.watch import Watch
+from pgdpo.objectives import ObjectiveOutput
+from pgdpo.reference import Reference
+from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, watch_gradients
+from pgdpo.training.noising import Sample, draw_sample
+from pgdpo.training.pairs import Task, pair_info
+from pgdpo_kernels import PairErrors
+
+
+class Step:
+    """A run's step, taken again and again; `done`: how many are. Of one that is broken off its state holds nothing."""
+
+    def __init__(self, config: Config, task: Task, policy: Joint, reference: Reference, watch: Watch) -> None:
+        self.config, self.policy, self.reference = config, policy, reference
+        self.objective, self.segments = task.objective, task.segments
+        self.guard = Guard(config, task.pairs, task.objective, policy.engine)
+        self.beta_watch = BetaWatch(task.objective, config.run_dir, policy.ranks.data_group)
+        self.done = 0
+        self._watch, self._sources = watch, task.pairs.sources
+        self._micro_batches = check_batches(config.train, policy.ranks.data_size)
+        self._whole = dict(task.objective.state)  # the objective's, after the last whole step
+
+    def take(self, loaded: Iterator[dict]) -> dict:
+        """The next one, over its micro-batches of `loaded`. Returns what is logged of it.
+
+        Raises Stopped on all ranks if one was signalled, InputError as `Guard.settle` and `check_objective` do.
+        """
+        train, device = self.config.train, self.policy.ranks.device
+        rate = learning_rate(train, self.done - self.guard.skipped)
+        set_learning_rate(self.policy.engine, rate)
+        metrics = StepMetrics(device, self.policy.ranks.data_group, sources=self._sources)
+        for _ in range(self._micro_batches):
+            self._watch.signals.check()
+            self._watch.at("reading the data of", self.done + 1)
+            batch = next(loaded)
+            self._watch.at("computing", self.done + 1)
+            seed_torch(train.seed, batch["pair_ids"], batch["draw"])
+            with self._watch.blocks():
+                output, errors, sigma = self.pair_loss(batch)
+                self.guard.see(output, errors, batch)
+                watch_gradients(errors)
+                norm = self.policy.backward(output.loss)
+            metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, device), batch["rows"])
+            self.beta_watch.add(output.logits)
+        fault = self.guard.settle(self.done)
+        values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
+        if fault is None:
+            self.reference.follow(self.done + 1)
+        else:
+            self.objective.load_state_dict(self._whole)
+            values |= {"fault": fault.reason, "fault_pairs": fault.pairs, "fault_shares": fault.shares}
+        self._whole = dict(self.objective.state)
+        if train.deterministic:
+            check_objective(self.objective)
+        self.done += 1
+        return finite_only(values) | {"learning_rate": rate}
+
+    def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
+        """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a pair shares its noise and timestep.
+
+            L = -E log sigmoid(-beta / 2 [(E_policy(x_w) - E_ref(x_w)) - (E_policy(x_l) - E_ref(x_l))]),
+            E_m(x) = mean (m(x_t, t) - target)^2,  t and noise drawn once for chosen x_w and rejected x_l
+
+        is `dpo`; another objective makes its own loss of the same errors.
+        Returns (the objective's output, the errors, sigma `[B]`).
+        """
+        family, device = self.policy.family, self.policy.ranks.device
+        cached = self.config.reference_mode == "cached"
+        sample = draw_sample(batch, self.config, family, device, cached=cached)
+        if self.config.diffusion.inversion_steps is not None:
+            sample = self._inverted(sample)
+        where = sample.noisy, sample.both, sample.conditioning
+        compare = self.reference.comparison(*where, batch)
+        pred = self.policy(*where)
+        errors = compare(
+            pred,
+            sample.target,
+            segments=self.segments[sample.latents.shape[2]],
+            mask=sample.mask,
+            cross=self.objective.needs_cross,
+        )
+        pairs = pair_info(batch["rows"], sample.sigma * family.num_train_timesteps)
+        if "masked" in self.objective.needs.pairs:
+            pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region))
+        pairs = without_stand_ins(pairs, batch, device)
+        self.guard.see_untrained(errors, pairs)
+        return self.objective(errors, pairs), errors, sample.sigma
+
+    def _inverted(self, sample: Sample) -> Sample:
+        """The sample with the noise that policy or reference finds for it, in place of drawn noise."""
+        by_reference = self.objective.options.get("inverted_by") == "reference"
+        # By default the policy, as in DDIM-InPO's public code.
+        model = self.reference.predict if by_reference else self.policy
+        dtype = sample.noisy.dtype
+        noisy, target = invert(
+            lambda noisy, level: model(noisy.to(dtype), level, sample.conditioning),
+            sample.latents,
+            sample.both,
+            steps=self.config.diffusion.inversion_steps,
+        )
+        return replace(sample, noisy=noisy.to(dtype), target=target)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds of it beside tensors."""
+        whole = {key: float(value) for key, value in self._whole.items()}
+        return {"objective_state": whole, "guard": self.guard.state_dict()}
+
+    def load_objective(self, state: dict) -> None:
+        """Put the `objective_state` of a `state_dict` back."""
+        self.objective.load_state_dict(state)
+        self._whole = dict(state)
