@@ -17,12 +17,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from pgdpo.messages.errors import InputError
@@ -104,21 +106,37 @@ def _clean_up(folder: Path, made: list[Path]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[ProgressTask]:
-    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others, and without work."""
+    """A bar with count, share, elapsed time and ETA on the main rank; silent on the others, and without work.
+
+    Where the terminal is too narrow the bar gives way first, then note and description; count and times stay whole.
+    """
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        _Words("{task.description}"),
+        BarColumn(None, table_column=Column(ratio=1)),  # what the others leave
         TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("eta"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        _Words("{task.fields[note]}"),
     )
     hidden = total == 0 or not is_main_rank()
-    with Progress(*columns, console=console, disable=hidden, refresh_per_second=2) as progress:
-        task = progress.add_task(description, total=total, completed=completed, note="")
+    with Progress(*columns, console=console, disable=hidden, refresh_per_second=2, expand=True) as progress:
+        # Not empty: rich gives an empty column a width that it did not count.
+        task = progress.add_task(description, total=total, completed=completed, note=" ")
         yield ProgressTask(progress, task)
+
+
+class _Words(TextColumn):
+    """A text on one line, shortened where that has no room."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, table_column=Column())  # which rich may make narrower, as no `no_wrap` column
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class ProgressTask:
