@@ -56,9 +56,8 @@ class Trainer:
         self.task = Task(config, ranks)
         family = open_family(config.model)
         require_images(self.task.pairs, family)
-        self.validation = Validation(
-            config, family, ranks
-        )  # before any weight is loaded, as all that may be refused
+        # All that may be refused comes before any weight is loaded.
+        self.validation = Validation(config, family, ranks)
         cached = open_cached(config, family, self.task.pairs, ranks.device) if self.task.cached else None
         check_shapes(config, family, self.task.pairs)
         check_memory(config, self.task.pairs.latent_shapes, ranks.device, dist.get_world_size())

@@ -1,5 +1,6 @@
 """Faults 10 and 11: what is not finite, and spikes of the loss, are seen in the same step by all ranks together."""
 
+import json
 import math
 import shutil
 
@@ -236,6 +237,21 @@ def test_a_spike_is_named_alike_by_two_ranks(config_file, ranks):
     [event] = [e for e in read_events(config_file.parent / "out/dpo") if e["event"] == "step not taken"]
     assert event["pairs"] and event["shares"] == sorted(event["shares"], reverse=True)
     assert all(event["message"] in " ".join(job.text(rank).split()) for rank in range(2))
+
+
+def test_a_resumed_run_keeps_its_objectives_state_over_a_step_that_is_not_taken(config_file, monkeypatch):
+    """`bco` hands a mean on from batch to batch: that of the checkpoint, also where the first step after it is bad."""
+    output = config_file.parent / "out"
+    options = ("name=dpo", "objective={name: bco, beta: 50}", "train.on_bad_step=skip")
+    start(config_file, output, "train.steps=2", *options)
+    inject(monkeypatch, {1}, lambda output: setattr(output, "per_pair", output.per_pair * math.nan))
+    start(config_file, output, "train.steps=3", "--resume", *options)
+    assert [bool(row.get("fault")) for row in metrics(output, "dpo")] == [False, False, True]
+    before, after = (
+        json.loads((output / f"dpo/checkpoints/step-{step:08d}/state.json").read_text())["objective_state"]
+        for step in (2, 3)
+    )
+    assert before == after and before["count"] == 8
 
 
 def test_a_crash_is_logged_as_a_failure_and_an_end_as_such(config_file, monkeypatch):
