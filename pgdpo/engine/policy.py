@@ -65,8 +65,7 @@ def build_policy(
     lora = config.model.adapter if adapter else None
     updates = open_adapter(family, lora) if lora is not None and init else {}
     sharded = ranks is not None and config.train.zero_stage == 3
-    how = {"sharded": sharded, "forward_only": forward_only, "weights": weights}
-    transformer = _load(config, family, device, **how)
+    transformer = _load(config, family, device, sharded=sharded, forward_only=forward_only, weights=weights)
     if lora is not None:
         add_adapter(transformer, lora, config.train.seed)
         if updates:

@@ -81,9 +81,10 @@ class Trainer:
         `restart`: remove an earlier run of this name first; `fallback`: pass damaged checkpoints over; `allow_change`:
         keys that a resumed run may have changed although it is no longer one run then.
         """
-        begun = {"step": step, "fallback": fallback, "allow_change": allow_change}
         with self.watch:
-            self.saves.begin(resume=resume, restart=restart, **begun)
+            self.saves.begin(
+                resume=resume, restart=restart, step=step, fallback=fallback, allow_change=allow_change
+            )
             with failure_logged(self.config.run_dir, lambda: self.watch.step):
                 return self._train_on()
 
