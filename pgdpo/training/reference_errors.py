@@ -79,7 +79,8 @@ def _compute(config: Config, ranks: Ranks, watch: Watch) -> Path:
         for number, batch in enumerate(load_batches(data, mine, workers=config.data.workers), start=1):
             watch.signals.check()
             with watch.blocks():
-                shards.add(_errors(batch, config, family, forward, ranks.device))
+                rows = _errors(batch, config, family, forward, ranks.device)
+            shards.add(rows)
             bar.advance()
             moved(f"batch {number} of {len(mine)}")
     agreement.meet()
