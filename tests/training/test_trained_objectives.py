@@ -8,12 +8,12 @@ from PIL import Image
 
 from pgdpo.messages.errors import InputError
 from pgdpo.models.guidance import negative_branch
-from pgdpo.objectives import available, get_spec, needs_of
+from pgdpo.objectives import needs_of
+from pgdpo.objectives.groups import TRAINS
 from tests.training.test_objectives_in_training import prepare_with, refusal, train
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
-TRAINED = [name for name in available() if get_spec(name).trained_with is not None]
 KINDS = ("kto", "dense_dpo", "local_dpo", "video_dpo", "linear_dpo", "smpo")  # of data; the others are slow
 
 
@@ -43,11 +43,11 @@ class TestTheCatalogue:
 
     def trained(self, catalogue, name):
         config, columns = catalogue
-        short = (columns, "train.steps=2", "train.checkpoint_every=2", *get_spec(name).trained_with)
+        short = (columns, "train.steps=2", "train.checkpoint_every=2", *TRAINS[name])
         return train(config, name, f"objective={{name: {name}}}", *short)
 
     @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in TRAINED]
+        "name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in TRAINS]
     )
     def test_it_trains(self, catalogue, name):
         rows = self.trained(catalogue, name)
@@ -57,11 +57,11 @@ class TestTheCatalogue:
         assert rows[0]["gradient_norm"] > 0
 
     def test_the_columns_are_all_that_the_table_needs(self):
-        needed = {column for name in TRAINED for column in needs_of(name).pairs}
+        needed = {column for name in TRAINS for column in needs_of(name).pairs}
         made = {"masked", "timestep", "gap_frequency"}  # from a picture, by the trainer, from scores
         lists = {"group", "rank"}  # read where they are
         assert needed == made | (set(self.COLUMNS) - lists)
-        for name in TRAINED:
+        for name in TRAINS:
             needs = needs_of(name)
             assert not needs.data or needs.noisy == "inverted", f"{name}: no prepared data hold {needs.data}"
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .row_jit import load_modulation, load_pieces, store_pieces
+from .row_jit import load_modulation, load_pieces, rows_of_program, store_pieces
 
 SIZES = ["x_batch", "x_row", "branch_batch", "branch_row", "gate_batch", "gate_group", "groups", "rows"]
 SIZES += ["parts"]
@@ -22,13 +22,9 @@ def gate_forward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     gate += (batch * gate_batch + group * gate_group) * ALIGN
     gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = group * rows + row
         a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
@@ -57,14 +53,10 @@ def gate_backward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     gate += (batch * gate_batch + group * gate_group) * ALIGN
     gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
     sum_a, sum_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = group * rows + row
         a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)

@@ -7,6 +7,7 @@ one part of a group and holds the group's vectors in registers. Strides are in u
 import triton
 import triton.language as tl
 
+from ..jit import rounded
 from .row_jit import (
     centered,
     load_gain,
@@ -15,7 +16,7 @@ from .row_jit import (
     load_pieces,
     normalized,
     reciprocal_root,
-    rounded,
+    rows_of_program,
     store_pieces,
     three_sums,
     two_sums,
@@ -50,9 +51,7 @@ def norm_forward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     first = group * rows
 
     scale += (batch * scale_batch + group * scale_group) * ALIGN
@@ -65,8 +64,6 @@ def norm_forward(
         gate += (batch * gate_batch + group * gate_group) * ALIGN
         gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
 
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D
@@ -115,9 +112,7 @@ def norm_backward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     first = group * rows
 
     scale += (batch * scale_batch + group * scale_group) * ALIGN
@@ -127,8 +122,6 @@ def norm_backward(
     zero_a, zero_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
     shift_a, shift_b, scale_a, scale_b, sum_a, sum_b = zero_a, zero_b, zero_a, zero_b, zero_a, zero_b
 
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D

@@ -7,7 +7,8 @@ a row are held in two tiles `a` and `b` of A + B >= H heads, each a power of two
 import triton
 import triton.language as tl
 
-from .row_jit import reciprocal_root, rounded, sum_pieces, two_sums
+from ..jit import store_rounded
+from .row_jit import reciprocal_root, sum_pieces, two_sums
 
 
 @triton.jit
@@ -30,12 +31,11 @@ def store_tile(
     pointer, x, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    x = rounded(x, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
     if FIRST + HEADS > H:
         inside = (FIRST + tl.arange(0, HEADS))[:, None] < H
-        tl.store(pointer + offsets(FIRST, HEADS, HEAD), x, mask=inside)
+        store_rounded(pointer + offsets(FIRST, HEADS, HEAD), x, inside, EMULATE_BF16)
     else:
-        tl.store(pointer + offsets(FIRST, HEADS, HEAD), x)
+        store_rounded(pointer + offsets(FIRST, HEADS, HEAD), x, None, EMULATE_BF16)
 
 
 @triton.jit

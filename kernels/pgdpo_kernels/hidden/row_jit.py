@@ -7,6 +7,17 @@ A row of D elements is held in two pieces `a` and `b` of A + B >= D, each a powe
 import triton
 import triton.language as tl
 
+from ..jit import store_rounded
+
+
+@triton.jit
+def rows_of_program(groups, rows, parts, CHUNK: tl.constexpr):
+    """The program's number, its sample and group, and the rows of the group that it takes, from one on to another."""
+    program = tl.program_id(0).to(tl.int64)
+    cell, part = program // parts, program % parts
+    row = part * CHUNK
+    return program, cell // groups, cell % groups, row, tl.minimum(row + CHUNK, rows)
+
 
 @triton.jit
 def load_pieces(pointer, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
@@ -21,32 +32,15 @@ def load_pieces(pointer, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def rounded(value, pointer, EMULATE_BF16: tl.constexpr):
-    """fp32 that holds what a store to `pointer` will hold, rounded to nearest even.
-
-    Triton's interpreter truncates to bf16: EMULATE_BF16 rounds by hand there.
-    """
-    if EMULATE_BF16 and pointer.dtype.element_ty == tl.bfloat16:
-        bits = value.to(tl.int32, bitcast=True)
-        bits = tl.where(value != value, bits, (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
-        value = bits.to(tl.float32, bitcast=True)
-    else:
-        value = value.to(pointer.dtype.element_ty).to(tl.float32)
-    return value
-
-
-@triton.jit
 def store_pieces(
     pointer, a, b, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, EMULATE_BF16: tl.constexpr
 ):
-    a = rounded(a, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
-    b = rounded(b, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
-    tl.store(pointer + tl.arange(0, A), a)
+    store_rounded(pointer + tl.arange(0, A), a, None, EMULATE_BF16)
     column = A + tl.arange(0, B)
     if A + B == D:
-        tl.store(pointer + column, b)
+        store_rounded(pointer + column, b, None, EMULATE_BF16)
     else:
-        tl.store(pointer + column, b, mask=column < D)
+        store_rounded(pointer + column, b, column < D, EMULATE_BF16)
 
 
 @triton.jit

@@ -109,6 +109,40 @@ class Processor:
 Replacement = Forward | Processor
 
 
+def of_blocks(
+    model: nn.Module,
+    stack: str,
+    ops: Ops,
+    forwards: dict[type, Callable | None],
+    attention: str,
+    processor: type,
+    known: tuple[type, ...],
+) -> list[Replacement]:
+    """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
+
+    Args:
+        stack, attention: the attributes that hold the blocks, and a block's attention.
+        forwards: the fused forward of every class of blocks; None where a class keeps its own.
+        processor: its class, made of `ops`; it stands in for those of `known`.
+
+    Raises:
+        Unsupported: a block is of another class.
+    """
+    found: list[Replacement] = []
+    for index, block in enumerate(getattr(model, stack)):
+        path = f"{stack}.{index}"
+        if ops.in_blocks:
+            kinds = [kind for kind in forwards if isinstance(block, kind)]
+            if not kinds:
+                raise Unsupported(f"{path} is a {type(block).__name__}")
+            if forwards[kinds[0]] is not None:
+                found.append(Forward(block, path, forwards[kinds[0]]))
+        if ops.in_attention:
+            module = getattr(block, attention)
+            found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
+    return found
+
+
 def hand_over(old: Callable, new: Callable) -> None:
     """The attention backend and the context-parallel settings, which diffusers keeps on processors."""
     for name in ("_attention_backend", "_parallel_config"):
