@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .row_jit import load_modulation, load_pieces, rows_of_program, store_pieces
+from .row_jit import load_modulation, load_row, rows_of_program, store_pieces
 
 SIZES = ["x_batch", "x_row", "branch_batch", "branch_row", "gate_batch", "gate_group", "groups", "rows"]
 SIZES += ["parts"]
@@ -27,10 +27,8 @@ def gate_forward(
     gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
     while row < end:
         token = group * rows + row
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
-        branch_a, branch_b = load_pieces(
-            branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-        )
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
+        branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
         out = ((batch * groups) * rows + token) * D
         a, b = a + branch_a * gate_a, b + branch_b * gate_b
         store_pieces(hidden + out, a, b, D, A, B, EMULATE_BF16)
@@ -59,13 +57,11 @@ def gate_backward(
     sum_a, sum_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
     while row < end:
         token = group * rows + row
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
         out = ((batch * groups) * rows + token) * D
         store_pieces(dbranch + out, a * gate_a, b * gate_b, D, A, B, EMULATE_BF16)
         if SUM_GATE:
-            branch_a, branch_b = load_pieces(
-                branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-            )
+            branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
             sum_a, sum_b = sum_a + a * branch_a, sum_b + b * branch_b
         row += 1
     if SUM_GATE:

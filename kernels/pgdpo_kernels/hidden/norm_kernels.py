@@ -13,7 +13,7 @@ from .row_jit import (
     load_gain,
     load_modulation,
     load_offset,
-    load_pieces,
+    load_row,
     normalized,
     reciprocal_root,
     rows_of_program,
@@ -67,11 +67,9 @@ def norm_forward(
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
         if BRANCH:
-            branch_a, branch_b = load_pieces(
-                branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-            )
+            branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
             if GATE != "none":
                 branch_a, branch_b = branch_a * gate_a, branch_b * gate_b
             # Backward has the stored hidden state alone: the norm is of that.
@@ -125,10 +123,10 @@ def norm_backward(
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D
-        a, b = load_pieces(hidden + (batch * hidden_batch + token * hidden_row) * ALIGN, D, A, B)
-        g_a, g_b = load_pieces(dy + (batch * dy_batch + token * dy_row) * ALIGN, D, A, B)
+        a, b = load_row(hidden, batch, token, hidden_batch, hidden_row, ALIGN, D, A, B)
+        g_a, g_b = load_row(dy, batch, token, dy_batch, dy_row, ALIGN, D, A, B)
         if DHIDDEN:  # asked for before the sums, whose barriers no load passes
-            h_a, h_b = load_pieces(dhidden + (batch * dhidden_batch + token * dhidden_row) * ALIGN, D, A, B)
+            h_a, h_b = load_row(dhidden, batch, token, dhidden_batch, dhidden_row, ALIGN, D, A, B)
         a, b = centered(a, b, CENTER, D, A, B)
         t_a, t_b = g_a * gain_a, g_b * gain_b
         # The three sums of a row's gradient in one go: along the normalized row n = a * rstd it is n * rstd * sum(t a).
@@ -152,7 +150,7 @@ def norm_backward(
             gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
             store_pieces(dbranch + out, x_a * gate_a, x_b * gate_b, D, A, B, EMULATE_BF16)
             if SUM_GATE:
-                b_a, b_b = load_pieces(branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B)
+                b_a, b_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
                 sum_a, sum_b = sum_a + x_a * b_a, sum_b + x_b * b_b
         row += 1
 

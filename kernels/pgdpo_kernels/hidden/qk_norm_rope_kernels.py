@@ -7,7 +7,7 @@ a row are held in two tiles `a` and `b` of A + B >= H heads, each a power of two
 import triton
 import triton.language as tl
 
-from ..jit import store_rounded
+from ..jit import rounded
 from .row_jit import reciprocal_root, sum_pieces, two_sums
 
 
@@ -31,11 +31,12 @@ def store_tile(
     pointer, x, FIRST: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
+    x = rounded(x, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
     if FIRST + HEADS > H:
         inside = (FIRST + tl.arange(0, HEADS))[:, None] < H
-        store_rounded(pointer + offsets(FIRST, HEADS, HEAD), x, inside, EMULATE_BF16)
+        tl.store(pointer + offsets(FIRST, HEADS, HEAD), x, mask=inside)
     else:
-        store_rounded(pointer + offsets(FIRST, HEADS, HEAD), x, None, EMULATE_BF16)
+        tl.store(pointer + offsets(FIRST, HEADS, HEAD), x)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ A row of D elements is held in two pieces `a` and `b` of A + B >= D, each a powe
 import triton
 import triton.language as tl
 
-from ..jit import store_rounded
+from ..jit import rounded
 
 
 @triton.jit
@@ -32,15 +32,26 @@ def load_pieces(pointer, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
+def load_row(
+    pointer, batch, token, batch_step, row_step,
+    ALIGN: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """A sample's row, by strides in units of ALIGN."""
+    return load_pieces(pointer + (batch * batch_step + token * row_step) * ALIGN, D, A, B)
+
+
+@triton.jit
 def store_pieces(
     pointer, a, b, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, EMULATE_BF16: tl.constexpr
 ):
-    store_rounded(pointer + tl.arange(0, A), a, None, EMULATE_BF16)
+    a = rounded(a, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
+    b = rounded(b, pointer, EMULATE_BF16).to(pointer.dtype.element_ty)
+    tl.store(pointer + tl.arange(0, A), a)
     column = A + tl.arange(0, B)
     if A + B == D:
-        store_rounded(pointer + column, b, None, EMULATE_BF16)
+        tl.store(pointer + column, b)
     else:
-        store_rounded(pointer + column, b, column < D, EMULATE_BF16)
+        tl.store(pointer + column, b, mask=column < D)
 
 
 @triton.jit

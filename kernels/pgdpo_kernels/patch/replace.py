@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -44,13 +44,8 @@ class Ops:
         return self.qk_norm_rope is qk_norm_rope
 
 
-OPS = tuple(field.name for field in fields(Ops))
-FUSED = {
-    "norm_modulate": norm_modulate,
-    "gate_residual": gate_residual,
-    "gate_residual_norm_modulate": gate_residual_norm_modulate,
-    "qk_norm_rope": qk_norm_rope,
-}
+FUSED = {op.__name__: op for op in (norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope)}
+OPS = tuple(FUSED)
 
 
 @dataclass(frozen=True)
