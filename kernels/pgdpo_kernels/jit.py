@@ -10,17 +10,24 @@ def softplus(x):
 
 
 @triton.jit
-def store_rounded(pointer, value, mask, EMULATE_BF16: tl.constexpr):
-    """Store fp32 in the pointer's dtype, rounded to nearest even.
+def rounded(value, pointer, EMULATE_BF16: tl.constexpr):
+    """fp32 that holds what a store to `pointer` will hold, rounded to nearest even.
 
     Triton's interpreter truncates to bf16: EMULATE_BF16 rounds by hand there.
     """
     if EMULATE_BF16 and pointer.dtype.element_ty == tl.bfloat16:
         bits = value.to(tl.int32, bitcast=True)
-        bits = tl.where(value != value, bits, bits + 0x7FFF + ((bits >> 16) & 1))
-        tl.store(pointer, (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), mask=mask)
+        bits = tl.where(value != value, bits, (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
+        value = bits.to(tl.float32, bitcast=True)
     else:
-        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
+        value = value.to(pointer.dtype.element_ty).to(tl.float32)
+    return value
+
+
+@triton.jit
+def store_rounded(pointer, value, mask, EMULATE_BF16: tl.constexpr):
+    """Store fp32 in the pointer's dtype, rounded to nearest even."""
+    tl.store(pointer, rounded(value, pointer, EMULATE_BF16).to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -120,9 +120,18 @@ class Batch:
             return beta * self.info("timestep_weight")
         return self.error_chosen.new_full((len(self),), beta)
 
+    def rewards(self, beta: float) -> tuple[Tensor, Tensor]:
+        """kappa * r_w and kappa * r_l."""
+        kappa = self.kappa(beta)
+        return kappa * self.reward_chosen, kappa * self.reward_rejected
+
     def logit(self, beta: float) -> Tensor:
         """z = kappa * m."""
         return self.kappa(beta) * self.margin
+
+    def with_excess(self, chosen: Tensor, rejected: Tensor) -> Batch:
+        """The same pairs with another excess over the reference, `[B, S]` each."""
+        return replace(self, segments=replace(self.segments, excess_chosen=chosen, excess_rejected=rejected))
 
     def segment_labels(self) -> Tensor:
         """`[B, S]` of -1, 0, +1."""

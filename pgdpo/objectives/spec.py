@@ -119,6 +119,10 @@ class Near:
         return f"is {like} at these options{share}: {self.differs}"
 
 
+def none_other(options: Mapping[str, Any]) -> None:
+    """The `near` of an objective that is itself at any options."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """One objective. `compute(batch, **options)` is its formula; the options are the function's keywords."""
@@ -133,14 +137,15 @@ class Spec:
     needs: Needs = field(default_factory=Needs)
     needs_if: Mapping[tuple[str, str], Needs] = field(default_factory=dict)  # what option=value changes
     note: str = ""
-    near: Callable[[Mapping[str, Any]], Near | None] = lambda options: (
-        None
-    )  # what it nearly is under its options
+    near: Callable[[Mapping[str, Any]], Near | None] = none_other  # what it nearly is under its options
     without: Mapping[str, str] = field(
         default_factory=dict
-    )  # a column that it can do without, and what it is then
+    )  # a column it can do without, and what it is then
     negative: bool = False  # it trains the unconditional branch of classifier-free guidance
     pools: bool = False  # its loss hangs on the other pairs of the batch
+    # The settings, beside the columns of `needs.pairs`, with which a test trains it through the real trainer. None: no
+    # prepared data hold the samples, or the start, that it was published with.
+    trained_with: tuple[str, ...] | None = ()
 
     def needs_with(self, options: Mapping[str, Any]) -> Needs:
         """What it needs under these options."""
@@ -149,6 +154,11 @@ class Spec:
             if options[option] == value:
                 needs = needs & change
         return needs
+
+
+def objective(**declared: Any) -> Callable[[Callable[..., Terms]], Spec]:
+    """Declare the function below, a formula in code, as the objective of its name: the other fields of `Spec`."""
+    return lambda compute: Spec(name=compute.__name__, compute=compute, **declared)
 
 
 def check_known(where: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:

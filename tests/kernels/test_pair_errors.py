@@ -123,7 +123,7 @@ def test_strided_rows_are_read_in_place(backend):
 
 
 def test_rows_are_views_where_they_can_be():
-    from pgdpo_kernels.layout import rows_of
+    from pgdpo_kernels.pairs.layout import rows_of
 
     x = torch.zeros(4, 5, 4, 6)
     assert rows_of(x[:, 1:3]).data_ptr() == x[:, 1:3].data_ptr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,25 +14,30 @@ import pytest
 from objective_samples import random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.messages.errors import InputError
-from pgdpo.objectives import available, build_objective, check_options, get_spec
+from pgdpo.objectives import available, build_objective, check_options, formulas, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.batch import Batch
 from pgdpo.objectives.docs import markdown, notes, rows
 from pgdpo.objectives.groups import GROUPS, TRAINS, grouped
-from pgdpo.objectives.spec import CONFIDENCE
+from pgdpo.objectives.registry import FORMULAS, REGISTRY
+from pgdpo.objectives.spec import CONFIDENCE, Spec
 
 pytestmark = pytest.mark.quick
 
-NAMES = """
-sft dpo pg_dpo dense_dpo ipo hinge cdpo rdpo simpo dpop cal_dpo exo nca bco sppo apo_zero apo_down discopop
-aot f_dpo madpo beta_dpo asft adpo sgdpo balanced_dpo uncertainty_dpo flex_dpo reg_dpo ld_dpo kto mapo dspo
-dmpo smpo inversion_dpo inpo pso rank_dpo lpo gdro dgpo phygdpo dro linear_dpo local_dpo video_dpo poly_dpo
-capo spo d3po tailor_dpo adaptive_dpo sipo npo
-""".split()  # noqa: SIM905
+NAMES = available()
 
 
-def test_names():
-    assert sorted(available()) == sorted(NAMES)
+def test_every_declared_objective_is_registered_once():
+    """Under the name of its function, as it stands in some file of `formulas/`."""
+    files = [module.name for module in pkgutil.iter_modules(formulas.__path__)]
+    declared = [
+        (f"{file}.{name}", spec)
+        for file in files
+        for name, spec in vars(importlib.import_module(f"{formulas.__name__}.{file}")).items()
+        if isinstance(spec, Spec) and spec.compute.__module__.endswith(f".{file}")
+    ]
+    assert sorted(FORMULAS) == sorted(place for place, _ in declared)
+    assert all(REGISTRY[place.partition(".")[2]] is spec for place, spec in declared)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 
 from ..backend import takes_triton
+from ..launch import dense_like
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
     as_rows,
-    check_hidden,
+    check_branch,
     cut_rows,
+    in_pieces,
     kind,
+    launch_rows,
     modulation,
     modulation_gradients,
     obstacle,
-    options,
-    strides,
     sum_parts,
 )
 
@@ -35,12 +36,7 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
         RuntimeError: the backend `triton` was asked for and cannot run here.
     """
     op = "gate_residual"
-    check_hidden(op, "residual", residual)
-    check_hidden(op, "branch", branch)
-    if branch.shape != residual.shape:
-        raise ValueError(
-            f"{op}: branch must have the residual's shape {tuple(residual.shape)}, got {tuple(branch.shape)}"
-        )
+    check_branch(op, residual, branch)
     values, table = modulation(op, "gate", gate, residual)
     if values is None:
         raise ValueError(f"{op}: gate must be given")
@@ -49,26 +45,12 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
     return _gate(residual, branch, values, table)
 
 
-def launch(kernel, op, x, branch, gate, table, out, *sums, **switches) -> None:
-    """Forward and backward differ in what x and `out` are, and in the sums."""
+def launch_gate(kernel, op, x, branch, gate, table, outputs, **constants) -> None:
+    """Forward and backward differ in what x and the outputs are."""
     groups = cut_rows(op, x, gate.shape[1])
-    align, steps = strides(x, branch, gate)
-    with torch.cuda.device_of(x):
-        kernel[groups.grid](
-            x,
-            x if branch is None else branch,
-            gate,
-            gate if table is None else table,
-            out,
-            *sums,
-            *steps,
-            *groups.sizes(),
-            GATE=kind(gate, table),
-            ALIGN=align,
-            CHUNK=groups.chunk,
-            **switches,
-            **options(op, x.shape[2]),
-        )
+    constants |= {"GATE": kind(gate, table), **in_pieces(x.shape[2])}
+    tensors, strided = (x, branch, gate, table), (x, branch, gate)
+    launch_rows(kernel, op, groups.grid, tensors, outputs, strided, groups.sizes(), **constants)
 
 
 @torch.library.custom_op("pgdpo::gate_residual", mutates_args=())
@@ -77,18 +59,14 @@ def _gate(
 ) -> torch.Tensor:
     from .gate_residual_kernels import gate_forward
 
-    hidden = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-    launch(gate_forward, "gate", as_rows(residual), as_rows(branch), gate, table, hidden)
+    hidden = dense_like(residual)
+    launch_gate(gate_forward, "gate", as_rows(residual), as_rows(branch), gate, table, (hidden,))
     return hidden
 
 
 @_gate.register_fake
 def _(residual, branch, gate, table):
-    return torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-
-
-def backward_launch(branch: torch.Tensor | None) -> str:
-    return "gate" if branch is None else "gate_sums"
+    return dense_like(residual)
 
 
 @torch.library.custom_op("pgdpo::gate_residual_backward", mutates_args=())
@@ -102,22 +80,14 @@ def _gate_backward(
     """`dbranch`, and the sums of dhidden * branch over each group, fp32 [B, G, D], if the branch is given."""
     from .gate_residual_kernels import gate_backward
 
-    dhidden, branch = as_rows(dhidden), None if branch is None else as_rows(branch)
+    dhidden, branch = as_rows(dhidden), as_rows(branch)
+    op = "gate" if branch is None else "gate_sums"
     dbranch = torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device)
-    groups = cut_rows(backward_launch(branch), dhidden, gate.shape[1])
+    groups = cut_rows(op, dhidden, gate.shape[1])
     shape = (0 if branch is None else groups.batch, groups.groups, groups.parts, dhidden.shape[2])
     sums = dhidden.new_empty(shape, dtype=torch.float32)
-    launch(
-        gate_backward,
-        backward_launch(branch),
-        dhidden,
-        branch,
-        gate,
-        table,
-        dbranch,
-        sums,
-        SUM_GATE=branch is not None,
-    )
+    outputs, sum_gate = (dbranch, sums), branch is not None
+    launch_gate(gate_backward, op, dhidden, branch, gate, table, outputs, SUM_GATE=sum_gate)
     return dbranch, sum_parts(sums)
 
 

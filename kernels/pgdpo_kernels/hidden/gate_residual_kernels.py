@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .row_jit import load_modulation, load_pieces, store_pieces
+from .row_jit import load_modulation, load_row, rows_of_program, store_pieces
 
 SIZES = ["x_batch", "x_row", "branch_batch", "branch_row", "gate_batch", "gate_group", "groups", "rows"]
 SIZES += ["parts"]
@@ -22,19 +22,13 @@ def gate_forward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     gate += (batch * gate_batch + group * gate_group) * ALIGN
     gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = group * rows + row
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
-        branch_a, branch_b = load_pieces(
-            branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-        )
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
+        branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
         out = ((batch * groups) * rows + token) * D
         a, b = a + branch_a * gate_a, b + branch_b * gate_b
         store_pieces(hidden + out, a, b, D, A, B, EMULATE_BF16)
@@ -57,23 +51,17 @@ def gate_backward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     gate += (batch * gate_batch + group * gate_group) * ALIGN
     gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
     sum_a, sum_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = group * rows + row
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
         out = ((batch * groups) * rows + token) * D
         store_pieces(dbranch + out, a * gate_a, b * gate_b, D, A, B, EMULATE_BF16)
         if SUM_GATE:
-            branch_a, branch_b = load_pieces(
-                branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-            )
+            branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
             sum_a, sum_b = sum_a + a * branch_a, sum_b + b * branch_b
         row += 1
     if SUM_GATE:

@@ -6,21 +6,22 @@ import torch
 
 from ..backend import takes_triton
 from ..checks import check_number
+from ..launch import dense_like
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
     as_rows,
+    check_branch,
     check_groups,
-    check_hidden,
     check_vector,
     cut_rows,
     group_count,
+    in_pieces,
     kind,
+    launch_rows,
     modulation,
     modulation_gradients,
     obstacle,
-    options,
-    strides,
     sum_parts,
 )
 
@@ -57,12 +58,7 @@ def gate_residual_norm_modulate(
         RuntimeError: the backend `triton` was asked for and cannot run here.
     """
     op = "gate_residual_norm_modulate"
-    check_hidden(op, "residual", residual)
-    check_hidden(op, "branch", branch)
-    if branch.shape != residual.shape:
-        raise ValueError(
-            f"{op}: branch must have the residual's shape {tuple(residual.shape)}, got {tuple(branch.shape)}"
-        )
+    check_branch(op, residual, branch)
     gates = modulation(op, "gate", gate, residual)
     norms = norm_arguments(op, residual, scale, shift, weight, bias, norm, eps)
     check_groups(op, gates, norms[:2], norms[2:4])
@@ -101,40 +97,33 @@ def _norm(
     """`hidden` (without elements where there is no branch) and `y`."""
     from .norm_kernels import norm_forward
 
-    x, branch = as_rows(x), None if branch is None else as_rows(branch)
-    hidden = x.new_empty(0 if branch is None else x.shape)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    launch = "norm_forward" if branch is None else "gate_norm_forward"
-    groups = cut_rows(launch, x, group_count(gate, scale, shift))
-    align, steps = strides(x, branch, gate, scale, shift)
-    given = (branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
-    with torch.cuda.device_of(x):
-        norm_forward[groups.grid](
-            x,
-            *(x if tensor is None else tensor for tensor in given),
-            hidden,
-            y,
-            *steps,
-            *groups.sizes(),
-            eps,
-            BRANCH=branch is not None,
-            GATE=kind(gate, gate_table),
-            SCALE=kind(scale, scale_table),
-            SHIFT=kind(shift, shift_table),
-            WEIGHT=weight is not None,
-            BIAS=bias is not None,
-            CENTER=norm == "layer",
-            ALIGN=align,
-            CHUNK=groups.chunk,
-            **options(launch, x.shape[2]),
-        )
+    x, branch = as_rows(x), as_rows(branch)
+    hidden, y = x.new_empty(0 if branch is None else x.shape), dense_like(x)
+    op = "norm_forward" if branch is None else "gate_norm_forward"
+    groups = cut_rows(op, x, group_count(gate, scale, shift))
+    launch_rows(
+        norm_forward,
+        op,
+        groups.grid,
+        (x, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias),
+        (hidden, y),
+        (x, branch, gate, scale, shift),
+        (*groups.sizes(), eps),
+        BRANCH=branch is not None,
+        GATE=kind(gate, gate_table),
+        SCALE=kind(scale, scale_table),
+        SHIFT=kind(shift, shift_table),
+        WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        CENTER=norm == "layer",
+        **in_pieces(x.shape[2]),
+    )
     return hidden, y
 
 
 @_norm.register_fake
 def _(x, branch, *rest):
-    hidden = x.new_empty(0) if branch is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return hidden, torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(0) if branch is None else dense_like(x), dense_like(x)
 
 
 @torch.library.custom_op("pgdpo::gate_residual_norm_modulate_backward", mutates_args=())
@@ -157,40 +146,31 @@ def _norm_backward(
     """`dx`, `dbranch` (without a gate it is `dx`: no elements) and the sums over each group, fp32 [3, B, G, D]."""
     from .norm_kernels import norm_backward
 
-    dy, dhidden, hidden, branch = (None if t is None else as_rows(t) for t in (dy, dhidden, hidden, branch))
-    dx = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    dy, dhidden, hidden, branch = (as_rows(tensor) for tensor in (dy, dhidden, hidden, branch))
+    dx = dense_like(hidden)
     dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=branch_dtype)
     sum_gate = branch is not None
-    launch = (
-        "norm_sums" if sum_norm or sum_gate else "norm_backward" if gate is None else "gate_norm_backward"
-    )
-    cut = cut_rows(launch, hidden, groups)
-    width = hidden.shape[2]
+    op = "norm_sums" if sum_norm or sum_gate else "norm_backward" if gate is None else "gate_norm_backward"
+    cut, width = cut_rows(op, hidden, groups), hidden.shape[2]
     shape = (sum_count(sum_norm, sum_gate), cut.batch, groups, cut.parts, width)
     partials = dx.new_empty(shape, dtype=torch.float32)
-    align, steps = strides(dy, dhidden, hidden, branch, gate, scale)
-    given = (dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight)
-    with torch.cuda.device_of(dy):
-        norm_backward[cut.grid](
-            dy,
-            *(dy if tensor is None else tensor for tensor in given),
-            dx,
-            dbranch,
-            partials,
-            *steps,
-            *cut.sizes(),
-            eps,
-            DHIDDEN=dhidden is not None,
-            GATE=kind(gate, gate_table),
-            SCALE=kind(scale, scale_table),
-            WEIGHT=weight is not None,
-            CENTER=norm == "layer",
-            SUM_NORM=sum_norm,
-            SUM_GATE=sum_gate,
-            ALIGN=align,
-            CHUNK=cut.chunk,
-            **options(launch, width),
-        )
+    launch_rows(
+        norm_backward,
+        op,
+        cut.grid,
+        (dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight),
+        (dx, dbranch, partials),
+        (dy, dhidden, hidden, branch, gate, scale),
+        (*cut.sizes(), eps),
+        DHIDDEN=dhidden is not None,
+        GATE=kind(gate, gate_table),
+        SCALE=kind(scale, scale_table),
+        WEIGHT=weight is not None,
+        CENTER=norm == "layer",
+        SUM_NORM=sum_norm,
+        SUM_GATE=sum_gate,
+        **in_pieces(width),
+    )
     return dx, dbranch, sum_parts(partials)
 
 
@@ -204,7 +184,7 @@ def _(
     dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight, groups, norm, eps, sums, dtype
 ):
     shape = (sum_count(sums, branch is not None), hidden.shape[0], groups, hidden.shape[2])
-    dx = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    dx = dense_like(hidden)
     dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=dtype)
     return dx, dbranch, dx.new_empty(shape, dtype=torch.float32)
 

@@ -7,15 +7,16 @@ one part of a group and holds the group's vectors in registers. Strides are in u
 import triton
 import triton.language as tl
 
+from ..jit import rounded
 from .row_jit import (
     centered,
     load_gain,
     load_modulation,
     load_offset,
-    load_pieces,
+    load_row,
     normalized,
     reciprocal_root,
-    rounded,
+    rows_of_program,
     store_pieces,
     three_sums,
     two_sums,
@@ -50,9 +51,7 @@ def norm_forward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     first = group * rows
 
     scale += (batch * scale_batch + group * scale_group) * ALIGN
@@ -65,16 +64,12 @@ def norm_forward(
         gate += (batch * gate_batch + group * gate_group) * ALIGN
         gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
 
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D
-        a, b = load_pieces(x + (batch * x_batch + token * x_row) * ALIGN, D, A, B)
+        a, b = load_row(x, batch, token, x_batch, x_row, ALIGN, D, A, B)
         if BRANCH:
-            branch_a, branch_b = load_pieces(
-                branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B
-            )
+            branch_a, branch_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
             if GATE != "none":
                 branch_a, branch_b = branch_a * gate_a, branch_b * gate_b
             # Backward has the stored hidden state alone: the norm is of that.
@@ -115,9 +110,7 @@ def norm_backward(
     B: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    cell, part = program // parts, program % parts
-    batch, group = cell // groups, cell % groups
+    program, batch, group, row, end = rows_of_program(groups, rows, parts, CHUNK)
     first = group * rows
 
     scale += (batch * scale_batch + group * scale_group) * ALIGN
@@ -127,15 +120,13 @@ def norm_backward(
     zero_a, zero_b = tl.zeros([A], tl.float32), tl.zeros([B], tl.float32)
     shift_a, shift_b, scale_a, scale_b, sum_a, sum_b = zero_a, zero_b, zero_a, zero_b, zero_a, zero_b
 
-    row = part * CHUNK
-    end = tl.minimum(row + CHUNK, rows)
     while row < end:
         token = first + row
         out = ((batch * groups) * rows + token) * D
-        a, b = load_pieces(hidden + (batch * hidden_batch + token * hidden_row) * ALIGN, D, A, B)
-        g_a, g_b = load_pieces(dy + (batch * dy_batch + token * dy_row) * ALIGN, D, A, B)
+        a, b = load_row(hidden, batch, token, hidden_batch, hidden_row, ALIGN, D, A, B)
+        g_a, g_b = load_row(dy, batch, token, dy_batch, dy_row, ALIGN, D, A, B)
         if DHIDDEN:  # asked for before the sums, whose barriers no load passes
-            h_a, h_b = load_pieces(dhidden + (batch * dhidden_batch + token * dhidden_row) * ALIGN, D, A, B)
+            h_a, h_b = load_row(dhidden, batch, token, dhidden_batch, dhidden_row, ALIGN, D, A, B)
         a, b = centered(a, b, CENTER, D, A, B)
         t_a, t_b = g_a * gain_a, g_b * gain_b
         # The three sums of a row's gradient in one go: along the normalized row n = a * rstd it is n * rstd * sum(t a).
@@ -159,7 +150,7 @@ def norm_backward(
             gate_a, gate_b = load_modulation(gate, gate_table, GATE, D, A, B)
             store_pieces(dbranch + out, x_a * gate_a, x_b * gate_b, D, A, B, EMULATE_BF16)
             if SUM_GATE:
-                b_a, b_b = load_pieces(branch + (batch * branch_batch + token * branch_row) * ALIGN, D, A, B)
+                b_a, b_b = load_row(branch, batch, token, branch_batch, branch_row, ALIGN, D, A, B)
                 sum_a, sum_b = sum_a + x_a * b_a, sum_b + x_b * b_b
         row += 1
 

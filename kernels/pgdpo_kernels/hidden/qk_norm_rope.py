@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from ..backend import interpreting, takes_triton, warps
+from ..backend import takes_triton
 from ..checks import check_float, check_number
+from ..launch import dense_like
 from ..reference import hidden as eager
 from .rows import (
     as_rows,
     check_hidden,
     check_vector,
     cut_rows,
+    launch_rows,
     obstacle,
     pieces,
-    strides,
     sum_parts,
-    threads_and_rows,
 )
 
 NORMS = ("rms_full", "rms_head", "layer_head", "none")
@@ -116,10 +116,12 @@ def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | Non
     )
 
 
-def qk_options(op, q, cos, weight, bias, num_heads, norm) -> dict:
-    width = q.shape[2]
+def launch_qk(kernel, op, tensors, outputs, strided, cos, weight, settings, **constants) -> None:
+    """Forward and backward differ in what they read and write."""
+    num_heads, norm, rope_start, rope_len, eps = settings
+    width = tensors[0].shape[2]
     first, second = pieces(num_heads) if num_heads > 1 else (1, 1)
-    return {
+    constants |= {
         "NORM": norm,
         "WEIGHT": weight is not None,
         "ROPE": cos is not None,
@@ -129,10 +131,10 @@ def qk_options(op, q, cos, weight, bias, num_heads, norm) -> dict:
         "HEAD": width // num_heads,
         "A": first,
         "B": second,
-        "EMULATE_BF16": interpreting(),
-        "num_warps": max(1, warps(threads_and_rows(op, width)[0])),
-        "enable_fp_fusion": True,
     }
+    groups = cut_rows(op, tensors[0], 1)
+    numbers = (groups.rows, groups.parts, rope_start, rope_start + rope_len, eps)
+    launch_rows(kernel, op, (2 * groups.grid[0],), tensors, outputs, (*strided, cos), numbers, **constants)
 
 
 @torch.library.custom_op("pgdpo::qk_norm_rope", mutates_args=())
@@ -154,33 +156,16 @@ def _qk(
     from .qk_norm_rope_kernels import qk_forward
 
     q, k = as_rows(q), as_rows(k)
-    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    groups = cut_rows("qk_forward", q, 1)
-    align, steps = strides(q, k, cos)
-    given = (q_weight, k_weight, q_bias, k_bias, cos, sin)
-    with torch.cuda.device_of(q):
-        qk_forward[(2 * groups.grid[0],)](
-            q,
-            k,
-            *(q if tensor is None else tensor for tensor in given),
-            q_out,
-            k_out,
-            *steps,
-            *groups.sizes()[1:],
-            rope_start,
-            rope_start + rope_len,
-            eps,
-            BIAS=q_bias is not None,
-            ALIGN=align,
-            CHUNK=groups.chunk,
-            **qk_options("qk_forward", q, cos, q_weight, q_bias, num_heads, norm),
-        )
-    return q_out, k_out
+    outputs, has_bias = (dense_like(q), dense_like(k)), q_bias is not None
+    tensors = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin)
+    settings = (num_heads, norm, rope_start, rope_len, eps)
+    launch_qk(qk_forward, "qk_forward", tensors, outputs, (q, k), cos, q_weight, settings, BIAS=has_bias)
+    return outputs
 
 
 @_qk.register_fake
 def _(q, k, *rest):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    return dense_like(q), dense_like(k)
 
 
 @torch.library.custom_op("pgdpo::qk_norm_rope_backward", mutates_args=())
@@ -205,32 +190,14 @@ def _qk_backward(
 
     dq_out, dk_out = as_rows(dq_out), as_rows(dk_out)
     q, k = (grad if x is None else as_rows(x) for grad, x in ((dq_out, q), (dk_out, k)))
-    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    launch = "qk_sums" if wants_sums else "qk_backward"
-    groups = cut_rows(launch, q, 1)
-    width = sum_width(q, num_heads, norm)
-    sums = dq.new_empty(2 if wants_sums else 0, 2, groups.grid[0], width, dtype=torch.float32)
-    align, steps = strides(dq_out, dk_out, q, k, cos)
-    with torch.cuda.device_of(q):
-        qk_backward[(2 * groups.grid[0],)](
-            dq_out,
-            dk_out,
-            q,
-            k,
-            *(q if tensor is None else tensor for tensor in (q_weight, k_weight, cos, sin)),
-            dq,
-            dk,
-            sums,
-            *steps,
-            *groups.sizes()[1:],
-            rope_start,
-            rope_start + rope_len,
-            eps,
-            SUMS=wants_sums,
-            ALIGN=align,
-            CHUNK=groups.chunk,
-            **qk_options(launch, q, cos, q_weight, None, num_heads, norm),
-        )
+    dq, dk = dense_like(q), dense_like(k)
+    op, width = "qk_sums" if wants_sums else "qk_backward", sum_width(q, num_heads, norm)
+    shape = (2 if wants_sums else 0, 2, *cut_rows(op, q, 1).grid, width)
+    sums = dq.new_empty(shape, dtype=torch.float32)
+    grads = (dq_out, dk_out, q, k)
+    tensors, outputs = (*grads, q_weight, k_weight, cos, sin), (dq, dk, sums)
+    settings = (num_heads, norm, rope_start, rope_len, eps)
+    launch_qk(qk_backward, op, tensors, outputs, grads, cos, q_weight, settings, SUMS=wants_sums)
     return dq, dk, sum_parts(sums)
 
 
@@ -240,7 +207,7 @@ def sum_width(q: torch.Tensor, num_heads: int, norm: str) -> int:
 
 @_qk_backward.register_fake
 def _(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, num_heads, norm, start, length, eps, wants_sums):
-    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (dq_out, dk_out))
+    dq, dk = dense_like(dq_out), dense_like(dk_out)
     width = sum_width(dq_out, num_heads, norm)
     return dq, dk, dq.new_empty(2 if wants_sums else 0, 2, width, dtype=torch.float32)
 

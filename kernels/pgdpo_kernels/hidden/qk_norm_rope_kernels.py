@@ -7,7 +7,8 @@ a row are held in two tiles `a` and `b` of A + B >= H heads, each a power of two
 import triton
 import triton.language as tl
 
-from .row_jit import reciprocal_root, rounded, sum_pieces, two_sums
+from ..jit import rounded
+from .row_jit import reciprocal_root, sum_pieces, two_sums
 
 
 @triton.jit

@@ -7,6 +7,17 @@ A row of D elements is held in two pieces `a` and `b` of A + B >= D, each a powe
 import triton
 import triton.language as tl
 
+from ..jit import rounded
+
+
+@triton.jit
+def rows_of_program(groups, rows, parts, CHUNK: tl.constexpr):
+    """The program's number, its sample and group, and the rows of the group that it takes, from one on to another."""
+    program = tl.program_id(0).to(tl.int64)
+    cell, part = program // parts, program % parts
+    row = part * CHUNK
+    return program, cell // groups, cell % groups, row, tl.minimum(row + CHUNK, rows)
+
 
 @triton.jit
 def load_pieces(pointer, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
@@ -21,18 +32,12 @@ def load_pieces(pointer, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def rounded(value, pointer, EMULATE_BF16: tl.constexpr):
-    """fp32 that holds what a store to `pointer` will hold, rounded to nearest even.
-
-    Triton's interpreter truncates to bf16: EMULATE_BF16 rounds by hand there.
-    """
-    if EMULATE_BF16 and pointer.dtype.element_ty == tl.bfloat16:
-        bits = value.to(tl.int32, bitcast=True)
-        bits = tl.where(value != value, bits, (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
-        value = bits.to(tl.float32, bitcast=True)
-    else:
-        value = value.to(pointer.dtype.element_ty).to(tl.float32)
-    return value
+def load_row(
+    pointer, batch, token, batch_step, row_step,
+    ALIGN: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """A sample's row, by strides in units of ALIGN."""
+    return load_pieces(pointer + (batch * batch_step + token * row_step) * ALIGN, D, A, B)
 
 
 @triton.jit

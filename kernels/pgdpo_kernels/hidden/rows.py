@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..backend import interpreting, warps
+from ..backend import interpreting
 from ..checks import check_float
-from ..layout import next_power_of_2
+from ..launch import launch, next_power_of_2
 
 # A scale, shift or gate as the user gives it: [B, D], [B, 1, D], [B, F, D], [B, N, D] or (table, embedding).
 Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
@@ -54,6 +54,15 @@ def check_hidden(op: str, name: str, x: torch.Tensor) -> None:
     check_float(op, name, x)
     if x.dim() != 3 or 0 in x.shape or x.shape[2] < 2:
         raise ValueError(f"{op}: {name} must be [B, N, D] with D of 2 or more, got shape {tuple(x.shape)}")
+
+
+def check_branch(op: str, residual: torch.Tensor, branch: torch.Tensor) -> None:
+    check_hidden(op, "residual", residual)
+    check_hidden(op, "branch", branch)
+    if branch.shape != residual.shape:
+        raise ValueError(
+            f"{op}: branch must have the residual's shape {tuple(residual.shape)}, got {tuple(branch.shape)}"
+        )
 
 
 def check_vector(op: str, name: str, vector: torch.Tensor | None, width: int) -> None:
@@ -113,8 +122,8 @@ def obstacle(x: torch.Tensor, *modulations: torch.Tensor | None) -> str | None:
     return None
 
 
-def as_rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def as_rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 @dataclass(frozen=True)
@@ -161,16 +170,27 @@ def kind(values: torch.Tensor | None, table: torch.Tensor | None) -> str:
     return "none" if values is None else "pair" if table is not None else "tensor"
 
 
-def options(op: str, width: int) -> dict:
+def launch_rows(
+    kernel,
+    op: str,
+    grid: tuple[int],
+    tensors: tuple[torch.Tensor | None, ...],
+    outputs: tuple[torch.Tensor, ...],
+    strided: tuple[torch.Tensor | None, ...],
+    numbers: tuple[float, ...],
+    **constants: object,
+) -> None:
+    """Launch a kernel on rows: with the batch and row strides of `strided` before the numbers, as `op` is set."""
+    threads, chunk = threads_and_rows(op, tensors[0].shape[2])
+    align, steps = strides(*strided)
+    constants |= {"ALIGN": align, "CHUNK": chunk, "EMULATE_BF16": interpreting()}
+    launch(kernel, grid, tensors, outputs, (*steps, *numbers), threads=threads, **constants)
+
+
+def in_pieces(width: int) -> dict[str, int]:
+    """The constants by which a kernel holds a row of D elements."""
     a, b = pieces(width)
-    return {
-        "D": width,
-        "A": a,
-        "B": b,
-        "EMULATE_BF16": interpreting(),
-        "num_warps": max(1, warps(threads_and_rows(op, width)[0])),
-        "enable_fp_fusion": True,
-    }
+    return {"D": width, "A": a, "B": b}
 
 
 def sum_parts(partials: torch.Tensor) -> torch.Tensor:
@@ -183,10 +203,8 @@ def sum_parts(partials: torch.Tensor) -> torch.Tensor:
     out = partials.new_empty(*shape, width)
     rows, columns = SUM_TILE
     if out.numel():
-        with torch.cuda.device_of(partials):
-            column_sums[(out.numel() // width, -(-width // columns))](
-                partials, out, parts, D=width, ROWS=rows, COLUMNS=columns, num_warps=warps(128)
-            )
+        grid, constants = (out.numel() // width, -(-width // columns)), {"ROWS": rows, "COLUMNS": columns}
+        launch(column_sums, grid, (partials,), (out,), (parts,), threads=128, D=width, **constants)
     return out
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from ..backend import takes_triton, warps
+from ..backend import takes_triton
 from ..checks import check_float, check_pairs
-from ..layout import Segments, mask_rows
+from ..launch import dense_like, launch
 from ..types import PairErrors, PreferenceLoss
+from .layout import Segments, mask_rows
 from .pair_errors import checked_arguments, pair_errors
 from .pair_launch import empty_errors, launch_gradient, launch_segment_sums, pair_rows, unpack_errors
 from .preference import Preference, check_weights, loss_from_errors
@@ -170,31 +171,23 @@ def _diffusion_dpo(
     slopes = torch.empty(3, rows.pairs, rows.segments, device=pred.device)
     loss = torch.empty((), device=pred.device)
     errors = empty_errors(rows, True, ref_pred is not None, safeguard)
-    with torch.cuda.device_of(pred):
-        preference_stage[(1,)](
-            sums,
-            sums if ref_errors is None else ref_errors,
-            sums if weight is None else weight.contiguous(),
-            sums if labels is None else labels.contiguous(),
-            *errors,
-            per_pair,
-            slopes,
-            loss,
-            rows.pairs,
-            rows.segments,
-            *numbers,
-            OBJECTIVE=objective,
-            ARS=ars,
-            IPR=ipr,
-            SAFEGUARD=safeguard,
-            HAS_REF=ref_pred is not None,
-            CACHED=ref_errors is not None,
-            HAS_WEIGHT=weight is not None,
-            LABELLED=labels is not None,
-            PAIRS=PAIRS,
-            num_warps=warps(PAIRS),
-            enable_fp_fusion=True,
-        )
+    launch(
+        preference_stage,
+        (1,),
+        (sums, ref_errors, *(x if x is None else x.contiguous() for x in (weight, labels))),
+        (*errors, per_pair, slopes, loss),
+        (rows.pairs, rows.segments, *numbers),
+        threads=PAIRS,
+        OBJECTIVE=objective,
+        ARS=ars,
+        IPR=ipr,
+        SAFEGUARD=safeguard,
+        HAS_REF=ref_pred is not None,
+        CACHED=ref_errors is not None,
+        HAS_WEIGHT=weight is not None,
+        LABELLED=labels is not None,
+        PAIRS=PAIRS,
+    )
     return loss, per_pair, *errors, slopes
 
 
@@ -222,15 +215,11 @@ def _diffusion_dpo_backward(
 
 @_diffusion_dpo_backward.register_fake
 def _(grad_loss, slopes, pred, target, mask, index, frame_axis):
-    return torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
+    return dense_like(pred)
 
 
 def _setup(ctx, inputs, output):
-    (
-        pred,
-        target,
-        *_,
-    ) = inputs
+    pred, target, *_ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(pred, target, inputs[6], output[-1])
     ctx.index, ctx.frame_axis = inputs[7], inputs[8]

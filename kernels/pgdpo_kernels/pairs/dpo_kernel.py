@@ -8,11 +8,7 @@ import triton
 import triton.language as tl
 
 from ..jit import softplus
-from .pair_kernels import (  # fmt: skip
-    COUNT,
-    CROSS_TERM,
-    DRIFT_CHOSEN,
-    DRIFT_REJECTED,
+from .pair_kernels import (
     EXCESS_CHOSEN,
     EXCESS_REJECTED,
     POLICY_CHOSEN,
@@ -20,8 +16,10 @@ from .pair_kernels import (  # fmt: skip
     REF_CHOSEN,
     REF_REJECTED,
     SIZES,
+    load_quantities,
     program_sums,
     store_means,
+    store_quantities,
 )
 
 LOSSES = tl.constexpr(0)
@@ -53,39 +51,7 @@ def segment_sums(
         partials, bounds, pairs, parts, segments, HAS_REF, HAS_TABLE, CROSS, PAIRS, PARTS
     )
     step = pairs.to(tl.int64) * segments
-    out = sums + cell
-    tl.store(out + POLICY_CHOSEN * step, s0, mask=inside)
-    tl.store(out + POLICY_REJECTED * step, s1, mask=inside)
-    tl.store(out + COUNT * step, s2, mask=inside)
-    if HAS_REF:
-        tl.store(out + EXCESS_CHOSEN * step, s3, mask=inside)
-        tl.store(out + EXCESS_REJECTED * step, s4, mask=inside)
-        tl.store(out + REF_CHOSEN * step, s5, mask=inside)
-        tl.store(out + REF_REJECTED * step, s6, mask=inside)
-        tl.store(out + DRIFT_CHOSEN * step, s7, mask=inside)
-        tl.store(out + DRIFT_REJECTED * step, s8, mask=inside)
-    if CROSS:
-        tl.store(out + CROSS_TERM * step, s9, mask=inside)
-
-
-@triton.jit
-def load_sums(sums, cell, step, inside, HAS_REF: tl.constexpr, CROSS: tl.constexpr):
-    """The ten of `segment_sums` at these cells; those that were not asked for are 0."""
-    s0 = tl.load(sums + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
-    s1 = tl.load(sums + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
-    s2 = tl.load(sums + COUNT * step + cell, mask=inside, other=0.0)
-    zero = s0 * 0.0
-    s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero
-    if HAS_REF:
-        s3 = tl.load(sums + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
-        s4 = tl.load(sums + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
-        s5 = tl.load(sums + REF_CHOSEN * step + cell, mask=inside, other=0.0)
-        s6 = tl.load(sums + REF_REJECTED * step + cell, mask=inside, other=0.0)
-        s7 = tl.load(sums + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
-        s8 = tl.load(sums + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
-    if CROSS:
-        s9 = tl.load(sums + CROSS_TERM * step + cell, mask=inside, other=0.0)
-    return s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
+    store_quantities(sums + cell, step, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, inside, HAS_REF, CROSS)
 
 
 @triton.jit
@@ -203,7 +169,9 @@ def preference_stage(
         segment = tl.program_id(0)
         while segment < segments:
             cell = pair * segments + segment
-            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = load_sums(sums, cell, step, inside, HAS_REF, SAFEGUARD)
+            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = load_quantities(
+                sums, step, cell, inside, HAS_REF, SAFEGUARD
+            )
             inverse = store_means(
                 s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside,
                 HAS_REF, SAFEGUARD,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..backend import interpreting, takes_triton, warps
+from ..backend import interpreting, takes_triton
 from ..checks import FLOATS, check_pairs
+from ..launch import dense_like, launch
 from ..reference import noise as eager
 
 PREDICTIONS = ("flow", "epsilon", "v")
@@ -107,7 +108,7 @@ def _noise_pair(
     rows = latents.reshape(latents.shape[0], -1).contiguous()
     if triton:
         noisy, target = torch.empty_like(rows), torch.empty_like(rows)
-        _launch(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
+        launch_noise(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
         return noisy.view(latents.shape), target.view(latents.shape)
     noise = eager.pair_noise(level.shape[0], rows.shape[1], seed, pair_ids, draw)
     noisy, target = eager.noise_pair(rows, level, noise, prediction)
@@ -116,7 +117,7 @@ def _noise_pair(
 
 @_noise_pair.register_fake
 def _(latents, level, pair_ids, draw, seed, prediction, triton):
-    return tuple(torch.empty(latents.shape, dtype=latents.dtype, device=latents.device) for _ in range(2))
+    return dense_like(latents), dense_like(latents)
 
 
 @torch.library.custom_op("pgdpo::pair_noise", mutates_args=())
@@ -133,7 +134,7 @@ def _pair_noise(
         noise = eager.pair_noise(shape[0], elements, seed, pair_ids, draw)
         return noise.to(dtype).reshape(shape).contiguous()
     out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
-    _launch(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
+    launch_noise(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
     return out
 
 
@@ -142,29 +143,22 @@ def _(shape, pair_ids, draw, seed, dtype, triton):
     return torch.empty(shape, dtype=dtype, device=pair_ids.device)
 
 
-def _launch(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
+def launch_noise(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
     from .noise_kernel import GROUPS, LANE, THREADS, noise_kernel
 
     align = 8 if elements % 8 == 0 else 1
     pairs = pair_ids.shape[0]
     tiles = -(-elements // (4 * LANE.value * GROUPS))
-    with torch.cuda.device_of(noisy):
-        noise_kernel[(pairs * tiles,)](
-            latents,
-            level,
-            pair_ids,
-            draw,
-            noisy,
-            target,
-            elements // align,
-            pairs,
-            tiles,
-            seed & 0xFFFFFFFF,
-            (seed >> 32) & 0xFFFFFFFF,
-            PREDICTION=prediction,
-            ALIGN=align,
-            GROUPS=GROUPS,
-            EMULATE_BF16=interpreting(),
-            num_warps=warps(THREADS),
-            enable_fp_fusion=False,
-        )
+    launch(
+        noise_kernel,
+        (pairs * tiles,),
+        (latents, level, pair_ids, draw),
+        (noisy, target),
+        (elements // align, pairs, tiles, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF),
+        threads=THREADS,
+        fp_fusion=False,
+        PREDICTION=prediction,
+        ALIGN=align,
+        GROUPS=GROUPS,
+        EMULATE_BF16=interpreting(),
+    )

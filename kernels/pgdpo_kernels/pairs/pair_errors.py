@@ -7,10 +7,11 @@ import torch
 
 from ..backend import takes_triton
 from ..checks import check_like, check_pairs
-from ..layout import Segments, frame_axis, mask_rows, pair_mask, segment_index
+from ..launch import dense_like
 from ..reference.pair_errors import pair_errors as eager_pair_errors
 from ..types import PairErrors
-from .pair_launch import empty_errors, launch_gradient, launch_sums, pair_rows, unpack_errors
+from .layout import Segments, frame_axis, mask_rows, pair_mask, segment_index
+from .pair_launch import launch_gradient, launch_means, pair_rows, unpack_errors
 
 
 def pair_errors(
@@ -76,26 +77,7 @@ def _pair_errors(
     frame_axis: int,
     cross: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from .pair_kernels import pair_means
-
-    rows = pair_rows(pred, target, ref_pred, mask, index, frame_axis)
-    partials = launch_sums(rows, cross)
-    has_ref = ref_pred is not None
-    out = empty_errors(rows, has_ref, has_ref, cross)
-    tile = rows.tile()
-    with torch.cuda.device_of(pred):
-        pair_means[(-(-rows.pairs // tile["PAIRS"]) * rows.segments,)](
-            partials,
-            partials if rows.cut.bounds is None else rows.cut.bounds,
-            *out,
-            rows.pairs,
-            rows.cut.parts,
-            rows.segments,
-            HAS_REF=has_ref,
-            CROSS=cross,
-            **tile,
-        )
-    return out
+    return launch_means(pair_rows(pred, target, ref_pred, mask, index, frame_axis), cross)
 
 
 @_pair_errors.register_fake
@@ -126,7 +108,7 @@ def _pair_errors_backward(
 
 @_pair_errors_backward.register_fake
 def _(grad_errors, grad_drift, grad_cross, count, pred, *rest):
-    return torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
+    return dense_like(pred)
 
 
 def _setup(ctx, inputs, output):

@@ -46,6 +46,13 @@ def part_bounds(
 
 
 @triton.jit
+def rows_of_pair(pointer, row, pair, pairs, start, ALIGN: tl.constexpr):
+    """Where the part begins in the pair's chosen and rejected row; `row` is their stride in units of ALIGN."""
+    stride = row.to(tl.int64) * ALIGN
+    return pointer + pair * stride + start, pointer + (pair + pairs) * stride + start
+
+
+@triton.jit
 def mask_weights(mask, pair, start, within, inside, mask_row, mask_length, SHORT_MASK: tl.constexpr):
     """The weights of a part's elements: the mask [B | 1, mask_length] repeats along the row."""
     if SHORT_MASK:
@@ -62,6 +69,45 @@ def load_row(pointer, offset, inside, weight, HAS_MASK: tl.constexpr):
     if HAS_MASK:  # what is masked out may hold NaN
         x = tl.where(weight == 0.0, 0.0, x)
     return x
+
+
+@triton.jit
+def load_quantities(pointer, step, cell, inside, HAS_REF: tl.constexpr, CROSS: tl.constexpr):
+    """The ten at these cells, `step` elements apart; those that were not asked for are 0."""
+    s0 = tl.load(pointer + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
+    s1 = tl.load(pointer + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
+    s2 = tl.load(pointer + COUNT * step + cell, mask=inside, other=0.0)
+    zero = tl.zeros(s0.shape, tl.float32)
+    s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero
+    if HAS_REF:
+        s3 = tl.load(pointer + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
+        s4 = tl.load(pointer + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
+        s5 = tl.load(pointer + REF_CHOSEN * step + cell, mask=inside, other=0.0)
+        s6 = tl.load(pointer + REF_REJECTED * step + cell, mask=inside, other=0.0)
+        s7 = tl.load(pointer + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
+        s8 = tl.load(pointer + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
+    if CROSS:
+        s9 = tl.load(pointer + CROSS_TERM * step + cell, mask=inside, other=0.0)
+    return s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
+
+
+@triton.jit
+def store_quantities(
+    out, step, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, inside, HAS_REF: tl.constexpr, CROSS: tl.constexpr
+):
+    """The ten, `step` elements apart; those that were not asked for are left as they are."""
+    tl.store(out + POLICY_CHOSEN * step, s0, mask=inside)
+    tl.store(out + POLICY_REJECTED * step, s1, mask=inside)
+    tl.store(out + COUNT * step, s2, mask=inside)
+    if HAS_REF:
+        tl.store(out + EXCESS_CHOSEN * step, s3, mask=inside)
+        tl.store(out + EXCESS_REJECTED * step, s4, mask=inside)
+        tl.store(out + REF_CHOSEN * step, s5, mask=inside)
+        tl.store(out + REF_REJECTED * step, s6, mask=inside)
+        tl.store(out + DRIFT_CHOSEN * step, s7, mask=inside)
+        tl.store(out + DRIFT_REJECTED * step, s8, mask=inside)
+    if CROSS:
+        tl.store(out + CROSS_TERM * step, s9, mask=inside)
 
 
 # Runtime integers are not specialized: one binary for every batch, and a stride of 1 stays a number.
@@ -106,13 +152,9 @@ def partial_sums(
     program = tl.program_id(0).to(tl.int64)
     pair, part = program // parts, program % parts
     start, size, _ = part_bounds(table, part, parts, length, HAS_TABLE, ALIGN, CHUNK)
-    chosen, rejected = pair, pair + pairs
-    pred_w = pred + chosen * (pred_row.to(tl.int64) * ALIGN) + start
-    pred_l = pred + rejected * (pred_row.to(tl.int64) * ALIGN) + start
-    target_w = target + chosen * (target_row.to(tl.int64) * ALIGN) + start
-    target_l = target + rejected * (target_row.to(tl.int64) * ALIGN) + start
-    ref_w = ref + chosen * (ref_row.to(tl.int64) * ALIGN) + start
-    ref_l = ref + rejected * (ref_row.to(tl.int64) * ALIGN) + start
+    pred_w, pred_l = rows_of_pair(pred, pred_row, pair, pairs, start, ALIGN)
+    target_w, target_l = rows_of_pair(target, target_row, pair, pairs, start, ALIGN)
+    ref_w, ref_l = rows_of_pair(ref, ref_row, pair, pairs, start, ALIGN)
 
     zero = tl.zeros([BLOCK], tl.float32)
     policy_w, policy_l, reference_w, reference_l = zero, zero, zero, zero
@@ -158,21 +200,12 @@ def partial_sums(
 
     step = pairs.to(tl.int64) * parts
     out = partials + pair * parts + part
-    tl.store(out + POLICY_CHOSEN * step, tl.sum(policy_w))
-    tl.store(out + POLICY_REJECTED * step, tl.sum(policy_l))
-    if HAS_MASK:
-        tl.store(out + COUNT * step, tl.sum(count))
-    else:
-        tl.store(out + COUNT * step, size.to(tl.float32))
-    if HAS_REF:
-        tl.store(out + EXCESS_CHOSEN * step, tl.sum(excess_w))
-        tl.store(out + EXCESS_REJECTED * step, tl.sum(excess_l))
-        tl.store(out + REF_CHOSEN * step, tl.sum(reference_w))
-        tl.store(out + REF_REJECTED * step, tl.sum(reference_l))
-        tl.store(out + DRIFT_CHOSEN * step, tl.sum(drift_w))
-        tl.store(out + DRIFT_REJECTED * step, tl.sum(drift_l))
-    if CROSS:
-        tl.store(out + CROSS_TERM * step, tl.sum(cross))
+    total = tl.sum(count) if HAS_MASK else size.to(tl.float32)
+    store_quantities(
+        out, step, tl.sum(policy_w), tl.sum(policy_l), total, tl.sum(excess_w), tl.sum(excess_l),
+        tl.sum(reference_w), tl.sum(reference_l), tl.sum(drift_w), tl.sum(drift_l), tl.sum(cross), None,
+        HAS_REF, CROSS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -200,18 +233,12 @@ def sum_parts(
         inside = (pair < pairs)[:, None] & (column < end)[None, :]
         # 32-bit offsets from scalar pointers: a kernel of ten streams has no registers for 64-bit ones.
         cell = (pair.to(tl.int32) * parts)[:, None] + column[None, :]
-        s0 += tl.load(partials + POLICY_CHOSEN * step + cell, mask=inside, other=0.0)
-        s1 += tl.load(partials + POLICY_REJECTED * step + cell, mask=inside, other=0.0)
-        s2 += tl.load(partials + COUNT * step + cell, mask=inside, other=0.0)
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = load_quantities(partials, step, cell, inside, HAS_REF, CROSS)
+        s0, s1, s2 = s0 + t0, s1 + t1, s2 + t2
         if HAS_REF:
-            s3 += tl.load(partials + EXCESS_CHOSEN * step + cell, mask=inside, other=0.0)
-            s4 += tl.load(partials + EXCESS_REJECTED * step + cell, mask=inside, other=0.0)
-            s5 += tl.load(partials + REF_CHOSEN * step + cell, mask=inside, other=0.0)
-            s6 += tl.load(partials + REF_REJECTED * step + cell, mask=inside, other=0.0)
-            s7 += tl.load(partials + DRIFT_CHOSEN * step + cell, mask=inside, other=0.0)
-            s8 += tl.load(partials + DRIFT_REJECTED * step + cell, mask=inside, other=0.0)
+            s3, s4, s5, s6, s7, s8 = s3 + t3, s4 + t4, s5 + t5, s6 + t6, s7 + t7, s8 + t8
         if CROSS:
-            s9 += tl.load(partials + CROSS_TERM * step + cell, mask=inside, other=0.0)
+            s9 += t9
         part += PARTS
     return (
         tl.sum(s0, 1), tl.sum(s1, 1), tl.sum(s2, 1), tl.sum(s3, 1), tl.sum(s4, 1),
@@ -320,7 +347,6 @@ def pair_gradient(
     program = tl.program_id(0).to(tl.int64)
     pair, part = program // parts, program % parts
     start, size, segment = part_bounds(table, part, parts, length, HAS_TABLE, ALIGN, CHUNK)
-    chosen, rejected = pair, pair + pairs
 
     cell, step = pair * segments + segment, pairs.to(tl.int64) * segments
     total = tl.load(count + cell)
@@ -339,14 +365,10 @@ def pair_gradient(
     if CROSS:
         twist = tl.load(cross_slopes + cell) * double * 0.5
 
-    pred_w = pred + chosen * (pred_row.to(tl.int64) * ALIGN) + start
-    pred_l = pred + rejected * (pred_row.to(tl.int64) * ALIGN) + start
-    target_w = target + chosen * (target_row.to(tl.int64) * ALIGN) + start
-    target_l = target + rejected * (target_row.to(tl.int64) * ALIGN) + start
-    ref_w = ref + chosen * (ref_row.to(tl.int64) * ALIGN) + start
-    ref_l = ref + rejected * (ref_row.to(tl.int64) * ALIGN) + start
-    out_w = out + chosen * (length.to(tl.int64) * ALIGN) + start
-    out_l = out + rejected * (length.to(tl.int64) * ALIGN) + start
+    pred_w, pred_l = rows_of_pair(pred, pred_row, pair, pairs, start, ALIGN)
+    target_w, target_l = rows_of_pair(target, target_row, pair, pairs, start, ALIGN)
+    ref_w, ref_l = rows_of_pair(ref, ref_row, pair, pairs, start, ALIGN)
+    out_w, out_l = rows_of_pair(out, length, pair, pairs, start, ALIGN)
     turn = 0
     while turn < size:
         within = turn + tl.arange(0, BLOCK)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..backend import interpreting, warps
-from ..layout import Parts, cut, next_power_of_2, rows_of
+from ..backend import interpreting
+from ..launch import dense_like, launch, next_power_of_2
+from .layout import Parts, cut, rows_of
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,9 @@ class PairRows:
     def pairs(self) -> int:
         return self.pred.shape[0] // 2
 
-    def inputs(self) -> tuple:
-        """The tensors that both passes read; an absent one is stood for by another that is not read."""
-        absent = self.pred
-        return (
-            self.pred,
-            self.target,
-            absent if self.ref is None else self.ref,
-            absent if self.mask is None else self.mask,
-            absent if self.cut.table is None else self.cut.table,
-        )
+    def inputs(self) -> tuple[torch.Tensor | None, ...]:
+        """The tensors that both passes read."""
+        return self.pred, self.target, self.ref, self.mask, self.cut.table
 
     def strides(self) -> tuple[int, ...]:
         ref = self.pred if self.ref is None else self.ref
@@ -56,8 +50,7 @@ class PairRows:
             "ALIGN": self.cut.align,
             "CHUNK": self.cut.chunk,
             "BLOCK": BLOCK,
-            "num_warps": warps(THREADS),
-            "enable_fp_fusion": True,
+            "threads": THREADS,
         }
 
     def tile(self) -> dict:
@@ -70,8 +63,7 @@ class PairRows:
             "HAS_TABLE": self.cut.table is not None,
             "PAIRS": TILE // parts,
             "PARTS": parts,
-            "num_warps": warps(TILE_THREADS),
-            "enable_fp_fusion": True,
+            "threads": TILE_THREADS,
         }
 
 
@@ -96,19 +88,28 @@ def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
 
     parts = rows.cut.parts
     partials = torch.empty(QUANTITIES, rows.pairs, parts, device=rows.pred.device)
-    with torch.cuda.device_of(rows.pred):
-        partial_sums[(rows.pairs * parts,)](
-            *rows.inputs(),
-            partials,
-            *rows.strides(),
-            rows.pairs,
-            parts,
-            *rows.mask_strides(),
-            HAS_REF=rows.ref is not None,
-            CROSS=cross,
-            **rows.options(),
-        )
+    grid, numbers = (rows.pairs * parts,), (*rows.strides(), rows.pairs, parts, *rows.mask_strides())
+    switches = {"HAS_REF": rows.ref is not None, "CROSS": cross}
+    launch(partial_sums, grid, rows.inputs(), (partials,), numbers, **switches, **rows.options())
     return partials
+
+
+def launch_tiles(kernel, rows: PairRows, cross: bool, outputs: tuple[torch.Tensor, ...]) -> None:
+    """A second stage over the partial sums: a program adds up one segment of some pairs."""
+    tensors, tile = (launch_sums(rows, cross), rows.cut.bounds), rows.tile()
+    grid = (-(-rows.pairs // tile["PAIRS"]) * rows.segments,)
+    numbers = (rows.pairs, rows.cut.parts, rows.segments)
+    launch(kernel, grid, tensors, outputs, numbers, HAS_REF=rows.ref is not None, CROSS=cross, **tile)
+
+
+def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
+    """The errors of each pair's segments, as `empty_errors` lays them out."""
+    from .pair_kernels import pair_means
+
+    has_ref = rows.ref is not None
+    errors = empty_errors(rows, has_ref, has_ref, cross)
+    launch_tiles(pair_means, rows, cross, errors)
+    return errors
 
 
 def launch_segment_sums(rows: PairRows, cross: bool) -> torch.Tensor:
@@ -116,21 +117,8 @@ def launch_segment_sums(rows: PairRows, cross: bool) -> torch.Tensor:
     from .dpo_kernel import segment_sums
     from .pair_kernels import QUANTITIES
 
-    partials = launch_sums(rows, cross)
     sums = torch.empty(QUANTITIES, rows.pairs, rows.segments, device=rows.pred.device)
-    tile = rows.tile()
-    with torch.cuda.device_of(rows.pred):
-        segment_sums[(-(-rows.pairs // tile["PAIRS"]) * rows.segments,)](
-            partials,
-            partials if rows.cut.bounds is None else rows.cut.bounds,
-            sums,
-            rows.pairs,
-            rows.cut.parts,
-            rows.segments,
-            HAS_REF=rows.ref is not None,
-            CROSS=cross,
-            **tile,
-        )
+    launch_tiles(segment_sums, rows, cross, (sums,))
     return sums
 
 
@@ -146,28 +134,21 @@ def launch_gradient(
     """The gradient by `pred`, contiguous, in its dtype and the shape of `like`."""
     from .pair_kernels import pair_gradient
 
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    with torch.cuda.device_of(rows.pred):
-        pair_gradient[(rows.pairs * rows.cut.parts,)](
-            *rows.inputs(),
-            slopes if scale is None else scale,
-            slopes,
-            slopes if drift_slopes is None else drift_slopes,
-            slopes if cross_slopes is None else cross_slopes,
-            count,
-            out,
-            *rows.strides(),
-            rows.pairs,
-            rows.cut.parts,
-            rows.segments,
-            *rows.mask_strides(),
-            FUSED=scale is not None,
-            HAS_REF=slopes.shape[0] > 3,
-            DRIFT=drift_slopes is not None,
-            CROSS=cross_slopes is not None,
-            EMULATE_BF16=interpreting(),
-            **rows.options(),
-        )
+    out = dense_like(like)
+    sizes = (rows.pairs, rows.cut.parts, rows.segments)
+    launch(
+        pair_gradient,
+        (rows.pairs * rows.cut.parts,),
+        (*rows.inputs(), scale, slopes, drift_slopes, cross_slopes, count),
+        (out,),
+        (*rows.strides(), *sizes, *rows.mask_strides()),
+        FUSED=scale is not None,
+        HAS_REF=slopes.shape[0] > 3,
+        DRIFT=drift_slopes is not None,
+        CROSS=cross_slopes is not None,
+        EMULATE_BF16=interpreting(),
+        **rows.options(),
+    )
     return out
 
 

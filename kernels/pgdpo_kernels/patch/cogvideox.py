@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 
-from .replace import Forward, Ops, Processor, Replacement, promoted
+from .attention import FusedProcessor, mask_of_heads
+from .replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -24,15 +24,8 @@ PROCESSORS = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    found = []
-    for index, block in enumerate(model.transformer_blocks):
-        path = f"transformer_blocks.{index}"
-        if ops.in_blocks:
-            found.append(Forward(block, path, block_forward(ops)))
-        if ops.in_attention:
-            processor = FusedNormCogVideoXAttnProcessor(ops)
-            found.append(Processor(block.attn1, f"{path}.attn1", processor, PROCESSORS))
-    return found
+    forwards, processor = {CogVideoXBlock: block_forward(ops)}, FusedNormCogVideoXAttnProcessor
+    return of_blocks(model, "transformer_blocks", ops, forwards, "attn1", processor, PROCESSORS)
 
 
 def block_forward(ops: Ops) -> Callable:
@@ -82,14 +75,10 @@ def affine(norm: CogVideoXLayerNormZero) -> dict:
     return {"weight": norm.norm.weight, "bias": norm.norm.bias, "eps": norm.norm.eps}
 
 
-class FusedNormCogVideoXAttnProcessor:
+class FusedNormCogVideoXAttnProcessor(FusedProcessor):
     """`CogVideoXAttnProcessor2_0`, and its form for fused projections, through diffusers' dispatcher."""
 
     _attention_backend = "native"  # they call torch's attention, whatever the backend
-    _parallel_config = None
-
-    def __init__(self, ops: Ops):
-        self.ops = ops
 
     def __call__(
         self,
@@ -101,36 +90,18 @@ class FusedNormCogVideoXAttnProcessor:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         text = encoder_hidden_states.size(1)
         hidden_states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        batch, tokens, _ = hidden_states.shape
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        attention_mask = mask_of_heads(attn, attention_mask, hidden_states)
         if getattr(attn, "fused_projections", False):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
-        cos, sin = (
-            (None, None) if image_rotary_emb is None else (x.to(query.device) for x in image_rotary_emb)
-        )
-        norms = {"norm": "none"}
-        if attn.norm_q is not None:
-            norms = {"norm": "layer_head", "eps": attn.norm_q.eps}
-            norms |= {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
-            norms |= {"q_bias": attn.norm_q.bias, "k_bias": attn.norm_k.bias}
-        query, key = self.ops.qk_norm_rope(
-            query, key, cos=cos, sin=sin, num_heads=attn.heads, rope_start=text, **norms
-        )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        hidden_states = hidden_states.flatten(2)
+        tables = image_rotary_emb and tuple(table.to(query.device) for table in image_rotary_emb)
+        norms = (attn.norm_q, attn.norm_k)
+        query, key = self.normed(attn, query, key, "layer_head", norms, tables, rope_start=text)
+        hidden_states = self.attend(attn, query, key, value, attention_mask)
         hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
-        encoder_hidden_states, hidden_states = hidden_states.split([text, tokens - text], dim=1)
+        encoder_hidden_states, hidden_states = hidden_states.split(
+            [text, hidden_states.shape[1] - text], dim=1
+        )
         return hidden_states, encoder_hidden_states

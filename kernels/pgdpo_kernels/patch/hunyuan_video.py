@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoAttnProcessor2_0,
     HunyuanVideoSingleTransformerBlock,
+    HunyuanVideoTokenReplaceSingleTransformerBlock,
+    HunyuanVideoTokenReplaceTransformerBlock,
     HunyuanVideoTransformerBlock,
 )
 from torch import nn
 
-from .replace import Forward, Ops, Processor, Replacement, promoted
+from .attention import FusedProcessor
+from .replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -32,19 +34,15 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
     forwards = {
         HunyuanVideoTransformerBlock: dual_forward(ops),
         HunyuanVideoSingleTransformerBlock: single_forward(ops),
+        HunyuanVideoTokenReplaceTransformerBlock: None,
+        HunyuanVideoTokenReplaceSingleTransformerBlock: None,
     }
-    found = []
-    for stack in ("transformer_blocks", "single_transformer_blocks"):
-        for index, block in enumerate(getattr(model, stack)):
-            path = f"{stack}.{index}"
-            if ops.in_blocks and type(block) in forwards:
-                found.append(Forward(block, path, forwards[type(block)]))
-            if ops.in_attention:
-                processor = FusedHunyuanVideoAttnProcessor(ops)
-                found.append(
-                    Processor(block.attn, f"{path}.attn", processor, (HunyuanVideoAttnProcessor2_0,))
-                )
-    return found
+    processor, known = FusedHunyuanVideoAttnProcessor, (HunyuanVideoAttnProcessor2_0,)
+    return [
+        item
+        for stack in ("transformer_blocks", "single_transformer_blocks")
+        for item in of_blocks(model, stack, ops, forwards, "attn", processor, known)
+    ]
 
 
 def dual_forward(ops: Ops) -> Callable:
@@ -124,24 +122,8 @@ def modulation(norm: nn.Module, temb: torch.Tensor, parts: int) -> tuple[torch.T
     return norm.linear(norm.silu(temb)).chunk(parts, dim=1)
 
 
-class FusedHunyuanVideoAttnProcessor:
+class FusedHunyuanVideoAttnProcessor(FusedProcessor):
     """`HunyuanVideoAttnProcessor2_0`."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, ops: Ops):
-        self.ops = ops
-
-    def normed(self, attn, query, key, norm_q, norm_k, tables=(None, None), tokens=0):
-        norms = {"norm": "none"}
-        if norm_q is not None:
-            norms = {"norm": "rms_head", "eps": norm_q.eps}
-            norms |= {"q_weight": norm_q.weight, "k_weight": norm_k.weight}
-        cos, sin = tables
-        return self.ops.qk_norm_rope(
-            query, key, cos=cos, sin=sin, num_heads=attn.heads, rope_len=tokens, **norms
-        )
 
     def __call__(
         self,
@@ -157,29 +139,17 @@ class FusedHunyuanVideoAttnProcessor:
         if single and text:
             hidden_states = torch.cat([hidden_states, encoder_hidden_states], dim=1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        tables = image_rotary_emb or (None, None)
-        query, key = self.normed(attn, query, key, attn.norm_q, attn.norm_k, tables, turned)
+        norms = (attn.norm_q, attn.norm_k)
+        query, key = self.normed(attn, query, key, "rms_head", norms, image_rotary_emb, rope_len=turned)
         if not single and text:
             text_query = attn.add_q_proj(encoder_hidden_states)
             text_key = attn.add_k_proj(encoder_hidden_states)
-            text_query, text_key = self.normed(
-                attn, text_query, text_key, attn.norm_added_q, attn.norm_added_k
-            )
+            norms = (attn.norm_added_q, attn.norm_added_k)
+            text_query, text_key = self.normed(attn, text_query, text_key, "rms_head", norms, None)
             query, key = torch.cat([query, text_query], dim=1), torch.cat([key, text_key], dim=1)
             value = torch.cat([value, attn.add_v_proj(encoder_hidden_states)], dim=1)
 
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)
+        hidden_states = self.attend(attn, query, key, value, attention_mask)
         if encoder_hidden_states is None:
             return hidden_states, None
         hidden_states, encoder_hidden_states = hidden_states[:, :-text], hidden_states[:, -text:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx import (
     LTXVideoAttnProcessor,
     LTXVideoRotaryPosEmbed,
@@ -14,7 +13,8 @@ from diffusers.models.transformers.transformer_ltx import (
 )
 from torch import nn
 
-from .replace import Forward, Ops, Processor, Replacement, promoted
+from .attention import FusedProcessor, mask_of_heads
+from .replace import Forward, Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -27,14 +27,10 @@ SOURCES = {
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
     found = [Forward(model.rope, "rope", half_tables)] if ops.in_attention else []
-    for index, block in enumerate(model.transformer_blocks):
-        path = f"transformer_blocks.{index}"
-        if ops.in_blocks:
-            found.append(Forward(block, path, block_forward(ops)))
-        if ops.in_attention:
-            processor = FusedLTXVideoAttnProcessor(ops)
-            found.append(Processor(block.attn1, f"{path}.attn1", processor, (LTXVideoAttnProcessor,)))
-    return found
+    forwards, known = {LTXVideoTransformerBlock: block_forward(ops)}, (LTXVideoAttnProcessor,)
+    return found + of_blocks(
+        model, "transformer_blocks", ops, forwards, "attn1", FusedLTXVideoAttnProcessor, known
+    )
 
 
 def half_tables(self: LTXVideoRotaryPosEmbed, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,14 +81,8 @@ def block_forward(ops: Ops) -> Callable:
     return forward
 
 
-class FusedLTXVideoAttnProcessor:
+class FusedLTXVideoAttnProcessor(FusedProcessor):
     """`LTXVideoAttnProcessor` for self-attention, on tables of `half_tables`."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, ops: Ops):
-        self.ops = ops
 
     def __call__(
         self,
@@ -102,34 +92,11 @@ class FusedLTXVideoAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        if attention_mask is not None:
-            batch, tokens, _ = hidden_states.shape
-            attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        attention_mask = mask_of_heads(attn, attention_mask, hidden_states)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        tables = (None, None)
-        if image_rotary_emb is not None:
-            tables = (table.unflatten(2, (attn.heads, -1)) for table in image_rotary_emb)
-        query, key = self.ops.qk_norm_rope(
-            query,
-            key,
-            attn.norm_q.weight,
-            attn.norm_k.weight,
-            *tables,
-            num_heads=attn.heads,
-            norm="rms_full",
-            eps=attn.norm_q.eps,
+        tables = image_rotary_emb and tuple(
+            table.unflatten(2, (attn.heads, -1)) for table in image_rotary_emb
         )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)
+        query, key = self.normed(attn, query, key, "rms_full", (attn.norm_q, attn.norm_k), tables)
+        hidden_states = self.attend(attn, query, key, value, attention_mask)
         return attn.to_out[1](attn.to_out[0](hidden_states))

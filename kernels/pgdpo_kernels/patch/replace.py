@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -44,13 +44,8 @@ class Ops:
         return self.qk_norm_rope is qk_norm_rope
 
 
-OPS = tuple(field.name for field in fields(Ops))
-FUSED = {
-    "norm_modulate": norm_modulate,
-    "gate_residual": gate_residual,
-    "gate_residual_norm_modulate": gate_residual_norm_modulate,
-    "qk_norm_rope": qk_norm_rope,
-}
+FUSED = {op.__name__: op for op in (norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope)}
+OPS = tuple(FUSED)
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,40 @@ class Processor:
 
 
 Replacement = Forward | Processor
+
+
+def of_blocks(
+    model: nn.Module,
+    stack: str,
+    ops: Ops,
+    forwards: dict[type, Callable | None],
+    attention: str,
+    processor: type,
+    known: tuple[type, ...],
+) -> list[Replacement]:
+    """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
+
+    Args:
+        stack, attention: the attributes that hold the blocks, and a block's attention.
+        forwards: the fused forward of every class of blocks; None where a class keeps its own.
+        processor: its class, made of `ops`; it stands in for those of `known`.
+
+    Raises:
+        Unsupported: a block is of another class.
+    """
+    found: list[Replacement] = []
+    for index, block in enumerate(getattr(model, stack)):
+        path = f"{stack}.{index}"
+        if ops.in_blocks:
+            kinds = [kind for kind in forwards if isinstance(block, kind)]
+            if not kinds:
+                raise Unsupported(f"{path} is a {type(block).__name__}")
+            if forwards[kinds[0]] is not None:
+                found.append(Forward(block, path, forwards[kinds[0]]))
+        if ops.in_attention:
+            module = getattr(block, attention)
+            found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
+    return found
 
 
 def hand_over(old: Callable, new: Callable) -> None:

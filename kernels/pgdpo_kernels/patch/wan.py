@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import (
     WanAttnProcessor,
     WanTransformerBlock,
@@ -13,7 +12,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
-from .replace import Forward, Ops, Processor, Replacement
+from .attention import FusedProcessor
+from .replace import Ops, Replacement, of_blocks
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -23,14 +23,8 @@ SOURCES = {
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    found = []
-    for index, block in enumerate(model.blocks):
-        if ops.in_blocks:
-            found.append(Forward(block, f"blocks.{index}", block_forward(ops)))
-        if ops.in_attention:
-            processor = FusedWanAttnProcessor(ops)
-            found.append(Processor(block.attn1, f"blocks.{index}.attn1", processor, (WanAttnProcessor,)))
-    return found
+    forwards = {WanTransformerBlock: block_forward(ops)}
+    return of_blocks(model, "blocks", ops, forwards, "attn1", FusedWanAttnProcessor, (WanAttnProcessor,))
 
 
 def block_forward(ops: Ops) -> Callable:
@@ -67,14 +61,8 @@ def block_forward(ops: Ops) -> Callable:
     return forward
 
 
-class FusedWanAttnProcessor:
+class FusedWanAttnProcessor(FusedProcessor):
     """`WanAttnProcessor` for self-attention; cross-attention, without a rotation, keeps its own."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, ops: Ops):
-        self.ops = ops
 
     def __call__(
         self,
@@ -85,26 +73,6 @@ class FusedWanAttnProcessor:
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
-        query, key = self.ops.qk_norm_rope(
-            query,
-            key,
-            attn.norm_q.weight,
-            attn.norm_k.weight,
-            *(rotary_emb or (None, None)),
-            num_heads=attn.heads,
-            norm="rms_full",
-            eps=attn.norm_q.eps,
-        )
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        hidden_states = hidden_states.flatten(2, 3).type_as(query)
+        query, key = self.normed(attn, query, key, "rms_full", (attn.norm_q, attn.norm_k), rotary_emb)
+        hidden_states = self.attend(attn, query, key, value, attention_mask)
         return attn.to_out[1](attn.to_out[0](hidden_states))

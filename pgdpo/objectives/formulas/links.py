@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pgdpo.objectives.batch import Batch, Terms, nll, with_scaled_gradient
-from pgdpo.objectives.spec import Near, Option, Spec, beta
+from pgdpo.objectives.spec import Near, Option, beta, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,11 +14,25 @@ if TYPE_CHECKING:
 EXPONENT_LIMIT = 20.0  # e^20 = 5e8: beyond it f_dpo's exponentials go on flat
 
 
+@objective(
+    paper="DPO-Positive (Smaug), arXiv 2402.13228",
+    summary="DPO that is punished when the chosen sample's error rises above the reference's.",
+    formula="ℓ(κ[m − λ·max(0, e_w)])",
+    confidence="paper",
+    options={"beta": beta(), "penalty": Option(5.0, "λ; default ours", least=0)},
+)
 def dpop(batch: Batch, *, beta: float, penalty: float) -> Terms:
     z = batch.kappa(beta) * (batch.margin - penalty * batch.excess_chosen.relu())
     return Terms(nll(z), z)
 
 
+@objective(
+    paper="DiscoPOP, arXiv 2406.08414",
+    summary="A loss found by search: between the logistic and the exponential loss.",
+    formula="(1−μ)ℓ(z) + μ·e^(−z), μ = σ(z/τ)",
+    confidence="code",
+    options={"beta": beta(), "tau": Option(0.05, "τ", above=0, below=1)},
+)
 def discopop(batch: Batch, *, beta: float, tau: float) -> Terms:
     z = batch.logit(beta)
     modulation = (z / tau).sigmoid()
@@ -26,6 +40,31 @@ def discopop(batch: Batch, *, beta: float, tau: float) -> Terms:
     return Terms(nll(z) * (1 - modulation) + exponential, z)
 
 
+def _f_near_dpo(options: Mapping[str, Any]) -> Near | None:
+    """g'(r) is 1, e^(−r), σ(−r) or e^(−αr), with r of order 1e-3."""
+    beta, divergence = options["beta"], options["divergence"]
+    rate = {"reverse_kl": 0.0, "forward_kl": 1.0, "js": 0.5, "alpha": options["alpha"]}[divergence]
+    if 0.01 * rate > 0.02:
+        return None
+    differs = "take the divergence alpha with an alpha of 100 or more, near which g is curved"
+    return Near("dpo", 0.01 * rate, differs, beta / 2 if divergence == "js" else beta)
+
+
+@objective(
+    paper="f-DPO, arXiv 2309.16240",
+    summary="Other divergences from the reference than reverse KL.",
+    formula="ℓ(κ(g(r_w) − g(r_l))); g: r | −e^(−r) | log σ(r) | −e^(−αr)/α",
+    confidence="paper",
+    options={
+        "beta": beta(),
+        "divergence": Option("forward_kl", "g", choices=("reverse_kl", "forward_kl", "js", "alpha")),
+        "alpha": Option(0.5, "α of the alpha divergence; default ours", above=0),
+    },
+    near=_f_near_dpo,
+    note=f"Exponents are clamped at {EXPONENT_LIMIT:g}. On mean errors r is of order 1e-3, where every g is nearly "
+    "linear: reverse_kl is dpo, forward_kl is dpo to 1e-3, js dpo with half the β, alpha dpo to α·1e-3: an α of "
+    "100 and more is itself.",
+)
 def f_dpo(batch: Batch, *, beta: float, divergence: str, alpha: float) -> Terms:
     def link(reward: Tensor) -> Tensor:
         """g up to a constant, which the difference drops; by expm1, as r is far below 1."""
@@ -39,9 +78,17 @@ def f_dpo(batch: Batch, *, beta: float, divergence: str, alpha: float) -> Terms:
     return Terms(nll(z), z)
 
 
+@objective(
+    paper="AOT, arXiv 2406.05882",
+    pools=True,
+    summary="Rewards of chosen and of rejected are sorted over the batch, then compared place by place.",
+    formula="ℓ(κ(r_w,(i) − r_l,(i))), (i) the i-th smallest of the batch",
+    confidence="code",
+    options={"beta": beta()},
+    note="The unpaired form: first-order dominance of the chosen rewards over the rejected ones.",
+)
 def aot(batch: Batch, *, beta: float) -> Terms:
-    chosen = batch.kappa(beta) * batch.reward_chosen
-    rejected = batch.kappa(beta) * batch.reward_rejected
+    chosen, rejected = batch.rewards(beta)
     all_chosen, start = batch.gathered(chosen)
     all_rejected, _ = batch.gathered(rejected)
     place = all_chosen.argsort(stable=True).argsort()[start : start + len(batch)]
@@ -50,6 +97,13 @@ def aot(batch: Batch, *, beta: float) -> Terms:
     return Terms(nll(z), z)
 
 
+@objective(
+    paper="Balanced-DPO",
+    summary="The chosen side's gradient is scaled to the size of the rejected side's; the value is DPO's.",
+    formula="ℓ(z), ∂/∂r_w × sg √(E_pl/E_pw)",
+    confidence="ours",
+    options={"beta": beta(), "limit": Option(10.0, "the scale stays within 1/limit..limit", least=1)},
+)
 def balanced_dpo(batch: Batch, *, beta: float, limit: float) -> Terms:
     scale = (batch.error_rejected / batch.error_chosen.clamp_min(1e-12)).detach().sqrt()
     scale = scale.clamp(1 / limit, limit)
@@ -58,24 +112,16 @@ def balanced_dpo(batch: Batch, *, beta: float, limit: float) -> Terms:
     return Terms(nll(z), z, stats={"balance/scale": scale})
 
 
+@objective(
+    paper="Poly-DPO",
+    summary="Adds a bounded term that weighs uncertain pairs more.",
+    formula="ℓ(z) + α(1 − σ(z))",
+    confidence="notes",
+    options={"beta": beta(), "alpha": Option(1.0, "α, 0 to 8 in the paper; default ours", least=0)},
+)
 def poly_dpo(batch: Batch, *, beta: float, alpha: float) -> Terms:
     z = batch.logit(beta)
     return Terms(nll(z) + alpha * (-z).sigmoid(), z)
-
-
-def reg_dpo(batch: Batch, *, beta: float, sft_weight: float) -> Terms:
-    z = batch.logit(beta)
-    return Terms(nll(z) + sft_weight * batch.error_chosen, z)
-
-
-def _f_near_dpo(options: Mapping[str, Any]) -> Near | None:
-    """g'(r) is 1, e^(−r), σ(−r) or e^(−αr), with r of order 1e-3."""
-    beta, divergence = options["beta"], options["divergence"]
-    rate = {"reverse_kl": 0.0, "forward_kl": 1.0, "js": 0.5, "alpha": options["alpha"]}[divergence]
-    if 0.01 * rate > 0.02:
-        return None
-    differs = "take the divergence alpha with an alpha of 100 or more, near which g is curved"
-    return Near("dpo", 0.01 * rate, differs, beta / 2 if divergence == "js" else beta)
 
 
 def _near_dpo(options: Mapping[str, Any]) -> Near | None:
@@ -86,78 +132,15 @@ def _near_dpo(options: Mapping[str, Any]) -> Near | None:
     return Near("dpo", within, "the denoising term counts at a sft_weight of about beta/4", options["beta"])
 
 
-DPOP = Spec(
-    name="dpop",
-    paper="DPO-Positive (Smaug), arXiv 2402.13228",
-    summary="DPO that is punished when the chosen sample's error rises above the reference's.",
-    formula="ℓ(κ[m − λ·max(0, e_w)])",
-    confidence="paper",
-    compute=dpop,
-    options={"beta": beta(), "penalty": Option(5.0, "λ; default ours", least=0)},
-)
-DISCOPOP = Spec(
-    name="discopop",
-    paper="DiscoPOP, arXiv 2406.08414",
-    summary="A loss found by search: between the logistic and the exponential loss.",
-    formula="(1−μ)ℓ(z) + μ·e^(−z), μ = σ(z/τ)",
-    confidence="code",
-    compute=discopop,
-    options={"beta": beta(), "tau": Option(0.05, "τ", above=0, below=1)},
-)
-F_DPO = Spec(
-    name="f_dpo",
-    paper="f-DPO, arXiv 2309.16240",
-    summary="Other divergences from the reference than reverse KL.",
-    formula="ℓ(κ(g(r_w) − g(r_l))); g: r | −e^(−r) | log σ(r) | −e^(−αr)/α",
-    confidence="paper",
-    compute=f_dpo,
-    options={
-        "beta": beta(),
-        "divergence": Option("forward_kl", "g", choices=("reverse_kl", "forward_kl", "js", "alpha")),
-        "alpha": Option(0.5, "α of the alpha divergence; default ours", above=0),
-    },
-    near=_f_near_dpo,
-    note=f"Exponents are clamped at {EXPONENT_LIMIT:g}. On mean errors r is of order 1e-3, where every g is nearly "
-    "linear: reverse_kl is dpo, forward_kl is dpo to 1e-3, js dpo with half the β, alpha dpo to α·1e-3: an α of "
-    "100 and more is itself.",
-)
-AOT = Spec(
-    name="aot",
-    paper="AOT, arXiv 2406.05882",
-    pools=True,
-    summary="Rewards of chosen and of rejected are sorted over the batch, then compared place by place.",
-    formula="ℓ(κ(r_w,(i) − r_l,(i))), (i) the i-th smallest of the batch",
-    confidence="code",
-    compute=aot,
-    options={"beta": beta()},
-    note="The unpaired form: first-order dominance of the chosen rewards over the rejected ones.",
-)
-BALANCED_DPO = Spec(
-    name="balanced_dpo",
-    paper="Balanced-DPO",
-    summary="The chosen side's gradient is scaled to the size of the rejected side's; the value is DPO's.",
-    formula="ℓ(z), ∂/∂r_w × sg √(E_pl/E_pw)",
-    confidence="ours",
-    compute=balanced_dpo,
-    options={"beta": beta(), "limit": Option(10.0, "the scale stays within 1/limit..limit", least=1)},
-)
-POLY_DPO = Spec(
-    name="poly_dpo",
-    paper="Poly-DPO",
-    summary="Adds a bounded term that weighs uncertain pairs more.",
-    formula="ℓ(z) + α(1 − σ(z))",
-    confidence="notes",
-    compute=poly_dpo,
-    options={"beta": beta(), "alpha": Option(1.0, "α, 0 to 8 in the paper; default ours", least=0)},
-)
-REG_DPO = Spec(
-    name="reg_dpo",
+@objective(
     paper="Reg-DPO",
     summary="DPO with a denoising term on the chosen sample, real clips in the paper.",
     formula="ℓ(z) + r·E_pw",
     confidence="notes",
-    compute=reg_dpo,
     options={"beta": beta(), "sft_weight": Option(1.0, "r; default ours", least=0)},
     near=_near_dpo,
     note="At the defaults the denoising term has 8e-4 of the gradient: felt at an r of about β/4.",
 )
+def reg_dpo(batch: Batch, *, beta: float, sft_weight: float) -> Terms:
+    z = batch.logit(beta)
+    return Terms(nll(z) + sft_weight * batch.error_chosen, z)

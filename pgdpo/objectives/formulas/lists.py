@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgdpo.objectives.batch import Batch, Terms, nll
-from pgdpo.objectives.spec import Needs, Option, Spec, beta
+from pgdpo.objectives.spec import Needs, Option, beta, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,89 +80,42 @@ def scores(batch: Batch, beta: float) -> Tensor:
     """κr of both samples, `[B, 2]`."""
     import torch
 
-    kappa = batch.kappa(beta)
-    return torch.stack((kappa * batch.reward_chosen, kappa * batch.reward_rejected), 1)
+    return torch.stack(batch.rewards(beta), 1)
 
 
-def lpo(batch: Batch, *, beta: float) -> Terms:
-    found, score = by_rank(batch), scores(batch, beta)
-    rest = found.columns(score).masked_fill(~found.not_before(), NEVER).logsumexp(1)
-    return Terms(found.per_pair(rest - flat(score)), score[:, 0] - score[:, 1])
-
-
-def gdro(batch: Batch, *, beta: float, tau: float, gamma: float) -> Terms:
+def errors_of(batch: Batch) -> Tensor:
+    """E_p of both samples, `[2B]`, chosen half first."""
     import torch
 
-    found, score = by_reward(batch), scores(batch, beta)
-    column, after = found.columns(score), found.not_before()
-    target = (found.columns(batch.info("reward", 2)) / tau).masked_fill(~after, NEVER).softmax(1)
-    per_sample = column.masked_fill(~after, NEVER).logsumexp(1) - (target * column).sum(1)
-    errors = torch.cat((batch.error_chosen, batch.error_rejected))
-    per_sample = per_sample + gamma * errors * (found.place == 0)
-    return Terms(found.per_pair(per_sample), score[:, 0] - score[:, 1])
+    return torch.cat((batch.error_chosen, batch.error_rejected))
 
 
-def rank_dpo(batch: Batch, *, beta: float) -> Terms:
-    found, score = by_reward(batch), scores(batch, beta)
-    quality = batch.info("reward", 2)
-    gain = (flat(quality).exp2()[:, None] - found.columns(quality).exp2()).abs()
-    inverse, inverses = (1 / (place.clamp_min(0.0) + 2).log() for place in (found.place, found.places))
-    discount = (inverse[:, None] - inverses).abs()
-    better = found.same & (found.places > found.place[:, None])
-    losses = gain * discount * nll(flat(score)[:, None] - found.columns(score))
-    return Terms(found.per_pair(losses.where(better, 0.0).sum(1)), score[:, 0] - score[:, 1])
+def gap(score: Tensor) -> Tensor:
+    """The logit of a pair, from the scores of its two samples."""
+    return score[:, 0] - score[:, 1]
 
 
-def adpo(batch: Batch, *, beta: float, target: str, tau: float) -> Terms:
-    import torch
-
-    found, score = by_rank(batch), scores(batch, beta)
-    found.place = found.place.clamp_max(0.0)  # every sample is compared with its whole list
-    found.places = found.places.clamp_max(0.0)
-    outside = ~found.not_before()
-    if target == "reward":
-        quality = batch.info("reward", 2) / tau
-        soft = (flat(quality) - found.columns(quality).masked_fill(outside, NEVER).logsumexp(1)).exp()
-    else:
-        probability = batch.info("probability")
-        soft = torch.cat((probability, 1 - probability))
-    total = found.columns(score).masked_fill(outside, NEVER).logsumexp(1)
-    return Terms(found.per_pair(soft * (total - flat(score))), score[:, 0] - score[:, 1])
-
-
-def dgpo(batch: Batch, *, beta: float) -> Terms:
-    import torch
-
-    found, advantage = by_rank(batch), batch.sided("advantage")
-    excess = torch.stack((batch.excess_chosen, batch.excess_rejected), 1)
-    pull = (advantage * batch.scaled(beta)[:, None] * excess).detach()  # (B, 2)
-    total = (found.same * found.columns(pull)).sum(1) / found.same.sum(1).clamp_min(1)
-    errors = torch.cat((batch.error_chosen, batch.error_rejected))
-    present = (found.place >= 0).to(errors.dtype)
-    per_sample = total.sigmoid() * flat(advantage) * errors * present
-    per_pair = per_sample.reshape(2, -1).sum(0) / present.reshape(2, -1).sum(0).clamp_min(1)
-    return Terms(per_pair, -total.reshape(2, -1).mean(0), stats={"dgpo/weight": total.sigmoid().mean()})
-
-
-LPO = Spec(
-    name="lpo",
+@objective(
     paper="Diffusion-LPO (listwise)",
     summary="Plackett–Luce over a ranked list; a list of two is DPO.",
     formula="−Σ_j [κr_j − LSE_{k≥j} κr_k]",
     confidence="notes",
-    compute=lpo,
     pools=True,
     without={"group": "each pair is a list of two, which is dpo"},
     options={"beta": beta()},
     note="Lists of up to 8 from PairInfo.group and .rank; without them each pair is a list.",
 )
-GDRO = Spec(
-    name="gdro",
+def lpo(batch: Batch, *, beta: float) -> Terms:
+    found, score = by_rank(batch), scores(batch, beta)
+    rest = found.columns(score).masked_fill(~found.not_before(), NEVER).logsumexp(1)
+    return Terms(found.per_pair(rest - flat(score)), gap(score))
+
+
+@objective(
     paper="GDRO",
     summary="Plackett–Luce against a soft target from the rewards, with a fit of the best sample.",
     formula="Σ_i [LSE_{j≥i} κr_j − Σ_{j≥i} q_i(j)·κr_j] + γ·E_p of the best, q_i = softmax_{j≥i}(reward/τ)",
     confidence="notes",
-    compute=gdro,
     pools=True,
     options={
         "beta": beta(),
@@ -172,25 +125,41 @@ GDRO = Spec(
     needs=Needs(pairs=("reward",)),
     note="Groups of 6 in the paper.",
 )
-RANK_DPO = Spec(
-    name="rank_dpo",
+def gdro(batch: Batch, *, beta: float, tau: float, gamma: float) -> Terms:
+    found, score = by_reward(batch), scores(batch, beta)
+    column, after = found.columns(score), found.not_before()
+    target = (found.columns(batch.info("reward", 2)) / tau).masked_fill(~after, NEVER).softmax(1)
+    per_sample = column.masked_fill(~after, NEVER).logsumexp(1) - (target * column).sum(1)
+    per_sample = per_sample + gamma * errors_of(batch) * (found.place == 0)
+    return Terms(found.per_pair(per_sample), gap(score))
+
+
+@objective(
     paper="RankDPO, arXiv 2410.18013",
     summary="All ordered pairs of a list, weighed by what swapping them costs in DCG.",
     formula="Σ_{i≻j} |G_i−G_j|·|1/log(1+τ_i) − 1/log(1+τ_j)|·ℓ(κ(r_i − r_j)), G = 2^reward − 1",
     confidence="paper",
-    compute=rank_dpo,
     pools=True,
     options={"beta": beta()},
     needs=Needs(pairs=("reward",)),
     note="τ is the place in the list by reward, from 1; rewards of order 1 (the paper: five reward models).",
 )
-ADPO = Spec(
-    name="adpo",
+def rank_dpo(batch: Batch, *, beta: float) -> Terms:
+    found, score = by_reward(batch), scores(batch, beta)
+    quality = batch.info("reward", 2)
+    gain = (flat(quality).exp2()[:, None] - found.columns(quality).exp2()).abs()
+    inverse, inverses = (1 / (place.clamp_min(0.0) + 2).log() for place in (found.place, found.places))
+    discount = (inverse[:, None] - inverses).abs()
+    better = found.same & (found.places > found.place[:, None])
+    losses = gain * discount * nll(flat(score)[:, None] - found.columns(score))
+    return Terms(found.per_pair(losses.where(better, 0.0).sum(1)), gap(score))
+
+
+@objective(
     paper="ADPO (anchored)",
     summary="Cross entropy between a soft target over the list and the policy's softmax of rewards.",
     formula="−Σ_i q_i·log softmax_i(κr)",
     confidence="ours",
-    compute=adpo,
     pools=True,
     options={
         "beta": beta(),
@@ -206,15 +175,43 @@ ADPO = Spec(
     note="The paper's temperature of the policy is 1/κ. With hard labels the target `probability` makes it dpo: they "
     "are refused.",
 )
-DGPO = Spec(
-    name="dgpo",
+def adpo(batch: Batch, *, beta: float, target: str, tau: float) -> Terms:
+    import torch
+
+    found, score = by_rank(batch), scores(batch, beta)
+    found.place = found.place.clamp_max(0.0)  # every sample is compared with its whole list
+    found.places = found.places.clamp_max(0.0)
+    outside = ~found.not_before()
+    if target == "reward":
+        quality = batch.info("reward", 2) / tau
+        soft = (flat(quality) - found.columns(quality).masked_fill(outside, NEVER).logsumexp(1)).exp()
+    else:
+        probability = batch.info("probability")
+        soft = torch.cat((probability, 1 - probability))
+    total = found.columns(score).masked_fill(outside, NEVER).logsumexp(1)
+    return Terms(found.per_pair(soft * (total - flat(score))), gap(score))
+
+
+@objective(
     paper="DGPO, arXiv 2510.08425",
     summary="Advantages of a group weigh each sample's error; the group's own state weighs the whole.",
     formula="mean_i sg[σ(Σ_j A_j·β·e_j/G)]·A_i·E_p,i",
     confidence="code",
-    compute=dgpo,
     pools=True,
     options={"beta": beta(100.0)},
     needs=Needs(pairs=("advantage",), data="groups (24 in the paper) with advantages"),
     note="β itself, without the half. Not bounded below.",
+    trained_with=None,
 )
+def dgpo(batch: Batch, *, beta: float) -> Terms:
+    import torch
+
+    found, advantage = by_rank(batch), batch.sided("advantage")
+    excess = torch.stack((batch.excess_chosen, batch.excess_rejected), 1)
+    pull = (advantage * batch.scaled(beta)[:, None] * excess).detach()  # (B, 2)
+    total = (found.same * found.columns(pull)).sum(1) / found.same.sum(1).clamp_min(1)
+    errors = errors_of(batch)
+    present = (found.place >= 0).to(errors.dtype)
+    per_sample = total.sigmoid() * flat(advantage) * errors * present
+    per_pair = per_sample.reshape(2, -1).sum(0) / present.reshape(2, -1).sum(0).clamp_min(1)
+    return Terms(per_pair, -total.reshape(2, -1).mean(0), stats={"dgpo/weight": total.sigmoid().mean()})

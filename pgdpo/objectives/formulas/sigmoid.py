@@ -1,14 +1,12 @@
-"""Diffusion-DPO, PG-DPO and the rows that differ from them by data, target or link alone.
+"""Diffusion-DPO, PG-DPO and the objectives that differ from them by data, target or link alone.
 
 The formulas themselves stand once, in `pgdpo_kernels.preference_loss`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pgdpo.objectives.batch import Batch, Terms
-from pgdpo.objectives.spec import Needs, Option, Spec, beta
+from pgdpo.objectives.spec import Needs, Option, beta, objective
 
 
 def preference(batch: Batch, **options) -> Terms:
@@ -18,102 +16,66 @@ def preference(batch: Batch, **options) -> Terms:
     errors = batch.segments
     if batch.has("timestep_weight"):
         omega = batch.info("timestep_weight")[:, None]
-        errors = replace(
-            errors,
-            excess_chosen=errors.excess_chosen * omega,
-            excess_rejected=errors.excess_rejected * omega,
-        )
-    result = preference_loss(errors, **options)
+        batch = batch.with_excess(errors.excess_chosen * omega, errors.excess_rejected * omega)
+    result = preference_loss(batch.segments, **options)
     stats = {}
     if options["objective"] == "pg_dpo":
         stats = {"ars/alpha": result.ars_alpha, "ipr/gate": result.ipr_gate}
     return Terms(result.losses, result.logits, stats=stats)
 
 
-def dpo(batch: Batch, *, beta: float) -> Terms:
-    return preference(batch, objective="dpo", beta=beta)
-
-
-def ipo(batch: Batch, *, beta: float) -> Terms:
-    return preference(batch, objective="ipo", beta=beta)
-
-
-def hinge(batch: Batch, *, beta: float) -> Terms:
-    return preference(batch, objective="hinge", beta=beta)
-
-
-def pg_dpo(batch: Batch, *, ars: str, reward: str, segments: str, **options: float | str) -> Terms:
-    labels = (
-        batch.info("segment_labels", batch.segments.policy_chosen.shape[1])
-        if segments == "labelled"
-        else None
-    )
-    if ars == "none":
-        options["ars_k"] = None
-    elif reward == "external":
-        return _externally_scaled(batch, labels, **options)
-    return preference(batch, objective="pg_dpo", segment_labels=labels, **options)
-
-
-def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) -> Terms:
-    """ARS from a reward model's scores: alpha is a constant, so it goes into the worse side beforehand."""
-    chosen, rejected = batch.info("reward", 2).unbind(1)
-    ratio = ars_k * (chosen - rejected) / (rejected.abs() + ars_eps)
-    alpha = ratio.clamp(-ars_clip, ars_clip).sigmoid()
-    errors = batch.segments
-    swapped = errors.policy_chosen.new_zeros(()) > 0 if labels is None else labels < 0
-    scaled = replace(
-        errors,
-        excess_chosen=errors.excess_chosen * alpha[:, None].where(swapped, 1.0),
-        excess_rejected=errors.excess_rejected * alpha[:, None].where(~swapped, 1.0),
-    )
-    inner = replace(batch, segments=scaled)
-    terms = preference(inner, objective="pg_dpo", segment_labels=labels, ars_k=None, **options)
-    terms.stats["ars/alpha"] = alpha
-    return terms
-
-
-def npo(batch: Batch, *, beta: float) -> Terms:
-    errors = batch.segments
-    swapped = replace(errors, excess_chosen=errors.excess_rejected, excess_rejected=errors.excess_chosen)
-    return preference(replace(batch, segments=swapped), objective="dpo", beta=beta)
-
-
-DPO = Spec(
-    name="dpo",
+@objective(
     paper="Diffusion-DPO, arXiv 2311.12908",
     summary="The log-sigmoid of the implicit reward margin.",
     formula="ℓ(z)",
     confidence="code",
-    compute=dpo,
     options={"beta": beta()},
 )
-IPO = Spec(
-    name="ipo",
+def dpo(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="dpo", beta=beta)
+
+
+@objective(
+    paper="DDIM-InPO, arXiv 2503.18454",
+    summary="DPO on the noise that DDIM inversion finds for each sample, in place of fresh noise.",
+    formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
+    confidence="code",
+    options={"beta": beta(2000.0)},
+    needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
+    trained_with=("diffusion.inversion_steps=2",),
+)
+def inpo(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="dpo", beta=beta)
+
+
+@objective(
     paper="IPO, arXiv 2310.12036",
     summary="Regresses the margin to 1/2β instead of pushing it without end.",
     formula="(m − 1/2β)²",
     confidence="paper",
-    compute=ipo,
     options={"beta": beta()},
     note="β itself, without the half; m is of order 1e-3.",
 )
-HINGE = Spec(
-    name="hinge",
+def ipo(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="ipo", beta=beta)
+
+
+@objective(
     paper="SLiC, arXiv 2305.10425; RSO, arXiv 2309.06657",
     summary="Pairs with a logit above 1 have no gradient.",
     formula="max(0, 1 − z)",
     confidence="code",
-    compute=hinge,
     options={"beta": beta()},
 )
-PG_DPO = Spec(
-    name="pg_dpo",
+def hinge(batch: Batch, *, beta: float) -> Terms:
+    return preference(batch, objective="hinge", beta=beta)
+
+
+@objective(
     paper="PG-DPO, arXiv 2511.19049",
     summary="Scales the rejected term by the pair's margin (ARS), keeps the chosen sample improving (IPR).",
     formula="ℓ(κ(r_w − α·r_l)) + λ·g·ℓ(κ·r_w), α = sg σ(K₁(r_w − r_l)/(|r_l| + ε)), g = sg σ(K₂(logit − τ))",
     confidence="reconstructed",
-    compute=pg_dpo,
     options={
         "beta": beta(),
         "ars": Option("adaptive", "scale the rejected term, or leave α = 1", choices=("adaptive", "none")),
@@ -138,26 +100,42 @@ PG_DPO = Spec(
     note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our "
     "reconstruction of what the abstract describes, not an equation of the paper.",
 )
-NPO = Spec(
-    name="npo",
+def pg_dpo(batch: Batch, *, ars: str, reward: str, segments: str, **options: float | str) -> Terms:
+    labels = batch.segment_labels() if segments == "labelled" else None
+    if ars == "none":
+        options["ars_k"] = None
+    elif reward == "external":
+        return _externally_scaled(batch, labels, **options)
+    return preference(batch, objective="pg_dpo", segment_labels=labels, **options)
+
+
+def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) -> Terms:
+    """ARS from a reward model's scores: alpha is a constant, so it goes into the worse side beforehand."""
+    chosen, rejected = batch.info("reward", 2).unbind(1)
+    ratio = ars_k * (chosen - rejected) / (rejected.abs() + ars_eps)
+    alpha = ratio.clamp(-ars_clip, ars_clip).sigmoid()
+    errors = batch.segments
+    swapped = errors.policy_chosen.new_zeros(()) > 0 if labels is None else labels < 0
+    scaled = batch.with_excess(
+        errors.excess_chosen * alpha[:, None].where(swapped, 1.0),
+        errors.excess_rejected * alpha[:, None].where(~swapped, 1.0),
+    )
+    terms = preference(scaled, objective="pg_dpo", segment_labels=labels, ars_k=None, **options)
+    terms.stats["ars/alpha"] = alpha
+    return terms
+
+
+@objective(
     paper="Diffusion-NPO, arXiv 2505.11245",
     summary="DPO with the labels swapped: trains a negative adapter for guidance's unconditional branch.",
     formula="ℓ(−z)",
     confidence="code",
-    compute=npo,
     negative=True,
     options={"beta": beta()},
     note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
     "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "
     "unconditional one: use the adapter so.",
 )
-INPO = Spec(
-    name="inpo",
-    paper="DDIM-InPO, arXiv 2503.18454",
-    summary="DPO on the noise that DDIM inversion finds for each sample, in place of fresh noise.",
-    formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
-    confidence="code",
-    compute=dpo,
-    options={"beta": beta(2000.0)},
-    needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
-)
+def npo(batch: Batch, *, beta: float) -> Terms:
+    swapped = batch.with_excess(batch.segments.excess_rejected, batch.segments.excess_chosen)
+    return preference(swapped, objective="dpo", beta=beta)

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from pgdpo.objectives.batch import Batch, Terms
-from pgdpo.objectives.spec import Option, Spec, beta
+from pgdpo.objectives.spec import Option, beta, objective
 
 
+@objective(
+    paper="Diffusion-KTO, arXiv 2404.04465",
+    summary="Each sample is desirable or not; its reward is compared with the batch's mean.",
+    formula="w_y·(1 − σ(y·β(r − z₀))), z₀ = sg max(0, mean r), mean over the pair's samples",
+    confidence="code",
+    pools=True,
+    options={
+        "beta": beta(1000.0),
+        "desirable_weight": Option(1.0, "weight of desirable samples", least=0),
+        "undesirable_weight": Option(1.0, "weight of undesirable samples", least=0),
+    },
+    note="β itself, without the half. PairInfo.label says what stands in the two places of unpaired data.",
+)
 def kto(batch: Batch, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Terms:
     import torch
 
@@ -19,20 +32,3 @@ def kto(batch: Batch, *, beta: float, desirable_weight: float, undesirable_weigh
     per_sample = weight * (-logits).sigmoid()  # 1 - σ, and 0 for an absent sample
     per_pair = per_sample.sum(1) / label.abs().sum(1).clamp_min(1)
     return Terms(per_pair, logits.sum(1), stats={"kto/reference_point": reference_point})
-
-
-KTO = Spec(
-    name="kto",
-    paper="Diffusion-KTO, arXiv 2404.04465",
-    summary="Each sample is desirable or not; its reward is compared with the batch's mean.",
-    formula="w_y·(1 − σ(y·β(r − z₀))), z₀ = sg max(0, mean r), mean over the pair's samples",
-    confidence="code",
-    compute=kto,
-    pools=True,
-    options={
-        "beta": beta(1000.0),
-        "desirable_weight": Option(1.0, "weight of desirable samples", least=0),
-        "undesirable_weight": Option(1.0, "weight of undesirable samples", least=0),
-    },
-    note="β itself, without the half. PairInfo.label says what stands in the two places of unpaired data.",
-)

@@ -1,4 +1,4 @@
-"""Segments and masks: from what the user gives to one form that eager code and kernels share."""
+"""Segments and masks of a pair's samples: from what the user gives to one form that eager code and kernels share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ..launch import next_power_of_2
 
 Segments = int | Sequence[int] | torch.Tensor | None
 
@@ -134,10 +136,6 @@ def cut(
 def chunk_size(length: int) -> int:
     """About 512 parts a sample, which fill a GPU with one pair, and no more than 16 turns a part."""
     return min(max(next_power_of_2(-(-length // 512)), 2048), 16384)
-
-
-def next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:
