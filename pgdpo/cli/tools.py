@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import app
+from pgdpo.cli.app import TOOLS, command
+from pgdpo.messages.console import console, put
 from pgdpo.messages.errors import InputError
 from pgdpo.version import __version__
 
 
-@app.command()
+@command(TOOLS)
 def objectives(
     name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
@@ -22,18 +24,19 @@ def objectives(
 
     Example: pgdpo objectives pg_dpo
     """
-    from pgdpo.messages.console import console
     from pgdpo.objectives import docs, listing
 
     if markdown:
-        print(docs.markdown(), end="")
-        return
-    console.print(listing.page(name) if name else listing.table(), soft_wrap=False)
+        put(docs.markdown())
+    else:
+        console.print(listing.page(name) if name else listing.overview(), soft_wrap=False)
 
 
-@app.command()
+@command(TOOLS)
 def options(
-    pattern: Annotated[str | None, typer.Argument(help="Show the keys that hold this text.")] = None,
+    word: Annotated[
+        str | None, typer.Argument(help="Show the keys that hold this text, in name or description.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
 ) -> None:
     """Every configuration key: what it takes, its default, what it does.
@@ -43,14 +46,12 @@ def options(
     from pgdpo.config import options as tables
 
     if markdown:
-        print(tables.markdown(), end="")
-        return
-    from pgdpo.messages.console import console
-
-    console.print(tables.table(pattern), soft_wrap=False)
+        put(tables.markdown())
+    else:
+        console.print(tables.listing(word), soft_wrap=False)
 
 
-@app.command()
+@command(TOOLS)
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Where runs will be written.")] = Path("runs"),
     json_file: Annotated[
@@ -72,7 +73,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@command(TOOLS)
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Only smoke and speed of these ops.")] = None,
     minutes: Annotated[float, typer.Option(help="For everything.")] = 9.0,
@@ -94,14 +95,15 @@ def bench(
     from benchmarks.gpu.__main__ import run
 
     try:
-        code = run(ops=ops, minutes=minutes, start=start, out=out)
+        with contextlib.redirect_stdout(console.file):  # the benchmarks print
+            code = run(ops=ops, minutes=minutes, start=start, out=out)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     if code:
         raise typer.Exit(code)
 
 
-@app.command()
+@command(TOOLS)
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    put(f"{__version__}\n")

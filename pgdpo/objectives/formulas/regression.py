@@ -46,7 +46,7 @@ def _near_sft(options: Mapping[str, float]) -> Near | None:
 CAPO = Spec(
     name="capo",
     paper="CaPO, arXiv 2502.02588",
-    summary="Regresses the logit to a calibrated reward gap.",
+    summary="Regresses the logit to a reward gap: a calibrated one.",
     formula="(z − h)², h = PairInfo.reward_margin",
     confidence="ours",
     compute=capo,
@@ -56,7 +56,7 @@ CAPO = Spec(
 LINEAR_DPO = Spec(
     name="linear_dpo",
     paper="Linear-DPO",
-    summary="The sigmoid's slope made linear and clipped, as a weight of the plain error difference.",
+    summary="The sigmoid's slope linear and clipped: as a weight of the plain error difference.",
     formula="sg[clip(½ − 0.2·βm, η, 1−η)]·(E_pw − E_pl)",
     confidence="code",
     compute=linear_dpo,
@@ -67,7 +67,7 @@ LINEAR_DPO = Spec(
 DSPO = Spec(
     name="dspo",
     paper="DSPO (direct score preference optimization)",
-    summary="Moves the chosen's target along policy − reference, by how little the pair is learnt yet.",
+    summary="Moves the chosen's target: along policy − reference, by how little the pair is learnt yet.",
     formula="mean (ρ_pw − c(policy − reference)_w)², c = β(1 − σ(z)), not detached",
     confidence="code",
     compute=dspo,
@@ -79,7 +79,7 @@ DSPO = Spec(
 INVERSION_DPO = Spec(
     name="inversion_dpo",
     paper="Inversion-DPO, arXiv 2507.11554",
-    summary="Compares how far the policy has moved from the reference along inverted paths.",
+    summary="Compares drifts along inverted paths: how far the policy has moved from the reference on them.",
     formula="ℓ(±κ(D_w − D_l)), + for paths inverted by the policy, − by the reference",
     confidence="code",
     compute=inversion_dpo,

@@ -15,7 +15,7 @@ def sft(batch: Batch, *, on: str) -> Terms:
 SFT = Spec(
     name="sft",
     paper="–",
-    summary="The denoising loss on the chosen samples, or on both: the baseline, and the first stage.",
+    summary="The denoising loss on the chosen samples; or on both. The baseline, and the first stage.",
     formula="E_pw, or ½(E_pw + E_pl)",
     confidence="code",
     compute=sft,
