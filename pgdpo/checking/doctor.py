@@ -201,24 +201,15 @@ def _xformers(works: bool) -> Finding:
         version = importlib.metadata.version("xformers")
     except importlib.metadata.PackageNotFoundError:
         return Finding("xformers", WARNING, "not installed", _install_xformers())
+    if works:
+        return Finding("xformers", OK, f"{version}: attention runs with it")
     from xformers import _cpp_lib
 
     error = _cpp_lib._cpp_library_load_exception
+    if error is None and not torch.cuda.is_available():
+        return Finding("xformers", OK, f"{version}: its extensions load; there is no GPU to run them")
     if error is None:
-        state = WARNING if torch.cuda.is_available() and not works else OK
-        able = (
-            "attention runs"
-            if works
-            else "attention does not run on this GPU"
-            if state == WARNING
-            else "no GPU to run on"
-        )
-        return Finding(
-            "xformers",
-            state,
-            f"{version}: extensions loaded, {able}",
-            _install_xformers() if state == WARNING else "",
-        )
+        return Finding("xformers", WARNING, f"{version} has no operator for this GPU", _install_xformers())
     wants = [need for need in importlib.metadata.requires("xformers") or () if need.startswith("torch")]
     built = getattr(error, "build_info", None)
     of = f" and is built for torch {built.torch_version}" if built else ""
