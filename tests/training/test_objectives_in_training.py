@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import re
 import subprocess
 import sys
 
@@ -73,10 +74,15 @@ class TestCommand:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def test_the_list_names_every_objective_and_imports_no_torch(self):
-        listing = self.run()
-        assert all(name in listing for name in available())
-        assert "2511.19049" in listing and "beta=5000" in listing and "segment_labels" in listing
+    def test_the_list_is_a_line_an_objective_and_imports_no_torch(self):
+        lines = self.run().splitlines()
+        assert [line.split()[0] for line in lines if line[:1].isalpha()].count("pg_dpo") == 1
+        for name in available():
+            [line] = [line for line in lines if line.startswith(f"{name} ")]
+            what, paper = re.split(r"\s{2,}", line)[1:]
+            assert len(what) > 10 and paper
+        assert all(len(line) <= 80 for line in lines)
+        assert "arXiv 2511.19049" in next(line for line in lines if line.startswith("pg_dpo "))
 
     def test_one_objective_is_shown_with_formula_options_and_confidence(self):
         page = " ".join(self.run("rdpo").split())
