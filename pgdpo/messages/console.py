@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import logging
 import os
 import sys
 import tempfile
@@ -91,7 +90,6 @@ def ours_alone() -> Iterator[None]:
         _as_it_leads_now(sys.stderr, 2) as errors,
         _descriptors_to(chatter),
     ):
-        logging.captureWarnings(True)
         console.file = out
         _kept.append(_Kept(out, errors, chatter))
         try:

@@ -42,8 +42,9 @@ def test_keys_are_found_by_name_and_description_those_by_name_first(capsys):
     run_pgdpo("options", "Checkpoint")
     found = capsys.readouterr().out
     shown = [line.split()[0] for line in found.splitlines() if line and not line.startswith(" ")]
-    by_name = [key for key, _ in options.keys() if "checkpoint" in key]
-    told = [key for key, field in options.keys() if "checkpoint" in field.description.lower()]
+    known = dict(options.keys())
+    by_name = [key for key in known if "checkpoint" in key]
+    told = [key for key, field in known.items() if "checkpoint" in field.description.lower()]
     assert len(by_name) > 2 and len(set(told) - set(by_name)) > 2
     assert shown == [*by_name, "in", *(key for key in told if key not in by_name)]
     run_pgdpo("options", "activation_offload")
@@ -51,7 +52,9 @@ def test_keys_are_found_by_name_and_description_those_by_name_first(capsys):
 
 
 def test_a_word_that_no_key_holds_comes_with_the_nearest_keys():
-    with pytest.raises(InputError, match="holds 'gradient_chekpointing'; nearest: model.gradient_checkpointing"):
+    with pytest.raises(
+        InputError, match="holds 'gradient_chekpointing'; nearest: model.gradient_checkpointing"
+    ):
         run_pgdpo("options", "gradient_chekpointing")
     with pytest.raises(InputError, match="holds 'zzzzq'; `pgdpo options` lists all"):
         run_pgdpo("options", "zzzzq")
