@@ -1,6 +1,5 @@
 """What is written has the mode of any new file under the user's umask, whoever writes it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ def of_umask(folder: Path, umask: int) -> list[str]:
         for path, mode in modes.items()
         if mode != (0o777 if path.is_dir() else 0o666) & ~umask
     ]
-
-
-@pytest.fixture
-def umask(request):
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
 
 
 @pytest.mark.quick

@@ -9,7 +9,7 @@ import typer
 
 from pgdpo.cli import app
 from pgdpo.cli.app import Command
-from tests.cli.test_modes import of_umask, umask  # noqa: F401 (a fixture)
+from tests.cli.test_modes import of_umask
 from tests.worlds import launch, write_config
 
 # How libraries speak: xformers, transformers, DeepSpeed, warnings, loggers with a date or a level.
