@@ -38,6 +38,9 @@ def whole_way(config: Config) -> None:
         console.print(summary_table(results))
     seconds = time.perf_counter() - started
     say(f"{seconds:.0f} s in all. Open the report: {(config.run_dir / 'report.html').resolve()}")
+    say(
+        "With pairs of your own: `pgdpo init wan21_1.3b my_run.yaml --train pairs.jsonl`, which names what comes next"
+    )
 
 
 @command(BEGIN)

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import TOOLS, command
+from pgdpo.cli.app import TOOLS, app, command
 from pgdpo.messages.console import console, put
 from pgdpo.messages.errors import InputError
 from pgdpo.version import __version__
-
-
-@command(TOOLS)
-def objectives(
-    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
-) -> None:
-    """List the objectives in three groups: paper, options, what data each needs, how sure its formula is.
-
-    Example: pgdpo objectives pg_dpo
-    """
-    from pgdpo.objectives import docs, listing
-
-    if markdown:
-        put(docs.markdown())
-    else:
-        console.print(listing.page(name) if name else listing.overview(), soft_wrap=False)
-
-
-@command(TOOLS)
-def options(
-    word: Annotated[
-        str | None, typer.Argument(help="Show the keys that hold this text, in name or description.")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
-) -> None:
-    """Every configuration key: what it takes, its default, what it does.
-
-    Example: pgdpo options checkpoint
-    """
-    from pgdpo.config import options as tables
-
-    if markdown:
-        put(tables.markdown())
-    else:
-        console.print(tables.listing(word), soft_wrap=False)
 
 
 @command(TOOLS)
@@ -74,6 +37,42 @@ def doctor(
 
 
 @command(TOOLS)
+def options(
+    word: Annotated[
+        str | None, typer.Argument(metavar="WORD", help="Show the keys that hold it, in name or description.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
+) -> None:
+    """Every configuration key: what it takes, its default, what it does.
+
+    Example: pgdpo options checkpoint
+    """
+    from pgdpo.config import options as tables
+
+    if markdown:
+        put(tables.markdown())
+    else:
+        console.print(tables.listing(word), soft_wrap=False)
+
+
+@command(TOOLS)
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
+) -> None:
+    """List the objectives in three groups, a line each; or show one: formula, options, what data it needs, sources.
+
+    Example: pgdpo objectives pg_dpo
+    """
+    from pgdpo.objectives import docs, listing
+
+    if markdown:
+        put(docs.markdown())
+    else:
+        console.print(listing.page(name) if name else listing.overview(), soft_wrap=False)
+
+
+@app.command(rich_help_panel=TOOLS)  # its terminal is that of pytest and of the measurements
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Only smoke and speed of these ops.")] = None,
     minutes: Annotated[float, typer.Option(help="For everything.")] = 9.0,
@@ -95,8 +94,7 @@ def bench(
     from benchmarks.gpu.__main__ import run
 
     try:
-        with contextlib.redirect_stdout(console.file):  # the benchmarks print
-            code = run(ops=ops, minutes=minutes, start=start, out=out)
+        code = run(ops=ops, minutes=minutes, start=start, out=out)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     if code:
