@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from rich.markup import escape
 from rich.table import Table
 
-from pgdpo.messages.console import chatter_to, console
+from pgdpo.messages.console import console, say
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 NETWORK_FILE_SYSTEMS = {
@@ -50,6 +51,8 @@ PACKAGES = {
     "av": ">=17",
     "safetensors": ">=0.5",
 }
+TORCH_WHEELS = "https://download.pytorch.org/whl"
+XFORMERS = "xformers>=0.0.35"  # 0.0.34 goes with torch 2.10.0 alone, 0.0.33 with 2.9
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,24 @@ class Finding:
 def examine(folder: Path) -> list[Finding]:
     """All findings; `folder` is where runs will be written."""
     found: list[Finding] = []
-    with tempfile.TemporaryDirectory() as log, chatter_to(Path(log) / "libraries.log"):
-        for check in (_python, _packages, _gpus, _kernels, _attention, _communication, _video, _memory):
-            found += _guarded(check)
-        found += _guarded(functools.partial(_disk, folder))
+    for check in (_python, _packages, _gpus, _kernels, _attention, _communication, _video, _memory):
+        found += _guarded(check)
+    found += _guarded(functools.partial(_disk, folder))
     return found
 
 
 def show(findings: list[Finding]) -> bool:
-    """Print the table. Returns whether nothing is wrong."""
+    """Print the table, and under it what to do, in lines that can be copied. Returns whether nothing is wrong."""
     table = Table(title="pgdpo doctor")
-    for name in ("", "check", "found", "what to do"):
+    for name in ("", "check", "found"):
         table.add_column(name, overflow="fold")
     signs = {OK: "[green]ok[/]", WARNING: "[yellow]warning[/]", WRONG: "[red]wrong[/]"}
     for finding in findings:
-        table.add_row(signs[finding.state], finding.what, finding.found, finding.mend)
+        table.add_row(signs[finding.state], finding.what, escape(finding.found))
     console.print(table, soft_wrap=False)
+    for finding in findings:
+        if finding.mend:
+            say(f": {finding.mend}", first=finding.what)
     wrong = [finding.what for finding in findings if finding.state == WRONG]
     console.print(f"wrong: {', '.join(wrong)}" if wrong else "nothing is wrong")
     return not wrong
@@ -187,15 +192,51 @@ def _attention() -> Iterator[Finding]:
         except Exception:  # each backend fails in its own way where it is not installed
             continue
     yield Finding("attention backends", OK if works else WRONG, ", ".join(works) + " (model.attention)")
+    yield _xformers("xformers" in works)
+
+
+def _xformers(works: bool) -> Finding:
+    """Whether xformers loads what is compiled for a torch and a CUDA; `works`: whether attention ran with it."""
     try:
-        built = importlib.metadata.version("xformers")
+        version = importlib.metadata.version("xformers")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("xformers", WARNING, "not installed", "pip install xformers")
-        return
-    if cuda and "xformers" not in works:
-        yield Finding(
-            "xformers", WARNING, f"{built} has no operator for this torch", "pip install -U xformers"
+        return Finding("xformers", WARNING, "not installed", _install_xformers())
+    if works:
+        return Finding("xformers", OK, f"{version}: attention runs with it")
+    from xformers import _cpp_lib
+
+    error = _cpp_lib._cpp_library_load_exception
+    if error is None and not torch.cuda.is_available():
+        return Finding("xformers", OK, f"{version}: its extensions load; there is no GPU to run them")
+    if error is None:
+        return Finding("xformers", WARNING, f"{version} has no operator for this GPU", _install_xformers())
+    wants = [need for need in importlib.metadata.requires("xformers") or () if need.startswith("torch")]
+    built = getattr(error, "build_info", None)
+    of = f" and is built for torch {built.torch_version}" if built else ""
+    while error.__context__ is not None:
+        error = error.__context__
+    return Finding(
+        "xformers",
+        WARNING,
+        f"{version} goes with {', '.join(wants)}{of}; here is torch {torch.__version__}, and its extensions can't be "
+        f"loaded ({str(error).splitlines()[0]}). model.attention=xformers won't work; native, torch's own attention "
+        "and the default, does",
+        _install_xformers(),
+    )
+
+
+def _install_xformers() -> str:
+    """The command that brings the xformers of the installed torch: it must be built for the same CUDA or ROCm."""
+    if torch.version.cuda:
+        built = "cu" + torch.version.cuda.replace(".", "")
+    elif torch.version.hip:
+        built = "rocm" + ".".join(torch.version.hip.split(".")[:2])
+    else:
+        return (
+            f"nothing, as long as torch is built for the CPU ({torch.__version__}); with a torch for CUDA 12.8, for "
+            f"instance: pip install '{XFORMERS}' --index-url {TORCH_WHEELS}/cu128"
         )
+    return f"pip install --force-reinstall --no-deps '{XFORMERS}' --index-url {TORCH_WHEELS}/{built}"
 
 
 def _communication() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from pgdpo.data.clips import Sampling, views_said
 from pgdpo.data.sources import scan_sources, sources_of, take
 from pgdpo.files.atomic import write_json
 from pgdpo.files.locations import plain
-from pgdpo.messages.console import chatter_to, progress_bar, say
+from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
@@ -230,10 +229,9 @@ def _check_model(findings: Findings, inspected: Inspection, full: bool) -> None:
         splits.setdefault("held_out", [])
     else:
         findings.skipped.append(f"evaluate: {NO_HELD_OUT}")
-    with chatter_to(Path(os.devnull)):  # libraries greet when they are imported
-        from pgdpo.checking.model import model_problems
+    from pgdpo.checking.model import model_problems
 
-        problems = list(model_problems(inspected, splits, findings.clips, full=full))
+    problems = list(model_problems(inspected, splits, findings.clips, full=full))
     for split, rows in findings.rows.items():
         wrong = {problem.where for problem in problems if problem.key in PICTURES}
         own = wrong and wrong.intersection(row.problem("").where for row in rows)

@@ -20,6 +20,7 @@ from pgdpo.checkpoints.runs import Run
 from pgdpo.checkpoints.shards import ShardReader
 from pgdpo.config import Config
 from pgdpo.engine.policy import build_policy
+from pgdpo.files.atomic import as_opened
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.adapters.adapter import adapter_metadata, adapter_state, load_adapter_state
@@ -48,6 +49,7 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     new.mkdir(parents=True)
     _write(run, family, transformer, formats, new)
     write_model_card(run, new)
+    as_opened(new)
     _replace(folder, new)
     return folder
 

@@ -1,11 +1,11 @@
-"""The command line: one short function per command, in the file of what it is about."""
+"""The command line: one short function per command, in the file of its panel of `pgdpo --help`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from pgdpo.cli import data, run, tools  # noqa: F401  (they register their commands)
+from pgdpo.cli import data, look, quickstart, tools, train  # noqa: F401  (they register their commands)
 from pgdpo.cli.app import app
 from pgdpo.messages.errors import INTERRUPTED, InputError, Interrupted, Stopped
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import ConfigArgument, Overrides, RunArgument, app, load
+from pgdpo.cli.app import DATA, ConfigArgument, Overrides, RunArgument, command, load
 from pgdpo.files.atomic import write_json
 from pgdpo.files.writable import check_writable, log_in
 from pgdpo.messages.console import chatter_to, say
 
 
-@app.command("import")
+@command(DATA, "import")
 def import_(
     format: Annotated[
         str,
@@ -84,7 +84,7 @@ def import_(
     run_import(format, source, out, options, name=name, licence=licence, copy=copy)
 
 
-@app.command()
+@command(DATA)
 def check(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -127,7 +127,7 @@ def check(
         raise typer.Exit(findings.exit_code)
 
 
-@app.command()
+@command(DATA)
 def make(
     kind: Annotated[str, typer.Argument(help="corrupt, guided, masked, real or prompts.")],
     config: ConfigArgument,
@@ -155,7 +155,32 @@ def make(
             say(f"made -> {manifest}; train with data.train={manifest}")
 
 
-@app.command()
+@command(DATA)
+def prepare(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Read every clip for changes, also those of the same name, size and time as before.",
+        ),
+    ] = False,
+) -> None:
+    """Decode the clips, encode them and their prompts, once, into hashed shards; goes on where it stopped.
+
+    Prepared again, it makes only what changed: rows, clips, encoders, sizes.
+
+    Example: pgdpo prepare configs/wan21_1.3b.yaml
+    """
+    loaded = load(config, overrides)
+    with log_in(loaded.run_dir):
+        from pgdpo.data.preparing.run import prepare_splits
+
+        prepare_splits(loaded, full=full)
+
+
+@command(DATA)
 def curate(
     config: RunArgument,
     overrides: Overrides = None,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Annotated
 
-from pgdpo.checkpoints.runs import open_run
-from pgdpo.config import Config
+import typer
+
+from pgdpo.cli.app import BEGIN, Overrides, command, load
 from pgdpo.files.writable import log_in
 from pgdpo.messages.console import console, say
+
+if TYPE_CHECKING:
+    from pgdpo.config import Config
 
 
 def whole_way(config: Config) -> None:
@@ -15,6 +20,7 @@ def whole_way(config: Config) -> None:
     started = time.perf_counter()
     with log_in(config.run_dir):
         from pgdpo.checkpoints.export import export
+        from pgdpo.checkpoints.runs import open_run
         from pgdpo.data.preparing.run import prepare_splits
         from pgdpo.evaluation.run import evaluate_and_report
         from pgdpo.evaluation.summary import summary_table
@@ -32,3 +38,24 @@ def whole_way(config: Config) -> None:
         console.print(summary_table(results))
     seconds = time.perf_counter() - started
     say(f"{seconds:.0f} s in all. Open the report: {(config.run_dir / 'report.html').resolve()}")
+    say(
+        "With pairs of your own: `pgdpo init wan21_1.3b my_run.yaml --train pairs.jsonl`, which names what comes next"
+    )
+
+
+@command(BEGIN)
+def quickstart(
+    overrides: Overrides = None,
+    objective: Annotated[str, typer.Option(help="pg_dpo, or dpo for the comparison.")] = "pg_dpo",
+    config: Annotated[
+        str | None, typer.Option(help="The configuration that is run; by default the one that ships.")
+    ] = None,
+) -> None:
+    """The whole way on the toy world: clips, prepare, train, export, evaluate, report. No download, no GPU.
+
+    Example: pgdpo quickstart --objective dpo
+    """
+    from pgdpo.config.read import shipped_configs
+
+    file = config or str(shipped_configs()["quickstart.yaml"])
+    whole_way(load(file, [f"objective.name={objective}", *(overrides or [])]))

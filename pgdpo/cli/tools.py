@@ -8,49 +8,13 @@ from typing import Annotated
 
 import typer
 
-from pgdpo.cli.app import app
+from pgdpo.cli.app import TOOLS, app, command
+from pgdpo.messages.console import console, put
 from pgdpo.messages.errors import InputError
 from pgdpo.version import __version__
 
 
-@app.command()
-def objectives(
-    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
-) -> None:
-    """List the objectives in three groups: paper, options, what data each needs, how sure its formula is.
-
-    Example: pgdpo objectives pg_dpo
-    """
-    from pgdpo.messages.console import console
-    from pgdpo.objectives import docs, listing
-
-    if markdown:
-        print(docs.markdown(), end="")
-        return
-    console.print(listing.page(name) if name else listing.table(), soft_wrap=False)
-
-
-@app.command()
-def options(
-    pattern: Annotated[str | None, typer.Argument(help="Show the keys that hold this text.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
-) -> None:
-    """Every configuration key: what it takes, its default, what it does.
-
-    Example: pgdpo options checkpoint
-    """
-    from pgdpo.config import options as tables
-
-    if markdown:
-        print(tables.markdown(), end="")
-        return
-    from pgdpo.messages.console import console
-
-    console.print(tables.table(pattern), soft_wrap=False)
-
-
-@app.command()
+@command(TOOLS)
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Where runs will be written.")] = Path("runs"),
     json_file: Annotated[
@@ -72,7 +36,43 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@command(TOOLS)
+def options(
+    word: Annotated[
+        str | None, typer.Argument(metavar="WORD", help="Show the keys that hold it, in name or description.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as Markdown.")] = False,
+) -> None:
+    """Every configuration key: what it takes, its default, what it does.
+
+    Example: pgdpo options checkpoint
+    """
+    from pgdpo.config import options as tables
+
+    if markdown:
+        put(tables.markdown())
+    else:
+        console.print(tables.listing(word), soft_wrap=False)
+
+
+@command(TOOLS)
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
+) -> None:
+    """List the objectives in three groups, a line each; or show one: formula, options, what data it needs, sources.
+
+    Example: pgdpo objectives pg_dpo
+    """
+    from pgdpo.objectives import docs, listing
+
+    if markdown:
+        put(docs.markdown())
+    else:
+        console.print(listing.page(name) if name else listing.overview(), soft_wrap=False)
+
+
+@app.command(rich_help_panel=TOOLS)  # its terminal is that of pytest and of the measurements
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Only smoke and speed of these ops.")] = None,
     minutes: Annotated[float, typer.Option(help="For everything.")] = 9.0,
@@ -101,7 +101,7 @@ def bench(
         raise typer.Exit(code)
 
 
-@app.command()
+@command(TOOLS)
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    put(f"{__version__}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -11,8 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from pgdpo.config import Config
 from pgdpo.config.section import section_of
@@ -45,18 +48,53 @@ def keys() -> Iterator[tuple[str, FieldInfo]]:
     yield from _walk(Config, "")
 
 
-def table(pattern: str | None = None) -> Table:
-    """The keys that hold `pattern`. Raises InputError if there is none."""
-    found = [(key, field) for key, field in keys() if pattern is None or pattern in key]
-    if not found:
-        raise InputError(f"no key holds {pattern!r}; `pgdpo options` lists all")
-    shown = Table()
-    for name in ("key", "takes", "default", ""):
-        shown.add_column(name, overflow="fold")
-    for key, field in found:
-        cells = (key, _takes(field), _default(field), field.description or "")
-        shown.add_row(*(escape(cell.replace("`", "").replace("*", "").replace("\\|", "|")) for cell in cells))
-    return shown
+def listing(word: str | None = None) -> RenderableType:
+    """All keys, or those that hold `word`, in either case, and after them those whose description does.
+
+    Raises InputError, with the nearest keys, if there is none.
+    """
+    if word is None:
+        return Group(*(_entry(key, field) for key, field in keys()))
+    named = {key: field for key, field in keys() if word.lower() in key.lower()}
+    told = {key: field for key, field in keys() if word.lower() in (field.description or "").lower()}
+    if not named and not told:
+        near = _nearest(word)
+        raise InputError(
+            f"no key and no description holds {word!r}; "
+            + (f"nearest: {', '.join(near)}; " if near else "")
+            + "`pgdpo options` lists all"
+        )
+    return Group(
+        *(_entry(key, field, word) for key, field in named.items()),
+        *([Text("in descriptions", "dim")] if named and told.keys() - named.keys() else []),
+        *(_entry(key, field, word) for key, field in told.items() if key not in named),
+    )
+
+
+def _entry(key: str, field: FieldInfo, word: str = "") -> Group:
+    """Two paragraphs: the key with what it takes, and under it what it does."""
+    default = _plain(_default(field))
+    takes = f"{_plain(_takes(field))}; {default if field.is_required() else f'default: {default}'}"
+    head = Text.assemble((key, "bold"), f"  {takes}")
+    about = Text(_plain(field.description or ""))
+    for text in (head, about):
+        text.highlight_words([word] if word else [], "yellow", case_sensitive=False)
+    return Group(head, Padding(about, (0, 0, 0, 4)))
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "").replace("*", "").replace("\\|", "|")
+
+
+def _nearest(word: str, most: int = 3) -> list[str]:
+    """The keys of which a part, between dots or underscores, is most like `word`."""
+
+    def likeness(key: str) -> float:
+        parts = {key, *key.split("."), *re.split(r"[._]", key)}
+        return max(difflib.SequenceMatcher(None, word.lower(), part).ratio() for part in parts)
+
+    alike = {key: likeness(key) for key, _ in keys()}
+    return [key for key in sorted(alike, key=alike.__getitem__, reverse=True) if alike[key] > 0.6][:most]
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:

@@ -21,7 +21,7 @@ from pgdpo.config.yaml_text import read_yaml
 from pgdpo.files.locations import expanded
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
-from pgdpo.messages.problems import Problem, raise_errors
+from pgdpo.messages.problems import Problem, did_you_mean, raise_errors
 
 T = TypeVar("T", bound=BaseModel)
 TYPED = "command line"  # where a Problem of an override stands
@@ -180,8 +180,10 @@ def find_config(path: str | Path) -> Path:
         raise InputError(
             f"`{path}` stands where the configuration file belongs; the file comes first, then the changes: FILE {path}"
         )
+    ships_too = shipped_configs()
+    near = did_you_mean(path, ships_too) or ";"
     raise InputError(
-        f"{path}: no such configuration file; give a path, or one that ships: {', '.join(shipped_configs())}"
+        f"{path}: no such configuration file{near} give a path, or one that ships: {', '.join(ships_too)}"
     )
 
 

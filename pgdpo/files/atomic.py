@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -33,15 +34,35 @@ def _chunked(stream) -> str:  # Python 3.10
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; on success it is flushed to disk and renamed, on failure removed."""
+    """A temporary name beside `path`; on success it is flushed to disk and renamed, on failure removed.
+
+    The file has the mode that `open` gives a new one there, whoever writes it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        mode = _mode_of_new(temporary)
         yield temporary
+        temporary.chmod(mode)
         fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_opened(folder: Path) -> None:
+    """Give all files in `folder` the mode that `open` gives a new one there: safetensors makes its own 0600."""
+    probe = folder / f".{os.getpid()}.tmp"
+    mode = _mode_of_new(probe)
+    probe.unlink()
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.chmod(mode)
+
+
+def _mode_of_new(file: Path) -> int:
+    """Make `file`, for its mode: by the umask, or by what its folder passes on."""
+    file.touch()
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 def write_json(path: Path, value) -> None:

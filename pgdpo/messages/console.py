@@ -1,16 +1,18 @@
-"""Two streams: our own lines on the terminal, everything that libraries say in the run's log file."""
+"""Two streams: our own lines on the terminal, what libraries say in the log of the run or nowhere."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import functools
-import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -52,45 +54,123 @@ def say_once(message: str) -> None:
     say(message)
 
 
-@contextlib.contextmanager
-def chatter_to(log_file: Path, *, terminal: int = 1) -> Iterator[None]:
-    """Send file descriptors 1 and 2 to `log_file`, and keep the terminal for `say` and the progress bars.
+def put(text: str) -> None:
+    """Write text as it stands to standard output: what was asked for as Markdown or JSON, for a file or a program."""
+    out = _kept[0].out if _kept else sys.stdout
+    out.write(text)
+    out.flush()
 
-    `terminal`: the descriptor that these go to; 2 where what is printed is read by a program.
+
+@dataclass
+class _Kept:
+    """What a command keeps while descriptors 1 and 2 belong to the libraries."""
+
+    out: TextIO  # standard output
+    errors: TextIO
+    chatter: IO[bytes]  # what libraries said before there was a log
+
+
+_kept: list[_Kept] = []  # one, while a command runs
+
+
+@contextlib.contextmanager
+def ours_alone() -> Iterator[None]:
+    """Keep the terminal for our own lines and bars while a command runs, from its first import on.
+
+    What libraries print goes to the log that `chatter_to` names, else nowhere. Errors that leave the command find
+    standard error as it was.
+    """
+    if _kept:
+        yield
+        return
+    previous = (
+        None if console.file is sys.stdout else console.file
+    )  # None: sys.stdout, whatever it is by then
+    with (
+        tempfile.TemporaryFile(buffering=0) as chatter,
+        _as_it_leads_now(sys.stdout, 1) as out,
+        _as_it_leads_now(sys.stderr, 2) as errors,
+        _descriptors_to(chatter),
+    ):
+        console.file = out
+        _kept.append(_Kept(out, errors, chatter))
+        try:
+            yield
+        finally:
+            _kept.clear()
+            console.file = previous
+
+
+@contextlib.contextmanager
+def said_to_stderr() -> Iterator[None]:
+    """While entered, our own lines go to standard error: standard output is a program's to read."""
+    with ours_alone():
+        previous, console.file = console.file, _kept[0].errors
+        try:
+            yield
+        finally:
+            console.file = previous
+
+
+@contextlib.contextmanager
+def chatter_to(log_file: Path) -> Iterator[None]:
+    """Send what libraries print to `log_file`, after what they said before there was a log.
 
     An InputError before anything else was written takes the log and its folders back.
-    Descriptors, because DeepSpeed, xformers and gloo print from C++ and from loggers made at import.
     """
     if not is_main_rank():
         log_file = log_file.with_stem(f"{log_file.stem}-rank{os.environ['RANK']}")
     made = [folder for folder in log_file.parents if not folder.exists()]
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    with ours_alone(), log_file.open("ab", buffering=0) as log, _descriptors_to(log):
+        chatter = _kept[0].chatter
+        chatter.seek(0)
+        log.write(chatter.read())
+        chatter.seek(0)
+        chatter.truncate()
+        try:
+            yield
+        except InputError:
+            _clean_up(log_file.parent, made)
+            raise
+
+
+@contextlib.contextmanager
+def _as_it_leads_now(stream: TextIO, descriptor: int) -> Iterator[TextIO]:
+    """A stream to where `stream` leads now, also when its descriptor leads elsewhere; a notebook's or a test's, which
+    has no such descriptor, is itself."""
+    try:
+        moves = stream.fileno() == descriptor
+    except (OSError, ValueError):  # a stream of text in memory
+        moves = False
+    if not moves:
+        yield stream
+        return
+    kept = open(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115
+    try:
+        yield kept
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # `pgdpo options | head`
+            kept.close()
+
+
+@contextlib.contextmanager
+def _descriptors_to(file: IO[bytes]) -> Iterator[None]:
+    """While entered, descriptors 1 and 2 lead to `file`: DeepSpeed, xformers and gloo print from C++ and from loggers
+    made at import."""
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    shown = os.fdopen(os.dup(terminal), "w", buffering=1)
-    previous = (
-        None if console.file is sys.stdout else console.file
-    )  # None: sys.stdout, whatever it is by then
-    console.file = shown
-    with log_file.open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    logging.captureWarnings(True)
+    saved = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
+    for descriptor, _ in saved:
+        os.dup2(file.fileno(), descriptor)
     try:
         yield
-    except InputError:
-        _clean_up(log_file.parent, made)
-        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        console.file = previous
-        shown.close()
-        for descriptor in saved:
-            os.close(descriptor)
+        for descriptor, before in saved:
+            os.dup2(before, descriptor)
+            os.close(before)
 
 
 def _clean_up(folder: Path, made: list[Path]) -> None:

@@ -1,41 +1,39 @@
-"""The catalogue on the terminal: a table of all objectives, or one of them in full."""
+"""The catalogue on the terminal: a line an objective, or one of them in full."""
 
 from __future__ import annotations
+
+import textwrap
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pgdpo.objectives.docs import NOTATION, rows
-from pgdpo.objectives.groups import GROUPS
+from pgdpo.objectives.groups import GROUPS, grouped
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.objective import get_spec
 from pgdpo.objectives.spec import CONFIDENCE
 
+WIDTH = 80  # columns that every terminal has
 
-def table() -> Table:
-    """The objectives by group: what each is, its paper, its options, what it needs, how sure its formula is."""
-    listing = Table(
-        caption=f"`pgdpo objectives NAME` shows one with its formula. Modifiers of any: {', '.join(MODIFIERS)}.",
-        caption_justify="left",
-        pad_edge=False,
-        show_lines=True,
-    )
-    listing.add_column("name", no_wrap=True, style="bold")
-    listing.add_column("what it does, paper", ratio=5, overflow="fold")
-    listing.add_column("options, data needed", ratio=4, overflow="fold")
-    listing.add_column("formula from", no_wrap=True)
-    group = ""
-    for row in rows():
-        spec = get_spec(row["name"].strip("`"))
-        if row["group"] != group:
-            group = row["group"]
-            listing.add_row("", f"[bold]{escape(group)}[/]: {escape(GROUPS[group])}", "", "")
-        options = ", ".join(f"{key}={_plain(option.default)}" for key, option in spec.options.items())
-        about = f"{escape(spec.summary)}\n[dim]{escape(spec.paper)}[/]"
-        needs = f"{escape(options or 'no options')}\n[dim]{escape(row['needs'])}[/]"
-        listing.add_row(spec.name, about, needs, spec.confidence)
-    return listing
+
+def overview() -> Text:
+    """The objectives by group, a line of at most 80 columns each: name, what it does, paper."""
+    specs = [spec for group in grouped().values() for spec in group]
+    first, second = (max(map(len, cells)) + 2 for cells in ([s.name for s in specs], [s.gist for s in specs]))
+    shown = Text()
+    for group, members in grouped().items():
+        shown.append(_wrapped(f"{group}: {GROUPS[group]}", "dim"))
+        for spec in members:
+            shown.append(f"{spec.name:{first}}", "bold").append(f"{spec.gist:{second}}{spec.cited}\n")
+        shown.append("\n")
+    end = f"`pgdpo objectives NAME` shows one with its formula. Modifiers of any: {', '.join(MODIFIERS)}."
+    return shown.append(_wrapped(end, "dim", end=""))
+
+
+def _wrapped(text: str, style: str, end: str = "\n") -> Text:
+    return Text(textwrap.fill(text, WIDTH) + end, style)
 
 
 def page(name: str) -> RenderableType:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that a configuration is checked and the catalogue
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class Spec:
 
     name: str
     paper: str
-    summary: str
+    summary: str  # up to the first `:` or `;` the few words of the list
     formula: str
     confidence: str  # a key of CONFIDENCE
     compute: Callable[..., Terms]
@@ -146,6 +147,17 @@ class Spec:
     # The settings, beside the columns of `needs.pairs`, with which a test trains it through the real trainer. None: no
     # prepared data hold the samples, or the start, that it was published with.
     trained_with: tuple[str, ...] | None = ()
+
+    @property
+    def gist(self) -> str:
+        """What it does, in the few words that its summary begins with."""
+        return re.split("[:;.] ", self.summary)[0].rstrip(".")
+
+    @property
+    def cited(self) -> str:
+        """Its paper in short: the first arXiv number, else who or what is behind the name."""
+        numbers = re.findall(r"arXiv [\d.]+", self.paper)
+        return numbers[0] if numbers else self.paper.partition(" (")[0].rpartition(", ")[2]
 
     def needs_with(self, options: Mapping[str, Any]) -> Needs:
         """What it needs under these options."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 from rich.markup import escape
 
 from pgdpo.config import Config
-from pgdpo.messages.console import chatter_to, console
+from pgdpo.messages.console import console, put
 from pgdpo.messages.errors import InputError
 from pgdpo.planning.advice import changes_that_fit, explain
 from pgdpo.planning.costs.disk import explain_disk
@@ -23,15 +21,13 @@ def show_plan(config: Config, *, as_json: bool, **where) -> None:
 
     Raises InputError if it does not fit the GPUs, or what it writes the disks.
     """
-    # A plan leaves no files; what is said on the way to JSON stands beside it.
-    with chatter_to(Path(os.devnull), terminal=2 if as_json else 1):
-        on = machine(**where)
-        planner = Planner(config)
-        plan = planner.plan(config, on)
-        changes = [] if plan.fits else changes_that_fit(planner, config, on)
+    on = machine(**where)
+    planner = Planner(config)
+    plan = planner.plan(config, on)
+    changes = [] if plan.fits else changes_that_fit(planner, config, on)
     if as_json:
         better = [{"settings": change.settings, "plan": change.plan.as_json()} for change in changes]
-        print(json.dumps({**plan.as_json(), "changes": better}))
+        put(json.dumps({**plan.as_json(), "changes": better}) + "\n")
     else:
         console.print(table(plan, escape(f"{config.model.path}, {config.objective['name']}")))
         console.print(escape(assumptions(plan)), style="dim")

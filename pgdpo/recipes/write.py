@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import yaml
 from pgdpo.config import Config, TrainConfig
 from pgdpo.config.read import load_config, shipped_configs
 from pgdpo.files.atomic import atomic_path
-from pgdpo.messages.console import chatter_to, say
+from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import needs_of
 from pgdpo.recipes.propose import form_of, look, propose
@@ -23,8 +22,7 @@ from pgdpo.recipes.propose import form_of, look, propose
 def write_and_say(model: str, out: Path, **options) -> None:
     """`pgdpo init`: write `out` and print what was found, changed and comes next; `options` as `init` takes them."""
     options["where"] |= {"mfu": 0.35, "disk_gb_per_s": 1.0}
-    with chatter_to(Path(os.devnull)):
-        begun = init(model, out, **options)
+    begun = init(model, out, **options)
     for line in (*begun.found, *begun.notes):
         say(line)
     for key, value in begun.changed.items():

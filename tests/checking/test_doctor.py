@@ -1,8 +1,10 @@
 """`pgdpo doctor` tries things out, and says what is wrong and what mends it."""
 
+import importlib.metadata
 import json
 
 import pytest
+import torch
 
 from pgdpo.checking import doctor
 from pgdpo.cli import app
@@ -24,6 +26,35 @@ def test_this_machine_runs_the_kernels_writes_clips_and_files(tmp_path):
     )
     assert "MiB/s" in found["disk write"]["found"]
     assert not (tmp_path / "runs").exists()  # looking changes nothing
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mends"),
+    [("13.0", "--index-url https://download.pytorch.org/whl/cu130"), (None, "nothing, as long as")],
+)
+def test_an_xformers_of_another_torch_is_told_with_the_one_that_fits(monkeypatch, cuda, mends):
+    _cpp_lib = pytest.importorskip("xformers._cpp_lib")
+    info = _cpp_lib._BuildInfo({"version": {"torch": "2.10.0+cu128", "cuda": 1208, "python": "3.10.19"}})
+    error = _cpp_lib.xFormersInvalidLibException(info)
+    error.__context__ = OSError("libcudart.so.12: cannot open shared object file")
+    monkeypatch.setattr(_cpp_lib, "_cpp_library_load_exception", error)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    found = doctor._xformers(works=False)
+    assert found.state == "warning" and mends in found.mend and "xformers>=0.0.35" in found.mend
+    installed = importlib.metadata.version("xformers")
+    for fact in (installed, "torch 2.10.0+cu128", f"torch {torch.__version__}", "libcudart.so.12", "native"):
+        assert fact in found.found
+    monkeypatch.setattr(_cpp_lib, "_cpp_library_load_exception", None)
+    assert doctor._xformers(works=True).state == "ok" and doctor._xformers(works=True).mend == ""
+
+
+def test_what_mends_stands_in_a_line_of_its_own(capsys, monkeypatch):
+    """A table's cell would fold it where it can't be copied."""
+    monkeypatch.setattr(doctor.console, "width", 80)
+    line = f"pip install {'x' * 100} --index-url https://download.pytorch.org/whl/cu130"
+    assert doctor.show([doctor.Finding("xformers", "warning", "[of another torch]", line)])
+    out = capsys.readouterr().out
+    assert f"xformers: {line}\n" in out and "[of another torch]" in out
 
 
 @pytest.mark.parametrize("package", ["diffusers", "no-such-package"])

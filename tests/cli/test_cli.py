@@ -38,10 +38,51 @@ def test_every_key_has_a_description_and_a_type():
     assert "| section |" not in options.markdown()
 
 
-def test_keys_are_found_by_a_part_of_their_name():
-    run_pgdpo("options", "gradient_checkpointing")
-    with pytest.raises(InputError, match="no key holds 'gradient_chekpointing'"):
+def test_keys_are_found_by_name_and_description_those_by_name_first(capsys):
+    run_pgdpo("options", "Checkpoint")
+    found = capsys.readouterr().out
+    shown = [line.split()[0] for line in found.splitlines() if line and not line.startswith(" ")]
+    known = dict(options.keys())
+    by_name = [key for key in known if "checkpoint" in key]
+    told = [key for key, field in known.items() if "checkpoint" in field.description.lower()]
+    assert len(by_name) > 2 and len(set(told) - set(by_name)) > 2
+    assert shown == [*by_name, "in", *(key for key in told if key not in by_name)]
+    run_pgdpo("options", "activation_offload")
+    assert "in descriptions" not in capsys.readouterr().out
+
+
+def test_a_word_that_no_key_holds_comes_with_the_nearest_keys():
+    with pytest.raises(
+        InputError, match="holds 'gradient_chekpointing'; nearest: model.gradient_checkpointing"
+    ):
         run_pgdpo("options", "gradient_chekpointing")
+    with pytest.raises(InputError, match="holds 'zzzzq'; `pgdpo options` lists all"):
+        run_pgdpo("options", "zzzzq")
+
+
+def typed(*arguments: str) -> str:
+    """What a terminal of 80 columns shows, frames left out, after a command that ends with 2."""
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert done.exit_code == 2
+    return " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_commands_stand_in_the_order_of_the_road():
+    shown = typed()
+    panels = [shown.index(f"─ {panel} ─") for panel in ("Begin", "Data", "Train", "Look", "Tools")]
+    assert panels == sorted(panels)
+    assert shown.index("─ Begin ─") < shown.index("quickstart The whole way") < shown.index("─ Data ─")
+    for command in COMMANDS.values():
+        assert command.rich_help_panel.lower() in (command.callback.__module__.split(".")[-1], "begin")
+
+
+def test_what_lacks_is_said_with_what_it_is_and_an_example():
+    assert "Missing argument 'CONFIG'. YAML file, or the name" in typed("train")
+    assert "Example: torchrun --nproc-per-node 8 -m pgdpo train" in typed("train")
+    assert "GPUs over all nodes. Example: pgdpo plan" in typed("plan", "quickstart.yaml", "--gpus", "0")
+    assert "Did you mean 'train'?" in typed("trian")
 
 
 def test_shell_completion_is_offered():

@@ -192,7 +192,7 @@ def test_quickstart_runs_what_ships(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart.yaml").write_text("not: mine\n")
     started = []
-    monkeypatch.setattr("pgdpo.cli.run.whole_way", started.append)
+    monkeypatch.setattr("pgdpo.cli.quickstart.whole_way", started.append)
     run_pgdpo("quickstart")
     assert started[0].model.path == "toy"
     with pytest.raises(InputError, match="unknown key `not`"):

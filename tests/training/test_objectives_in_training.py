@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 
 from pgdpo.messages.errors import InputError
-from pgdpo.objectives import PairInfo, available, build_objective
+from pgdpo.objectives import PairInfo, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
 from pgdpo.training.noising import draw_sample, region_of
 from pgdpo_kernels import pair_errors
@@ -56,40 +54,6 @@ def refusal(config_file, *overrides) -> str:
         run_pgdpo("train", config_file, f"model.path={nowhere}", *overrides)
     assert "no_model" not in str(caught.value)
     return str(caught.value)
-
-
-class TestCommand:
-    def run(self, *arguments):
-        program = (
-            "import sys; from pgdpo.cli import app; app(sys.argv[1:], standalone_mode=False); "
-            "sys.exit(3 * ('torch' in sys.modules))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program, "objectives", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def test_the_list_names_every_objective_and_imports_no_torch(self):
-        listing = self.run()
-        assert all(name in listing for name in available())
-        assert "2511.19049" in listing and "beta=5000" in listing and "segment_labels" in listing
-
-    def test_one_objective_is_shown_with_formula_options_and_confidence(self):
-        page = " ".join(self.run("rdpo").split())
-        assert "[(1−ε)ℓ(z) − εℓ(−z)]/(1−2ε)" in page and "label_smoothing" in page
-        assert "the authors' public code" in page and "2403.00409" in page
-
-    def test_markdown_has_a_row_for_every_name(self):
-        rows = self.run("--markdown").splitlines()
-        assert all(any(row.startswith(f"| `{name}` |") for row in rows) for name in available())
-
-    def test_an_unknown_name_is_refused_with_the_nearest(self):
-        with pytest.raises(InputError, match="did you mean `pg_dpo`"):
-            run_pgdpo("objectives", "pg_dpoo")
 
 
 class TestRefusals:

@@ -29,7 +29,7 @@ def _near_dpo(options: Mapping[str, float]) -> Near | None:
 
 @objective(
     paper="Cal-DPO, arXiv 2412.14516",
-    summary="DPO that also pins the scale of the two implicit rewards.",
+    summary="DPO that also pins both rewards' scale.",
     formula="ℓ(z) + (r_w − 1/2β)² + (r_l + 1/2β)²",
     confidence="paper",
     options={"beta": beta()},
@@ -44,7 +44,7 @@ def cal_dpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="NCA, arXiv 2402.05369",
-    summary="Noise-contrastive: raises the chosen reward and holds both down.",
+    summary="Raises the chosen reward, holds both down; noise-contrastive.",
     formula="ℓ(κr_w) + ½ℓ(−κr_w) + ½ℓ(−κr_l)",
     confidence="code",
     options={"beta": beta()},
@@ -57,7 +57,7 @@ def nca(batch: Batch, *, beta: float) -> Terms:
 @objective(
     paper="BCO, arXiv 2404.04656",
     pools=True,
-    summary="A binary classifier of chosen and rejected around the running mean of their rewards.",
+    summary="A classifier of chosen and rejected: around the running mean of their rewards.",
     formula="ℓ(κr_w − δ) + ℓ(δ − κr_l), δ the running mean of κr over all samples so far",
     confidence="code",
     options={"beta": beta()},
@@ -87,7 +87,7 @@ def sppo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="APO, arXiv 2408.06266",
-    summary="Raises the chosen and lowers the rejected: for a policy worse than the chosen samples.",
+    summary="Raises the chosen, lowers the rejected: for a policy worse than the chosen samples.",
     formula="1 − σ(κr_w) + σ(κr_l)",
     confidence="code",
     options={"beta": beta()},
@@ -111,7 +111,7 @@ def apo_down(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="3D-Properties (Flex-DPO), arXiv 2406.07327",
-    summary="A β for each side, so that the rejected side's gradient can be held back.",
+    summary="A β for each side: the rejected side's gradient can be held back.",
     formula="ℓ(κ⁺r_w − κ⁻r_l), κ± = ½β±",
     confidence="paper",
     options={

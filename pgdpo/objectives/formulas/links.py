@@ -16,7 +16,7 @@ EXPONENT_LIMIT = 20.0  # e^20 = 5e8: beyond it f_dpo's exponentials go on flat
 
 @objective(
     paper="DPO-Positive (Smaug), arXiv 2402.13228",
-    summary="DPO that is punished when the chosen sample's error rises above the reference's.",
+    summary="DPO that holds the chosen error down: punished when it rises above the reference's.",
     formula="ℓ(κ[m − λ·max(0, e_w)])",
     confidence="paper",
     options={"beta": beta(), "penalty": Option(5.0, "λ; default ours", least=0)},
@@ -52,7 +52,7 @@ def _f_near_dpo(options: Mapping[str, Any]) -> Near | None:
 
 @objective(
     paper="f-DPO, arXiv 2309.16240",
-    summary="Other divergences from the reference than reverse KL.",
+    summary="Other divergences than reverse KL; from the reference.",
     formula="ℓ(κ(g(r_w) − g(r_l))); g: r | −e^(−r) | log σ(r) | −e^(−αr)/α",
     confidence="paper",
     options={
@@ -81,7 +81,7 @@ def f_dpo(batch: Batch, *, beta: float, divergence: str, alpha: float) -> Terms:
 @objective(
     paper="AOT, arXiv 2406.05882",
     pools=True,
-    summary="Rewards of chosen and of rejected are sorted over the batch, then compared place by place.",
+    summary="Compares sorted rewards of the batch: of chosen and of rejected, place by place.",
     formula="ℓ(κ(r_w,(i) − r_l,(i))), (i) the i-th smallest of the batch",
     confidence="code",
     options={"beta": beta()},
@@ -99,7 +99,7 @@ def aot(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="Balanced-DPO",
-    summary="The chosen side's gradient is scaled to the size of the rejected side's; the value is DPO's.",
+    summary="Both sides' gradients made alike: the chosen's is scaled to the rejected's; the value is DPO's.",
     formula="ℓ(z), ∂/∂r_w × sg √(E_pl/E_pw)",
     confidence="ours",
     options={"beta": beta(), "limit": Option(10.0, "the scale stays within 1/limit..limit", least=1)},
@@ -114,7 +114,7 @@ def balanced_dpo(batch: Batch, *, beta: float, limit: float) -> Terms:
 
 @objective(
     paper="Poly-DPO",
-    summary="Adds a bounded term that weighs uncertain pairs more.",
+    summary="Uncertain pairs weigh more: by a bounded term that is added.",
     formula="ℓ(z) + α(1 − σ(z))",
     confidence="notes",
     options={"beta": beta(), "alpha": Option(1.0, "α, 0 to 8 in the paper; default ours", least=0)},
@@ -134,7 +134,7 @@ def _near_dpo(options: Mapping[str, Any]) -> Near | None:
 
 @objective(
     paper="Reg-DPO",
-    summary="DPO with a denoising term on the chosen sample, real clips in the paper.",
+    summary="DPO with a denoising term; on the chosen sample, real clips in the paper.",
     formula="ℓ(z) + r·E_pw",
     confidence="notes",
     options={"beta": beta(), "sft_weight": Option(1.0, "r; default ours", least=0)},

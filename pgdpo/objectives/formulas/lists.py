@@ -113,7 +113,7 @@ def lpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="GDRO",
-    summary="Plackett–Luce against a soft target from the rewards, with a fit of the best sample.",
+    summary="Plackett–Luce against a soft target: from the rewards, with a fit of the best sample.",
     formula="Σ_i [LSE_{j≥i} κr_j − Σ_{j≥i} q_i(j)·κr_j] + γ·E_p of the best, q_i = softmax_{j≥i}(reward/τ)",
     confidence="notes",
     pools=True,
@@ -136,7 +136,7 @@ def gdro(batch: Batch, *, beta: float, tau: float, gamma: float) -> Terms:
 
 @objective(
     paper="RankDPO, arXiv 2410.18013",
-    summary="All ordered pairs of a list, weighed by what swapping them costs in DCG.",
+    summary="All ordered pairs of a list, by DCG: weighed by what swapping them costs in it.",
     formula="Σ_{i≻j} |G_i−G_j|·|1/log(1+τ_i) − 1/log(1+τ_j)|·ℓ(κ(r_i − r_j)), G = 2^reward − 1",
     confidence="paper",
     pools=True,
@@ -157,7 +157,7 @@ def rank_dpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="ADPO (anchored)",
-    summary="Cross entropy between a soft target over the list and the policy's softmax of rewards.",
+    summary="A soft target over a list: its cross entropy with the policy's softmax of rewards.",
     formula="−Σ_i q_i·log softmax_i(κr)",
     confidence="ours",
     pools=True,
@@ -194,7 +194,7 @@ def adpo(batch: Batch, *, beta: float, target: str, tau: float) -> Terms:
 
 @objective(
     paper="DGPO, arXiv 2510.08425",
-    summary="Advantages of a group weigh each sample's error; the group's own state weighs the whole.",
+    summary="Advantages of a group weigh the errors; the group's own state weighs the whole.",
     formula="mean_i sg[σ(Σ_j A_j·β·e_j/G)]·A_i·E_p,i",
     confidence="code",
     pools=True,

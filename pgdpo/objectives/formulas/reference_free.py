@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @objective(
     paper="SimPO, arXiv 2405.14734; CPO, arXiv 2401.08417",
-    summary="The policy's own errors as rewards, with a target margin.",
+    summary="The policy's own errors, a target margin; no reference.",
     formula="ℓ(κ(E_pl − E_pw) − γ)",
     confidence="code",
     options={"beta": beta(), "gamma": Option(0.5, "γ, in logits", least=0)},
@@ -26,7 +26,7 @@ def simpo(batch: Batch, *, beta: float, gamma: float) -> Terms:
 
 @objective(
     paper="ASFT, arXiv 2409.10571",
-    summary="Raises the chosen's absolute likelihood and lowers the rejected's, each by itself.",
+    summary="Both sides' likelihood, each by itself: the chosen's rises, the rejected's falls.",
     formula="−log σ(f(E_pw)) − log σ(−f(E_pl)), f the log-odds of e^(−κE): κE_pw − log(1 − e^(−κE_pl))",
     confidence="ours",
     options={"beta": beta(1.0)},
@@ -43,7 +43,7 @@ def asft(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="MaPO, arXiv 2406.06424",
-    summary="Denoising on the chosen with a margin between transformed errors.",
+    summary="Denoising and a margin; no reference. The margin is between transformed errors.",
     formula="E_pw + λℓ(T[f(E_pw) − f(E_pl)]), f(E) = sE/(e^(sE) − 1)",
     confidence="code",
     options={
@@ -60,7 +60,7 @@ def mapo(batch: Batch, *, s: float, weight: float, horizon: float) -> Terms:
 
 @objective(
     paper="PSO, arXiv 2410.03190",
-    summary="Offline pairwise sample optimization of distilled models.",
+    summary="Pairs for distilled models; offline.",
     formula="ℓ(−κ(E_pw − νE_pl)) + λE_pl, or [1 + κ(E_pw − νE_pl)]₊ + λE_pl",
     confidence="code",
     options={
@@ -80,7 +80,7 @@ def pso(batch: Batch, *, beta: float, nu: float, weight: float, form: str) -> Te
 
 @objective(
     paper="Diffusion-DRO; DSO's DRO, arXiv 2503.22677",
-    summary="A margin between expert samples (chosen) and the policy's own (rejected).",
+    summary="A margin of expert over own samples: chosen are an expert's, rejected the policy's.",
     formula="ranking: max(0, e_w − e_l + margin); direct: max(E_pw − E_pl, −margin), no reference",
     confidence="code",
     options={

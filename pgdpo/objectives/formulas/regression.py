@@ -10,7 +10,7 @@ from pgdpo.objectives.spec import Near, Needs, Option, beta, objective
 
 @objective(
     paper="CaPO, arXiv 2502.02588",
-    summary="Regresses the logit to a calibrated reward gap.",
+    summary="Regresses the logit to a reward gap: a calibrated one.",
     formula="(z − h)², h = PairInfo.reward_margin",
     confidence="ours",
     options={"beta": beta()},
@@ -23,7 +23,7 @@ def capo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="Linear-DPO",
-    summary="The sigmoid's slope made linear and clipped, as a weight of the plain error difference.",
+    summary="The sigmoid's slope linear and clipped: as a weight of the plain error difference.",
     formula="sg[clip(½ − 0.2·βm, η, 1−η)]·(E_pw − E_pl)",
     confidence="code",
     options={"beta": beta(500.0), "eta": Option(0.1, "η; default ours", least=0, below=0.5)},
@@ -47,7 +47,7 @@ def _near_sft(options: Mapping[str, float]) -> Near | None:
 
 @objective(
     paper="DSPO (direct score preference optimization)",
-    summary="Moves the chosen's target along policy − reference, by how little the pair is learnt yet.",
+    summary="Moves the chosen's target: along policy − reference, by how little the pair is learnt yet.",
     formula="mean (ρ_pw − c(policy − reference)_w)², c = β(1 − σ(z)), not detached",
     confidence="code",
     options={"beta": beta(0.001)},
@@ -67,7 +67,7 @@ def dspo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="Inversion-DPO, arXiv 2507.11554",
-    summary="Compares how far the policy has moved from the reference along inverted paths.",
+    summary="Compares drifts along inverted paths: how far the policy has moved from the reference on them.",
     formula="ℓ(±κ(D_w − D_l)), + for paths inverted by the policy, − by the reference",
     confidence="code",
     options={

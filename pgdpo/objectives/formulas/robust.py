@@ -30,7 +30,7 @@ def cdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
 
 @objective(
     paper="Provably robust DPO, arXiv 2403.00409",
-    summary="The unbiased estimate of DPO's loss when a share ε of the labels is wrong.",
+    summary="DPO unbiased under wrong labels: the estimate of its loss when a share ε of them is wrong.",
     formula="[(1−ε)ℓ(z) − εℓ(−z)]/(1−2ε)",
     confidence="code",
     options={"beta": beta(), "label_smoothing": _EPSILON},
@@ -43,7 +43,7 @@ def rdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
 
 @objective(
     paper="EXO, arXiv 2402.00856",
-    summary="Reverse KL between the policy's preference and the smoothed label.",
+    summary="Reverse KL to the smoothed label; of the policy's preference.",
     formula="KL(σ(z) ‖ 1−ε)",
     confidence="code",
     options={"beta": beta(), "label_smoothing": Option(1e-3, "ε", above=0, below=0.5)},

@@ -35,7 +35,7 @@ def dense_dpo(batch: Batch, *, beta: float, form: str) -> Terms:
 
 @objective(
     paper="LD-DPO, arXiv 2409.06411",
-    summary="What lies beyond the shorter clip counts by α.",
+    summary="What lies beyond the shorter clip counts less: by α.",
     formula="ℓ(κ·Σ_f n_f·(1 − (1−α)·tail_f)·m_f), n_f the segment's share of the elements",
     confidence="ours",
     options={"beta": beta(), "alpha": Option(0.5, "weight of the tail; default ours", least=0, most=1)},
@@ -51,7 +51,7 @@ def ld_dpo(batch: Batch, *, beta: float, alpha: float) -> Terms:
 
 @objective(
     paper="LocalDPO",
-    summary="DPO on the whole clip and inside a region, with a fit of the chosen sample in both.",
+    summary="DPO on the clip and inside a region: with a fit of the chosen sample in both.",
     formula="λ₁ℓ(z) + λ₂ℓ(z_mask) + λ₃E_pw,mask + λ₄E_pw",
     confidence="code",
     options={
@@ -76,7 +76,7 @@ def local_dpo(
 
 @objective(
     paper="SGDPO (self-guided)",
-    summary="Each sample is compared with a detached estimate of the other, from a random part of it.",
+    summary="Each sample against an estimate of the other: detached, from a random part of it.",
     formula="½ℓ(κ(r_w − sg r̃_l)) + ½ℓ(κ(sg r̃_w − r_l)), r̃ over a random subset of the segments",
     confidence="ours",
     options={

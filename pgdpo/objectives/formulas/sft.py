@@ -8,7 +8,7 @@ from pgdpo.objectives.spec import Needs, Option, objective
 
 @objective(
     paper="–",
-    summary="The denoising loss on the chosen samples, or on both: the baseline, and the first stage.",
+    summary="The denoising loss on the chosen samples; or on both. The baseline, and the first stage.",
     formula="E_pw, or ½(E_pw + E_pl)",
     confidence="code",
     options={"on": Option("chosen", "which samples are fitted", choices=("chosen", "both"))},

@@ -26,7 +26,7 @@ def preference(batch: Batch, **options) -> Terms:
 
 @objective(
     paper="Diffusion-DPO, arXiv 2311.12908",
-    summary="The log-sigmoid of the implicit reward margin.",
+    summary="Log-sigmoid of the implicit reward margin.",
     formula="ℓ(z)",
     confidence="code",
     options={"beta": beta()},
@@ -37,7 +37,7 @@ def dpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="DDIM-InPO, arXiv 2503.18454",
-    summary="DPO on the noise that DDIM inversion finds for each sample, in place of fresh noise.",
+    summary="DPO on the noise of DDIM inversion: found for each sample, in place of fresh noise.",
     formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
     confidence="code",
     options={"beta": beta(2000.0)},
@@ -50,7 +50,7 @@ def inpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="IPO, arXiv 2310.12036",
-    summary="Regresses the margin to 1/2β instead of pushing it without end.",
+    summary="Regresses the margin to 1/2β; doesn't push it without end.",
     formula="(m − 1/2β)²",
     confidence="paper",
     options={"beta": beta()},
@@ -73,7 +73,7 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="PG-DPO, arXiv 2511.19049",
-    summary="Scales the rejected term by the pair's margin (ARS), keeps the chosen sample improving (IPR).",
+    summary="Rejected term scaled, chosen kept improving: by the pair's margin (ARS), by a term of its own (IPR).",
     formula="ℓ(κ(r_w − α·r_l)) + λ·g·ℓ(κ·r_w), α = sg σ(K₁(r_w − r_l)/(|r_l| + ε)), g = sg σ(K₂(logit − τ))",
     confidence="reconstructed",
     options={

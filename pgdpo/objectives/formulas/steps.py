@@ -18,7 +18,7 @@ _NOTE = "Δ = (b²/2σ²)·r; PairInfo.timestep_weight holds b²/2σ². β itsel
 
 @objective(
     paper="SPO, arXiv 2406.04314",
-    summary="A step-aware preference between siblings, with clipped probability ratios.",
+    summary="A preference per step between siblings: step-aware, with clipped probability ratios.",
     formula="ℓ(β[log clip(e^Δw, 1±ε) − log clip(e^Δl, 1±ε)])",
     confidence="code",
     options={"beta": beta(10.0), "epsilon": _EPSILON},
@@ -37,7 +37,7 @@ def spo(batch: Batch, *, beta: float, epsilon: float) -> Terms:
 
 @objective(
     paper="D3PO, arXiv 2311.13231",
-    summary="DPO on every denoising step of a sampled path, with clipped probability ratios.",
+    summary="DPO on every step of a sampled path: with clipped probability ratios.",
     formula="ℓ(β[log clip(e^Δw, 1±ε) − log clip(e^Δl, 1±ε)])",
     confidence="code",
     options={"beta": beta(0.1), "epsilon": _EPSILON},
@@ -51,7 +51,7 @@ def d3po(batch: Batch, *, beta: float, epsilon: float) -> Terms:
 
 @objective(
     paper="TailorPO, arXiv 2502.01667",
-    summary="DPO per step between two siblings ranked by a step reward.",
+    summary="DPO per step between two siblings: ranked by a step reward.",
     formula="ℓ(β(Δw − Δl))",
     confidence="notes",
     options={"beta": beta(10.0)},

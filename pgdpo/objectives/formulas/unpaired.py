@@ -8,7 +8,7 @@ from pgdpo.objectives.spec import Option, beta, objective
 
 @objective(
     paper="Diffusion-KTO, arXiv 2404.04465",
-    summary="Each sample is desirable or not; its reward is compared with the batch's mean.",
+    summary="Single samples, desirable or not: each one's reward is compared with the batch's mean.",
     formula="w_y·(1 − σ(y·β(r − z₀))), z₀ = sg max(0, mean r), mean over the pair's samples",
     confidence="code",
     pools=True,

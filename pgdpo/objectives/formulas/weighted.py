@@ -12,7 +12,7 @@ _TAU = Option(1.0, "τ; default ours", above=0)
 
 @objective(
     paper="MADPO, arXiv 2510.05342",
-    summary="A reward model's margin h weighs the pair: hard pairs more, easy ones less.",
+    summary="A reward model's margin weighs the pair: hard pairs more, easy ones less.",
     formula="w(h)·ℓ(z), w(h) = 2σ(k(h₀ − h))",
     confidence="ours",
     options={
@@ -44,7 +44,7 @@ def uncertainty_dpo(batch: Batch, *, beta: float, tau: float) -> Terms:
 
 @objective(
     paper="Adaptive-DPO (minority-aware)",
-    summary="Samples of a minority weigh less and are asked for a larger margin.",
+    summary="A minority's samples weigh less; they are asked for a larger margin.",
     formula="e^(−u/τ)·ℓ(z − γu)",
     confidence="ours",
     options={
@@ -80,7 +80,7 @@ def video_dpo(batch: Batch, *, beta: float, rarity_power: float) -> Terms:
 
 @objective(
     paper="PhyGDPO",
-    summary="Scores of physics and semantics scale the logit and weigh the pair; a heuristic.",
+    summary="Physics and semantics weigh the pair: their scores scale the logit; a heuristic.",
     formula="γ_j·ℓ(α_j·z)",
     confidence="paper",
     options={"beta": beta()},
@@ -94,7 +94,7 @@ def phygdpo(batch: Batch, *, beta: float) -> Terms:
 
 @objective(
     paper="SmPO-Diffusion, arXiv 2506.02698",
-    summary="A reward model's smoothed preference scales the logit; the target comes from inversion.",
+    summary="A soft preference scales the logit: a reward model's; the target comes from inversion.",
     formula="ℓ((2p̃−1)·γ·z)",
     confidence="code",
     options={"beta": beta(2000.0), "gamma": Option(10.0, "γ", above=0)},
@@ -116,7 +116,7 @@ def smpo(batch: Batch, *, beta: float, gamma: float) -> Terms:
 
 @objective(
     paper="SDPO/SIPO (importance-sampled), arXiv 2505.21893",
-    summary="A clipped importance weight per step; uninformative timesteps are masked.",
+    summary="Importance weights per step, clipped; uninformative timesteps are masked.",
     formula="1[t]·sg clip(e^(κ(r_w+r_l)/2), 1±ε)·ℓ(z)",
     confidence="ours",
     options={
@@ -137,7 +137,7 @@ def sipo(batch: Batch, *, beta: float, epsilon: float, min_timestep: float, max_
 
 @objective(
     paper="β-DPO, arXiv 2407.08639",
-    summary="β follows the batch's gap against its running mean; outlying gaps are left out.",
+    summary="β follows the batch's gap: against its running mean; outlying gaps are left out.",
     formula="ℓ(z·clamp(1 + a(mean z − M), 0.01)), over the share ρ of pairs nearest to M, M the EMA of z",
     confidence="code",
     pools=True,
