@@ -33,67 +33,6 @@ def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64, layer
     return folder
 
 
-def save_tiny_wan_pipeline(folder: Path) -> Path:
-    """A whole Wan pipeline, every part of its real class: AutoencoderKLWan, UMT5, a T5 tokenizer, transformer."""
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    save_tiny_wan(folder, channels=4, text_dim=32)
-    torch.manual_seed(1)
-    vae = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[0.5, 1.5, 2.0, 1.0],
-    )
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        *[
-            "a",
-            "red",
-            "green",
-            "blue",
-            "circle",
-            "square",
-            "triangle",
-            "ring",
-            "star",
-            "moving",
-            "left",
-            "right",
-            "up",
-            "down",
-        ],
-    ]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    text = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(words), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
-        )
-    )
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
-    scheduler = _scheduler(folder)
-    WanPipeline(tokenizer, text, vae, scheduler, transformer).save_pretrained(folder)
-    return folder
-
-
-def _scheduler(folder: Path):
-    from diffusers import UniPCMultistepScheduler
-
-    return UniPCMultistepScheduler.from_pretrained(folder / "scheduler")
-
-
 def toy_world(folder: Path, tiny_wan: Path) -> Path:
     """`folder/out/{toy,prepared}` with 12 training and 4 held-out pairs of 4 frames at 16x16 pixels."""
     (folder / "tiny_wan").symlink_to(tiny_wan)

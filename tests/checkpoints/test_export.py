@@ -1,6 +1,5 @@
-"""What leaves the trainer is read by diffusers alone, and the whole Wan pipeline of real parts takes the same road."""
+"""What leaves the trainer is read by diffusers alone."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pgdpo.checkpoints.shards import ShardReader
-from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
+from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -67,76 +66,6 @@ def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path
     base, theirs = predict_with_diffusers_alone(tmp_path, config.model.path, export, inputs)
     assert (ours - theirs).abs().max() == 0
     assert (base - theirs).abs().max() > 0  # the adapter does something
-
-
-def test_a_whole_wan_pipeline_of_real_parts(world, tmp_path):
-    """AutoencoderKLWan, UMT5 and the tokenizer in prepare; the adapter in WanPipeline, generating from text."""
-    from diffusers import WanPipeline
-
-    folder = save_tiny_wan_pipeline(tmp_path / "wan")
-    config = write_config(
-        tmp_path / "config.yaml",
-        tmp_path / "out",
-        folder,
-        data={
-            "train": str(world / "out/toy/train.jsonl"),
-            "held_out": str(world / "out/toy/held_out.jsonl"),
-            "num_frames": 5,
-            "fps": 8,
-            "height": 32,
-            "width": 48,
-            "latent_dtype": "bfloat16",
-        },
-        model={"encoders": "pipeline"},
-    )
-    for command in ("prepare", "train", "export", "evaluate"):
-        run_pgdpo(command, config)
-    index = json.loads((tmp_path / "out/prepared/train/index.json").read_text())
-    assert index["text_length"] == 512 and index["encoders"].startswith("wan:")
-    pipeline = WanPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def generate():
-        return pipeline(
-            prompt="a red circle moving left", height=32, width=32, num_frames=5, num_inference_steps=2,
-            output_type="np", generator=torch.Generator().manual_seed(0),
-        ).frames  # fmt: skip
-
-    before = generate()
-    pipeline.load_lora_weights(tmp_path / "out/dpo/export")
-    after = generate()
-    assert before.shape == (1, 5, 32, 32, 3)
-    assert abs(before - after).max() > 0
-
-
-def test_latents_are_what_the_pipeline_decodes(world, tmp_path):
-    """Our encoder is the inverse of the pipeline's own latent normalisation, and embeds prompts as it does."""
-    import numpy as np
-    from diffusers import WanPipeline
-
-    from pgdpo.config import ModelConfig
-    from pgdpo.models import open_family
-
-    folder = save_tiny_wan_pipeline(tmp_path / "wan")
-    family = open_family(ModelConfig(family="wan", path=str(folder)))
-    encoders = family.load_encoders(torch.device("cpu"))
-    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    latents = encoders.encode_video(frames)
-    assert latents.shape == family.latent_shape(5, 32, 32)
-    pipeline = WanPipeline.from_pretrained(folder)
-    config = pipeline.vae.config
-    with torch.no_grad():
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        raw = pipeline.vae.encode(pixels).latent_dist.mode()[0]
-    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-    torch.testing.assert_close(latents * std + mean, raw)
-    prompts = ["a red circle moving left", ""]
-    padded, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
-    for ours, theirs in zip(encoders.encode_prompts(prompts), padded, strict=True):
-        length = len(ours["prompt"])
-        assert 0 < length < 512
-        torch.testing.assert_close(ours["prompt"], theirs[:length])
-        assert not theirs[length:].any()
 
 
 def test_whole_weights_leave_in_the_dtypes_they_came_in(config_file, tmp_path, tiny_wan):
