@@ -12,7 +12,7 @@ from pgdpo.checkpoints.runs import open_run, open_steps, resumed_config
 from pgdpo.messages.errors import InputError
 from tests.worlds import losses, run_pgdpo, share_pairs, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 RATE = ["--allow-change", "train.learning_rate", "train.learning_rate=1e-4"]
 ONE = "evaluate.num_prompts=1"

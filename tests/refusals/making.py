@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pgdpo.config import Config
 from tests.checking.broken_inputs import write_clips
-from tests.faults.test_clips import huge_avi, picture, without_frames
+from tests.faults.inputs.test_clips import huge_avi, picture, without_frames
 from tests.models.families import FAMILIES
 from tests.video.odd_clips import Odd, write
 from tests.worlds import run_pgdpo, share_pairs, write_config

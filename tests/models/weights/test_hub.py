@@ -9,8 +9,8 @@ from pgdpo.config import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.weights import hub
-from tests.models import hub_ranks
-from tests.models.fake_hub import REPOSITORY, FakeHub, asked_of
+from tests.models.weights import hub_ranks
+from tests.models.weights.fake_hub import REPOSITORY, FakeHub, asked_of
 from tests.worlds import run_pgdpo, save_tiny_wan
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 def peaks(reader: str, paths: Iterable[Path]) -> list[dict]:
     """For each path: `text`, what the reader of that name returned or the InputError it raised; `peak_bytes`."""
-    command = [sys.executable, "-m", "tests.faults.peaks", reader, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.faults.inputs.peaks", reader, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
     if done.returncode:
         raise AssertionError(done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -164,7 +164,7 @@ def test_a_setting_that_a_model_does_not_take_is_refused(tmp_path, key, family):
         load_config(config, overrides)
 
 
-@pytest.mark.usefixtures("eager_kernels")
+@pytest.mark.usefixtures("eager_kernels", "undrawn")
 def test_a_negative_prompt_is_prepared_and_results_of_other_settings_are_told_apart(world, tmp_path):
     config = write_config(tmp_path / "c.yaml", tmp_path / "out", world / "tiny_wan")
     shutil.copytree(world / "out/prepared", tmp_path / "out/prepared")

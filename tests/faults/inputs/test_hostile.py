@@ -24,7 +24,7 @@ from pgdpo.messages.errors import InputError
 from tests.models.families import FAMILIES
 from tests.worlds import run_pgdpo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CANARY = "canary-that-must-not-exist"
 
 
