@@ -20,7 +20,7 @@ import pytest
 
 from tests.interpreter import speed_up_interpreter
 from tests.ranks import Ranks, Zygote
-from tests.worlds import save_tiny_wan, share_pairs, toy_world, write_config
+from tests.worlds import eagerly, save_tiny_wan, share_pairs, toy_world, write_config
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     speed_up_interpreter()
@@ -64,10 +64,10 @@ def counted_once(tmp_path_factory):
 
 
 @pytest.fixture
-def eager_kernels(monkeypatch):
-    """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+def eager_kernels():
+    """`worlds.eagerly`, for a test."""
+    with eagerly():
+        yield
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -134,6 +137,26 @@ def run_pgdpo(*arguments: object) -> None:
     from pgdpo.cli import app
 
     app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
+    key = "PGDPO_KERNELS_BACKEND"
+    before = os.environ.get(key)
+    if not torch.cuda.is_available():
+        os.environ[key] = "eager"
+    try:
+        yield
+    finally:
+        os.environ.pop(key, None)
+        if before is not None:
+            os.environ[key] = before
+
+
+def copy_beside(run: Path, name: str) -> Path:
+    """A copy of a run, beside it, for a test that changes it."""
+    return shutil.copytree(run, run.with_name(f"{run.name}-{name}"))
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.changed_data import SPLITS, clip, rows_of, save
 from tests.models.families import FAMILIES
-from tests.worlds import run_pgdpo, write_config
+from tests.worlds import eagerly, run_pgdpo, write_config
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,8 @@ def prepared_once(tmp_path_factory):
             evaluate={"reward": None},
         )
         run_pgdpo("prepare", "config.yaml")
-        run_pgdpo("train", "config.yaml")
+        with eagerly():
+            run_pgdpo("train", "config.yaml")
     finally:
         os.chdir(here)
     return folder

@@ -20,6 +20,7 @@ from tests.models.families import Kind
 from tests.models.road import CPU, PROMPT, open_pipeline
 
 STEPS = 5
+PROMPTS = (PROMPT, "a blue star")  # of two lengths: the shorter one's padding is masked
 DIFFERENCES = {
     "equal": "dtype, shape and every bit",
     "absent": "left out in training: the pipeline gives None, which is the argument's default",
@@ -46,9 +47,7 @@ class Door:
         this transformer at; predictions as the pipeline holds latents."""
         from pgdpo.training.noising import draw_sample
 
-        self._generate(
-            torch.randn(2, *self.batch["latents"].shape[1:]), None
-        )  # the schedule, as the pipeline sets it
+        self._generate(torch.randn_like(self.batch["latents"]), None)  # the schedule, as the pipeline sets it
         asked = [i for i in range(len(self.levels())) if self.asked(i)]
         exact = self._config("fp32", adapter=True)
         noisy = [self._at(sigma, draw_sample, exact).noisy for sigma in self.levels()]
@@ -90,22 +89,24 @@ class Door:
         return load_config(f"{self.kind.recipes[0]}.yaml", [*keys, "data.fps=own"])
 
     def _batch(self) -> dict:
-        """One pair of random clips, with its prompt and image encoded as `prepare` does."""
+        """A pair of random clips for each of PROMPTS, with prompt and image encoded as `prepare` does."""
         from pgdpo.data.prepared import collate, padded_text
 
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        conditioning = padded_text(encoders.encode_prompts([PROMPT])[0], self.family.text_length)
-        if self.kind.image:
-            conditioning |= encoders.encode_image(self.kind.picture, self.kind.size[0])
+        image = encoders.encode_image(self.kind.picture, self.kind.size[0]) if self.kind.image else {}
         generator = torch.Generator().manual_seed(0)
-        clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
-        names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": 1, "draw": 0}
-        return collate([{**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning}])
+        items = []
+        for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
+            clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
+            names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
+            conditioning = padded_text(encoded, self.family.text_length) | image
+            items.append({**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning})
+        return collate(items)
 
     def _at(self, sigma: torch.Tensor, draw_sample: Callable, config):
-        with mock.patch("pgdpo.training.noising.sigmas", lambda *_, **__: sigma.view(1)):
+        with mock.patch("pgdpo.training.noising.sigmas", lambda *_, **__: sigma.expand(len(PROMPTS))):
             return draw_sample(self.batch, config, self.family, CPU)
 
     def levels(self) -> list[torch.Tensor]:
@@ -135,7 +136,7 @@ class Door:
         given = {"image": Image.fromarray(self.kind.picture)} if self.kind.image else {}
         with torch.no_grad():
             self.pipeline(
-                prompt=[PROMPT] * 2,
+                prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
                 num_inference_steps=STEPS,
                 latents=self.kind.lay_out(latents),
                 output_type="latent",

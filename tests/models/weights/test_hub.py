@@ -91,6 +91,7 @@ def test_a_node_that_cannot_download_ends_all(server, ranks, tmp_path):
     assert "model.path is 'owner/tiny': it cannot be read from the hub" in found[0]["refused"]
 
 
+@pytest.mark.usefixtures("eager_kernels")
 def test_a_run_goes_by_the_commit_that_it_began_with(server, other, config_file, tmp_path, capfd):
     by_id = [config_file, f"model.path={REPOSITORY}", "train.steps=1", "name=hub"]
     with asked_of(server.endpoint, str(tmp_path / "cache")):
