@@ -7,6 +7,8 @@ python -m tests.slowest last.xml
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,7 +20,6 @@ PAGE = Path(__file__).with_name("README.md")
 MARKS = {
     "quick": "`pytest -m quick`",
     "slow": "`pytest -m slow`",
-    "gpu": "where there is an NVIDIA GPU, skipped elsewhere",
     "timeout": "with a limit of its own in place of 300 s",
 }
 COUNT = 20
@@ -39,7 +40,8 @@ class Marked:
 
 def marks() -> str:
     marked = Marked()
-    pytest.main(["--collect-only", "-qq", "-m", "slow or not slow", "tests"], plugins=[marked])
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", "-q", "-m", "slow or not slow", "tests"], plugins=[marked])
     rows = [f"| `{name}` | {marked.counts[name]} | {where} |" for name, where in MARKS.items()]
     rows.append(f"| | {marked.counts['all']} | in all |")
     return "\n".join(["| mark | tests | |", "|---|---|---|", *rows])
