@@ -18,7 +18,7 @@ from tests.models.families import FAMILIES
 from tests.models.road import Road
 from tests.worlds import metrics, run_pgdpo
 
-MASKED = ("hunyuan_video", "ltx")  # the families whose transformers take a mask
+MASKED = [name for name, kind in FAMILIES.items() if kind.masks_text]
 HUNYUAN = FAMILIES["hunyuan_video"]
 BACKENDS = ("native", "_native_math", "flex", "xformers")
 

@@ -32,6 +32,8 @@ class Kind:
     card: str  # of pgdpo.config.sampling.CARDS
     reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
     tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
+    prediction: str = "flow"
+    masks_text: bool = False  # its transformer takes a mask of the text's padding
     size: Size = (9, 32, 48)
     step: tuple[int, int] = (4, 16)  # frames behind the first, and pixels on a side, come in so many
     keys: dict = field(default_factory=dict)  # of the section `model`
@@ -91,6 +93,7 @@ def cogvideox(recipe: str, *, rotary: bool) -> Kind:
         "cogvideox",
         reads=226,
         tiled=((9, 256, 32), (9, 240, 32)),
+        prediction="v",
         step=(8, 16),  # an odd number of latent frames: an even one is decoded to three frames more
         lay_out=lambda latents: latents.transpose(1, 2),
         lay_back=lambda held, like: held.transpose(1, 2),
@@ -104,6 +107,7 @@ HUNYUAN = Kind(
     "hunyuan_video",
     reads=77,
     tiled=((5, 16, 272), (5, 16, 256)),
+    masks_text=True,
     guidance="true_cfg_scale",
 )
 LTX = Kind(
@@ -113,6 +117,7 @@ LTX = Kind(
     "ltx",
     reads=128,
     tiled=((9, 32, 544), (9, 32, 512)),
+    masks_text=True,
     size=(9, 64, 96),
     step=(8, 32),
     lay_out=lambda latents: latents.flatten(2).transpose(1, 2),  # one latent pixel, one token

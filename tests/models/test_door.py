@@ -46,13 +46,12 @@ def named(name: str, precision: str, step: int) -> dict[str, str]:
     - HunyuanVideo's timestep in bf16: the pipeline's first latents, and with them its first timestep, are fp32. It is
       1000, which bf16 holds; all later ones come in bf16.
     """
-    family = name.split()[0]
     found = {"attention_kwargs": "absent"}
     if name.startswith("wan 2.2") and " i2v" in name:
         found["encoder_hidden_states_image"] = "absent"
-    if family in ("hunyuan_video", "ltx"):
+    if KINDS[name].masks_text:
         found |= {"encoder_hidden_states": "padding", "encoder_attention_mask": "padding"}
-    if family == "hunyuan_video" and precision == "bf16" and step == 0:
+    if KINDS[name].family == "hunyuan_video" and precision == "bf16" and step == 0:
         found["timestep"] = "dtype"
     return found
 
@@ -85,7 +84,7 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
             torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-6)
         elif adapter:
             off = (predicted.double() - expected.double()).norm() / expected.double().norm()
-            assert off < (5e-3 if door.family.masks_text else 2e-3)
+            assert off < (5e-3 if KINDS[name].masks_text else 2e-3)
 
 
 @pytest.mark.parametrize(
