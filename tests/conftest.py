@@ -20,7 +20,7 @@ import pytest
 
 from tests.interpreter import speed_up_interpreter
 from tests.ranks import Ranks, Zygote
-from tests.worlds import save_tiny_wan, share_pairs, toy_world, write_config
+from tests.worlds import eagerly, save_tiny_wan, share_pairs, toy_world, write_config
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     speed_up_interpreter()
@@ -54,22 +54,35 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()  # extensions that count what was never freed would complain of it at the end
 
 
+@pytest.fixture(scope="session", autouse=True)
+def counted_once(tmp_path_factory):
+    """In this process, and in the ranks that it starts."""
+    from tests import counted
+
+    os.environ[counted.FOLDER] = str(tmp_path_factory.mktemp("counted"))
+    counted.keep()
+
+
 @pytest.fixture
-def eager_kernels(monkeypatch):
-    """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+def eager_kernels():
+    """`worlds.eagerly`, for a test."""
+    with eagerly():
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For commands that end in a report and are not about it: its curves take most of their time."""
+    monkeypatch.setattr("pgdpo.report.figures._draw", lambda *_: "")
 
 
 @pytest.fixture
 def traced_once(monkeypatch):
     """For plans of one model under many settings: equal passes are traced once a process."""
     from pgdpo.planning import plan
-    from pgdpo.planning.costs import flops
-    from tests.planning.traced_once import counted, traced
+    from tests.planning.traced_once import traced
 
     monkeypatch.setattr(plan.Planner, "traced", traced)
-    monkeypatch.setattr(flops.SampleFlops, "_counted", counted)
 
 
 @pytest.fixture(scope="session")

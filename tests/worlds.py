@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,67 +34,6 @@ def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64, layer
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     ).save_pretrained(folder / "scheduler")
     return folder
-
-
-def save_tiny_wan_pipeline(folder: Path) -> Path:
-    """A whole Wan pipeline, every part of its real class: AutoencoderKLWan, UMT5, a T5 tokenizer, transformer."""
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    save_tiny_wan(folder, channels=4, text_dim=32)
-    torch.manual_seed(1)
-    vae = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[0.5, 1.5, 2.0, 1.0],
-    )
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        *[
-            "a",
-            "red",
-            "green",
-            "blue",
-            "circle",
-            "square",
-            "triangle",
-            "ring",
-            "star",
-            "moving",
-            "left",
-            "right",
-            "up",
-            "down",
-        ],
-    ]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    text = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(words), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
-        )
-    )
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
-    scheduler = _scheduler(folder)
-    WanPipeline(tokenizer, text, vae, scheduler, transformer).save_pretrained(folder)
-    return folder
-
-
-def _scheduler(folder: Path):
-    from diffusers import UniPCMultistepScheduler
-
-    return UniPCMultistepScheduler.from_pretrained(folder / "scheduler")
 
 
 def toy_world(folder: Path, tiny_wan: Path) -> Path:
@@ -195,6 +137,26 @@ def run_pgdpo(*arguments: object) -> None:
     from pgdpo.cli import app
 
     app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
+    key = "PGDPO_KERNELS_BACKEND"
+    before = os.environ.get(key)
+    if not torch.cuda.is_available():
+        os.environ[key] = "eager"
+    try:
+        yield
+    finally:
+        os.environ.pop(key, None)
+        if before is not None:
+            os.environ[key] = before
+
+
+def copy_beside(run: Path, name: str) -> Path:
+    """A copy of a run, beside it, for a test that changes it."""
+    return shutil.copytree(run, run.with_name(f"{run.name}-{name}"))
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess:

@@ -20,7 +20,8 @@ import torch
 from pgdpo.config import ModelConfig
 from pgdpo.models.weights.kept import hold_in
 from pgdpo.planning.published import published
-from tests.models.door import KINDS, MODES, Door, differences
+from tests.models.door import DIFFERENCES, Door, differences
+from tests.models.families import KINDS
 
 from ..report import RESULTS, machine, write
 
@@ -34,10 +35,10 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
 def table(root: Path) -> dict[str, dict]:
     """Mode and dtype -> its arguments by kind of difference, and how far the answers are from the pipeline's."""
     found = {}
-    for name, mode in MODES.items():
-        folder = mode.save(*mode.saved, root / name, **mode.options)
+    for name, kind in KINDS.items():
+        folder = kind.save(root / name)
         for precision in ("fp32", "bf16"):
-            door = Door(mode, folder, precision)
+            door = Door(kind, folder, precision)
             kinds, off, steps = {}, 0.0, 0
             for ours, theirs, answer, their_answer in door.calls():
                 for argument, kind in differences(door.transformer, ours, theirs).items():
@@ -128,7 +129,7 @@ def main() -> None:
             print(f"  {key:32} {value}")
     result = {
         "machine": machine(),
-        "kinds": KINDS,
+        "kinds": DIFFERENCES,
         "modes": modes,
         "wan's time embedding, off float64 by": time_embedder(),
         "hunyuan_video's guidance": guidance(),

@@ -28,17 +28,11 @@ from pgdpo.engine.attention import additive, choose_attention, chooses_backend
 from pgdpo.evaluation.evaluate import machine, versions
 from pgdpo.files.atomic import write_json
 from pgdpo.models.family import Family
-from tests.models import tiny_pipelines, tiny_wan
+from tests.models.families import FAMILIES
 
 from ..report import RESULTS
 
 FILE = RESULTS / "masks.json"
-FAMILIES = {
-    "hunyuan_video": (tiny_pipelines.save_tiny_hunyuan_video, (9, 32, 48)),
-    "ltx": (tiny_pipelines.save_tiny_ltx, (9, 64, 96)),
-    "wan": (lambda folder: tiny_wan.save_tiny("2.1 t2v", folder), (9, 32, 48)),
-    "cogvideox": (lambda folder: tiny_pipelines.save_tiny_cogvideox(folder, rotary=True), (9, 32, 48)),
-}
 LENGTHS, PADDED = (5, 17), 24
 XFORMERS = AttentionBackendName.XFORMERS
 
@@ -97,9 +91,10 @@ def xformers_stood_in_for() -> Iterator[None]:
 
 
 def rows_of(name: str) -> Iterator[dict]:
-    save, size = FAMILIES[name]
+    kind = FAMILIES[name]
+    size = kind.size
     with tempfile.TemporaryDirectory() as folder:
-        family = tiny_pipelines.open_tiny(name, save(Path(folder) / "model"))
+        family = kind.open(kind.save(Path(folder) / "model"))
 
         def run(backend: str) -> dict[str, torch.Tensor]:
             transformer = family.load_transformer(dtype=torch.float32)

@@ -1,7 +1,6 @@
 """A run that goes back, changes by permission, is damaged or moved: its records stay those of what was trained."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -10,9 +9,9 @@ import yaml
 from pgdpo.checkpoints.published import checkpoints_of
 from pgdpo.checkpoints.runs import open_run, open_steps, resumed_config
 from pgdpo.messages.errors import InputError
-from tests.worlds import losses, run_pgdpo, share_pairs, write_config
+from tests.worlds import copy_beside, eagerly, losses, run_pgdpo, share_pairs, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 RATE = ["--allow-change", "train.learning_rate", "train.learning_rate=1e-4"]
 ONE = "evaluate.num_prompts=1"
@@ -21,7 +20,6 @@ ONE = "evaluate.num_prompts=1"
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A run `a` of four steps, of which the last two had another learning rate by permission, and other samples."""
-    os.environ["PGDPO_KERNELS_BACKEND"] = "eager"
     folder = tmp_path_factory.mktemp("branches")
     config = write_config(
         folder / "toy.yaml",
@@ -29,18 +27,18 @@ def trained(world, tmp_path_factory):
         world / "tiny_wan",
         train={"checkpoint_every": 1, "keep_checkpoints": 9},
     )
-    run_pgdpo("train", config, "name=a", "train.steps=2")
-    run_pgdpo("train", config, "name=a", "--resume", "evaluate.sampling_steps=3", "evaluate.seed=7", *RATE)
-    del os.environ["PGDPO_KERNELS_BACKEND"]
+    with eagerly():
+        run_pgdpo("train", config, "name=a", "train.steps=2")
+        run_pgdpo(
+            "train", config, "name=a", "--resume", "evaluate.sampling_steps=3", "evaluate.seed=7", *RATE
+        )
     return config
 
 
 @pytest.fixture
 def run(trained, tmp_path):
     """A copy of it for a test that changes it."""
-    copy = trained.parent / "out" / f"a-{tmp_path.name}"
-    shutil.copytree(trained.parent / "out" / "a", copy)
-    return copy
+    return copy_beside(trained.parent / "out" / "a", tmp_path.name)
 
 
 def results_of(folder, step):

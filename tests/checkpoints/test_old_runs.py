@@ -12,8 +12,7 @@ from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.training.references import errors_key
-from tests.models.tiny_pipelines import open_tiny, save_tiny_hunyuan_video
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import FAMILIES
 from tests.worlds import write_config
 
 ROWS = [
@@ -43,11 +42,11 @@ def test_defaults_of_before_the_cards_are_nobodys_settings(capfd):
 @pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler])
 def test_a_wan_folder_of_any_scheduler_opens_and_says_what_it_computes(kind, saved, tmp_path):
     """A dynamic shift asks for the number of tokens; what the embedder computes in bf16 changed under each of them."""
-    folder = shutil.copytree(saved(save_tiny, "2.1 t2v"), tmp_path / "wan")
+    folder = shutil.copytree(saved(FAMILIES["wan"].save), tmp_path / "wan")
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     options = flow if kind is UniPCMultistepScheduler else {}
     kind(use_dynamic_shifting=True, **options).save_pretrained(folder / "scheduler")
-    family = open_tiny("wan", folder)
+    family = FAMILIES["wan"].open(folder)
     assert family.whole_timesteps == (kind is UniPCMultistepScheduler)
     for precision, kept in (("bf16", True), ("fp32", False)):
         config = SimpleNamespace(model=family.model, train=SimpleNamespace(precision=precision))
@@ -57,7 +56,7 @@ def test_a_wan_folder_of_any_scheduler_opens_and_says_what_it_computes(kind, sav
 @pytest.mark.parametrize(("family", "apart"), [("hunyuan_video", True), ("wan", False)])
 def test_errors_of_trimmed_and_of_padded_text_have_two_keys(family, apart, saved, tmp_path, world):
     """Pairs that are computed alone have their text trimmed, which rounds otherwise."""
-    folder = saved(save_tiny_hunyuan_video) if apart else saved(save_tiny, "2.1 t2v")
+    folder = saved(FAMILIES[family].save)
     path = write_config(tmp_path / "c.yaml", tmp_path / "out", folder)
     changes = [f"model.family={family}", "model.encoders=pipeline", "train.reference=cached"]
     keys = []

@@ -15,9 +15,9 @@ from pgdpo.checkpoints.runs import open_run, resumed_config, run_config
 from pgdpo.config import options
 from pgdpo.config.read import covered
 from pgdpo.messages.errors import InputError
-from tests.worlds import losses, run_pgdpo, share_pairs, write_config
+from tests.worlds import copy_beside, eagerly, losses, run_pgdpo, share_pairs, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 # Typed when the run was trained, against a file that says otherwise; a key of every group that a run fixes.
 TYPED = {
@@ -35,20 +35,17 @@ STEPS = ["train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3"
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A configuration file, and a run `al` of three steps, trained with other values than the file's."""
-    os.environ["PGDPO_KERNELS_BACKEND"] = "eager"
     folder = tmp_path_factory.mktemp("trained")
     config = write_config(folder / "toy.yaml", share_pairs(folder, world), world / "tiny_wan")
-    run_pgdpo("train", config, "name=al", *STEPS, *typed(TYPED))
-    del os.environ["PGDPO_KERNELS_BACKEND"]
+    with eagerly():
+        run_pgdpo("train", config, "name=al", *STEPS, *typed(TYPED))
     return config
 
 
 @pytest.fixture
 def al(trained, tmp_path):
     """A copy of that run for a test that changes it."""
-    run = trained.parent / "out" / f"al-{tmp_path.name}"
-    shutil.copytree(trained.parent / "out" / "al", run)
-    return run
+    return copy_beside(trained.parent / "out" / "al", tmp_path.name)
 
 
 def typed(values: dict) -> list[str]:

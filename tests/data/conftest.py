@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 
 from tests.data.changed_data import SPLITS, clip, rows_of, save
-from tests.worlds import run_pgdpo, save_tiny_wan_pipeline, write_config
+from tests.models.families import FAMILIES
+from tests.worlds import eagerly, run_pgdpo, write_config
 
 
 @pytest.fixture(scope="session")
 def prepared_once(tmp_path_factory):
     """A folder with a pipeline, manifests, prepared pairs and a run of one step; all its paths are relative."""
     folder = tmp_path_factory.mktemp("prepared")
-    save_tiny_wan_pipeline(folder / "model")
+    FAMILIES["wan"].save(folder / "model")
     (folder / "data/clips").mkdir(parents=True)
     seed = 0
     here = os.getcwd()
@@ -44,7 +45,8 @@ def prepared_once(tmp_path_factory):
             evaluate={"reward": None},
         )
         run_pgdpo("prepare", "config.yaml")
-        run_pgdpo("train", "config.yaml")
+        with eagerly():
+            run_pgdpo("train", "config.yaml")
     finally:
         os.chdir(here)
     return folder

@@ -28,7 +28,7 @@ from tests.data.changed_data import (
 )
 from tests.worlds import losses, run_pgdpo
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 NAMED = tuple(f"data.{split}=data/{split}-b.jsonl" for split in SPLITS)
 TABLE = {  # what is done after `prepare`; what is said, {} being the split; overrides of the commands

@@ -19,7 +19,7 @@ from pgdpo.toy.encoders import ToyEncoders
 from pgdpo.video import VideoInfo, write_video
 from tests.worlds import losses, run_pgdpo, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 
 def clip(path, frames, height, width, seed=0, fps=8):

@@ -21,7 +21,7 @@ from tests.data.changed_data import (
 )
 from tests.worlds import run_pgdpo
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 LABELS_ALONE = {
     "labels": edited(0, weight=3, preference=0.9),

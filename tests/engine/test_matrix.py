@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pgdpo.messages.errors import InputError
-from pgdpo.models import FAMILIES
 from tests.engine import gathers
-from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.families import FAMILIES
+from tests.models.road import Road
 from tests.ranks import Ranks
 from tests.worlds import losses, run_pgdpo
 
@@ -27,11 +27,6 @@ WEIGHTS = {  # small steps: Adam magnifies the last bits of a gradient that is n
 }
 STAGES = (0, 1, 2, 3)
 REFUSED = {("adapter", "full"): "train.reference is `adapter` but model.adapter is empty"}
-PIPELINES = {  # how its tiny pipeline is saved, and (frames, height, width) of its clips
-    "hunyuan_video": (save_tiny_hunyuan_video, (9, 32, 48)),
-    "cogvideox": (lambda folder: save_tiny_cogvideox(folder, rotary=True), (9, 32, 48)),
-    "ltx": (save_tiny_ltx, (9, 64, 96)),
-}
 CELLS = [
     f"{reference}-{weights}-{stage}"
     for reference, weights, stage in itertools.product(REFERENCES, WEIGHTS, STAGES)
@@ -103,11 +98,11 @@ def test_a_slice_of_the_matrix_on_two_ranks(config_file, ranks):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_cell_of_the_matrix(family, world, config_file, tmp_path, figures, ranks):
+def test_every_cell_of_the_matrix(family, saved, world, config_file, tmp_path, figures, ranks):
     config = config_file
     if family != "wan":
-        save, size = PIPELINES[family]
-        config = Road(family, save(tmp_path / "pipeline"), world, tmp_path, size).config()
+        kind = FAMILIES[family]
+        config = Road(kind, saved(kind.save), world, tmp_path).config()
         run_pgdpo("prepare", config)
     found, _ = run_cells(ranks, config, CELLS, timeout=3600)
     stages, ways = (

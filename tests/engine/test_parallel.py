@@ -11,7 +11,8 @@ from pgdpo.engine.parallel import arrange_ranks, check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from tests.engine import shared_tokens
-from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.families import FAMILIES
+from tests.models.road import Road
 from tests.worlds import losses, metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -125,24 +126,19 @@ def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases, 
         assert max(off_by["loss"], off_by["prediction"], off_by["gradient"]) <= 1e-5, (case, off_by)
 
 
-PIPELINES = {  # how its tiny pipeline is saved, (frames, height, width) of its clips, settings
-    "hunyuan_video": (save_tiny_hunyuan_video, (9, 32, 48), ["train.zero_stage=3"]),
-    "cogvideox": (
-        lambda folder: save_tiny_cogvideox(folder, rotary=True),
-        (9, 32, 48),
-        ["train.zero_stage=2"],
-    ),
-    "ltx": (save_tiny_ltx, (9, 64, 96), ["train.zero_stage=1", "model.gradient_checkpointing=selective"]),
+SETTINGS = {  # of a family's shared run
+    "cogvideox": ["train.zero_stage=2"],
+    "ltx": ["train.zero_stage=1", "model.gradient_checkpointing=selective"],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", PIPELINES)
-def test_every_family_trains_with_shared_tokens(family, world, tmp_path, ranks):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_with_shared_tokens(family, saved, world, tmp_path, ranks):
     """With a LoRA and with all weights: five steps' losses are one rank's."""
-    save, size, settings = PIPELINES[family]
-    config = Road(family, save(tmp_path / "pipeline"), world, tmp_path, size).config()
+    kind, settings = FAMILIES[family], SETTINGS.get(family, ["train.zero_stage=3"])
+    config = Road(kind, saved(kind.save), world, tmp_path).config()
     run_pgdpo("prepare", config)
     lora = [STEPS, "train.learning_rate=1e-4"]
     for name, overrides in {"one": lora, "full": [STEPS, *FULL]}.items():

@@ -7,7 +7,7 @@ import pytest
 from pgdpo.evaluation.statistics import share
 from tests.worlds import launch, run_pgdpo
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 
 def evaluated(config_file, name, *overrides):

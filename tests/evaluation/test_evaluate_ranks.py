@@ -14,7 +14,7 @@ from pgdpo.evaluation.evaluate import evaluate
 from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.samples import Samples
 from tests.ranks import Ranks
-from tests.worlds import run_pgdpo, share_pairs, write_config
+from tests.worlds import eagerly, run_pgdpo, share_pairs, write_config
 
 # Four batches of one: uneven shares for three ranks. ZeRO-3 shards the weights that all train over the ranks.
 SMALL = ["train.steps=2", "evaluate.num_prompts=4", "evaluate.batch=1"]
@@ -29,8 +29,7 @@ def runs(world, tmp_path_factory):
     """The folder with the runs RUNS, of two steps."""
     folder = tmp_path_factory.mktemp("runs")
     config = write_config(folder / "config.yaml", share_pairs(folder, world), world / "tiny_wan")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+    with eagerly():
         for name, changes in RUNS.items():
             run_pgdpo("train", config, f"name={name}", *SMALL, *changes)
     return folder / "out"

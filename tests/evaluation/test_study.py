@@ -18,7 +18,7 @@ from pgdpo.evaluation.comparison import (
 from pgdpo.messages.errors import InputError
 from tests.worlds import run_pgdpo
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 OBJECTIVES = {"dpo": {"beta": 500}, "guarded": {"name": "dpo", "beta": 500, "safeguard": {"mu": 0.9}}}
 

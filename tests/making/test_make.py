@@ -1,6 +1,5 @@
 """Pairs made from real mp4 clips, by corruption and by the shipped toy model; each way keeps what it promises."""
 
-import functools
 import json
 import shutil
 import signal
@@ -20,8 +19,7 @@ from pgdpo.making.prompts import corrupt_prompt
 from pgdpo.messages.errors import InputError
 from pgdpo.video import read_video, write_video
 from pgdpo_kernels import pair_noise
-from tests.models.tiny_pipelines import save_tiny_hunyuan_video, save_tiny_ltx
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import FAMILIES
 from tests.worlds import metrics, read_manifest, run_pgdpo
 
 FAST = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
@@ -101,15 +99,10 @@ def test_masked_changes_the_box_alone(clips, tmp_path):
     assert changed[True] > 3 * changed[False]
 
 
-FLOW = {
-    "toy": None,
-    "wan": (functools.partial(save_tiny, "2.1 t2v"), (5, 32, 48)),
-    "hunyuan_video": (save_tiny_hunyuan_video, (5, 32, 48)),
-    "ltx": (save_tiny_ltx, (9, 64, 96)),
-}
+FLOWS = [name for name, kind in FAMILIES.items() if kind.prediction == "flow"]
 
 
-@pytest.mark.parametrize("family", FLOW)
+@pytest.mark.parametrize("family", ["toy", *FLOWS])
 def test_outside_the_box_the_clip_stands_at_every_steps_level(family, saved, tmp_path):
     """The model sees it noised to the level that it is asked about; at the end it is the clip's latents to the bit."""
     from pgdpo.making.generate import Generator
@@ -117,11 +110,11 @@ def test_outside_the_box_the_clip_stands_at_every_steps_level(family, saved, tmp
     overrides = [f"output_dir={tmp_path}", "evaluate.sampling_steps=5"]
     size = (8, 24, 24)
     if family != "toy":
-        save, size = FLOW[family]
+        size = FAMILIES[family].size
         sizes = [f"data.{key}={n}" for key, n in zip(("num_frames", "height", "width"), size, strict=True)]
         overrides += [
             f"model.family={family}",
-            f"model.path={saved(save)}",
+            f"model.path={saved(FAMILIES[family].save)}",
             "model.encoders=pipeline",
             *sizes,
         ]

@@ -10,18 +10,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 import torch
 from PIL import Image
 
-from tests.models import tiny_pipelines as tiny
-from tests.models import tiny_wan
+from tests.models.families import Kind
+from tests.models.road import CPU, PROMPT, open_pipeline
 
 STEPS = 5
-KINDS = {
+PROMPTS = (PROMPT, "a blue star")  # of two lengths: the shorter one's padding is masked
+DIFFERENCES = {
     "equal": "dtype, shape and every bit",
     "absent": "left out in training: the pipeline gives None, which is the argument's default",
     "padding": "what the mask hides holds zeros in training, or is cut off; what it shows is equal",
@@ -29,85 +29,35 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A kind of pipeline, and how it is opened and called."""
-
-    recipe: str  # a shipped configuration
-    save: Callable[..., Path]  # of a tiny pipeline
-    saved: tuple = ()
-    options: dict = field(default_factory=dict)  # of `save`
-    size: tuple[int, int, int] = (9, 32, 48)  # frames, height, width
-    keys: tuple[str, ...] = ()  # of the configuration
-    called: dict = field(default_factory=dict)  # the pipeline's own
-    image: bool = False
-
-
-def wan(recipe: str, kind: str, *keys: str, image: bool = False) -> Mode:
-    size = tiny_wan.SIZES[kind]
-    return Mode(recipe, tiny_wan.save_tiny, (kind,), size=size, keys=keys, image=image)
-
-
-def cogvideox(recipe: str, *, rotary: bool) -> Mode:
-    return Mode(recipe, tiny.save_tiny_cogvideox, options={"rotary": rotary})
-
-
-HUNYUAN, LTX = ("hunyuan_video", tiny.save_tiny_hunyuan_video), ("ltx_video", tiny.save_tiny_ltx)
-HIGH, LOW = "model.expert=high_noise", "model.expert=low_noise"
-MODES = {
-    "wan 2.1 t2v": wan("wan21_1.3b", "2.1 t2v"),
-    "wan 2.1 i2v": wan("wan21_i2v_14b", "2.1 i2v", image=True),
-    "wan 2.2 t2v a14b high": wan("wan22_a14b", "2.2 t2v a14b", HIGH),
-    "wan 2.2 t2v a14b low": wan("wan22_a14b", "2.2 t2v a14b", LOW),
-    "wan 2.2 i2v a14b high": wan("wan22_i2v_a14b", "2.2 i2v a14b", HIGH, image=True),
-    "wan 2.2 i2v a14b low": wan("wan22_i2v_a14b", "2.2 i2v a14b", LOW, image=True),
-    "wan 2.2 ti2v 5b t2v": wan("wan22_ti2v_5b", "2.2 ti2v 5b"),
-    "wan 2.2 ti2v 5b i2v": wan("wan22_ti2v_5b", "2.2 ti2v 5b", "model.task=image_to_video", image=True),
-    "hunyuan_video": Mode(*HUNYUAN),
-    "hunyuan_video guidance 3.3": Mode(
-        *HUNYUAN, keys=("model.guidance=3.3",), called={"guidance_scale": 3.3}
-    ),
-    "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
-    "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
-    "ltx": Mode(*LTX, size=(9, 64, 96)),
-    "ltx 8 fps": Mode(
-        *LTX, size=(9, 64, 96), keys=("model.frame_rate=8", "data.fps=8"), called={"frame_rate": 8}
-    ),
-}
-
-
 class Door:
-    """One mode in one dtype, in training and in its pipeline. `adapter`: a LoRA is trained, else all weights are."""
+    """One kind in one dtype, in training and in its pipeline. `adapter`: a LoRA is trained, else all weights are."""
 
-    def __init__(self, mode: Mode, folder: Path, precision: str, *, adapter: bool = True) -> None:
+    def __init__(self, kind: Kind, folder: Path, precision: str, *, adapter: bool = True) -> None:
         from pgdpo.models import open_family
 
-        self.mode, self.folder = mode, folder
+        self.kind, self.folder = kind, folder
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.config = self._config(precision, adapter)
         self.family = open_family(self.config.model)
-        self.pipeline = self._open_pipeline()
+        self.pipeline = open_pipeline(kind, folder, self.dtype)
         self.batch = self._batch()
 
     def calls(self) -> Iterator[tuple[dict, dict, torch.Tensor, torch.Tensor]]:
         """(training's call, the pipeline's, training's prediction, the pipeline's) of every step that the pipeline asks
-        this transformer at."""
+        this transformer at; predictions as the pipeline holds latents."""
         from pgdpo.training.noising import draw_sample
 
-        self._generate(
-            torch.randn(2, *self.batch["latents"].shape[1:]), None
-        )  # the schedule, as the pipeline sets it
+        self._generate(torch.randn_like(self.batch["latents"]), None)  # the schedule, as the pipeline sets it
         asked = [i for i in range(len(self.levels())) if self.asked(i)]
         exact = self._config("fp32", adapter=True)
         noisy = [self._at(sigma, draw_sample, exact).noisy for sigma in self.levels()]
         with recorded(getattr(self.pipeline, self.family.transformer_folder)) as theirs:
             self._generate(noisy[0], lambda step: noisy[step] if step < len(noisy) else None)
+        samples = [self._at(self.levels()[step], draw_sample, self.config) for step in asked]
         with recorded(self.transformer) as ours:
-            for step in asked:
-                sample = self._at(self.levels()[step], draw_sample, self.config)
-                self.forward(sample.noisy, sample.both, sample.conditioning)
-        for mine, their in zip(ours, theirs, strict=True):
-            yield mine[0], their[0], mine[1], their[1]
+            answers = [self.forward(sample.noisy, sample.both, sample.conditioning) for sample in samples]
+        for mine, their, answer in zip(ours, theirs, answers, strict=True):
+            yield mine[0], their[0], self.kind.lay_out(answer), their[1]
 
     def forward_call(self, arguments: dict) -> torch.Tensor:
         """The transformer's answer to a call that was recorded, or to a changed one, in training's autocast."""
@@ -118,7 +68,7 @@ class Door:
     def transformer(self) -> torch.nn.Module:
         from pgdpo.engine.policy import build_policy
 
-        return build_policy(self.config, torch.device("cpu"))[1].eval()
+        return build_policy(self.config, CPU)[1].eval()
 
     @functools.cached_property
     def forward(self) -> Callable:
@@ -135,47 +85,29 @@ class Door:
         keys += ["model.kernels=eager", "model.compile=none", f"train.precision={precision}"]
         keys += ["model.gradient_checkpointing=none", "model.activation_offload=false"]
         keys += [] if adapter else ["model.adapter=null"]
-        return load_config(f"{self.mode.recipe}.yaml", [*keys, *self.mode.keys])
-
-    def _open_pipeline(self):
-        pipeline_class, whole = self.family.pipeline_class, {}
-        if (
-            self.config.model.family == "wan"
-        ):  # as its model cards load it: the VAE and the image encoder in fp32
-            from diffusers import AutoencoderKLWan
-            from transformers import CLIPVisionModel
-
-            whole["vae"] = AutoencoderKLWan.from_pretrained(self.folder, subfolder="vae")
-            if (self.folder / "image_encoder").is_dir():
-                whole["image_encoder"] = CLIPVisionModel.from_pretrained(
-                    self.folder, subfolder="image_encoder"
-                )
-        pipeline = pipeline_class.from_pretrained(self.folder, torch_dtype=self.dtype, **whole)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        keys += [f"model.{name}={value}" for name, value in self.kind.keys.items()]
+        return load_config(f"{self.kind.recipes[0]}.yaml", [*keys, "data.fps=own"])
 
     def _batch(self) -> dict:
-        """One pair of random clips, with its prompt and image encoded as `prepare` does."""
+        """A pair of random clips for each of PROMPTS, with prompt and image encoded as `prepare` does."""
         from pgdpo.data.prepared import collate, padded_text
 
-        encoders = self.family.load_encoders(torch.device("cpu"))
+        encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        conditioning = padded_text(encoders.encode_prompts([tiny.PROMPT])[0], self.family.text_length)
-        if self.mode.image:
-            conditioning |= encoders.encode_image(self._picture, self.mode.size[0])
+        image = encoders.encode_image(self.kind.picture, self.kind.size[0]) if self.kind.image else {}
         generator = torch.Generator().manual_seed(0)
-        clips = torch.randn(2, *self.family.latent_shape(*self.mode.size), generator=generator)
-        names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": 1, "draw": 0}
-        return collate([{**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning}])
-
-    @property
-    def _picture(self):
-        return tiny_wan.picture(self.mode.saved[0])
+        items = []
+        for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
+            clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
+            names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
+            conditioning = padded_text(encoded, self.family.text_length) | image
+            items.append({**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning})
+        return collate(items)
 
     def _at(self, sigma: torch.Tensor, draw_sample: Callable, config):
-        with mock.patch("pgdpo.training.noising.sigmas", lambda *_, **__: sigma.view(1)):
-            return draw_sample(self.batch, config, self.family, torch.device("cpu"))
+        with mock.patch("pgdpo.training.noising.sigmas", lambda *_, **__: sigma.expand(len(PROMPTS))):
+            return draw_sample(self.batch, config, self.family, CPU)
 
     def levels(self) -> list[torch.Tensor]:
         """The noise levels of the pipeline's steps; of a timestep of CogVideoX, the middle of those that mean it."""
@@ -193,31 +125,23 @@ class Door:
     def _generate(self, latents: torch.Tensor, following: Callable | None) -> None:
         """The pipeline from `latents`; `following(step)`: what stands in place of the latents of that step."""
 
-        def laid_out(clip: torch.Tensor) -> torch.Tensor:
-            if self.config.model.family == "cogvideox":
-                return clip.transpose(1, 2)
-            return self.family._pack(clip) if self.config.model.family == "ltx" else clip
-
         def after(pipeline, step, timestep, values):
             clip = following(step + 1)
-            return values if clip is None else {"latents": laid_out(clip).to(values["latents"].dtype)}
+            return (
+                values if clip is None else {"latents": self.kind.lay_out(clip).to(values["latents"].dtype)}
+            )
 
-        frames, height, width = self.mode.size
-        options = {"num_frames": frames, "height": height, "width": width, **self.mode.called}
-        if self.mode.image:
-            options["image"] = Image.fromarray(self._picture)
-        if self.config.model.family != "hunyuan_video":  # it is told its guidance
-            options["guidance_scale"] = 1.0
-        if self.config.model.family == "cogvideox":  # others cast what they are given
+        if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
+        given = {"image": Image.fromarray(self.kind.picture)} if self.kind.image else {}
         with torch.no_grad():
             self.pipeline(
-                prompt=[tiny.PROMPT] * 2,
+                prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
                 num_inference_steps=STEPS,
-                latents=laid_out(latents),
+                latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **options,
+                **{self.kind.guidance: 1.0, **self.kind.call, **given},
             )
 
 
@@ -247,7 +171,7 @@ class recorded:
 
 
 def differences(transformer: torch.nn.Module, ours: dict, theirs: dict) -> dict[str, str]:
-    """Argument -> one of KINDS. Raises AssertionError for a difference that is none of them."""
+    """Argument -> one of DIFFERENCES. Raises AssertionError for a difference that is none of them."""
     text, mask = "encoder_hidden_states", "encoder_attention_mask"
     found = {}
     for name in sorted(ours.keys() | theirs.keys()):

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
 
 from pgdpo.checkpoints.identity import run_identity
 from pgdpo.checkpoints.resume import check_resume, described
@@ -18,31 +17,28 @@ from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.weights.kept import compute_kept_in_fp32
 from pgdpo.training.opening import open_pairs
 from pgdpo.training.trainer import Trainer
-from tests.models.door import MODES, Door, differences, recorded
-from tests.models.tiny_pipelines import open_tiny, save_tiny_hunyuan_video
-from tests.models.tiny_wan import save_tiny
+from tests.models.door import Door, differences, recorded
+from tests.models.families import FAMILIES, KINDS
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
-EVERY = [pytest.param(name, "bf16", True, id=f"{name} bf16") for name in MODES]
-# Held in fp32 and computed in bf16; and fp32 throughout.
+# All weights, held in fp32 and computed in bf16.
 WHOLE = ("wan 2.2 ti2v 5b i2v", "hunyuan_video")
-QUICK = ("wan 2.1 i2v", "hunyuan_video", "cogvideox 5b", "ltx")
+EVERY = [
+    pytest.param(name, precision, True, id=f"{name} {precision}")
+    for name in KINDS
+    for precision in ("bf16", "fp32")
+]
 EVERY += [
     pytest.param(
-        name,
-        precision,
-        adapter,
-        id=f"{name} {precision}{'' if adapter else ' whole'}",
-        marks=() if name in (QUICK if adapter else WHOLE) else pytest.mark.slow,
+        name, "bf16", False, id=f"{name} bf16 whole", marks=() if name in WHOLE else pytest.mark.slow
     )
-    for name in MODES
-    for precision, adapter in (("fp32", True), ("bf16", False))
+    for name in KINDS
 ]
 
 
 def named(name: str, precision: str, step: int) -> dict[str, str]:
-    """The differences that are meant, by `door.KINDS`; all other arguments are equal to the bit.
+    """The differences that are meant, by `door.DIFFERENCES`; all other arguments are equal to the bit.
 
     - attention_kwargs: nobody gives any.
     - encoder_hidden_states_image: Wan's image-to-video pipeline names it also where no CLIP image is attended to.
@@ -50,13 +46,12 @@ def named(name: str, precision: str, step: int) -> dict[str, str]:
     - HunyuanVideo's timestep in bf16: the pipeline's first latents, and with them its first timestep, are fp32. It is
       1000, which bf16 holds; all later ones come in bf16.
     """
-    family = name.split()[0]
     found = {"attention_kwargs": "absent"}
     if name.startswith("wan 2.2") and " i2v" in name:
         found["encoder_hidden_states_image"] = "absent"
-    if family in ("hunyuan_video", "ltx"):
+    if KINDS[name].masks_text:
         found |= {"encoder_hidden_states": "padding", "encoder_attention_mask": "padding"}
-    if family == "hunyuan_video" and precision == "bf16" and step == 0:
+    if KINDS[name].family == "hunyuan_video" and precision == "bf16" and step == 0:
         found["timestep"] = "dtype"
     return found
 
@@ -66,30 +61,30 @@ def doors(saved):
     """`doors(name, precision, adapter)`: a door and its calls, made once."""
 
     @functools.cache
-    def opened(name: str, precision: str = "bf16", adapter: bool = True):
-        mode = MODES[name]
-        door = Door(mode, saved(mode.save, *mode.saved, **mode.options), precision, adapter=adapter)
+    def opened(name: str, precision: str, adapter: bool):
+        door = Door(KINDS[name], saved(KINDS[name].save), precision, adapter=adapter)
         return door, list(door.calls())
 
-    return opened
+    return lambda name, precision="bf16", adapter=True: opened(name, precision, adapter)
 
 
 @pytest.mark.parametrize(("name", "precision", "adapter"), EVERY)
 def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors):
-    """Held alike, and with an adapter that adds nothing yet, the transformer also answers alike.
+    """Held alike, and with an adapter that adds nothing yet, the family also predicts alike.
 
     Up to where a matrix lies in memory and how long trimmed text is, by which products are rounded. (Timesteps of 0.4
-    more, or guidance 6000, change these answers by 3% to 6%.)
+    more, or guidance 6000, change these predictions by 3% to 6%.)
     """
     door, calls = doors(name, precision, adapter)
     assert calls
-    for step, (ours, theirs, answer, their_answer) in enumerate(calls):
+    for step, (ours, theirs, predicted, expected) in enumerate(calls):
         kinds = differences(door.transformer, ours, theirs)
         assert {key: kind for key, kind in kinds.items() if kind != "equal"} == named(name, precision, step)
-        if adapter:
-            off = (answer.double() - their_answer.double()).norm() / their_answer.double().norm()
-            trimmed = door.family.masks_text
-            assert off < {"fp32": 1e-5, "bf16": 5e-3 if trimmed else 2e-3}[precision]
+        if adapter and precision == "fp32":
+            torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-6)
+        elif adapter:
+            off = (predicted.double() - expected.double()).norm() / expected.double().norm()
+            assert off < (5e-3 if KINDS[name].masks_text else 2e-3)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +148,7 @@ def test_policy_and_reference_are_told_the_same(config_file):
 
 def test_what_diffusers_keeps_in_fp32_computes_in_fp32(saved):
     """Wan's time embedder, under autocast, to the bit as without it; with an adapter, in a copy, with its gradient."""
-    transformer = open_tiny("wan", saved(save_tiny, "2.1 t2v")).load_transformer(dtype=torch.bfloat16)
+    transformer = FAMILIES["wan"].open(saved(FAMILIES["wan"].save)).load_transformer(dtype=torch.bfloat16)
     add_adapter(transformer, AdapterConfig(target_modules=["linear_1", "to_q"], rank=2), seed=0)
     steps = torch.randn(3, 16)
     for model in (transformer, copy.deepcopy(transformer)):
@@ -183,27 +178,6 @@ def test_only_what_has_a_matrix_product_is_changed(name, kept, doors):
     assert [path.rpartition(".")[2] for path in changed] == kept
     state = set(transformer.state_dict())
     assert set(compute_kept_in_fp32(transformer).state_dict()) == state
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.3, 6.0, 6.02, 7.25])
-def test_guidance_is_rounded_before_it_is_multiplied(guidance, saved):
-
-    family = open_tiny("hunyuan_video", saved(save_tiny_hunyuan_video), guidance=guidance)
-    for dtype in (torch.float32, torch.bfloat16):
-        told = family.told_guidance(torch.zeros(2, 4, 1, 2, 2, dtype=dtype))
-        assert torch.equal(told, torch.tensor([guidance] * 2, dtype=dtype) * 1000.0)
-
-
-@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0, 12.0])
-def test_whole_timesteps_are_those_of_every_schedule(shift, saved):
-
-    family = open_tiny("wan", saved(save_tiny, "2.1 t2v"))
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
-    for steps in (1, 2, 3, 7, 20, 30, 40, 50, 100):
-        scheduler.set_timesteps(steps)
-        assert torch.equal(family.timestep(scheduler.sigmas[:steps]), scheduler.timesteps)
 
 
 def test_a_run_that_was_told_other_numbers_is_not_gone_on_with(config_file):

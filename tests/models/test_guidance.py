@@ -2,20 +2,11 @@
 
 import pytest
 import torch
-from tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tiny_wan import save_tiny
 
-from pgdpo.config import AdapterConfig, ModelConfig
-from pgdpo.models import open_family
+from pgdpo.config import AdapterConfig
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.guidance import negative_branch, without_adapter
-
-FAMILIES = {
-    "wan": lambda folder: save_tiny("2.1 t2v", folder),
-    "hunyuan_video": save_tiny_hunyuan_video,
-    "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=True),
-    "ltx": save_tiny_ltx,
-}
+from tests.models.families import FAMILIES
 
 
 def told(family, samples: int, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -28,10 +19,9 @@ def told(family, samples: int, shape: tuple[int, ...]) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, tmp_path, samples=2):
+def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, saved, samples=2):
     """Every answer of the transformer while a pipeline samples, against those of two models of their own."""
-    folder = FAMILIES[name](tmp_path / "model")
-    family = open_family(ModelConfig(family=name, path=str(folder), encoders="pipeline"))
+    family = FAMILIES[name].open(saved(FAMILIES[name].save))
     torch.manual_seed(0)
     policy, base = (
         family.load_transformer(dtype=torch.float32, random_init_seed=None).eval() for _ in range(2)
@@ -42,7 +32,7 @@ def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, tmp_pat
             torch.nn.init.normal_(parameter, std=0.5)
     policy.requires_grad_(False)
     alone = policy.forward
-    shape = family.latent_shape(9, 32, 32)
+    shape = family.latent_shape(*FAMILIES[name].size)
     prompt, empty = told(family, samples, shape), told(family, samples, shape)
     seen = []
     policy.register_forward_hook(

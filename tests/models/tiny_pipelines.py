@@ -1,19 +1,11 @@
-"""Whole diffusers pipelines with one-digit layers, saved to disk: every part of its real class, weights at random.
-
-`Road` walks one of them from clips to an adapter, and records what the real pipeline hands to its transformer.
-"""
+"""Whole diffusers pipelines with one-digit layers, saved to disk: every part of its real class, weights at random."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tests.worlds import losses, run_pgdpo, write_config
-
-PROMPT = "a red circle moving left"
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle", "ring", "star")
 WORDS = (*SPECIAL, *COLOURS, *SHAPES, "a", "moving", "left", "right", "up", "down", "still")
@@ -184,124 +176,3 @@ def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
     )
     LTXPipeline(scheduler, vae, t5().eval(), tokenizer(), transformer).save_pretrained(folder)
     return folder
-
-
-@dataclass
-class Road:
-    """One pipeline on disk, on the way from clips to an adapter."""
-
-    family: str
-    folder: Path
-    world: Path
-    root: Path
-    size: tuple[int, int, int]  # frames, height, width
-
-    def config(self, **model) -> Path:
-        frames, height, width = self.size
-        return write_config(
-            self.root / "config.yaml",
-            self.root / "out",
-            self.folder,
-            data={
-                "train": str(self._first_rows("train", 4)),
-                "held_out": str(self._first_rows("held_out", 2)),
-                "num_frames": frames,
-                "fps": "own",
-                "height": height,
-                "width": width,
-            },
-            model={"family": self.family, "encoders": "pipeline", **model},
-            train={"steps": 2},
-            evaluate={"reward": None, "draws_per_pair": 1},
-        )
-
-    def _first_rows(self, split: str, count: int) -> Path:
-        """A manifest beside the toy world's, with its first rows alone."""
-        toy = self.world / "out" / "toy"
-        few = toy / f"{split}-{count}.jsonl"
-        rows = (toy / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-        few.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        return few
-
-    def walk(self, *overrides: str) -> Path:
-        """prepare, train, export, evaluate. Returns the run's folder.
-
-        A fresh run must show loss ln 2 to the last bit, in bf16 with recomputed activations too, and another loss after
-        its first step.
-        """
-        config = self.config()
-        for command in ("prepare", "train", "export", "evaluate"):
-            run_pgdpo(command, config, *overrides)
-        run_pgdpo(
-            "train",
-            config,
-            *overrides,
-            "name=half",
-            "train.precision=bf16",
-            "model.gradient_checkpointing=selective",
-        )
-        for name in ("dpo", "half"):
-            first, second = losses(self.root / "out", name)
-            assert first == float(torch.tensor(math.log(2), dtype=torch.float32)) != second
-        return self.root / "out" / "dpo"
-
-
-def open_tiny(family: str, folder: Path, **model):
-    """The opened family of a saved pipeline."""
-    from pgdpo.config import ModelConfig
-    from pgdpo.models import open_family
-
-    return open_family(ModelConfig(family=family, path=str(folder), **model))
-
-
-def generate(pipeline, latents: torch.Tensor, *, output_type: str = "latent", **options):
-    """Two steps of the real pipeline from text, from given initial `latents` (of the pipeline's own layout)."""
-    pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        return pipeline(
-            prompt=PROMPT, num_inference_steps=2, latents=latents, output_type=output_type, **options
-        ).frames
-
-
-def record(transformer: torch.nn.Module) -> list[tuple[dict, torch.Tensor]]:
-    """A list that fills with (keyword arguments, prediction) of every later call of the transformer."""
-    calls = []
-
-    def hook(module, arguments, keywords, output):
-        if arguments:
-            raise AssertionError("the pipeline is expected to call its transformer by keywords")
-        calls.append((keywords, output[0]))
-
-    transformer.register_forward_hook(hook, with_kwargs=True)
-    return calls
-
-
-def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """Conditioning as a training batch has it: padded, with its mask."""
-    encoded = family.load_encoders(torch.device("cpu")).encode_prompts(prompts)
-    batch = {name: [] for name in (*encoded[0], "prompt_mask")}
-    for item in encoded:
-        rows, width = item["prompt"].shape
-        padded = torch.zeros(family.text_length, width)
-        padded[:rows] = item["prompt"]
-        mask = torch.arange(family.text_length) < rows
-        for name, tensor in {**item, "prompt": padded, "prompt_mask": mask}.items():
-            batch[name].append(tensor)
-    return {name: torch.stack(tensors) for name, tensors in batch.items()}
-
-
-def same_calls(ours: dict, theirs: dict, *, text_mask: torch.Tensor | None = None) -> None:
-    """All arguments that the pipeline gives its transformer are those that we give; padding aside, to the bit."""
-    extra = {key for key, value in theirs.items() if value is None} | {"attention_kwargs"}
-    assert set(ours) >= set(theirs) - extra
-    for name, value in ours.items():
-        other = theirs[name]
-        if name == "encoder_hidden_states" and text_mask is not None:
-            value, other = value[text_mask], other[text_mask]
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value.to(other.dtype), other, rtol=1e-6, atol=0, msg=name)
-        elif isinstance(value, tuple):
-            for mine, their in zip(value, other, strict=True):
-                torch.testing.assert_close(torch.as_tensor(mine), torch.as_tensor(their), rtol=0, atol=0)
-        else:
-            assert value == other, name

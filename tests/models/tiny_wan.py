@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tests.models.tiny_pipelines import WORDS, tokenizer
 
-# kind: (frames, height, width) that the tests use
-SIZES = {
-    "2.1 t2v": (5, 32, 48),
-    "2.1 i2v": (5, 32, 48),
-    "2.2 t2v a14b": (5, 32, 48),
-    "2.2 i2v a14b": (5, 32, 48),
-    "2.2 ti2v 5b": (5, 32, 64),
-}
 BOUNDARY = 0.875
 
 
@@ -112,7 +103,3 @@ def clip() -> dict:
             size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
         ),
     }
-
-
-def picture(kind: str) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (*SIZES[kind][1:], 3), dtype=np.uint8)

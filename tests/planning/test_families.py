@@ -5,23 +5,22 @@ import torch
 
 from pgdpo.config.read import load_config
 from pgdpo.planning.plan import Planner
-from tests.models import tiny_pipelines
+from tests.models.families import FAMILIES
 from tests.planning.test_planned_memory import really_saved
 from tests.worlds import write_config
-
-FAMILIES = {
-    "hunyuan_video": (tiny_pipelines.save_tiny_hunyuan_video, {}, (5, 32, 32)),
-    "cogvideox": (tiny_pipelines.save_tiny_cogvideox, {"rotary": True}, (9, 32, 32)),
-    "ltx": (tiny_pipelines.save_tiny_ltx, {}, (9, 64, 64)),
-}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_and_activations_of_a_family(family, saved, tmp_path):
-    save, options, (frames, height, width) = FAMILIES[family]
-    folder = saved(save, **options)
-    model = {"family": family, "path": str(folder), "encoders": "pipeline", "adapter": None}
-    data = {"num_frames": frames, "height": height, "width": width}
+    kind = FAMILIES[family]
+    frames, height, width = kind.size
+    model = {
+        "family": family,
+        "path": str(saved(kind.save)),
+        "encoders": "pipeline",
+        "adapter": None,
+    }
+    data = {"num_frames": frames, "height": height, "width": width, "fps": "own"}
     file = write_config(tmp_path / "c.yaml", tmp_path / "out", tmp_path, model=model, data=data)
     config = load_config(file)
     planner = Planner(config)

@@ -18,7 +18,7 @@ from pgdpo.planning import hardware
 from pgdpo.planning.cards import CARDS, find_card
 from pgdpo.planning.costs.flops import SampleFlops
 from pgdpo.planning.hardware import machine
-from tests.planning.test_families import FAMILIES
+from tests.models.families import FAMILIES
 from tests.worlds import write_config
 
 DEPTH, WIDTH, FFN, CHANNELS, PATCH, TEXT, FREQUENCIES = 5, 128, 801, 48, (1, 2, 2), 64, 16  # of `bare_wan`
@@ -124,25 +124,25 @@ OPERATORS = {
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
-        ("hunyuan_video", "lora"),
-        ("cogvideox", "full"),
-        ("ltx", "lora"),
-        pytest.param("hunyuan_video", "full", marks=pytest.mark.slow),
-        pytest.param("cogvideox", "lora", marks=pytest.mark.slow),
-        pytest.param("ltx", "full", marks=pytest.mark.slow),
+        pytest.param(
+            name, weights, marks=() if (weights == "full") == (name == "cogvideox") else pytest.mark.slow
+        )
+        for name in FAMILIES
+        for weights in ("lora", "full")
     ],
 )
 def test_a_real_backward_runs_what_is_counted(name, weights, saved, tmp_path):
-    save, options, (frames, height, width) = FAMILIES[name]
-    model = {"family": name, "path": str(saved(save, **options)), "encoders": "pipeline"}
+    kind = FAMILIES[name]
+    frames, height, width = kind.size
+    model = {"family": name, "path": str(saved(kind.save)), "encoders": "pipeline"}
     model["adapter"] = {"rank": 2, "alpha": 2} if weights == "lora" else None
-    data = {"num_frames": frames, "height": height, "width": width}
+    data = {"num_frames": frames, "height": height, "width": width, "fps": "own"}
     config = load_config(write_config(tmp_path / "c.yaml", tmp_path, tmp_path, model=model, data=data))
     family, transformer = build_policy(config, torch.device("cpu"))
     shape = family.latent_shape(frames, height, width)
     counted = SampleFlops(family, config, shape)
-    for kind in ("none", "full"):
-        asked = config.model.model_copy(update={"gradient_checkpointing": kind})
+    for checkpointing in ("none", "full"):
+        asked = config.model.model_copy(update={"gradient_checkpointing": checkpointing})
         save_memory(transformer, asked)
         with FlopCounterMode(display=False, custom_mapping=OPERATORS) as found:
             conditioning = {

@@ -23,7 +23,7 @@ from pgdpo.planning.costs.trace import Activations
 from pgdpo.planning.hardware import machine
 from pgdpo.planning.plan import Planner
 from pgdpo.planning.start import refuse_too_large
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import KINDS
 from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "traced_once")
@@ -212,7 +212,7 @@ def test_validation_holds_another_expert_between_steps():
 
 
 def test_a_plan_counts_the_other_expert_of_wan_2_2(saved):
-    folder = saved(save_tiny, "2.2 t2v a14b")
+    folder = saved(KINDS["wan 2.2 t2v a14b low"].save)
     given = ["model.expert=low_noise", "model.encoders=pipeline", f"model.path={folder}", "data.fps=own"]
     sizes = ["data.num_frames=5", "data.height=16", "data.width=16"]
     config = load_config("configs/quickstart.yaml", [*given, *sizes, "evaluate.every=1"])

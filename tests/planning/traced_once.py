@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 
 from pgdpo.planning import plan
-from pgdpo.planning.costs import flops
 
 
 def once(function: Callable, key: Callable) -> Callable:
@@ -43,8 +42,4 @@ traced = once(
         run.cuda,
         run.backward,
     ),
-)
-counted = once(
-    flops.SampleFlops._counted,
-    lambda asked, adapter: (asked.config.model.model_dump_json(), asked.latent_shape, adapter),
 )

@@ -18,13 +18,14 @@ from pgdpo.messages.errors import InputError
 from pgdpo.recipes.propose import FAIR, MOST_BUCKETS, Form, Survey, form_of, propose
 from pgdpo.recipes.write import models, next_commands, set_key, share_or_manifest
 from pgdpo.video import VideoInfo, write_video
-from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
+from tests.models.families import FAMILIES
+from tests.worlds import run_pgdpo
 
 
 @pytest.fixture(scope="module")
 def whole_wan(tmp_path_factory):
     """A tiny pipeline whose positions reach as far as 480p needs."""
-    folder = save_tiny_wan_pipeline(tmp_path_factory.mktemp("wan"))
+    folder = FAMILIES["wan"].save(tmp_path_factory.mktemp("wan"))
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 1024}))
     return folder
@@ -131,7 +132,7 @@ def test_what_comes_next_is_what_the_configuration_needs(changes, where, expecte
 
 
 def test_sizes_that_the_model_has_no_positions_for_are_refused(tmp_path, saved):
-    short = saved(save_tiny_wan_pipeline)  # 32 positions on a side: 512 pixels
+    short = saved(FAMILIES["wan"].save)  # 32 positions on a side: 512 pixels
     with pytest.raises(InputError, match="data.width is 832: 52 positions, .* at most 512"):
         run_pgdpo("init", "wan21_1.3b", tmp_path / "x.yaml", "--path", short)
     assert not (tmp_path / "x.yaml").exists()

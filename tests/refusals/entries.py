@@ -21,9 +21,7 @@ class Why(Enum):
     STEP = "a command that comes in between makes what is missing"
     PASSED_ON = "it hands on what another raise said"
     EARLIER = "command and check refuse the same input earlier, by another raise"
-    CLIP = (
-        "check decodes each clip to its end by the same functions; tests/faults/test_clips.py has such clips"
-    )
+    CLIP = "check decodes each clip to its end by the same functions; tests/faults/inputs/test_clips.py has such clips"
     CALLER = (
         "no configuration comes to it: it guards against callers in Python and other versions of libraries"
     )

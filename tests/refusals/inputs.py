@@ -42,7 +42,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import cogvideox, deaf_to_masks, hunyuan_image, hunyuan_video, ltx, wan, without
+from tests.refusals.models import deaf_to_masks, of, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -94,9 +94,9 @@ INPUTS = {
     ),
     "a backend's name": Input("train", given("model.attention=xfomers")),
     "a backend's operator": Input("train", given("model.attention=xformers"), "warning"),
-    "a backend for cogvideox": Input(attended, cogvideox("model.attention=_native_flash")),
+    "a backend for cogvideox": Input(attended, of("cogvideox 2b", "model.attention=_native_flash")),
     "a backend without masks": Input(
-        attended, hunyuan_video("model.attention=_native_flash", "train.micro_batch_pairs=2")
+        attended, of("hunyuan_video", "model.attention=_native_flash", "train.micro_batch_pairs=2")
     ),
     "a backend that attends to padding": Input(attended, deaf_to_masks),
     "no Triton": Input("train", no_interpreter, "warning"),
@@ -134,35 +134,36 @@ INPUTS = {
         opened, lambda place: broken_config(place, "scheduler/scheduler_config.json")
     ),
     "no VAE": Input(opened, lambda place: without(place, "vae")),
-    "another VAE": Input(opened, wan("2.1 t2v", vae={"_class_name": "AutoencoderKL"})),
+    "another VAE": Input(opened, of("wan 2.1 t2v", vae={"_class_name": "AutoencoderKL"})),
     "another transformer": Input(
-        opened, wan("2.1 t2v", transformer={"_class_name": "LTXVideoTransformer3DModel"})
+        opened, of("wan 2.1 t2v", transformer={"_class_name": "LTXVideoTransformer3DModel"})
     ),
     "no model_index": Input(opened, lambda place: without(place, "model_index.json")),
-    "another pipeline": Input(opened, wan("2.1 t2v", index={"_class_name": "WanVACEPipeline"})),
-    "two experts": Input(opened, wan("2.2 t2v a14b")),
-    "one expert": Input(opened, wan("2.1 t2v", "model.expert=low_noise")),
+    "another pipeline": Input(opened, of("wan 2.1 t2v", index={"_class_name": "WanVACEPipeline"})),
+    "two experts": Input(opened, of("wan 2.2 t2v a14b high")),
+    "one expert": Input(opened, of("wan 2.1 t2v", "model.expert=low_noise")),
     "an expert missing": Input(
-        opened, wan("2.1 t2v", "model.expert=low_noise", index={"boundary_ratio": 0.9})
+        opened, of("wan 2.1 t2v", "model.expert=low_noise", index={"boundary_ratio": 0.9})
     ),
     "another adapter": Input(
-        opened, wan("2.2 t2v a14b", "model.expert=low_noise", "model.other_adapter=nowhere")
+        opened, of("wan 2.2 t2v a14b high", "model.expert=low_noise", "model.other_adapter=nowhere")
     ),
-    "another task": Input(opened, wan("2.1 t2v", "model.task=image_to_video")),
-    "an image for the toy": Input(opened, wan("2.1 i2v", "model.encoders=toy")),
-    "a VAE of another model": Input(opened, wan("2.1 t2v", vae={"z_dim": 8})),
-    "encoders of another width": Input(opened, wan("2.1 t2v", "model.encoders=toy")),
-    "a last frame": Input(opened, wan("2.1 i2v", transformer={"pos_embed_seq_len": 514})),
-    "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "2.1 i2v")),
-    "one frame": Input(sized, wan("2.1 i2v", "data.num_frames=1")),
-    "frames": Input(sized, wan("2.1 t2v", "data.num_frames=6")),
-    "height": Input(sized, wan("2.1 t2v", "data.num_frames=5", "data.height=20")),
+    "another task": Input(opened, of("wan 2.1 t2v", "model.task=image_to_video")),
+    "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
+    "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),
+    "encoders of another width": Input(opened, of("wan 2.1 t2v", "model.encoders=toy")),
+    "a last frame": Input(opened, of("wan 2.1 i2v", transformer={"pos_embed_seq_len": 514})),
+    "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
+    "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
+    "frames": Input(sized, of("wan 2.1 t2v", "data.num_frames=6")),
+    "height": Input(sized, of("wan 2.1 t2v", "data.num_frames=5", "data.height=20")),
     "a short rotary table": Input(
-        sized, wan("2.1 t2v", "data.num_frames=5", transformer={"rope_max_seq_len": 1})
+        sized, of("wan 2.1 t2v", "data.num_frames=5", transformer={"rope_max_seq_len": 1})
     ),
     "learned positions": Input(
         sized,
-        cogvideox(
+        of(
+            "cogvideox 2b",
             "data.num_frames=9",
             "data.height=32",
             "data.width=32",
@@ -173,10 +174,12 @@ INPUTS = {
         ),
     ),
     "the toy's height": Input(sized, given(FRESH, "data.height=18")),
-    "CogVideoX's image": Input(opened, cogvideox(transformer={"in_channels": 8})),
-    "CogVideoX 1.5": Input(opened, cogvideox(transformer={"patch_size_t": 2})),
-    "CogVideoX's scheduler": Input(opened, cogvideox(scheduler={"prediction_type": "epsilon"})),
-    "HunyuanVideo's image": Input(opened, hunyuan_image),
+    "CogVideoX's image": Input(opened, of("cogvideox 2b", transformer={"in_channels": 8})),
+    "CogVideoX 1.5": Input(opened, of("cogvideox 2b", transformer={"patch_size_t": 2})),
+    "CogVideoX's scheduler": Input(opened, of("cogvideox 2b", scheduler={"prediction_type": "epsilon"})),
+    "HunyuanVideo's image": Input(
+        opened, of("hunyuan_video", transformer={"image_condition_type": "latent_concat"})
+    ),
     "a start without its config": Input("train", other_start(None)),
     "a start of another class": Input("train", other_start({"_class_name": "LTXVideoTransformer3DModel"})),
     "a start of other layers": Input("train", other_start({"num_layers": 3})),
@@ -190,8 +193,8 @@ INPUTS = {
     "no bucket": Input("prepare", no_bucket),
     "too many spans": Input("prepare", too_many_spans),
     "many bad rows": Input("prepare", many_bad_rows),
-    "a model's own rate": Input(timed, wan("2.2 ti2v 5b")),
-    "a rate that the model isn't told": Input(timed, ltx("data.fps=8")),
+    "a model's own rate": Input(timed, of("wan 2.2 ti2v 5b t2v")),
+    "a rate that the model isn't told": Input(timed, of("ltx", "data.fps=8")),
     "a manifest of which none is left": Input("train", two_manifests),
     "words": Input("prepare", curated(prompt="one two three four five six seven eight nine")),
     "a URL": Input("prepare", remote("memory://refusals/none.mp4")),
@@ -199,9 +202,9 @@ INPUTS = {
     # what the objective and the rules read
     "siblings": Input("train", given("objective={name: d3po}")),
     "inversion": Input("train", given("objective={name: inpo}")),
-    "inversion of v": Input(inverted, cogvideox("diffusion.inversion_steps=2")),
+    "inversion of v": Input(inverted, of("cogvideox 2b", "diffusion.inversion_steps=2")),
     "inversion from above": Input(
-        inverted, wan("2.2 t2v a14b", "model.expert=high_noise", "diffusion.inversion_steps=2")
+        inverted, of("wan 2.2 t2v a14b high", "model.expert=high_noise", "diffusion.inversion_steps=2")
     ),
     "a reference that stands still": Input("train", given("objective={name: linear_dpo}")),
     "hard labels": Input(

@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from pgdpo.config import Config
 from tests.checking.broken_inputs import write_clips
-from tests.faults.test_clips import huge_avi, picture, without_frames
-from tests.models.tiny_pipelines import save_tiny_hunyuan_video
-from tests.models.tiny_wan import save_tiny
+from tests.faults.inputs.test_clips import huge_avi, picture, without_frames
+from tests.models.families import FAMILIES
 from tests.video.odd_clips import Odd, write
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
@@ -53,10 +52,10 @@ class Place:
         file.write_text(json.dumps(index))
         return f"data.prepared={copy}"
 
-    def model(self, save: Callable, *kind: str, **changes: dict) -> Path:
+    def model(self, save: Callable, **changes: dict) -> Path:
         """A copy of a saved pipeline, with changes to the JSON of its parts; `index` is model_index.json."""
         folder = self.folder / "model"
-        shutil.copytree(self.saved(save, *kind), folder)
+        shutil.copytree(self.saved(save), folder)
         for part, change in changes.items():
             names = ("config.json", "scheduler_config.json")
             files = (
@@ -118,14 +117,14 @@ def fused_and_apart(place: Place) -> list[str]:
     tensors = {f"{name}.lora_A.weight": torch.ones(2, 32) for name in parts}
     tensors |= {f"{name}.lora_B.weight": torch.ones(outputs, 2) for name, outputs in parts.items()}
     return [
-        *pipeline(place.model(save_tiny_hunyuan_video)),
+        *pipeline(place.model(FAMILIES["hunyuan_video"].save)),
         "model.family=hunyuan_video",
         *lora(tensors)(place),
     ]
 
 
 def broken_config(place: Place, file: str) -> list[str]:
-    folder = place.model(save_tiny, "2.1 t2v")
+    folder = place.model(FAMILIES["wan"].save)
     (folder / file).write_text("{")
     return pipeline(folder)
 

@@ -15,7 +15,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.training.opening import compare_prepared
 from tests.worlds import losses, metrics, run_pgdpo, write_config
 
-pytestmark = pytest.mark.usefixtures("eager_kernels")
+pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 
 SHARE = 0.3
 STEPS = ["train.steps=4", "train.checkpoint_every=4", "train.learning_rate=1e-2"]

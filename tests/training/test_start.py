@@ -15,7 +15,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.adapters.adapter import adapter_state
 from pgdpo.planning.plan import Planner
-from tests.worlds import losses, metrics, run_pgdpo, write_config
+from tests.worlds import eagerly, losses, metrics, run_pgdpo, write_config
 
 LN2 = float(torch.tensor(math.log(2), dtype=torch.float32))
 ONE = ("train.steps=1",)
@@ -27,8 +27,7 @@ pytestmark = pytest.mark.usefixtures("eager_kernels")
 def sft(world, tmp_path_factory):
     """export/ of a run of two steps: the LoRA, the same under ComfyUI's names, and merged."""
     folder = tmp_path_factory.mktemp("sft")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+    with eagerly():
         (folder / "out").mkdir()
         (folder / "out/prepared").symlink_to(world / "out/prepared")
         config = write_config(

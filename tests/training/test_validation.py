@@ -3,12 +3,12 @@
 import pytest
 from diffusers import WanTransformer3DModel
 
-from tests.models.tiny_pipelines import Road
-from tests.models.tiny_wan import SIZES, save_tiny
+from tests.models.families import KINDS
+from tests.models.road import Road
 from tests.training import expert_life
 from tests.worlds import run_pgdpo
 
-KIND = "2.2 t2v a14b"
+KIND = KINDS["wan 2.2 t2v a14b low"]
 # Every tensor is partitioned, small ones too.
 ZERO_3 = ["train.zero_stage=3", "train.global_batch_pairs=2", "train.micro_batch_pairs=1"]
 
@@ -16,8 +16,8 @@ ZERO_3 = ["train.zero_stage=3", "train.global_batch_pairs=2", "train.micro_batch
 @pytest.mark.usefixtures("eager_kernels")
 def test_the_other_expert_is_held_for_as_long_as_clips_are_sampled(saved, world, tmp_path, ranks):
     """On one rank and, under ZeRO-3, in shares on two, with the clips of one that is whole."""
-    folder = saved(save_tiny, KIND)
-    config = Road("wan", folder, world, tmp_path, SIZES[KIND]).config(expert="low_noise")
+    folder = saved(KIND.save)
+    config = Road(KIND, folder, world, tmp_path).config()
     run_pgdpo("prepare", config)
     often = ["evaluate.every=1", "evaluate.every_prompts=1", "evaluate.sampling_steps=2", "train.steps=1"]
     often += ["train.precision=bf16"]

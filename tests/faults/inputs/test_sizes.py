@@ -18,8 +18,8 @@ from pgdpo.rows.importers import FORMATS, import_data
 from pgdpo.rows.manifest import scan_manifest
 from pgdpo.video import read_video, write_video
 from pgdpo.video.picture import read_image
-from tests.faults.peaks import peaks
-from tests.faults.test_clips import picture
+from tests.faults.inputs.peaks import peaks
+from tests.faults.inputs.test_clips import picture
 from tests.worlds import run_pgdpo
 
 LONG = 10 << 30  # bytes of files that are nothing but a hole: they take no room on the disk

@@ -1,5 +1,6 @@
 """LoRA files under everybody's names, put into a fresh adapter: equal predictions, errors that say what to write."""
 
+import functools
 import json
 import shutil
 
@@ -16,34 +17,24 @@ from pgdpo.models.adapters.adapter import (
     load_adapter_state,
     start_from,
 )
-from pgdpo.models.adapters.comfyui import comfyui_state
+from pgdpo.models.adapters.comfyui import NAMES, comfyui_state
 from pgdpo.models.adapters.lora_file import open_lora
-from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tests.worlds import save_tiny_wan
+from tests.models.families import FAMILIES
 
 TARGETS = ["to_q", "to_v", "to_out.0", "net.0.proj", "add_k_proj", "proj_mlp"]
-SAVE = {
-    "wan": lambda folder: save_tiny_wan(folder),
-    "hunyuan_video": save_tiny_hunyuan_video,
-    "ltx": save_tiny_ltx,
-    "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=False),
-}
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def opened(saved):
     """Family name -> (the opened family, a LoRA of rank 2 and alpha 6 with random numbers, its metadata)."""
-    found = {}
 
+    @functools.cache
     def open_family(name):
-        if name not in found:
-            folder = SAVE[name](tmp_path_factory.mktemp(name))
-            family = open_tiny(name, folder, encoders="toy" if name == "wan" else "pipeline")
-            transformer = with_adapter(family, AdapterConfig(rank=2, alpha=6, target_modules=TARGETS))
-            torch.manual_seed(1)
-            state = {key: torch.randn_like(tensor) for key, tensor in adapter_state(transformer).items()}
-            found[name] = family, state, adapter_metadata(transformer)
-        return found[name]
+        family = FAMILIES[name].open(saved(FAMILIES[name].save))
+        transformer = with_adapter(family, AdapterConfig(rank=2, alpha=6, target_modules=TARGETS))
+        torch.manual_seed(1)
+        state = {key: torch.randn_like(tensor) for key, tensor in adapter_state(transformer).items()}
+        return family, state, adapter_metadata(transformer)
 
     return open_family
 
@@ -78,7 +69,7 @@ def trained(family, state):
     return transformer
 
 
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_exports_start_where_the_trained_model_stands(opened, tmp_path, name):
     """Ours to the bit; ComfyUI's, fused layers and all, to rounding: at the file's rank, and at a larger one."""
     family, state, metadata = opened(name)
@@ -98,7 +89,7 @@ def test_exports_start_where_the_trained_model_stands(opened, tmp_path, name):
             assert torch.equal(tensor[2:], fresh[key][2:]) and tensor[2:].any()
         else:
             assert not tensor[:, 2:].any()
-    if name != "cogvideox":
+    if name in NAMES:
         file = tmp_path / "comfyui.safetensors"
         save_file(comfyui_state(name, family.load_transformer(dtype=torch.float32), state, 3.0), file)
         theirs = started(family, file)  # of its true rank: the blocks of fused layers come apart
@@ -228,14 +219,14 @@ def test_a_start_from_other_weights_of_the_same_architecture(opened, tmp_path):
     transformer.proj_out.bias.data += 1
     transformer.save_pretrained(tmp_path / "export/transformer")
     for given in (tmp_path / "export", tmp_path / "export/transformer"):
-        other = open_tiny("wan", source, encoders="toy", transformer=given)
+        other = FAMILIES["wan"].open(source, transformer=given)
         loaded = other.load_transformer(dtype=torch.float32)
         assert all(
             torch.equal(a, b) for a, b in zip(loaded.parameters(), transformer.parameters(), strict=True)
         )
         assert other.fingerprint("transformer") != family.fingerprint("transformer")
     shutil.copytree(f"{source}/transformer", tmp_path / "same")
-    same = open_tiny("wan", source, encoders="toy", transformer=tmp_path / "same")
+    same = FAMILIES["wan"].open(source, transformer=tmp_path / "same")
     assert same.fingerprint("transformer") == family.fingerprint("transformer")
     for change, message in [
         (None, "neither transformer/config.json nor config.json is there"),
@@ -246,5 +237,5 @@ def test_a_start_from_other_weights_of_the_same_architecture(opened, tmp_path):
         config = json.loads(file.read_text())
         file.unlink() if change is None else file.write_text(json.dumps(config | change))
         with pytest.raises(InputError, match=f"model.transformer is '.*export': {message}"):
-            open_tiny("wan", source, encoders="toy", transformer=tmp_path / "export")
+            FAMILIES["wan"].open(source, transformer=tmp_path / "export")
         file.write_text(json.dumps(config))

@@ -1,6 +1,5 @@
 """Which layers target_modules names: peft decides what is adapted, and what is refused says which name is meant."""
 
-import functools
 import re
 
 import pytest
@@ -13,24 +12,13 @@ from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.adapters.targets import check_targets, linear_layers
-from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video
-from tests.worlds import run_pgdpo, save_tiny_wan
-
-SAVE = {
-    "wan": lambda folder: save_tiny_wan(folder),
-    "hunyuan_video": save_tiny_hunyuan_video,
-    "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=False),
-}
+from tests.models.families import FAMILIES
+from tests.worlds import run_pgdpo
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    @functools.cache
-    def opened(name):
-        folder = SAVE[name](tmp_path_factory.mktemp(name))
-        return open_tiny(name, folder, encoders="toy" if name == "wan" else "pipeline")
-
-    return opened
+def family(saved):
+    return lambda name: FAMILIES[name].open(saved(FAMILIES[name].save))
 
 
 def transformer_of(family):
@@ -50,7 +38,7 @@ def adapted_by_peft(family, targets):
     return {name.removesuffix(".lora_A") for name in names}
 
 
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_what_is_allowed_is_what_peft_adapts(family, name, data):

@@ -1,30 +1,25 @@
 """The VAE takes clips whole where memory allows, in tiles otherwise: one decision for a size, of every family."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 
 from pgdpo.models.encoders import tiling
 from pgdpo.models.encoders.alive import Alive
-from tests.models.tiny_pipelines import open_tiny, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import KINDS, PIPELINES
 
 CPU = torch.device("cpu")
-FAMILIES = {  # family: (how it is saved, a size larger than one tile, one of a tile)
-    "wan": (functools.partial(save_tiny, "2.2 ti2v 5b"), (5, 32, 416), (5, 32, 384)),
-    "hunyuan_video": (save_tiny_hunyuan_video, (5, 16, 272), (5, 16, 256)),
-    "cogvideox": (functools.partial(save_tiny_cogvideox, rotary=True), (9, 256, 32), (9, 240, 32)),
-    "ltx": (save_tiny_ltx, (9, 32, 544), (9, 32, 512)),
-}
 SMALL, LARGE = lambda _: 0, lambda _: 1 << 60
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
-def family(request, tmp_path_factory):
-    save, cut, whole = FAMILIES[request.param]
-    return open_tiny(request.param, save(tmp_path_factory.mktemp("tiled"))), cut, whole
+# One pipeline of each VAE's class and layout.
+VAES = [name for name in PIPELINES if name not in ("wan 2.1 t2v", "cogvideox 2b", "ltx 0.9.1")]
+
+
+@pytest.fixture(params=VAES, scope="module")
+def family(request, saved):
+    kind = KINDS[request.param]
+    return kind.open(saved(kind.save)), *kind.tiled
 
 
 def clip(size, seed):
@@ -85,10 +80,10 @@ def test_the_bytes_of_a_whole_clip_are_those_of_the_real_vae(family):
         assert encoders.tiling.whole_bytes(cut, way) == pytest.approx(alive.peak + held, rel=0.05)
 
 
-def test_an_image_goes_the_way_of_its_clips(tmp_path, monkeypatch):
-    kind = "2.2 i2v a14b"
-    opened = open_tiny("wan", save_tiny(kind, tmp_path), expert="low_noise")
-    size = (5, 16, 272)
+def test_an_image_goes_the_way_of_its_clips(saved, monkeypatch):
+    kind = KINDS["wan 2.2 i2v a14b low"]
+    opened = kind.open(saved(kind.save))
+    size = kind.tiled[0]
     picture, found = clip((16, 272), seed=1), {}
     for asked in ("whole", "tiled"):
         monkeypatch.setattr(opened.model, "vae_tiling", asked)

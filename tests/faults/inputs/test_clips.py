@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pgdpo.video import write_video
-from tests.faults.peaks import peaks
+from tests.faults.inputs.peaks import peaks
 
 FRAMES, HEIGHT, WIDTH, FPS = 24, 160, 256, 8  # as `peaks.read_pairs` asks for them
 BOUND = 1.5  # times the memory that a good pair takes

@@ -13,7 +13,7 @@ from pgdpo.engine.zero.load import load_sharded
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.weights.hub import commit_of, download_first
-from tests.models.fake_hub import REPOSITORY, asked_of
+from tests.models.weights.fake_hub import REPOSITORY, asked_of
 
 NODE = 2  # ranks of a node
 DEEPSPEED = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}

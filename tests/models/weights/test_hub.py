@@ -9,8 +9,8 @@ from pgdpo.config import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.weights import hub
-from tests.models import hub_ranks
-from tests.models.fake_hub import REPOSITORY, FakeHub, asked_of
+from tests.models.weights import hub_ranks
+from tests.models.weights.fake_hub import REPOSITORY, FakeHub, asked_of
 from tests.worlds import run_pgdpo, save_tiny_wan
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -91,6 +91,7 @@ def test_a_node_that_cannot_download_ends_all(server, ranks, tmp_path):
     assert "model.path is 'owner/tiny': it cannot be read from the hub" in found[0]["refused"]
 
 
+@pytest.mark.usefixtures("eager_kernels")
 def test_a_run_goes_by_the_commit_that_it_began_with(server, other, config_file, tmp_path, capfd):
     by_id = [config_file, f"model.path={REPOSITORY}", "train.steps=1", "name=hub"]
     with asked_of(server.endpoint, str(tmp_path / "cache")):

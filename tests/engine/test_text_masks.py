@@ -14,18 +14,12 @@ from pgdpo.data.prepared import padded_text, stack_conditioning
 from pgdpo.engine import attention
 from pgdpo.engine.memory import save_memory
 from pgdpo.messages.errors import InputError
-from tests.models.tiny_pipelines import (
-    Road,
-    open_tiny,
-    save_tiny_cogvideox,
-    save_tiny_hunyuan_video,
-    save_tiny_ltx,
-)
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import FAMILIES
+from tests.models.road import Road
 from tests.worlds import metrics, run_pgdpo
 
-SAVE = {"hunyuan_video": save_tiny_hunyuan_video, "ltx": save_tiny_ltx}
-SIZE = {"hunyuan_video": (9, 32, 48), "ltx": (9, 64, 96), "wan": (9, 32, 48), "cogvideox": (9, 32, 48)}
+MASKED = [name for name, kind in FAMILIES.items() if kind.masks_text]
+HUNYUAN = FAMILIES["hunyuan_video"]
 BACKENDS = ("native", "_native_math", "flex", "xformers")
 
 
@@ -52,12 +46,16 @@ def cutlass(monkeypatch) -> Cutlass:
     return kernel
 
 
+def open_tiny(name: str, saved, **settings):
+    return FAMILIES[name].open(saved(FAMILIES[name].save), **settings)
+
+
 @pytest.fixture(scope="module")
 def opened(saved):
     """`opened(name, backend)`: (family, its transformer with that backend)."""
 
     def build(name: str, backend: str, **settings):
-        family = open_tiny(name, saved(SAVE[name]), attention=backend, **settings)
+        family = open_tiny(name, saved, attention=backend, **settings)
         transformer = family.load_transformer(dtype=torch.float32)
         attention.choose_attention(transformer, family, backend)
         save_memory(transformer, family.model)
@@ -69,7 +67,7 @@ def opened(saved):
 def inputs(family, lengths: list[int], seed: int = 0) -> tuple:
     """Noisy latents, sigma and padded conditioning of one sample for each length of text."""
     generator = torch.Generator().manual_seed(seed)
-    shape = family.latent_shape(*SIZE[family.model.family])
+    shape = family.latent_shape(*FAMILIES[family.model.family].size)
     widths = {name: tensor.shape for name, tensor in family.example_conditioning(1, shape).items()}
     encoded = [{"prompt": torch.randn(n, widths["prompt"][-1], generator=generator)} for n in lengths]
     if "pooled" in widths:
@@ -87,7 +85,7 @@ def predicted(family, transformer, noisy, sigma, conditioning) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", MASKED)
 def test_padding_has_no_influence(opened, cutlass, name, backend):
     family, transformer = opened(name, backend)
     noisy, sigma, conditioning = inputs(family, [5, 17])
@@ -108,7 +106,7 @@ def test_a_bias_is_not_spread_over_heads_and_queries(opened, cutlass):
         assert held <= bias.shape[0] * (bias.shape[-1] + attention.ALIGNED)
 
 
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", MASKED)
 def test_trimmed_text_gives_what_padded_text_does(opened, name):
     family, transformer = opened(name, "native")
 
@@ -137,7 +135,7 @@ def test_trimmed_text_gives_what_padded_text_does(opened, name):
         pytest.param({"compile": "aot_eager"}, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", MASKED)
 def test_a_pair_trains_with_a_backend_that_takes_no_mask(opened, name, settings):
     """`_native_flash` raises where a mask comes: in the forward, and in what backward recomputes of it."""
     gradients = {}
@@ -163,10 +161,9 @@ def test_a_prompt_is_sampled_with_a_backend_that_takes_no_mask(opened):
     torch.testing.assert_close(found["_native_flash"], found["native"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - set(MASKED)))
 def test_text_whose_padding_counts_keeps_it(saved, name):
-    folder = saved(save_tiny, "2.1 t2v") if name == "wan" else saved(save_tiny_cogvideox, rotary=False)
-    family = open_tiny(name, folder)
+    family = open_tiny(name, saved)
     _, _, conditioning = inputs(family, [5, 17])
     assert family.trimmed(conditioning).keys() == conditioning.keys()
     assert all(torch.equal(family.trimmed(conditioning)[key], conditioning[key]) for key in conditioning)
@@ -187,7 +184,7 @@ def test_blocks_are_not_compiled_for_each_length_of_text(opened):
 
 
 def config_of(name, saved, world, tmp_path, *overrides):
-    road = Road(name, saved(SAVE[name]), world, tmp_path, SIZE[name])
+    road = Road(FAMILIES[name], saved(FAMILIES[name].save), world, tmp_path)
     return load_config(str(road.config()), list(overrides))
 
 
@@ -198,7 +195,7 @@ def refusal(config, family) -> str:
 
 
 def test_a_backend_that_takes_no_mask_is_refused_where_one_comes(saved, world, tmp_path):
-    family = open_tiny("hunyuan_video", saved(save_tiny_hunyuan_video))
+    family = open_tiny("hunyuan_video", saved)
     flash = "model.attention=_native_flash"
     for several in ("train.micro_batch_pairs", "evaluate.batch"):
         sizes = {"train.micro_batch_pairs": 1, "evaluate.batch": 1, several: 2}
@@ -210,13 +207,13 @@ def test_a_backend_that_takes_no_mask_is_refused_where_one_comes(saved, world, t
     one = config_of("hunyuan_video", saved, world, tmp_path, *alone)
     attention.check_attention(one, family, torch.device("cpu"))
     several = config_of("ltx", saved, world, tmp_path, flash, "train.micro_batch_pairs=2")
-    attention.check_attention(several, open_tiny("ltx", saved(save_tiny_ltx)), torch.device("cpu"))
+    attention.check_attention(several, open_tiny("ltx", saved), torch.device("cpu"))
 
 
 def test_a_backend_that_attends_to_padding_is_refused(saved, world, tmp_path, monkeypatch, cutlass):
     """xformers as diffusers has it adds the mask's ones and zeros to the scores."""
     options = ("model.attention=xformers", "train.micro_batch_pairs=2")
-    family = open_tiny("hunyuan_video", saved(save_tiny_hunyuan_video))
+    family = open_tiny("hunyuan_video", saved)
     config = config_of("hunyuan_video", saved, world, tmp_path, *options)
     attention.check_attention(config, family, torch.device("cpu"))
     theirs = _AttentionBackendRegistry._backends[AttentionBackendName.XFORMERS]
@@ -229,7 +226,7 @@ def test_a_backend_that_attends_to_padding_is_refused(saved, world, tmp_path, mo
 @pytest.mark.usefixtures("eager_kernels")
 def test_cached_errors_of_other_batches_are_to_the_bit_the_policys(saved, world, tmp_path):
     """Pairs with prompts of six lengths meet in other batches than they did when the errors were computed."""
-    road = Road("hunyuan_video", saved(save_tiny_hunyuan_video), world, tmp_path, SIZE["hunyuan_video"])
+    road = Road(HUNYUAN, saved(HUNYUAN.save), world, tmp_path)
     toy = world / "out" / "toy"
     rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()[:6]]
     rows = [row | {"prompt": " ".join(["ball"] * 2 * n)} for n, row in enumerate(rows, start=1)]
@@ -246,7 +243,7 @@ def test_cached_errors_of_other_batches_are_to_the_bit_the_policys(saved, world,
 @pytest.mark.usefixtures("eager_kernels")
 def test_a_run_of_one_pair_a_forward_takes_a_backend_without_masks(saved, world, tmp_path):
     """From the command on: FLOPs, which are counted on a model of their own, are asked for too."""
-    road = Road("hunyuan_video", saved(save_tiny_hunyuan_video), world, tmp_path, SIZE["hunyuan_video"])
+    road = Road(HUNYUAN, saved(HUNYUAN.save), world, tmp_path)
     options = ("train.micro_batch_pairs=1", "evaluate.batch=1", "model.attention=_native_flash")
     given = (road.config(), *options)
     for command in ("prepare", "train"):

@@ -1,5 +1,6 @@
 """Prompts that are too long: what is said to be cut off is what the pipeline's own encoders don't read."""
 
+import functools
 import json
 
 import pytest
@@ -11,37 +12,18 @@ from pgdpo.checking import run_check
 from pgdpo.models.encoders.cuts import cut_prompts
 from pgdpo.video import write_video
 from tests.checking.broken_inputs import write_clips
-from tests.models.tiny_pipelines import (
-    COLOURS,
-    SHAPES,
-    open_tiny,
-    save_tiny_cogvideox,
-    save_tiny_hunyuan_video,
-    save_tiny_ltx,
-)
-from tests.models.tiny_wan import save_tiny
+from tests.models.families import FAMILIES
+from tests.models.tiny_pipelines import COLOURS, SHAPES
 from tests.worlds import run_pgdpo, write_config
 
-SAVE = {
-    "hunyuan_video": save_tiny_hunyuan_video,
-    "ltx": save_tiny_ltx,
-    "cogvideox": lambda folder: save_tiny_cogvideox(folder, rotary=False),
-    "wan": lambda folder: save_tiny("2.1 t2v", folder),
-}
 WORDS = (*COLOURS, *SHAPES)
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    found = {}
-
-    def of(name):
-        if name not in found:
-            family = open_tiny(name, SAVE[name](tmp_path_factory.mktemp(name)))
-            found[name] = family.load_encoders(torch.device("cpu"))
-        return found[name]
-
-    return of
+def encoders(saved):
+    return functools.cache(
+        lambda name: FAMILIES[name].open(saved(FAMILIES[name].save)).load_encoders(torch.device("cpu"))
+    )
 
 
 def changed(words, place):
@@ -50,13 +32,12 @@ def changed(words, place):
     return " ".join([*words[:place], other, *words[place + 1 :]])
 
 
-@pytest.mark.parametrize(
-    ("name", "limit"), [("hunyuan_video", 77), ("ltx", 128), ("cogvideox", 226), ("wan", 512)]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
-def test_what_is_cut_off_is_what_the_pipeline_does_not_read(encoders, name, limit, data):
+def test_what_is_cut_off_is_what_the_pipeline_does_not_read(encoders, name, data):
     """Behind `kept` no word changes what is encoded, the word before does; a prompt that isn't named is read whole."""
+    limit = FAMILIES[name].reads
     count = data.draw(st.integers(limit - 4, limit + 6))
     words = data.draw(st.lists(st.sampled_from(WORDS), min_size=count, max_size=count))
     prompt = " ".join(words)
@@ -111,7 +92,7 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
     config = write_config(
         tmp_path / "config.yaml",
         tmp_path / "out",
-        saved(save_tiny_hunyuan_video),
+        saved(FAMILIES["hunyuan_video"].save),
         data=data,
         model={"family": "hunyuan_video", "encoders": "pipeline"},
         train={"global_batch_pairs": 2},
@@ -137,7 +118,7 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
     assert said.count("2 prompts are too long for CLIP (tokenizer_2)") == 1 and "Llama" not in said
 
 
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_prompts_in_a_batch_are_embedded_as_alone(encoders, name):
     """Their padding, which hangs on nobody's length, does not leak."""
     prompts = ["", "red", " ".join(WORDS[place % len(WORDS)] for place in range(40)), "a blue star"]

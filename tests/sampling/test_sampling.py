@@ -23,15 +23,8 @@ from pgdpo.messages.progress import heard_by
 from pgdpo.report.steps import evaluated_steps
 from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
-from tests.models.tiny_pipelines import (
-    PROMPT,
-    conditioning_of,
-    open_tiny,
-    save_tiny_cogvideox,
-    save_tiny_hunyuan_video,
-    save_tiny_ltx,
-)
-from tests.models.tiny_wan import SIZES, picture, save_tiny
+from tests.models.families import KINDS
+from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline, seed_of
 from tests.worlds import run_pgdpo, write_config
 
 # card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
@@ -43,27 +36,6 @@ TOLD = {
     "hunyuan_video": ({"num_inference_steps": 50, "guidance_scale": 6.0, "true_cfg_scale": 1.0}, 7.0),
     "cogvideox": ({"num_inference_steps": 50, "guidance_scale": 6.0}, None),
     "ltx": ({"num_inference_steps": 50, "guidance_scale": 3.0}, None),
-}
-# card, how its folder is saved, model keys, size
-CASES = {
-    "2.1 t2v": ("wan21", (save_tiny, "2.1 t2v"), {}, SIZES["2.1 t2v"]),
-    "2.1 i2v": ("wan21", (save_tiny, "2.1 i2v"), {}, SIZES["2.1 i2v"]),
-    "2.2 t2v": (
-        "wan22_t2v_a14b",
-        (save_tiny, "2.2 t2v a14b"),
-        {"expert": "low_noise"},
-        SIZES["2.2 t2v a14b"],
-    ),
-    "2.2 i2v": (
-        "wan22_i2v_a14b",
-        (save_tiny, "2.2 i2v a14b"),
-        {"expert": "high_noise"},
-        SIZES["2.2 i2v a14b"],
-    ),
-    "2.2 5b": ("wan22_ti2v_5b", (save_tiny, "2.2 ti2v 5b"), {}, SIZES["2.2 ti2v 5b"]),
-    "hunyuan_video": ("hunyuan_video", (save_tiny_hunyuan_video,), {}, (5, 32, 48)),
-    "cogvideox": ("cogvideox", (save_tiny_cogvideox,), {"rotary": False}, (9, 32, 48)),
-    "ltx": ("ltx", (save_tiny_ltx,), {}, (9, 64, 96)),
 }
 
 
@@ -90,54 +62,44 @@ class HeldOut:
 
 
 WITHOUT = {"guidance_scale": 1.0}  # guidance
-SLOW = ("2.1 i2v", "2.2 i2v")  # the brothers that are left run all that is ours
+FIRST = {}  # kind of each card
+for name, kind in KINDS.items():
+    FIRST.setdefault(kind.card, name)
+SLOW = ("wan 2.1 i2v", "wan 2.2 i2v a14b high")  # the brothers that are left run all that is ours
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES],
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in FIRST.values() if name not in SLOW),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
-def case(request, saved):
-    """(card, family, its real pipeline, size, options of the call, the image's conditioning)."""
-    card, (save, *what), keys, size = CASES[request.param]
-    saving = {"rotary": keys.pop("rotary")} if "rotary" in keys else {}
-    folder = saved(save, *what, **saving)
-    family = open_tiny("wan" if card.startswith("wan") else card, folder, **keys)
-    pipeline = family.pipeline_class.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    frames, height, width = size
-    options, given = {"num_frames": frames, "height": height, "width": width}, {}
-    if family.image_names:
-        options["image"] = Image.fromarray(picture(what[0]))
-        given = family.load_encoders(torch.device("cpu")).encode_image(picture(what[0]), frames)
-    return card, family, pipeline, size, options, given
-
-
-def packed(card, latents):
-    """As the pipeline takes and gives them."""
-    return {"cogvideox": lambda x: x.transpose(1, 2), "ltx": lambda x: x.flatten(2).transpose(1, 2)}.get(
-        card, lambda x: x
-    )(latents)
-
-
-def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_says(case, monkeypatch):
-    card, family, pipeline, size, options, image = case
-    told, shift = TOLD[card]
-    negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(family.model.family, "")
+def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_says(name, saved, monkeypatch):
+    kind = KINDS[name]
+    folder = saved(kind.save)
+    family, pipeline = kind.open(folder), open_pipeline(kind, folder)
+    options, image = kind.call, {}
+    if kind.image:
+        options["image"] = Image.fromarray(kind.picture)
+        image = family.load_encoders(CPU).encode_image(kind.picture, kind.size[0])
+    told, shift = TOLD[kind.card]
+    negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
     if shift is not None:
-        kind, key = (
+        scheduler, key = (
             (UniPCMultistepScheduler, "flow_shift")
-            if card.startswith("wan")
+            if kind.family == "wan"
             else (FlowMatchEulerDiscreteScheduler, "shift")
         )
-        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **{key: shift})
-    noise = pair_noise((1, *family.latent_shape(*size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **{key: shift})
+    noise = pair_noise((1, *family.latent_shape(*kind.size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
     with torch.no_grad():
         theirs = pipeline(
             prompt=PROMPT,
             negative_prompt=negative,
-            latents=packed(card, noise),
+            latents=kind.lay_out(noise),
             output_type="latent",
+            generator=torch.Generator().manual_seed(seed_of(noise)),
             **options,
             **told,
         ).frames
@@ -151,20 +113,22 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     monkeypatch.setattr(type(pipeline), "__call__", recorded)
     config = SimpleNamespace(evaluate=EvaluateConfig(), train=SimpleNamespace(precision="fp32"))
     transformer = getattr(pipeline, family.transformer_folder)
-    data = HeldOut(family, size, image)
+    data = HeldOut(family, kind.size, image)
     said = []
     with heard_by(SimpleNamespace(moved=said.append)):
-        ours = sample_latents(config, family, transformer, data, [(0, 0)], torch.device("cpu"))
+        ours = sample_latents(config, family, transformer, data, [(0, 0)], CPU)
     steps = told["num_inference_steps"]
     assert said == [f"denoising step {number} of {steps}" for number in range(1, steps + 1)]
-    if card == "hunyuan_video":  # its text is trimmed here and masked there: products are rounded otherwise
-        assert (packed(card, ours) - theirs).norm() < 1e-4 * theirs.norm()
+    if (
+        kind.family == "hunyuan_video"
+    ):  # its text is trimmed here and masked there, which rounds products otherwise
+        assert (kind.lay_out(ours) - theirs).norm() < 1e-4 * theirs.norm()
     else:
-        assert torch.equal(packed(card, ours), theirs)
+        assert torch.equal(kind.lay_out(ours), theirs)
     for keywords, scheduler in handed:  # Wan's loop is ours: it encodes no image beside the transformer
         assert {name: keywords[name] for name in told} == told
         assert shift is None or scheduler["shift"] == shift
-    assert bool(handed) != card.startswith("wan")
+    assert bool(handed) != (kind.family == "wan")
 
 
 def test_every_family_has_a_card_and_what_is_set_goes_before_it():
@@ -200,7 +164,7 @@ def test_a_setting_that_a_model_does_not_take_is_refused(tmp_path, key, family):
         load_config(config, overrides)
 
 
-@pytest.mark.usefixtures("eager_kernels")
+@pytest.mark.usefixtures("eager_kernels", "undrawn")
 def test_a_negative_prompt_is_prepared_and_results_of_other_settings_are_told_apart(world, tmp_path):
     config = write_config(tmp_path / "c.yaml", tmp_path / "out", world / "tiny_wan")
     shutil.copytree(world / "out/prepared", tmp_path / "out/prepared")

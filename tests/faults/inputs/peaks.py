@@ -16,8 +16,8 @@ from pathlib import Path
 
 def peaks(reader: str, paths: Iterable[Path]) -> list[dict]:
     """For each path: `text`, what the reader of that name returned or the InputError it raised; `peak_bytes`."""
-    command = [sys.executable, "-m", "tests.faults.peaks", reader, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.faults.inputs.peaks", reader, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
     if done.returncode:
         raise AssertionError(done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -25,10 +25,11 @@ def peaks(reader: str, paths: Iterable[Path]) -> list[dict]:
 
 def read_pairs(manifest: str) -> str:
     """What `pgdpo prepare` does with a manifest's clips before it encodes them, at 24 frames of 160x256."""
+    from pgdpo.config import DataConfig
     from pgdpo.data.clips import Sampling, clip_identity, plan_pair, read_pair
-    from tests.worlds import read_manifest
+    from pgdpo.data.sources import read_rows
 
-    for row in read_manifest(manifest):
+    for row in read_rows(DataConfig(train=manifest), "train"):
         clip_identity(row, with_image=False)
         for _ in read_pair(row, plan_pair(row, (24, 160, 256), Sampling(8))):
             pass
@@ -69,8 +70,10 @@ def main(reader: str, paths: list[str]) -> None:
     import numpy  # noqa: F401
     import PIL.Image  # noqa: F401
 
-    import pgdpo.data.clips  # noqa: F401
+    import pgdpo.data.clips
+    import pgdpo.data.sources  # noqa: F401
 
+    assert "torch" not in sys.modules
     for path in paths:
         print(json.dumps(measure(reader, path)), flush=True)
 

@@ -21,9 +21,10 @@ from pgdpo.config.read import load_config
 from pgdpo.files.atomic import sha256_of
 from pgdpo.files.locations import fetch
 from pgdpo.messages.errors import InputError
-from tests.worlds import run_pgdpo, save_tiny_wan_pipeline
+from tests.models.families import FAMILIES
+from tests.worlds import run_pgdpo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CANARY = "canary-that-must-not-exist"
 
 
@@ -254,7 +255,7 @@ def test_a_model_folder_brings_no_code(tmp_path, monkeypatch, config_file, tiny_
             weights.with_name("pytorch_model.bin").write_bytes(zipped())
             weights.with_name("diffusion_pytorch_model.bin").write_bytes(zipped())
 
-    whole = save_tiny_wan_pipeline(tmp_path / "whole")
+    whole = FAMILIES["wan"].save(tmp_path / "whole")
     for number, change in enumerate((custom_classes, auto_map, pickled_weights)):
         folder = shutil.copytree(whole, tmp_path / f"model{number}")
         for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):

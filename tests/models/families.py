@@ -1,0 +1,159 @@
+"""Every kind of pipeline that trains, tiny. What holds for all is tested along `KINDS`, or along `FAMILIES`.
+
+A new family, or a new kind of one, is a line of `KINDS` and the function that saves its pipeline.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgdpo.config import ModelConfig
+from pgdpo.models import open_family
+from pgdpo.models.family import Family
+from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_wan import save_tiny
+
+Size = tuple[int, int, int]  # frames, height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of pipeline: how a tiny one is saved, opened and called, and what is known of the published ones."""
+
+    family: str  # of pgdpo.models.FAMILIES
+    save: Callable[[Path], Path]
+    recipes: tuple[str, ...]  # its shipped configurations
+    card: str  # of pgdpo.config.sampling.CARDS
+    reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
+    tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
+    prediction: str = "flow"
+    masks_text: bool = False  # its transformer takes a mask of the text's padding
+    size: Size = (9, 32, 48)
+    step: tuple[int, int] = (4, 16)  # frames behind the first, and pixels on a side, come in so many
+    keys: dict = field(default_factory=dict)  # of the section `model`
+    called: dict = field(default_factory=dict)  # what the pipeline is told where `keys` tell the model
+    guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
+    image: bool = False  # it starts from one
+    whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
+    loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
+    # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
+    lay_out: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
+    lay_back: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda held, like: held
+
+    def open(self, folder: Path, **keys: object) -> Family:
+        """The family of a saved pipeline; `keys` of the section `model` go before the kind's own."""
+        return open_family(ModelConfig(family=self.family, path=str(folder), **self.keys | keys))
+
+    @property
+    def call(self) -> dict:
+        """What the pipeline is called with for clips of `size`."""
+        frames, height, width = self.size
+        return {"num_frames": frames, "height": height, "width": width, **self.called}
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The image to start from."""
+        return np.random.default_rng(0).integers(0, 256, (*self.size[1:], 3), dtype=np.uint8)
+
+
+# Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
+saver = functools.cache(functools.partial)
+
+
+def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) -> Kind:
+    """`fine`: with the VAE of Wan 2.2 5B, whose latents are half as wide and high."""
+    sizes = (
+        {"size": (5, 32, 64), "step": (4, 32), "tiled": ((5, 32, 416), (5, 32, 384))}
+        if fine
+        else {"size": (5, 32, 48), "tiled": ((5, 16, 272), (5, 16, 256))}
+    )
+    return Kind(
+        "wan",
+        saver(save_tiny, pipeline),
+        recipes,
+        card,
+        reads=512,
+        whole=("vae", "image_encoder"),
+        **sizes,
+        **known,
+    )
+
+
+def cogvideox(recipe: str, *, rotary: bool) -> Kind:
+    return Kind(
+        "cogvideox",
+        saver(save_tiny_cogvideox, rotary=rotary),
+        (recipe,),
+        "cogvideox",
+        reads=226,
+        tiled=((9, 256, 32), (9, 240, 32)),
+        prediction="v",
+        step=(8, 16),  # an odd number of latent frames: an even one is decoded to three frames more
+        lay_out=lambda latents: latents.transpose(1, 2),
+        lay_back=lambda held, like: held.transpose(1, 2),
+    )
+
+
+HUNYUAN = Kind(
+    "hunyuan_video",
+    save_tiny_hunyuan_video,
+    ("hunyuan_video",),
+    "hunyuan_video",
+    reads=77,
+    tiled=((5, 16, 272), (5, 16, 256)),
+    masks_text=True,
+    guidance="true_cfg_scale",
+)
+LTX = Kind(
+    "ltx",
+    save_tiny_ltx,
+    ("ltx_video",),
+    "ltx",
+    reads=128,
+    tiled=((9, 32, 544), (9, 32, 512)),
+    masks_text=True,
+    size=(9, 64, 96),
+    step=(8, 32),
+    lay_out=lambda latents: latents.flatten(2).transpose(1, 2),  # one latent pixel, one token
+    lay_back=lambda held, like: held.transpose(1, 2).reshape(like.shape),
+)
+HIGH, LOW = {"expert": "high_noise"}, {"expert": "low_noise"}
+SECOND = {"load_into_transformer_2": True}
+KINDS = {
+    "wan 2.1 t2v": wan("2.1 t2v", "wan21", "wan21_1.3b", "wan21_14b"),
+    "wan 2.1 i2v": wan("2.1 i2v", "wan21", "wan21_i2v_14b", image=True),
+    "wan 2.2 t2v a14b high": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=HIGH),
+    "wan 2.2 t2v a14b low": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=LOW, loads=SECOND),
+    "wan 2.2 i2v a14b high": wan("2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=HIGH, image=True),
+    "wan 2.2 i2v a14b low": wan(
+        "2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=LOW, loads=SECOND, image=True
+    ),
+    "wan 2.2 ti2v 5b t2v": wan("2.2 ti2v 5b", "wan22_ti2v_5b", "wan22_ti2v_5b", fine=True),
+    "wan 2.2 ti2v 5b i2v": wan(
+        "2.2 ti2v 5b",
+        "wan22_ti2v_5b",
+        "wan22_ti2v_5b",
+        fine=True,
+        keys={"task": "image_to_video"},
+        image=True,
+    ),
+    "hunyuan_video": HUNYUAN,
+    "hunyuan_video guidance 3.3": replace(HUNYUAN, keys={"guidance": 3.3}, called={"guidance_scale": 3.3}),
+    "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
+    "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
+    "ltx": LTX,
+    "ltx 8 fps": replace(LTX, keys={"frame_rate": 8}, called={"frame_rate": 8}),
+    # Its VAE's decoder is told a timestep.
+    "ltx 0.9.1": replace(LTX, save=saver(save_tiny_ltx, timestep_conditioning=True)),
+}
+FAMILIES: dict[str, Kind] = {}  # the first kind of each
+for kind in KINDS.values():
+    FAMILIES.setdefault(kind.family, kind)
+# One kind of each pipeline, as it is without being told anything: for what no task, expert or setting changes.
+PIPELINES = {name: kind for name, kind in KINDS.items() if not kind.image and not kind.keys}

@@ -1,0 +1,116 @@
+"""A tiny pipeline on the way from clips to an adapter, and what the real pipeline makes of given latents."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pgdpo.data.prepared import padded_text, stack_conditioning
+from tests.models.families import Kind
+from tests.worlds import losses, run_pgdpo, write_config
+
+PROMPT = "a red circle moving left"
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Road:
+    """One pipeline on disk, on the way from clips to an adapter."""
+
+    kind: Kind
+    folder: Path
+    world: Path
+    root: Path
+
+    def config(self, **model) -> Path:
+        frames, height, width = self.kind.size
+        return write_config(
+            self.root / "config.yaml",
+            self.root / "out",
+            self.folder,
+            data={
+                "train": str(self._first_rows("train", 4)),
+                "held_out": str(self._first_rows("held_out", 2)),
+                "num_frames": frames,
+                "fps": "own",
+                "height": height,
+                "width": width,
+            },
+            model={"family": self.kind.family, "encoders": "pipeline", **self.kind.keys, **model},
+            train={"steps": 2},
+            evaluate={"reward": None, "draws_per_pair": 1},
+        )
+
+    def _first_rows(self, split: str, count: int) -> Path:
+        """A manifest beside the toy world's, with its first rows alone."""
+        toy = self.world / "out" / "toy"
+        few = toy / f"{split}-{count}.jsonl"
+        rows = (toy / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        few.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return few
+
+    def walk(self, *overrides: str) -> Path:
+        """prepare, train, export, evaluate. Returns the run's folder.
+
+        A fresh run must show loss ln 2 to the last bit, in bf16 with recomputed activations too, and another loss after
+        its first step.
+        """
+        config = self.config()
+        for command in ("prepare", "train", "export", "evaluate"):
+            run_pgdpo(command, config, *overrides)
+        half = ("name=half", "train.precision=bf16", "model.gradient_checkpointing=selective")
+        run_pgdpo("train", config, *overrides, *half)
+        for name in ("dpo", "half"):
+            first, second = losses(self.root / "out", name)
+            assert first == float(torch.tensor(math.log(2), dtype=torch.float32)) != second
+        return self.root / "out" / "dpo"
+
+
+def open_pipeline(kind: Kind, folder: Path, dtype: torch.dtype = torch.float32):
+    """The real pipeline, as its model card loads it for `dtype`."""
+    dtypes = {"default": dtype, **dict.fromkeys(kind.whole, torch.float32)}
+    pipeline = kind.open(folder).pipeline_class.from_pretrained(folder, torch_dtype=dtypes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent", **options):
+    """What two steps of the real pipeline make of initial `noise` `[N, C, F, H, W]`: latents of that shape, or frames.
+
+    Without guidance, unless `options` say so.
+    """
+    given = {"image": Image.fromarray(kind.picture)} if kind.image else {}
+    found = pipeline(
+        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
+        num_inference_steps=2,
+        latents=kind.lay_out(noise),
+        output_type=output_type,
+        generator=torch.Generator().manual_seed(seed_of(noise)),
+    ).frames
+    return kind.lay_back(found, noise) if output_type == "latent" else found
+
+
+def seed_of(noise: torch.Tensor) -> int:
+    """Of the noise that CogVideoX 5b's scheduler adds between the steps: that of a sample with this initial noise."""
+    return int(noise.flatten()[0].float().view(torch.int32))
+
+
+def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """Conditioning as a training batch has it: padded, with its mask."""
+    encoded = family.load_encoders(CPU).encode_prompts(prompts)
+    return stack_conditioning([padded_text(item, family.text_length) for item in encoded])
+
+
+def changed(folder: Path, root: Path, part: str, **values: object) -> Path:
+    """A copy of a pipeline with other entries in one part's configuration, or in `model_index`."""
+    copy = shutil.copytree(folder, root / "changed")
+    path = copy / "model_index.json" if part == "model_index" else next((copy / part).glob("*config.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return copy
