@@ -10,61 +10,9 @@ GROUPS = {
     "formula only": "the published loss; no prepared data hold the samples, or the start, that it was published with",
     "ours under a published name": "the idea is published, the form is ours, in part or whole; a test trains it too",
 }
-PLAIN = (
-    *(
-        "sft",
-        "dpo",
-        "pg_dpo",
-        "dense_dpo",
-        "ipo",
-        "hinge",
-        "cdpo",
-        "rdpo",
-        "simpo",
-        "dpop",
-        "cal_dpo",
-        "exo",
-        "nca",
-    ),
-    *(
-        "bco",
-        "sppo",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "aot",
-        "f_dpo",
-        "madpo",
-        "beta_dpo",
-        "asft",
-        "adpo",
-        "sgdpo",
-    ),
-    *(
-        "balanced_dpo",
-        "uncertainty_dpo",
-        "flex_dpo",
-        "reg_dpo",
-        "ld_dpo",
-        "kto",
-        "mapo",
-        "dspo",
-        "dmpo",
-        "pso",
-    ),
-    *("rank_dpo", "lpo", "gdro", "phygdpo", "local_dpo", "poly_dpo", "capo", "adaptive_dpo", "sipo", "npo"),
-)  # with no settings of their own
-INVERTED = ("diffusion.inversion_steps=2",)
-
-# Objectives that a test trains through the real trainer, with the settings beside the columns of `Needs.pairs`. The
-# test goes through this table, so that nothing is listed as training that is not trained.
-TRAINS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(PLAIN, ()),
-    "smpo": INVERTED,
-    "inpo": INVERTED,
-    "linear_dpo": ("train.reference=ema",),
-    "video_dpo": ("data.weight={by: gap_frequency, score: total, bins: 4}",),
-}
+# Objectives that a test trains through the real trainer, and with what besides the columns of `Needs.pairs`. The test
+# goes through this table, so that nothing is listed as training that is not trained.
+TRAINS = {spec.name: spec.trained_with for spec in REGISTRY.values() if spec.trained_with is not None}
 
 
 def group_of(spec: Spec) -> str:

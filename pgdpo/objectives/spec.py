@@ -139,6 +139,8 @@ class Spec:
     without: Mapping[str, str] = field(
         default_factory=dict
     )  # a column that it can do without, and what it is then
+    # Settings of the test that trains it; None: no prepared data hold the samples, or the start, that it needs.
+    trained_with: tuple[str, ...] | None = ()
     negative: bool = False  # it trains the unconditional branch of classifier-free guidance
     pools: bool = False  # its loss hangs on the other pairs of the batch
 

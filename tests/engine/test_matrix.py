@@ -13,8 +13,8 @@ import itertools
 import numpy as np
 import pytest
 
+from pgdpo.config.families import FAMILIES
 from pgdpo.messages.errors import InputError
-from pgdpo.models import FAMILIES
 from tests.engine import gathers
 from tests.models.tiny_pipelines import Road, save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.ranks import Ranks

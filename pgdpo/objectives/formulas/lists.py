@@ -217,4 +217,5 @@ DGPO = Spec(
     options={"beta": beta(100.0)},
     needs=Needs(pairs=("advantage",), data="groups (24 in the paper) with advantages"),
     note="β itself, without the half. Not bounded below.",
+    trained_with=None,
 )

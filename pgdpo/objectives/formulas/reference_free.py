@@ -119,4 +119,5 @@ DRO = Spec(
     needs=Needs(data="rejected samples from the policy's own rollouts"),
     needs_if={("form", "direct"): Needs(reference=False)},
     note="Beyond the margin a pair has no gradient; without it the direct form has no lower bound.",
+    trained_with=None,
 )

@@ -63,6 +63,7 @@ LINEAR_DPO = Spec(
     options={"beta": beta(500.0), "eta": Option(0.1, "η; default ours", least=0, below=0.5)},
     needs=Needs(moving=True),
     note="β itself, without the half. The value isn't bounded below; only its gradient has a meaning.",
+    trained_with=("train.reference=ema",),
 )
 DSPO = Spec(
     name="dspo",
@@ -90,4 +91,5 @@ INVERSION_DPO = Spec(
     needs=Needs(predictions=True, noisy="inverted", data="noisy latents from inversion"),
     note="The sign is ours: + is right for policy-inverted paths; public code inverts with the reference. "
     "D has no gradient where policy and reference agree: start from a policy that has moved.",
+    trained_with=None,
 )

@@ -160,4 +160,5 @@ INPO = Spec(
     compute=dpo,
     options={"beta": beta(2000.0)},
     needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
+    trained_with=("diffusion.inversion_steps=2",),
 )

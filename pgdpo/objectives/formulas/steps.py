@@ -39,6 +39,7 @@ SPO = Spec(
     options={"beta": beta(10.0), "epsilon": Option(0.1, "ε", above=0, below=1)},
     needs=_NEEDS,
     note=_NOTE,
+    trained_with=None,
 )
 D3PO = Spec(
     name="d3po",
@@ -50,6 +51,7 @@ D3PO = Spec(
     options={"beta": beta(0.1), "epsilon": Option(0.1, "ε", above=0, below=1)},
     needs=_NEEDS,
     note=_NOTE,
+    trained_with=None,
 )
 TAILOR_DPO = Spec(
     name="tailor_dpo",
@@ -61,4 +63,5 @@ TAILOR_DPO = Spec(
     options={"beta": beta(10.0)},
     needs=_NEEDS,
     note=_NOTE + " From the abstract; default ours.",
+    trained_with=None,
 )

@@ -118,6 +118,7 @@ VIDEO_DPO = Spec(
     needs=Needs(pairs=("gap_frequency",)),
     note="p, clamped at 1e-3, is the share of all pairs whose score gap lies in the same of equal bins: "
     "data.weight {by: gap_frequency, score: NAME} counts it from the rows' `scores`; 10 bins are ours.",
+    trained_with=("data.weight={by: gap_frequency, score: total, bins: 4}",),
 )
 PHYGDPO = Spec(
     name="phygdpo",
@@ -147,6 +148,7 @@ SMPO = Spec(
     note="Each pair's own p̃; the public code takes the first pair's for the whole batch. At p̃ = 1 it is inpo "
     "with γ times the β, so hard labels are refused. The paper inverts by ReNoise, which refines each step by "
     "fixed-point iterations: that is missing here, plain DDIM inversion stands in its place.",
+    trained_with=("diffusion.inversion_steps=2",),
 )
 SIPO = Spec(
     name="sipo",
