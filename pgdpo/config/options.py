@@ -1,4 +1,4 @@
-"""The table of all configuration keys, from the schema in `settings/`: `configs/OPTIONS.md` is its output."""
+"""The table of all configuration keys, from their sections: `configs/OPTIONS.md` is its output."""
 
 from __future__ import annotations
 

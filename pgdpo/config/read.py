@@ -1,4 +1,4 @@
-"""The YAML configuration, read and checked; its keys stand in `settings/`.
+"""The YAML configuration, read and checked; its keys stand in the files beside this one.
 
 Nothing here imports torch: a wrong key is reported within a fraction of a second.
 """

@@ -169,7 +169,7 @@ def scan_manifest(
             problems.append(item)
             bad += 1
             continue
-        found = [_of_row(item, flaw) for flaw in schema.flaws(item.values)]
+        found = [problem_of(item, flaw, _name(item)) for flaw in schema.flaws(item.values)]
         found += _repeated(item, seen)
         clips, missing = _clips(item, media_root, clips_there)
         found += missing
@@ -215,7 +215,8 @@ def _records(path: str | Path) -> Iterator[Record | Problem]:
         yield Problem(str(path), what, "data.train", str(path), kinds, mend)
 
 
-def _of_row(record: Record, flaw: schema.Flaw) -> Problem:
+def problem_of(record: Record, flaw: schema.Flaw, pair: str) -> Problem:
+    """What is wrong with a row, said of the place that it was read from."""
     return record.problem(
         flaw.what,
         key=flaw.key,
@@ -223,7 +224,7 @@ def _of_row(record: Record, flaw: schema.Flaw) -> Problem:
         allowed=flaw.allowed,
         suggestion=flaw.suggestion,
         severity=flaw.severity,
-        pair=_name(record),
+        pair=pair,
     )
 
 

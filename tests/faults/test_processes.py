@@ -81,7 +81,7 @@ def test_a_rank_that_stands_still(run, tally, fault):
     stacks = (run.folder / f"stacks-rank{1 - victim}.txt").read_text()
     assert other <= watchdog + 5
     assert named, text
-    assert "loop.py" in stacks, stacks
+    assert "trainer.py" in stacks, stacks
     tally(14, 1, codes[1 - victim] == 1 and codes[victim] != 0, seconds_to_exit=round(other, 2))
 
 

@@ -33,8 +33,8 @@ from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, raise_errors, shown
 from pgdpo.rows.importers.format import Format, Found, Media, Options
-from pgdpo.rows.manifest import MOST_BAD_ROWS
-from pgdpo.rows.schema import KEYS, TIE, Flaw, flaws
+from pgdpo.rows.manifest import MOST_BAD_ROWS, problem_of
+from pgdpo.rows.schema import KEYS, TIE, flaws
 
 MEDIA_KEYS = ("chosen", "rejected", "mask")
 STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"\x1aE\xdf\xa3": ".mkv"}
@@ -104,7 +104,8 @@ def import_data(
                 row |= {"source": name or form.name, **({"licence": licence} if licence else {})}
                 row["source_fields"] = row.pop("source_fields")  # last: it may be long
                 errors = [flaw for flaw in flaws(row) if flaw.severity == "error"]
-                problems += [_of_flaw(flaw, item, source, row["id"]) for flaw in errors]
+                place = item.record or Record(source, {})
+                problems += [problem_of(place, flaw, row["id"]) for flaw in errors]
                 if not errors:  # what is wrong may be what cannot be written
                     write(row)
                 summary.rows += 1
@@ -119,18 +120,6 @@ def import_data(
     summary.dropped, summary.left_over, summary.notes = reading.dropped, reading.left_over, reading.notes
     summary.outside = store.outside
     return summary
-
-
-def _of_flaw(flaw: Flaw, found: Found, source: str, name: str) -> Problem:
-    where = found.record or Record(source, {})
-    return where.problem(
-        flaw.what,
-        key=flaw.key,
-        value=flaw.value,
-        allowed=flaw.allowed,
-        suggestion=flaw.suggestion,
-        pair=name,
-    )
 
 
 def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Problem:
