@@ -67,7 +67,7 @@ def import_(
     table is for a CSV, TSV, JSON, JSONL or Parquet of your own: its columns are told by their names and values, shown
     as they were read, and where they aren't clear the command line to type is.
 
-    Example: pgdpo import table pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
+    Example: pgdpo import table data/pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
     """
     from pgdpo.rows.importers.command import run_import
 

@@ -14,9 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.pages.book import ROOT, Block, blocks, pages
+from tests.pages.book import PLACED, ROOT, Block, blocks, pages
 
-PLACED = re.compile(r"`(?P<file>[\w./]+)`(, (?P<where>after|before) `(?P<line>.+)`|(?P<end>, at its end))?:")
 COPIED = ("pgdpo", "kernels", "configs", "tests", "benchmarks", "pyproject.toml")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "results", "golden", "tables", "*.md")
 
