@@ -28,7 +28,9 @@ def test_the_readmes_lines_have_types(mypy):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Trainer" in b)
     said = mypy(block + "\nreveal_type(config)\nreveal_type(last_checkpoint)\n")
-    assert 'Revealed type is "pgdpo.config.Config"' in said and 'Revealed type is "pathlib.Path"' in said
+    assert (
+        'Revealed type is "pgdpo.config.config.Config"' in said and 'Revealed type is "pathlib.Path"' in said
+    )
     assert "Success" in said, said
 
 

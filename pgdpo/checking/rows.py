@@ -11,7 +11,7 @@ from pgdpo.config import Config
 from pgdpo.config.read import Inspection
 from pgdpo.data.batches import check_batches
 from pgdpo.data.curation.order import read_margins
-from pgdpo.data.preparing.run import places_of
+from pgdpo.data.places import places_of
 from pgdpo.data.sources import shares_of
 from pgdpo.files.tables import Record
 from pgdpo.files.writable import check_writable

@@ -37,7 +37,7 @@ def test_a_wrong_package_comes_with_the_command_that_mends_it(tmp_path, monkeypa
 def test_wrong_numbers_of_a_kernel_are_seen(tmp_path, monkeypatch):
     import pgdpo_kernels
 
-    right = pgdpo_kernels.pairs.pair_errors
+    right = pgdpo_kernels.pair_errors
 
     def wrong(pred, target, reference):
         return right(pred * 1.001, target, reference)

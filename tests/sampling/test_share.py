@@ -1,17 +1,14 @@
 """What ranks share: every part once, in step where they must, kept under what decides it."""
 
-import ast
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pgdpo.sampling
 from pgdpo.engine.engine import start_distributed
 from pgdpo.files.atomic import hold
 from pgdpo.messages.errors import InputError
@@ -87,16 +84,3 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path, made):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     made(Parts(tmp_path / "parts", {}), "one.json")  # what was killed holds nothing
-
-
-def test_the_room_stands_below_training():
-    """Of that room it takes what all ranks agree by, alone."""
-    imported = {
-        node.module
-        for file in Path(pgdpo.sampling.__file__).parent.glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom)
-    }
-    above = ("training", "evaluation", "making", "checking", "planning", "pipeline", "cli", "runs")
-    found = {name for name in imported if name.startswith(tuple(f"pgdpo.{room}" for room in above))}
-    assert found == {"pgdpo.ranks.agreement"}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
 from pgdpo.config import Config, sample_settings
+from pgdpo.data.places import places_of
 from pgdpo.data.preparing.prepare import prepare
 from pgdpo.data.sources import sources_of
 from pgdpo.files.writable import check_writable
@@ -42,15 +42,6 @@ def prepare_splits(config: Config, *, full: bool = False) -> None:
             size = sum(entry["bytes"] for entry in [*texts, *done.index["shards"]])
             named = ", ".join(str(source.manifest) for source in sources)
             say(f"prepared {done} of {named} -> {folder} ({size / 1e6:.1f} MB)")
-
-
-def places_of(config: Config) -> list[tuple[str, Path]]:
-    """(key, folder) of what `prepare` and `train` write to: the run, and pairs that are not prepared yet."""
-    key = "output_dir" if config.data.prepared is None else "data.prepared"
-    splits = ["train", "held_out"] if config.data.held_out is not None else ["train"]
-    prepared = [config.prepared_dir / split for split in splits]
-    new = [(key, folder) for folder in prepared if not (folder / "index.json").is_file()]
-    return [("output_dir", config.run_dir), *new]
 
 
 def _render_toy(config: Config) -> None:
