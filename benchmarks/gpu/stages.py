@@ -30,6 +30,12 @@ from .rows import STAGES
 
 STEP_PACKAGES = ("diffusers", "transformers", "peft", "deepspeed", "av", "pydantic", "yaml", "typer")
 
+ON_LATENTS = (
+    test_pair_errors,
+    test_diffusion_dpo,
+    test_noise_pair,
+)
+
 Emit = Callable[..., dict]  # emit(status, **data), for a row of the job that runs
 
 
@@ -132,8 +138,7 @@ def hidden_cases(tiny: bool) -> list[harness.Case]:
 
 
 def pair_cases(tiny: bool) -> list[harness.Case]:
-    modules = (test_pair_errors, test_diffusion_dpo, test_noise_pair)
-    found = [case for module in modules for case in module.cases(shapes.TINY if tiny else shapes.SHAPES)]
+    found = [case for module in ON_LATENTS for case in module.cases(shapes.TINY if tiny else shapes.SHAPES)]
     return sorted(found, key=lambda case: -case.tensor_bytes)
 
 

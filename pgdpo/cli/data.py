@@ -11,6 +11,7 @@ from pgdpo.cli.app import DATA, ConfigArgument, Overrides, RunArgument, command,
 from pgdpo.files.atomic import write_json
 from pgdpo.files.writable import check_writable, log_in
 from pgdpo.messages.console import chatter_to, say
+from pgdpo.rows.importers import FORMATS, Options
 
 
 @command(DATA, "import")
@@ -18,7 +19,7 @@ def import_(
     format: Annotated[
         str,
         typer.Argument(
-            help="pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl, best_of_n or table.",
+            help=f"{', '.join(FORMATS)}.",
             metavar="FORMAT",
         ),
     ],
@@ -66,9 +67,8 @@ def import_(
     table is for a CSV, TSV, JSON, JSONL or Parquet of your own: its columns are told by their names and values, shown
     as they were read, and where they aren't clear the command line to type is.
 
-    Example: pgdpo import table pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
+    Example: pgdpo import table data/pairs.csv data/train.jsonl --prompt prompt --a video_1 --b video_2 --winner winner
     """
-    from pgdpo.rows.importers import Options
     from pgdpo.rows.importers.command import run_import
 
     columns = {

@@ -11,8 +11,8 @@ from pgdpo.config.data import (
     WeightRule,
 )
 from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.families import SampleSettings, sample_settings
 from pgdpo.config.model import AdapterConfig, DiffusionConfig, ModelConfig
-from pgdpo.config.sampling import SampleSettings, sample_settings
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
 

@@ -15,8 +15,8 @@ from pgdpo.config.data import (
 )
 from pgdpo.config.deepspeed import check_deepspeed_keys
 from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.families import sample_settings
 from pgdpo.config.model import DiffusionConfig, ModelConfig
-from pgdpo.config.sampling import WAN21, sample_settings
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
 from pgdpo.objectives import check_options, get_spec, needs_of
@@ -172,11 +172,7 @@ class Config(Section):
     def _check_negative_branch(self) -> None:
         """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
         name, adapter = self.objective["name"], self.model.adapter
-        card = (
-            "toy"
-            if self.model.encoders == "toy"
-            else {"wan": WAN21}.get(self.model.family, self.model.family)
-        )
+        card = "toy" if self.model.encoders == "toy" else self.model.family
         scale = sample_settings(self.evaluate, card, (480, 832)).guidance_scale  # of no card a matter of size
         if self.data.held_out is not None and scale <= 1:
             by_card = "" if self.evaluate.guidance_scale is not None else " by the model's card"

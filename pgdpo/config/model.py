@@ -7,11 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from pgdpo.config.families import FAMILIES
 from pgdpo.config.section import Section
 
 TOY_FPS = 8.0  # of the toy world's clips
-# `export_to_video(fps=)` beside each model's pipeline in diffusers' documentation; LTX's is a default of its pipeline.
-FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx": 25.0}
 
 
 class AdapterConfig(Section):
@@ -38,7 +37,7 @@ class AdapterConfig(Section):
 
 
 class ModelConfig(Section):
-    family: Literal["wan", "hunyuan_video", "cogvideox", "ltx"] = Field(
+    family: Literal[tuple(FAMILIES)] = Field(  # type: ignore[valid-type]
         "wan", description="Which model class the weights are for."
     )
     path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
@@ -121,7 +120,7 @@ class ModelConfig(Section):
         """Frames a second that the model was trained for, as its family's pipelines have it."""
         if self.encoders == "toy":
             return TOY_FPS
-        return self.frame_rate or FPS[self.family]
+        return self.frame_rate or FAMILIES[self.family].fps
 
 
 class DiffusionConfig(Section):

@@ -208,3 +208,6 @@ class CogVideoX(VaeFamily):
             callback_on_step_end=step_told,
             output_type="latent",
         ).frames.transpose(1, 2)
+
+
+FAMILY = CogVideoX

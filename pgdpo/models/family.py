@@ -61,7 +61,7 @@ class Family:
 
     @property
     def card(self) -> str:
-        """Which of `settings.sampling.CARDS` says how this model is sampled."""
+        """Which of `config.families.CARDS` says how this model is sampled."""
         return "toy" if self.model.encoders == "toy" else self.model.family
 
     @property

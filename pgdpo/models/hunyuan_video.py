@@ -183,3 +183,6 @@ class WholeText:
     def _drop(self, block: torch.nn.Module, args: tuple) -> tuple | None:
         """`args`: hidden states, those of the text, modulation, the mask, rotary embeddings, ..."""
         return (*args[:3], None, *args[4:]) if self.whole else None
+
+
+FAMILY = HunyuanVideo

@@ -140,3 +140,6 @@ class LTX(VaeFamily):
             output_type="latent",
         ).frames
         return self._unpack(tokens, noise)
+
+
+FAMILY = LTX

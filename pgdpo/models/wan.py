@@ -27,7 +27,6 @@ from diffusers import (
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pgdpo.config import ModelConfig
-from pgdpo.config.sampling import WAN21
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
@@ -74,7 +73,7 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             return "wan22_ti2v_5b"
         if self.model.expert is None:
-            return WAN21
+            return self.model.family
         return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
 
     @property
@@ -354,3 +353,6 @@ def first_frame_mask(image: torch.Tensor) -> torch.Tensor:
     mask = image.new_zeros(count, MASK_CHANNELS, *size)
     mask[:, :, 0] = 1
     return mask
+
+
+FAMILY = Wan

@@ -44,6 +44,11 @@ def _named(module: str, known: dict[str, Path]) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.Constant) and re.fullmatch(r"pgdpo[\w.]+:\w+", str(node.value)):
             yield node.value.partition(":")[0]
+        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            start = re.fullmatch(
+                r"(pgdpo[\w.]*)\.", str(node.values[0].value)
+            )  # f"pgdpo.models.{name}": any there
+            yield from (name for name in known if start and name.rpartition(".")[0] == start[1])
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:

@@ -82,13 +82,18 @@ def test_an_arrow_up_and_a_circle_are_seen(tmp_path):
         "training/__init__": "",
         "training/loop": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import step\n",
         "training/step": "import pgdpo.training.loop\nHOME = 'pgdpo.data.rows:late'\n",
+        "data/formats": "import importlib\ndef of(name):\n    importlib.import_module(f'pgdpo.training.{name}')\n",
     }.items():
         file = tmp_path / "pgdpo" / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     known = modules("pgdpo", tmp_path)
     found = {module: imported(module, known) for module in known}
-    assert upward(found) == ["pgdpo.data.rows imports pgdpo.training.loop"]
+    assert upward(found) == [
+        "pgdpo.data.formats imports pgdpo.training.loop",
+        "pgdpo.data.formats imports pgdpo.training.step",
+        "pgdpo.data.rows imports pgdpo.training.loop",
+    ]
     assert circles(found) == [["pgdpo.data.rows", "pgdpo.training.loop", "pgdpo.training.step"]]
 
 

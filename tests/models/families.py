@@ -26,10 +26,10 @@ Size = tuple[int, int, int]  # frames, height, width
 class Kind:
     """A kind of pipeline: how a tiny one is saved, opened and called, and what is known of the published ones."""
 
-    family: str  # of pgdpo.models.FAMILIES
+    family: str  # of pgdpo.config.families.FAMILIES
     save: Callable[[Path], Path]
     recipes: tuple[str, ...]  # its shipped configurations
-    card: str  # of pgdpo.config.sampling.CARDS
+    card: str  # of pgdpo.config.families.CARDS
     reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
     tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
     prediction: str = "flow"
@@ -126,8 +126,8 @@ LTX = Kind(
 HIGH, LOW = {"expert": "high_noise"}, {"expert": "low_noise"}
 SECOND = {"load_into_transformer_2": True}
 KINDS = {
-    "wan 2.1 t2v": wan("2.1 t2v", "wan21", "wan21_1.3b", "wan21_14b"),
-    "wan 2.1 i2v": wan("2.1 i2v", "wan21", "wan21_i2v_14b", image=True),
+    "wan 2.1 t2v": wan("2.1 t2v", "wan", "wan21_1.3b", "wan21_14b"),
+    "wan 2.1 i2v": wan("2.1 i2v", "wan", "wan21_i2v_14b", image=True),
     "wan 2.2 t2v a14b high": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=HIGH),
     "wan 2.2 t2v a14b low": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=LOW, loads=SECOND),
     "wan 2.2 i2v a14b high": wan("2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=HIGH, image=True),

@@ -226,4 +226,15 @@ def table(folder):
     return folder / "pairs.csv", records
 
 
-SAMPLES = (pickapic, videodpo, videoalign, rapidata, densedpo, localdpo, folders, trl, best_of_n, table)
+SAMPLES = (  # in the registry's order
+    pickapic,
+    videodpo,
+    videoalign,
+    rapidata,
+    densedpo,
+    localdpo,
+    folders,
+    trl,
+    best_of_n,
+    table,
+)

@@ -113,7 +113,7 @@ def test_the_registry_and_the_help_name_the_same_formats(capsys):
     assert [sample.__name__ for sample in SAMPLES] == list(FORMATS)
     run_pgdpo("import", "--help")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert ", ".join(list(FORMATS)[:-1]) + " or table." in shown
+    assert ", ".join(FORMATS) + "." in shown
     with pytest.raises(InputError, match="FORMAT is 'videdpo'; did you mean `videodpo`"):
         run_pgdpo("import", "videdpo", "a", "b")
 

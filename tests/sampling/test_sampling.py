@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgdpo.config import EvaluateConfig, SampleSettings, sample_settings
+from pgdpo.config.families import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
 from pgdpo.config.read import load_config
-from pgdpo.config.sampling import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import heard_by
@@ -29,7 +29,7 @@ from tests.worlds import run_pgdpo, write_config
 
 # card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
 TOLD = {
-    "wan21": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
+    "wan": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
     "wan22_t2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 4.0, "guidance_scale_2": 3.0}, 12.0),
     "wan22_i2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}, 5.0),
     "wan22_ti2v_5b": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 5.0),
@@ -150,7 +150,7 @@ def test_every_family_has_a_card_and_what_is_set_goes_before_it():
     ("size", "shift"), [((480, 832), 3.0), ((832, 480), 3.0), ((720, 1280), 5.0), ((960, 960), 5.0)]
 )
 def test_wan_2_1s_shift_follows_the_size(size, shift):
-    assert sample_settings(EvaluateConfig(), "wan21", size).flow_shift == shift
+    assert sample_settings(EvaluateConfig(), "wan", size).flow_shift == shift
 
 
 @pytest.mark.parametrize(

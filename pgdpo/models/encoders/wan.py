@@ -92,7 +92,7 @@ class WanEncoders(PipelineEncoders):
 
     def _load_text(self) -> DiffusionPipeline:
         pipeline = self.family.pipeline_class
-        parts = dict.fromkeys(("vae", "scheduler", *pipeline._optional_components))
+        parts = dict.fromkeys(("transformer", "vae", "scheduler", *pipeline._optional_components))
         self.family.fetch(*self.text_parts)
         return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=self.text_dtype).to(
             self.device
