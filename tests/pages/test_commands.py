@@ -1,6 +1,6 @@
 """Every command line of the pages is run in a small world, or parsed by its own parser; nothing is passed over.
 
-`my_run.yaml` and `quickstart.yaml` are the toy world's there, in few pairs and steps; a launcher's part is parsed and
+`my_run.yaml` and `quickstart.yaml` are the toy world's there, in few pairs and steps; torchrun's part is parsed and
 what it starts is run on one rank. The commands of the pages on adding a thing are tests/pages/test_adding.py's.
 """
 

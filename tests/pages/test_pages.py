@@ -69,7 +69,7 @@ def test_rows_are_rows():
 def test_parts_of_configurations_are_read(block, tmp_path):
     """By our own reader, with what a configuration needs besides."""
     if "family: skyreels_v2" in block.text:
-        pytest.skip("its family is added by the page; tests/pages/test_adding.py reads it")
+        pytest.skip("its family is added by the page: the slow test of tests/pages/test_adding.py reads it")
     file = write_config(tmp_path / "config.yaml", tmp_path / "out", tmp_path / "model")
     whole = yaml.safe_load(file.read_text(encoding="utf-8"))
     for section, values in yaml.safe_load(block.text).items():
