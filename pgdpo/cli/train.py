@@ -88,11 +88,12 @@ def plan(
 
     Example: pgdpo plan wan21_1.3b.yaml --gpus 8 --gpu H100 train.zero_stage=3
     """
-    from pgdpo.planning.run import show_plan
-
     where = {"gpus": gpus, "nodes": nodes, "name": gpu, "memory_gb": gpu_memory}
     with said_to_stderr() if as_json else contextlib.nullcontext():
-        show_plan(load(config, overrides), **where, mfu=mfu, disk_gb_per_s=disk, as_json=as_json)
+        loaded = load(config, overrides)
+        from pgdpo.planning.run import show_plan
+
+        show_plan(loaded, **where, mfu=mfu, disk_gb_per_s=disk, as_json=as_json)
 
 
 @command(TRAIN)
