@@ -19,7 +19,7 @@ OBJECTIVE, MODEL, JUDGE, IMPORTER = (
 )
 KERNEL = "kernels/ADDING.md"
 ADDING = (OBJECTIVE, MODEL, KERNEL, JUDGE, IMPORTER)
-SLOW = ("tests/models/test_door.py", "tests/training/test_trained_objectives.py")
+SLOW = ("tests/sampling/test_sampling.py", "tests/training/test_trained_objectives.py")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -86,11 +85,8 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     told, shift = TOLD[kind.card]
     negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
     if shift is not None:
-        scheduler, key = (
-            (UniPCMultistepScheduler, "flow_shift")
-            if kind.family == "wan"
-            else (FlowMatchEulerDiscreteScheduler, "shift")
-        )
+        scheduler = type(pipeline.scheduler)
+        key = next(key for key in ("flow_shift", "shift") if key in pipeline.scheduler.config)
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **{key: shift})
     noise = pair_noise((1, *family.latent_shape(*kind.size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
     with torch.no_grad():
