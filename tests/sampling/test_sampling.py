@@ -123,7 +123,7 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
         assert torch.equal(kind.lay_out(ours), theirs)
     for keywords, scheduler in handed:  # Wan's loop is ours: it encodes no image beside the transformer
         assert {name: keywords[name] for name in told} == told
-        assert shift is None or scheduler["shift"] == shift
+        assert shift is None or scheduler[key] == shift
     assert bool(handed) != (kind.family == "wan")
 
 
