@@ -146,7 +146,7 @@ def test_all_commands_on_the_toy_world(tmp_path, monkeypatch, tiny_wan, umask):
     clips = work / "clips.jsonl"
     clips.write_text(
         "".join(
-            f'{{"id": "{path.stem}", "prompt": "a red circle", "video": "{path}"}}\n'
+            f'{{"id": "{path.stem}", "prompt": "a large green square moving up", "video": "{path}"}}\n'
             for path in sorted(toy.glob("clips/*/*-chosen.mp4"))[:2]
         )
     )
