@@ -19,13 +19,6 @@ class SampleSettings:
     flow_shift: float | None = None  # None: the scheduler's own
     negative_prompt: str = ""  # empty too where there is no guidance, which alone reads it
 
-    @property
-    def told(self) -> dict[str, float]:
-        """As `Family.sample` takes them; the negative prompt goes there encoded."""
-        settings = dataclasses.asdict(self)
-        del settings["negative_prompt"]
-        return {name: value for name, value in settings.items() if value is not None}
-
     def __str__(self) -> str:
         second = "" if self.guidance_scale_2 is None else f" (low-noise expert: {self.guidance_scale_2:g})"
         shift = "the scheduler's own" if self.flow_shift is None else f"{self.flow_shift:g}"

@@ -39,7 +39,7 @@ def open_reward(name: str | None) -> Reward | None:
     if name is None:
         return None
     if name == "toy":
-        return toy
+        return lambda frames, prompt: _called(name, toy, frames, prompt)
     module, colon, function = name.partition(":")
     if not colon or not function.isidentifier():
         raise InputError(f"evaluate.reward is {name!r}: expected `toy` or `package.module:function`")
@@ -76,12 +76,13 @@ def reward_source(name: str | None) -> str | None:
 
 def try_reward(config: Config, prompt: str) -> None:
     """Open `evaluate.reward` and call it once, on noise of the size of clips, so that it fails before anything is
-    sampled; a line says so. The toy's own is not called. Raises InputError as opening and calling it do."""
+    sampled; of what is not the toy's own a line says so. Raises InputError as opening and calling it do."""
     name = config.evaluate.reward
     reward = open_reward(name)
-    if reward is None or name == "toy":
+    if reward is None:
         return
-    say_once(f"evaluate.reward: `{name}` is called once, on noise, to see that it can be")
+    if name != "toy":
+        say_once(f"evaluate.reward: `{name}` is called once, on noise, to see that it can be")
     noise = np.random.default_rng(0).integers(0, 256, (*config.data.sizes[0], 3), np.uint8)
     reward(noise, prompt)
 

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransf
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
-from pgdpo.config import ModelConfig
+from pgdpo.config import ModelConfig, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
 from pgdpo.models.encoders.text import TextReader
@@ -185,9 +185,7 @@ class CogVideoX(VaeFamily):
         noise: torch.Tensor,
         conditioning: Conditioning,
         negative: Conditioning,
-        *,
-        steps: int,
-        guidance_scale: float,
+        how: SampleSettings,
     ) -> torch.Tensor:
         pipeline = CogVideoXPipeline(None, None, None, transformer, self.load_scheduler())
         pipeline.set_progress_bar_config(disable=True)
@@ -202,8 +200,8 @@ class CogVideoX(VaeFamily):
             width=width,
             num_frames=1,  # `latents` fix it
             latents=noise.transpose(1, 2),
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=how.steps,
+            guidance_scale=how.guidance_scale,
             generator=generators,
             callback_on_step_end=step_told,
             output_type="latent",

@@ -17,7 +17,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from pgdpo.config import DataConfig, ModelConfig
+from pgdpo.config import DataConfig, ModelConfig, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.weights import hub
@@ -308,15 +308,12 @@ class Family:
         noise: torch.Tensor,
         conditioning: Conditioning,
         negative: Conditioning,
-        *,
-        steps: int,
-        guidance_scale: float,
-        flow_shift: float | None = None,
+        how: SampleSettings,
     ) -> torch.Tensor:
         """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own pipeline.
 
-        `negative`: the conditioning of the negative prompt, for classifier-free guidance. `flow_shift` as
-        `load_scheduler` takes it. A model of two experts takes `guidance_scale_2` too, one of no flow no `flow_shift`.
+        `negative`: the conditioning of the negative prompt, for classifier-free guidance. Of `how` a family reads what
+        it has: two experts `guidance_scale_2`, flow matching `flow_shift`.
         """
         raise NotImplementedError
 

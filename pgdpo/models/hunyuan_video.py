@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
 
-from pgdpo.config import ModelConfig
+from pgdpo.config import ModelConfig, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
@@ -110,12 +110,9 @@ class HunyuanVideo(VaeFamily):
         noise: torch.Tensor,
         conditioning: Conditioning,
         negative: Conditioning,
-        *,
-        steps: int,
-        guidance_scale: float,
-        flow_shift: float | None = None,
+        how: SampleSettings,
     ) -> torch.Tensor:
-        """As `Family.sample`; the embedded guidance is training's, and `guidance_scale` above 1 guides on top of it.
+        """As `Family.sample`; the embedded guidance is training's, and `how.guidance_scale` above 1 guides as well.
 
         The pipeline rounds the guidance to the dtype that the weights are held in, which under autocast is not that of
         the pipeline that the trained model will be loaded in: it is told here as in training.
@@ -127,7 +124,7 @@ class HunyuanVideo(VaeFamily):
             text_encoder_2=None,
             tokenizer_2=None,
             transformer=transformer,
-            scheduler=self.load_scheduler(flow_shift),
+            scheduler=self.load_scheduler(how.flow_shift),
         )
         pipeline.set_progress_bar_config(disable=True)
         guidance = self.told_guidance(noise.to(computes_in(transformer, noise.device)))
@@ -145,9 +142,9 @@ class HunyuanVideo(VaeFamily):
                 width=16,
                 num_frames=1,
                 latents=noise,
-                num_inference_steps=steps,
+                num_inference_steps=how.steps,
                 guidance_scale=self.guidance,
-                true_cfg_scale=guidance_scale,
+                true_cfg_scale=how.guidance_scale,
                 callback_on_step_end=step_told,
                 output_type="latent",
             ).frames

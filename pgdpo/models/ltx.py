@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
-from pgdpo.config import DataConfig, ModelConfig
+from pgdpo.config import DataConfig, ModelConfig, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
@@ -113,12 +113,9 @@ class LTX(VaeFamily):
         noise: torch.Tensor,
         conditioning: Conditioning,
         negative: Conditioning,
-        *,
-        steps: int,
-        guidance_scale: float,
-        flow_shift: float | None = None,
+        how: SampleSettings,
     ) -> torch.Tensor:
-        pipeline = LTXPipeline(self.load_scheduler(flow_shift), None, None, None, transformer)
+        pipeline = LTXPipeline(self.load_scheduler(how.flow_shift), None, None, None, transformer)
         pipeline.set_progress_bar_config(disable=True)
         _, temporal, spatial = self.vae_shape
         pipeline.vae_temporal_compression_ratio = temporal
@@ -134,8 +131,8 @@ class LTX(VaeFamily):
             num_frames=(frames - 1) * temporal + 1,
             frame_rate=self.frame_rate,
             latents=self._pack(noise),
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=how.steps,
+            guidance_scale=how.guidance_scale,
             callback_on_step_end=step_told,
             output_type="latent",
         ).frames

@@ -26,7 +26,7 @@ from diffusers import (
 )
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from pgdpo.config import ModelConfig
+from pgdpo.config import ModelConfig, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
@@ -279,28 +279,24 @@ class Wan(VaeFamily):
         noise: torch.Tensor,
         conditioning: Conditioning,
         negative: Conditioning,
-        *,
-        steps: int,
-        guidance_scale: float,
-        guidance_scale_2: float | None = None,
-        flow_shift: float | None = None,
+        how: SampleSettings,
     ) -> torch.Tensor:
         """The pipelines' loop around `predict`: they would encode the image again, with a VAE beside the transformer.
 
-        With two experts the other one answers on its own share (`expert_at`). `guidance_scale_2` is the
+        With two experts the other one answers on its own share (`expert_at`). `how.guidance_scale_2` is the
         low-noise one's, by default `guidance_scale`, which alone says whether there is guidance.
         """
-        scheduler = self.load_scheduler(flow_shift)
-        scheduler.set_timesteps(steps, device=noise.device)
+        scheduler = self.load_scheduler(how.flow_shift)
+        scheduler.set_timesteps(how.steps, device=noise.device)
         latents = noise
         for number, timestep in enumerate(scheduler.timesteps):
             sigma = float(timestep) / self.num_train_timesteps
             expert = self.expert_at(transformer, sigma)
             at, noisy = timestep.expand(len(latents)), latents.to(computes_in(expert, latents.device))
             predicted = self._predict_at(expert, noisy, at, conditioning)
-            if guidance_scale > 1:
+            if how.guidance_scale > 1:
                 without = self._predict_at(expert, noisy, at, negative)
-                scale = self.guidance_at(sigma, guidance_scale, guidance_scale_2)
+                scale = self.guidance_at(sigma, how.guidance_scale, how.guidance_scale_2)
                 predicted = without + scale * (predicted - without)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
             moved(f"denoising step {number + 1} of {len(scheduler.timesteps)}")

@@ -87,7 +87,7 @@ def sample_latents(
             noise,
             to_device(stack_conditioning(conditioning), device),
             to_device(stack_conditioning(negative), device),
-            **settings.told,
+            settings,
         )
 
 

@@ -9,6 +9,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgdpo.config import SampleSettings
 from pgdpo.config.read import load_config
 from pgdpo.data.prepared import padded_text, stack_conditioning
 from pgdpo.engine import attention
@@ -157,7 +158,7 @@ def test_a_prompt_is_sampled_with_a_backend_that_takes_no_mask(opened):
         family, transformer = opened("hunyuan_video", backend)
         noise, _, conditioning = inputs(family, [7])
         _, _, empty = inputs(family, [2])
-        found[backend] = family.sample(transformer, noise, conditioning, empty, steps=2, guidance_scale=2.0)
+        found[backend] = family.sample(transformer, noise, conditioning, empty, SampleSettings(2, 2.0))
     torch.testing.assert_close(found["_native_flash"], found["native"], rtol=1e-4, atol=1e-5)
 
 

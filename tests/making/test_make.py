@@ -350,3 +350,11 @@ def test_a_reward_that_raises_ends_it_before_anything_is_written(clips, tmp_path
     with pytest.raises(InputError, match=r"evaluate.reward `numpy:mean` failed \(TypeError"):
         made("corrupt", clips, tmp_path / "pairs", "evaluate.reward=numpy:mean")
     assert not (tmp_path / "pairs").exists()
+
+
+def test_the_toys_reward_of_another_worlds_prompt_is_named(tmp_path):
+    source = tmp_path / "prompts.jsonl"
+    source.write_text(json.dumps({"id": "1", "prompt": "a dog runs along the beach"}) + "\n")
+    with pytest.raises(InputError, match="'a dog runs along the beach': no toy prompt"):
+        made("prompts", source, tmp_path / "pairs", "evaluate.reward=toy")
+    assert not (tmp_path / "pairs").exists()

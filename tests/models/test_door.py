@@ -9,7 +9,7 @@ import torch
 
 from pgdpo.checkpoints.identity import run_identity
 from pgdpo.checkpoints.resume import check_resume, described
-from pgdpo.config import AdapterConfig
+from pgdpo.config import AdapterConfig, SampleSettings
 from pgdpo.config.read import load_config
 from pgdpo.data.prepared import collate
 from pgdpo.messages.errors import InputError
@@ -117,7 +117,7 @@ def test_sampling_under_autocast_tells_what_training_tells(name, doors):
     conditioning = {key: tensor.float() for key, tensor in door.batch["conditioning"].items()}
     conditioning["prompt_mask"] = door.batch["conditioning"]["prompt_mask"]
     with recorded(door.transformer) as sampled, torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        door.family.sample(door.transformer, noise, conditioning, conditioning, steps=4, guidance_scale=1.0)
+        door.family.sample(door.transformer, noise, conditioning, conditioning, SampleSettings(4, 1.0))
     scheduler = door.pipeline.scheduler
     scheduler.set_timesteps(4) if name.startswith("wan") else scheduler.set_timesteps(
         sigmas=[1, 0.75, 0.5, 0.25]

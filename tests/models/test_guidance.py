@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgdpo.config import AdapterConfig
+from pgdpo.config import AdapterConfig, SampleSettings
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.guidance import negative_branch, without_adapter
 from tests.models.families import FAMILIES
@@ -40,7 +40,7 @@ def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, saved, 
     )
     noise = torch.randn(samples, *shape)
     with negative_branch(policy, lambda: without_adapter(policy), samples):
-        sampled = family.sample(policy, noise, prompt, empty, steps=2, guidance_scale=3.0)
+        sampled = family.sample(policy, noise, prompt, empty, SampleSettings(2, 3.0))
     assert sampled.shape == noise.shape and policy.forward == alone
 
     branches = {"prompt": 0, "empty": 0}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgdpo.config import SampleSettings
 from pgdpo.config.families import FAMILIES as CONFIGURED
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
@@ -95,7 +96,7 @@ def test_sampling_is_the_pipelines(each):
             {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in told.items()}
             for told in (prompt, empty)
         )
-        return family.sample(transformer, noise, *both, steps=2, guidance_scale=scale)
+        return family.sample(transformer, noise, *both, SampleSettings(2, scale))
 
     for scale, atol in ((1.0, 1e-6), (3.0, 1e-5)):
         theirs = generate(kind, pipeline, noise, negative_prompt="", **{kind.guidance: scale})

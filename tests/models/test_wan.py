@@ -10,7 +10,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
-from pgdpo.config import AdapterConfig, DiffusionConfig
+from pgdpo.config import AdapterConfig, DiffusionConfig, SampleSettings
 from pgdpo.config.read import load_config
 from pgdpo.data.preparing.run import prepare_splits
 from pgdpo.diffusion.draws import sigmas
@@ -81,7 +81,7 @@ def test_the_other_expert_samples_with_its_adapter(saved, tmp_path):
     prompt = conditioning_of(low, [PROMPT])
     for adapter, same in ((str(tmp_path), True), (None, False)):
         family = EXPERT.open(folder, other_adapter=adapter)
-        ours = family.sample(pipeline.transformer, noise, prompt, prompt, steps=2, guidance_scale=1.0)
+        ours = family.sample(pipeline.transformer, noise, prompt, prompt, SampleSettings(2, 1.0))
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) == same
 
 
