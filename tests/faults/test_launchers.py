@@ -47,7 +47,7 @@ def stopped_and_saved(run_dir: Path) -> bool:
 
 
 def test_sigterm_to_one_nodes_torchrun_stops_both_and_the_run_goes_on(
-    fault_config, straight, tmp_path, tally
+    fault_config, straight, ranks, tmp_path, tally
 ):
     """Two nodes on this machine: a launcher each, of one rank."""
     run_dir = fault_config.parent / "out" / "nodes"
@@ -58,15 +58,13 @@ def test_sigterm_to_one_nodes_torchrun_stops_both_and_the_run_goes_on(
         fault_config,
         "name=nodes",
         "train.checkpoint_every=1000",
+        "train.steps=10000",
     ]
 
-    def nodes(*overrides) -> tuple[list[subprocess.Popen], list[Path]]:
-        where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port()}
-        where |= {"NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "lo"}
-        logs = [tmp_path / f"node{node}{len(overrides)}.txt" for node in range(2)]
-        return [launch([*train, *overrides], log, NODE=node, **where) for node, log in enumerate(logs)], logs
-
-    started, logs = nodes("train.steps=10000")
+    where = {"HEAD": "127.0.0.1", "NODES": 2, "GPUS": 1, "PORT": free_port()}
+    where |= {"NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "lo"}
+    logs = [tmp_path / f"node{node}.txt" for node in range(2)]
+    started = [launch(train, log, NODE=node, **where) for node, log in enumerate(logs)]
     wait_for_step(run_dir, 2, seconds=120)
     time.sleep(0.3 * random.random())
     victim = random.randrange(2)
@@ -78,8 +76,10 @@ def test_sigterm_to_one_nodes_torchrun_stops_both_and_the_run_goes_on(
     assert "stopped: SIGTERM after step" in said[0] and stopped_and_saved(run_dir)
 
     steps = len(metrics(run_dir.parent, "nodes")) + 2
-    resumed, logs = nodes(f"train.steps={steps}", "--resume")
-    assert [process.wait(120) for process in resumed] == [0, 0], [log.read_text() for log in logs]
+    goes_on = ("train.checkpoint_every=1000", f"train.steps={steps}", "--resume")
+    ranks.run(
+        ["train", fault_config, "name=nodes", *goes_on], ranks=2
+    )  # by no launcher, which is as long again
     assert (run_dir / "run-rank1.log").is_file()
     curve = losses(run_dir.parent, "nodes")
     assert curve[0] == np.log(np.float32(2)) and len(curve) == steps

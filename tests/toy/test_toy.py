@@ -21,7 +21,7 @@ SIDES = ("chosen", "rejected")
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    return render_dataset(folder)
+    return render_dataset(folder, train_pairs=48, held_out_pairs=16)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def ranked(pairs, view) -> tuple[float, list]:
 
 def test_manifests_hold_what_the_clips_hold(dataset):
     train, held_out = dataset
-    assert len(read_manifest(train)) == 96 and len(read_manifest(held_out)) == 32
+    assert len(read_manifest(train)) == 48 and len(read_manifest(held_out)) == 16
     for manifest in dataset:
         row = rows(manifest)[-1]
         for side in SIDES:

@@ -32,7 +32,7 @@ def test_a_fresh_run_has_margin_zero_and_loss_ln_2_to_the_last_bit(config_file):
     assert first["implicit_accuracy"] == 0.5
 
 
-@pytest.mark.parametrize("objective", ["dpo", "pg_dpo"])
+@pytest.mark.parametrize("objective", [pytest.param("dpo", marks=pytest.mark.slow), "pg_dpo"])
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(config_file, objective):
     once = train(config_file, "once", f"objective.name={objective}")
     again = train(config_file, "again", f"objective.name={objective}")
