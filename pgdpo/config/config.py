@@ -94,6 +94,30 @@ class Config(Section):
                 "data.held_out is a share of data.train, and that is `toy`, which renders held-out pairs of its own; "
                 "allowed: `toy`, a manifest, or nothing"
             )
+        self._check_training()
+        if self.evaluate.every is not None and self.data.held_out is None:
+            raise ValueError(
+                f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
+                "are shown, or leave evaluate.every out"
+            )
+        if self.trains_negative_branch:
+            self._check_negative_branch()
+        if self.train.reference == "adapter" and self.model.adapter is None:
+            raise ValueError(
+                "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
+            )
+        self._check_model()
+        if self.train.reference == "cached":
+            self._check_cached()
+        _check_memory(self.model, self.train)
+        if self.model.encoders == "pipeline" and self.model.path == "toy":
+            raise ValueError(
+                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
+            )
+        return self
+
+    def _check_training(self) -> None:
+        """Raises ValueError where keys of `train` contradict each other."""
         whole = {
             "zero_stage": 0,
             "pair_batching": "joint",
@@ -118,17 +142,9 @@ class Config(Section):
                 f"train.keep_every is {kept}, no multiple of train.checkpoint_every ({every}): these steps have no "
                 f"checkpoint; set it to {kept // every * every or every} or {(kept // every + 1) * every}"
             )
-        if self.evaluate.every is not None and self.data.held_out is None:
-            raise ValueError(
-                f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
-                "are shown, or leave evaluate.every out"
-            )
-        if self.trains_negative_branch:
-            self._check_negative_branch()
-        if self.train.reference == "adapter" and self.model.adapter is None:
-            raise ValueError(
-                "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
-            )
+
+    def _check_model(self) -> None:
+        """Raises ValueError for keys that the model has no use for, and weights from two places."""
         for key, family in (
             *((key, "wan") for key in ("task", "expert", "other_adapter")),
             ("guidance", "hunyuan_video"),
@@ -160,14 +176,6 @@ class Config(Section):
                 f"model.encoders is `toy` and model.family is `{self.model.family}`: they stand for Wan's alone; use "
                 "`pipeline`"
             )
-        if self.train.reference == "cached":
-            self._check_cached()
-        _check_memory(self.model, self.train)
-        if self.model.encoders == "pipeline" and self.model.path == "toy":
-            raise ValueError(
-                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
-            )
-        return self
 
     def _check_negative_branch(self) -> None:
         """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
