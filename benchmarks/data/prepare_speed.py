@@ -46,9 +46,13 @@ VAE = 0.4
 # Prepares once for each line that it reads, a VAE's seconds a clip, and says how many seconds that took.
 PREPARER = """
 import json, shutil, sys, time
-from pgdpo.config import load_config
-from pgdpo.data.prepare import prepare
 from pgdpo.models import open_family
+try:
+    from pgdpo.config.read import load_config
+    from pgdpo.data.preparing.prepare import prepare
+except ModuleNotFoundError:  # a commit from before these were rooms
+    from pgdpo.config import load_config
+    from pgdpo.data.prepare import prepare
 config = load_config("configs/quickstart.yaml", json.loads(sys.argv[1]))
 family = open_family(config.model)
 encoders = family.load_encoders("cpu")

@@ -10,9 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pgdpo.config.data import (
-    DataConfig,
-)
+from pgdpo.config.data import DataConfig
 from pgdpo.config.deepspeed import check_deepspeed_keys
 from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.config.families import sample_settings

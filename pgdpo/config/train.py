@@ -44,7 +44,7 @@ class TrainConfig(Section):
         1, ge=1, description="Ranks that share a clip's tokens (Ulysses); it divides ranks and heads."
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="bf16: parameters stay fp32, matrix products run in bf16 (torch autocast)."
+        "bf16", description="bf16: what trains stays fp32, matrix products run in bf16 (torch autocast)."
     )
     reference: Literal["auto", "adapter", "frozen", "cached", "ema", "synced"] = Field(
         "auto",

@@ -56,7 +56,7 @@ class PreparedPairs:
     ) -> None:
         """Every file is looked at by one rank, and hashed if it is not known to be whole, or `full` asks for it.
 
-        `shared`: how ranks share that, as `training.agreement.shared` does; all of them must open the pairs then.
+        `shared`: how ranks share that, as `ranks.agreement.shared` does; all of them must open the pairs then.
         """
         self.folder = folder
         self.index = read_index(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pgdpo.checkpoints.resume import versions
 from pgdpo.checkpoints.runs import Run, read_results
 from pgdpo.config import Config, SampleSettings
 from pgdpo.config.evaluate import NO_HELD_OUT
@@ -256,9 +256,3 @@ def machine() -> str:
         return torch.cuda.get_device_name()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {memory:.0f} GiB, no GPU"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers."""
-    names = ("pgdpo", "torch", "triton", "diffusers", "deepspeed", "peft")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -25,6 +25,7 @@ class Watch:
 
     def __init__(self, run_dir: Path, seconds: float) -> None:
         self._run_dir, self._seconds = run_dir, seconds
+        self._watchdog: Watchdog | None = None
 
     def __enter__(self) -> Watch:
         with contextlib.ExitStack() as stack:
@@ -39,7 +40,7 @@ class Watch:
     @property
     def step(self) -> int | None:
         """The step of the newest phase; None outside of a training."""
-        return self._watchdog.step
+        return None if self._watchdog is None else self._watchdog.step
 
     def at(self, phase: str, step: int) -> None:
         """As `Watchdog.at`."""

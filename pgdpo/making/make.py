@@ -24,6 +24,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import SPAN_MARK
+from pgdpo.rows.schema import TIE
 from pgdpo.video import probe_video, read_frames, write_video
 
 # What each way does, and whether it needs real clips or prompts alone, and a model.
@@ -134,7 +135,7 @@ def _publish(out: Path, pairs: list[dict], *, asked: int, rows: int) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
     for partial in out.glob(PARTIAL.format("*")):
         partial.unlink()
-    ties, skipped = sum(row.get("preference") == 0.5 for row in pairs), asked - len(pairs)
+    ties, skipped = sum(row.get("preference") == TIE for row in pairs), asked - len(pairs)
     say(
         f"{len(pairs)} pairs of {rows} rows, {ties} of them ties"
         + (f"; {skipped} prompts have fewer than two concepts and gave none" if skipped else "")
@@ -216,7 +217,7 @@ def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> 
     first, second = (reward(clip, row.prompt)["total"] for clip in clips)
     if second > first:
         clips.reverse()
-    return Made(*clips, plan, {"renoised_to": sigma, **({"preference": 0.5} if first == second else {})})
+    return Made(*clips, plan, {"renoised_to": sigma, **({"preference": TIE} if first == second else {})})
 
 
 def _masked(config: Config, model, row: Source, number: int) -> Made:

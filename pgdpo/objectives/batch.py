@@ -35,7 +35,7 @@ class PairInfo:
     uncertainty: Tensor | None = None  # [B] >= 0
     gap_frequency: Tensor | None = None  # [B] in 0..1: share of all pairs with a score gap like this one
     timestep: Tensor | None = None  # [B] in the model's own unit
-    timestep_weight: Tensor | None = None  # [B] omega_t, a factor of beta
+    timestep_weight: Tensor | None = None  # [B] omega_t, a factor of beta in the logit
     advantage: Tensor | None = None  # [B, 2], or [B] of the chosen, the rejected having its negative
     label: Tensor | None = None  # [B, 2] +1 desirable, -1 undesirable, 0 absent (unpaired data)
     masked: PairErrors | None = None  # the errors under the region mask

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pgdpo.messages.formats import is_number
+
 DISPLACEMENT = 0.5  # share of pairs; above it more chosen clips became less likely than more likely
 ACCURACY = 0.55  # share of pairs told apart; a coin reaches 0.5
 SATURATION = 4.0  # mean logit; the sigmoid's slope has fallen to 1.8% of a pair's weight there
@@ -54,7 +56,7 @@ def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> floa
     rows = tail(metrics)
     if bucket is not None:
         rows = [row["buckets"][bucket] for row in rows if bucket in row.get("buckets", {})]
-    values = [row[name] for row in rows if _is_finite(row.get(name))]
+    values = [row[name] for row in rows if is_number(row.get(name))]
     return sum(values) / len(values) if values else None
 
 
@@ -140,7 +142,7 @@ def _finite(metrics: list[dict]) -> Alarm:
     bad = [
         row["step"]
         for row in metrics
-        if any(isinstance(v, float) and not _is_finite(v) for v in row.values())
+        if any(isinstance(v, float) and not is_number(v) for v in row.values())
         # JSON has no word for them: the step's loss, which every objective has, is then null
         or row.get("loss", 0.0) is None
     ]
@@ -165,7 +167,7 @@ def bucket_label(name: str | None) -> str:
 
 
 def _held_out_or_tail(held_out: dict, key: str, metrics: list[dict], name: str) -> tuple[float | None, str]:
-    if _is_finite(held_out.get(key)):
+    if is_number(held_out.get(key)):
         return held_out[key], "held-out pairs"
     return tail_mean(metrics, name), "the last steps' training pairs"
 
@@ -181,7 +183,3 @@ def _judged(
     if value is None:
         return Alarm(title, "unknown", "not measured", meaning, threshold)
     return Alarm(title, "warning" if alarming(value) else "ok", shown(value), meaning, threshold)
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

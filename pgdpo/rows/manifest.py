@@ -33,10 +33,6 @@ class PairRow:
     extra: dict = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)  # the files, as `CheckedRow.name_of` names them
 
-    @property
-    def is_tie(self) -> bool:
-        return self.extra.get("preference") == TIE
-
 
 @dataclass(frozen=True)
 class CheckedRow:

@@ -58,7 +58,7 @@ def true_reward(frames: np.ndarray, prompt: str) -> ToyReward:
     mass = weight.sum((1, 2))
     centre, spread = _moments(weight, mass)  # (F, 2), (F,)
     presence = _presence(mass / weight[0].size, spread)
-    looks = _frame_colours(rgb, weight, mass)  # (F, 3)
+    looks = _frame_colours(rgb, weight)  # (F, 3)
     outlines = _recentred(weight, centre)  # (F, H, W)
 
     acceleration = np.diff(centre, 2, axis=0)
@@ -118,7 +118,7 @@ def _presence(area: np.ndarray, spread: np.ndarray) -> float:
     return float((there * compact).mean())
 
 
-def _frame_colours(rgb: np.ndarray, weight: np.ndarray, mass: np.ndarray) -> np.ndarray:
+def _frame_colours(rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The object's colour in each frame [F, 3], from its inside (squared weights spare the edge)."""
     inside = weight**2
     total = inside.sum((1, 2))[:, None]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pgdpo.config import Config
-from pgdpo.data.batches import StepBatches
+from pgdpo.data.batches import StepBatches, check_batches
 from pgdpo.data.prepared import PreparedPairs, has_mask
 from pgdpo.engine.parallel import Ranks, check_sequence_parallel
 from pgdpo.guards.bad_steps import check_damage
@@ -29,6 +29,7 @@ class Task:
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self._train, self._ranks = config.train, ranks
+        self.micro_batches = check_batches(config.train, ranks.data_size)  # of one step, on this rank
         self.pairs = open_pairs(config, "train", stand_in=True)
         check_damage(self.pairs, config)
         self.objective = build_objective(

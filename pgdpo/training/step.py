@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from pgdpo.config import Config
-from pgdpo.data.batches import check_batches
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.engine.deterministic import check_objective
@@ -35,7 +34,7 @@ class Step:
         self.beta_watch = BetaWatch(task.objective, config.run_dir, policy.ranks.data_group)
         self.done = 0
         self._watch, self._sources = watch, task.pairs.sources
-        self._micro_batches = check_batches(config.train, policy.ranks.data_size)
+        self._micro_batches = task.micro_batches
         self._whole = dict(task.objective.state)  # the objective's, after the last whole step
 
     def take(self, loaded: Iterator[dict]) -> dict:

@@ -37,7 +37,6 @@ class Trackers:
     """All of a run's trackers behind one; only the main rank's do anything.
 
     `start`: steps that are done; rows behind them, of a run that stopped, are dropped.
-    Raises InputError if a package of `train.trackers` is not installed.
     """
 
     def __init__(self, config: Config, *, start: int) -> None:

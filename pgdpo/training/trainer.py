@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pgdpo.checkpoints.events import failure_logged, log_event
 from pgdpo.checkpoints.identity import run_identity
 from pgdpo.config import Config
-from pgdpo.data.batches import StepBatches, check_batches
+from pgdpo.data.batches import StepBatches
 from pgdpo.data.prepared import load_batches
 from pgdpo.engine.deterministic import make_deterministic
 from pgdpo.engine.engine import build_operators
@@ -49,7 +49,6 @@ class Trainer:
         self.config = config
         check_trackers(config)
         ranks = open_ranks(config, clips=config.evaluate.every is not None)
-        check_batches(config.train, ranks.data_size)
         make_deterministic(config.train.deterministic)
         build_operators(config.train)
         self.watch = Watch(config.run_dir, config.train.watchdog_seconds)

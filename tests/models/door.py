@@ -59,11 +59,6 @@ class Door:
         for mine, their, answer in zip(ours, theirs, answers, strict=True):
             yield mine[0], their[0], self.kind.lay_out(answer), their[1]
 
-    def forward_call(self, arguments: dict) -> torch.Tensor:
-        """The transformer's answer to a call that was recorded, or to a changed one, in training's autocast."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.transformer(**arguments)[0]
-
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
         from pgdpo.engine.policy import build_policy

@@ -8,6 +8,7 @@ from pgdpo.files.locations import clip_location
 from pgdpo.files.tables import read_records, writer
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.manifest import scan_manifest
+from pgdpo.rows.schema import TIE
 from tests.worlds import read_manifest
 
 pytestmark = pytest.mark.quick
@@ -102,7 +103,7 @@ def test_a_clip_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
 def test_ties_are_left_out_only_where_asked(tmp_path):
     tie = {**FULL, "id": "tie", "preference": 0.5}
     path, said = write(tmp_path, FULL, tie), []
-    assert [row.is_tie for row in read_manifest(path)] == [False, True]
+    assert [row.extra.get("preference") == TIE for row in read_manifest(path)] == [False, True]
     assert [row.id for row in read_manifest(path, ties="drop", say=said.append)] == ["a"]
     assert "1 of 2 rows are ties" in said[0]
     with pytest.raises(InputError, match="all 1 rows are ties.*data.ties"):

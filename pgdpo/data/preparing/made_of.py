@@ -93,9 +93,6 @@ class Hashes:
             self._known[key] = sha256_of(path)
         return [*key, self._known[key]]
 
-    def knows(self, name: str, size: int, time: int) -> bool:
-        return (name, size, time) in self._known
-
     def files(self, row: PairRow, *, with_image: bool) -> dict[str, FileEntry]:
         """What a record holds of a row's files."""
         keys = files_of(row, with_image=with_image)

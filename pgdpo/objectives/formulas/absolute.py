@@ -35,7 +35,8 @@ def _near_dpo(options: Mapping[str, float]) -> Near | None:
     options={"beta": beta()},
     near=_near_dpo,
     note="The targets take β itself. On mean errors they are of order 1e-4: felt at a β of about 2, where ℓ(z) pulls "
-    "as much as they do; at the default β it is dpo to 1e-5 of the gradient.",
+    "as much as they do; at the default β it is dpo to 1e-5 of the gradient. A timestep_weight of the rows is read by "
+    "ℓ(z) alone.",
 )
 def cal_dpo(batch: Batch, *, beta: float) -> Terms:
     z = batch.logit(beta)
@@ -79,7 +80,7 @@ def bco(batch: Batch, *, beta: float) -> Terms:
     formula="(r_w − 1/2β)² + (r_l + 1/2β)²",
     confidence="code",
     options={"beta": beta()},
-    note="β itself, without the half; r is of order 1e-3.",
+    note="β itself, without the half; r is of order 1e-3. A timestep_weight of the rows is not read.",
 )
 def sppo(batch: Batch, *, beta: float) -> Terms:
     return Terms(_distance(batch, beta), batch.logit(beta))

@@ -54,7 +54,7 @@ def inpo(batch: Batch, *, beta: float) -> Terms:
     formula="(m − 1/2β)²",
     confidence="paper",
     options={"beta": beta()},
-    note="β itself, without the half; m is of order 1e-3.",
+    note="β itself, without the half; m is of order 1e-3. Rows with a timestep_weight have it on m, not on β.",
 )
 def ipo(batch: Batch, *, beta: float) -> Terms:
     return preference(batch, objective="ipo", beta=beta)
