@@ -1,0 +1,104 @@
+"""Which noise an expert learns and is judged at, and where an error counts: at the places where both are decided."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pgdpo.config.read import load_config
+from pgdpo.evaluation.errors import Errors
+from pgdpo.training.costs import Costs
+from pgdpo.training.noising import draw_sample
+from pgdpo.training.reference_errors import _errors as reference_errors
+from tests.models.families import KINDS
+from tests.models.road import CPU
+
+GIVEN = "wan 2.2 ti2v 5b i2v"  # its first latent frame is given, and no prediction
+EXPERTS = [name for name in KINDS if "t2v a14b" in name]
+PAIRS = 60
+
+
+@pytest.fixture
+def opened(saved):
+    def opened(name):
+        kind = KINDS[name]
+        return kind.open(saved(kind.save)), load_config("quickstart.yaml", ["evaluate.draws_per_pair=50"])
+
+    return opened
+
+
+def batch_of(family, pairs: int, size=(9, 32, 32)) -> dict:
+    shape = family.latent_shape(*size)
+    conditioning = {
+        name: tensor.normal_() for name, tensor in family.example_conditioning(pairs, shape).items()
+    }
+    conditioning["prompt_mask"] = torch.ones(conditioning["prompt"].shape[:2], dtype=torch.bool)
+    numbers = torch.arange(pairs)
+    keys = {"ids": list(map(str, range(pairs))), "rows": [{}] * pairs, "damage": [None] * pairs}
+    drawn = {"pair_ids": numbers, "draw": numbers}
+    return {
+        **keys,
+        **drawn,
+        "latents": torch.randn(2 * pairs, *shape),
+        "mask": None,
+        "conditioning": conditioning,
+    }
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_an_expert_learns_and_is_judged_on_its_own_share_of_the_noise(name, opened):
+    family, config = opened(name)
+    low, high = family.sigma_range
+    assert (low, high) != (0.0, 1.0)
+    sigma = draw_sample(batch_of(family, PAIRS, (5, 16, 16)), config, family, CPU).sigma
+    judged = [Errors.level(SimpleNamespace(config=config, family=family), draw) for draw in range(50)]
+    for found in (sigma.tolist(), judged):
+        assert low <= min(found) and max(found) <= high and max(found) - min(found) > 0.5 * (high - low)
+
+
+def moved(tensor: torch.Tensor, frame: int) -> torch.Tensor:
+    return tensor.index_add(2, torch.tensor([frame]), torch.ones_like(tensor[:, :, :1]))
+
+
+def test_a_given_frame_counts_in_no_error(opened, monkeypatch):
+    """Of training, of the reference's errors that are kept, and of what is judged."""
+    family, config = opened(GIVEN)
+    batch = batch_of(family, 2)
+    mask = draw_sample(batch, config, family, CPU).mask
+    assert mask.tolist() == [0, *[1] * (batch["latents"].shape[2] - 1)]
+
+    monkeypatch.setattr("pgdpo.evaluation.errors.collate", lambda items: batch)
+    judge = SimpleNamespace(
+        config=config, data={(0, 0): None, (1, 0): None}, device=CPU, family=family, level=lambda draw: 0.5
+    )
+
+    def kept_and_judged(frame=None):
+        predicted = torch.zeros_like(batch["latents"])
+        predicted = predicted if frame is None else moved(predicted, frame)
+        monkeypatch.setattr(family, "predict", lambda *told: predicted)
+        kept = reference_errors(batch, config, family, family.predict, CPU)
+        return kept.sums, torch.tensor(Errors.of(judge, None, [(0, 0), (1, 0)]))
+
+    plain, given, predicted = map(kept_and_judged, (None, 0, 1))
+    for before, same, other in zip(plain, given, predicted, strict=True):
+        assert torch.equal(before, same) and not torch.equal(before, other)
+
+
+def test_speed_is_what_a_step_held_over_its_seconds(opened, monkeypatch):
+    family, config = opened("wan 2.1 t2v")
+    shapes = [family.latent_shape(5, 32, 32), family.latent_shape(9, 32, 48)]
+    policy = SimpleNamespace(family=family, ranks=SimpleNamespace(device=CPU))
+    costs = Costs(config, policy, shapes, reference_runs=True)
+    monkeypatch.setattr("pgdpo.training.costs.dist.get_world_size", lambda: 1)
+    monkeypatch.setattr(Costs, "_flops", [10**9, 10**9])
+    monkeypatch.setattr("pgdpo.training.costs.utilisation", lambda rate, device, world: rate)
+    train = config.train
+    micro_batches = train.global_batch_pairs // train.micro_batch_pairs
+    found = costs.of([0] * (micro_batches - 1) + [1], 4.0)
+    patches = [f * (h // 2) * (w // 2) for _, f, h, w in shapes]  # of 1 x 2 x 2
+    pairs = train.micro_batch_pairs
+    tokens = 2 * pairs * ((micro_batches - 1) * patches[0] + patches[1])  # two clips a pair
+    assert (
+        found["tokens_per_second"] == tokens / 4 and found["pairs_per_second"] == train.global_batch_pairs / 4
+    )
+    assert found["mfu"] == pairs * micro_batches * 1e9 / 4
