@@ -30,7 +30,8 @@ WORKERS = 4  # at most: each holds torch, and a tiny world of its own
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where the whole suite is asked for and pytest-xdist is there, a worker per core; a part runs in this process.
+    """Where the whole suite is asked for and pytest-xdist is there, a worker per core and one more, as tests wait for
+    other processes; a part runs in this process.
 
     What is slow in a quick module is no part of the quick layer.
     """
@@ -38,7 +39,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.args_source is pytest.Config.ArgsSource.TESTPATHS and "PYTEST_XDIST_WORKER" not in os.environ
     )
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
-        config.option.numprocesses = min(WORKERS, os.cpu_count() or 1)
+        config.option.numprocesses = min(WORKERS, (os.cpu_count() or 1) + 1)
         config.option.dist = "worksteal"
     if config.option.markexpr == "quick":
         config.option.markexpr = "quick and not slow"
