@@ -1,8 +1,13 @@
 """What validation loads for itself, it lets go."""
 
+import contextlib
+
 import pytest
 from diffusers import WanTransformer3DModel
 
+from pgdpo.config.read import load_config
+from pgdpo.guards.signals import StopSignals
+from pgdpo.training.trackers import Trackers
 from tests.models.families import KINDS
 from tests.models.road import Road
 from tests.training import expert_life
@@ -39,6 +44,36 @@ def test_ranks_share_the_prompts(config_file, ranks):
     ranks.train(config_file, {"whole": still, "sharded": [*still, "train.zero_stage=3"]})
     found = {name: clips(config_file.parent / "out" / name) for name in ("alone", "whole", "sharded")}
     assert found["whole"] == found["sharded"] == found["alone"] and len(found["alone"]) == 4
+
+
+@pytest.mark.usefixtures("eager_kernels")
+def test_what_sampled_trains_on_as_it_was(config_file, monkeypatch):
+    """Clips are sampled in evaluation mode; the mode from before is there again, after an error too."""
+    from pgdpo.training.trainer import Trainer
+
+    few = ["train.steps=1", "evaluate.every=1", "evaluate.every_prompts=1", "evaluate.sampling_steps=1"]
+    run = Trainer(load_config(str(config_file), few))
+    transformer, sampler, sampled = run.policy.engine.module, run.validation._sampler, []
+    sample = sampler.sample
+
+    def noted(*asked):
+        sampled.append(modes(transformer))
+        return sample(*asked)
+
+    monkeypatch.setattr(sampler, "sample", noted)
+    assert modes(transformer) == {True}
+    with StopSignals() as signals, contextlib.closing(Trackers(run.config, start=0)) as log:
+        run.validation.show(1, transformer, log, signals)
+        assert modes(transformer) == {True}
+        monkeypatch.setattr(run.policy.family, "sample", lambda *told: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.validation.show(2, transformer, log, signals)
+    assert modes(transformer) == {True} and sampled == [{False}, {False}]
+
+
+def modes(module):
+    """Of all of its parts: whether they are in training mode."""
+    return {part.training for part in module.modules()}
 
 
 def clips(run):
