@@ -22,7 +22,8 @@ PAIRS = 60
 def opened(saved):
     def opened(name):
         kind = KINDS[name]
-        return kind.open(saved(kind.save)), load_config("quickstart.yaml", ["evaluate.draws_per_pair=50"])
+        sizes = ["evaluate.draws_per_pair=50", "train.global_batch_pairs=8", "train.micro_batch_pairs=2"]
+        return kind.open(saved(kind.save)), load_config("quickstart.yaml", sizes)
 
     return opened
 
@@ -90,15 +91,11 @@ def test_speed_is_what_a_step_held_over_its_seconds(opened, monkeypatch):
     policy = SimpleNamespace(family=family, ranks=SimpleNamespace(device=CPU))
     costs = Costs(config, policy, shapes, reference_runs=True)
     monkeypatch.setattr("pgdpo.training.costs.dist.get_world_size", lambda: 1)
-    monkeypatch.setattr(Costs, "_flops", [10**9, 10**9])
+    monkeypatch.setattr(Costs, "_flops", [10**9, 10**10])
     monkeypatch.setattr("pgdpo.training.costs.utilisation", lambda rate, device, world: rate)
-    train = config.train
-    micro_batches = train.global_batch_pairs // train.micro_batch_pairs
-    found = costs.of([0] * (micro_batches - 1) + [1], 4.0)
-    patches = [f * (h // 2) * (w // 2) for _, f, h, w in shapes]  # of 1 x 2 x 2
-    pairs = train.micro_batch_pairs
-    tokens = 2 * pairs * ((micro_batches - 1) * patches[0] + patches[1])  # two clips a pair
-    assert (
-        found["tokens_per_second"] == tokens / 4 and found["pairs_per_second"] == train.global_batch_pairs / 4
-    )
-    assert found["mfu"] == pairs * micro_batches * 1e9 / 4
+    found = costs.of([0, 0, 0, 1], 4.0)  # four micro-batches of two pairs, a pair two clips
+    assert [family.tokens(shape) for shape in shapes] == [2 * 2 * 2, 3 * 2 * 3]  # by patches of 1 x 2 x 2
+    assert found["pairs_per_second"] == 8 / 4
+    assert found["tokens_per_second"] == 2 * 2 * (3 * 8 + 18) / 4
+    assert found["mfu"] == 2 * (3 * 1e9 + 1e10) / 4
+    assert found["seconds"] == 4
