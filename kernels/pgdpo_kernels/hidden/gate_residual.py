@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..launch import dense_like
+from ..library import opaque
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
@@ -42,7 +44,7 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
         raise ValueError(f"{op}: gate must be given")
     if not takes_triton(op, residual, obstacle(residual, values, table)):
         return eager.gate_residual(residual, branch, gate)
-    return _gate(residual, branch, values, table)
+    return _GateResidual.apply(residual, branch, values, table)
 
 
 def launch_gate(kernel, op, x, branch, gate, table, outputs, **constants) -> None:
@@ -53,7 +55,7 @@ def launch_gate(kernel, op, x, branch, gate, table, outputs, **constants) -> Non
     launch_rows(kernel, op, groups.grid, tensors, outputs, strided, groups.sizes(), **constants)
 
 
-@torch.library.custom_op("pgdpo::gate_residual", mutates_args=())
+@opaque("gate_residual", lambda residual, *_: dense_like(residual))
 def _gate(
     residual: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, table: torch.Tensor | None
 ) -> torch.Tensor:
@@ -64,12 +66,13 @@ def _gate(
     return hidden
 
 
-@_gate.register_fake
-def _(residual, branch, gate, table):
-    return dense_like(residual)
+def _gate_backward_fake(dhidden, branch, gate, table, branch_dtype):
+    batch, _, width = dhidden.shape
+    sums = dhidden.new_empty(0 if branch is None else batch, gate.shape[1], width, dtype=torch.float32)
+    return torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device), sums
 
 
-@torch.library.custom_op("pgdpo::gate_residual_backward", mutates_args=())
+@opaque("gate_residual_backward", _gate_backward_fake)
 def _gate_backward(
     dhidden: torch.Tensor,
     branch: torch.Tensor | None,
@@ -91,28 +94,21 @@ def _gate_backward(
     return dbranch, sum_parts(sums)
 
 
-@_gate_backward.register_fake
-def _(dhidden, branch, gate, table, branch_dtype):
-    batch, _, width = dhidden.shape
-    sums = dhidden.new_empty(0 if branch is None else batch, gate.shape[1], width, dtype=torch.float32)
-    return torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device), sums
+class _GateResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, residual, branch, gate, table):
+        needs_gate = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(branch if needs_gate else None, gate, table)
+        ctx.branch_dtype = branch.dtype
+        return _gate(residual, branch, gate, table)
 
-
-def _setup(ctx, inputs, output):
-    residual, branch, gate, table = inputs
-    needs_gate = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    ctx.save_for_backward(branch if needs_gate else None, gate, table)
-    ctx.branch_dtype = branch.dtype
-
-
-def _backward(ctx, dhidden):
-    branch, gate, table = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    if not any(needs[1:]):
-        return dhidden, None, None, None
-    dbranch, sums = _gate_backward(dhidden, branch, gate, table, ctx.branch_dtype)
-    gates = (None, None) if branch is None else modulation_gradients(sums, gate, table, needs[2:4])
-    return dhidden, dbranch if needs[1] else None, *gates
-
-
-_gate.register_autograd(_backward, setup_context=_setup)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dhidden):
+        branch, gate, table = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if not any(needs[1:]):
+            return dhidden, None, None, None
+        dbranch, sums = _gate_backward(dhidden, branch, gate, table, ctx.branch_dtype)
+        gates = (None, None) if branch is None else modulation_gradients(sums, gate, table, needs[2:4])
+        return dhidden, dbranch if needs[1] else None, *gates

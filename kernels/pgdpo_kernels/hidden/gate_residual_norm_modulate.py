@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_number
 from ..launch import dense_like
+from ..library import opaque
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
@@ -66,7 +68,7 @@ def gate_residual_norm_modulate(
         return eager.gate_residual_norm_modulate(
             residual, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps
         )
-    return _norm(residual, branch, *gates, *norms)
+    return GateResidualNormModulate.apply(residual, branch, *gates, *norms)
 
 
 def norm_arguments(op, x, scale, shift, weight, bias, norm, eps) -> tuple:
@@ -79,7 +81,11 @@ def norm_arguments(op, x, scale, shift, weight, bias, norm, eps) -> tuple:
     return *scales, *shifts, weight, bias, norm, float(eps)
 
 
-@torch.library.custom_op("pgdpo::gate_residual_norm_modulate", mutates_args=())
+def _norm_fake(x, branch, *_):
+    return x.new_empty(0) if branch is None else dense_like(x), dense_like(x)
+
+
+@opaque("gate_residual_norm_modulate", _norm_fake)
 def _norm(
     x: torch.Tensor,
     branch: torch.Tensor | None,
@@ -121,12 +127,21 @@ def _norm(
     return hidden, y
 
 
-@_norm.register_fake
-def _(x, branch, *rest):
-    return x.new_empty(0) if branch is None else dense_like(x), dense_like(x)
+def sum_count(sum_norm: bool, sum_gate: bool) -> int:
+    """How many of [dy, dy * normalized, dhidden * branch] are summed; the gate's is the third of three."""
+    return 3 if sum_gate else 2 if sum_norm else 0
 
 
-@torch.library.custom_op("pgdpo::gate_residual_norm_modulate_backward", mutates_args=())
+def _norm_backward_fake(
+    dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight, groups, norm, eps, sums, dtype
+):
+    shape = (sum_count(sums, branch is not None), hidden.shape[0], groups, hidden.shape[2])
+    dx = dense_like(hidden)
+    dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=dtype)
+    return dx, dbranch, dx.new_empty(shape, dtype=torch.float32)
+
+
+@opaque("gate_residual_norm_modulate_backward", _norm_backward_fake)
 def _norm_backward(
     dy: torch.Tensor,
     dhidden: torch.Tensor | None,
@@ -174,83 +189,66 @@ def _norm_backward(
     return dx, dbranch, sum_parts(partials)
 
 
-def sum_count(sum_norm: bool, sum_gate: bool) -> int:
-    """How many of [dy, dy * normalized, dhidden * branch] are summed; the gate's is the third of three."""
-    return 3 if sum_gate else 2 if sum_norm else 0
+class GateResidualNormModulate(torch.autograd.Function):
+    """(hidden, y); `hidden` has no elements where there is no branch."""
 
+    @staticmethod
+    def forward(
+        ctx, x, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias, norm, eps
+    ):
+        tensors = (gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
+        hidden, y = _norm(x, branch, *tensors, norm, eps)
+        needs_gate = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.set_materialize_grads(False)
+        # The branch is wanted for the gate's gradient alone, shift and its table for their shapes.
+        kept = x if branch is None else hidden
+        ctx.save_for_backward(kept, branch if needs_gate else None, *tensors)
+        ctx.branch_dtype = x.dtype if branch is None else branch.dtype
+        ctx.groups = group_count(gate, scale, shift)
+        ctx.norm, ctx.eps, ctx.has_branch = norm, eps, branch is not None
+        return hidden, y
 
-@_norm_backward.register_fake
-def _(
-    dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight, groups, norm, eps, sums, dtype
-):
-    shape = (sum_count(sums, branch is not None), hidden.shape[0], groups, hidden.shape[2])
-    dx = dense_like(hidden)
-    dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=dtype)
-    return dx, dbranch, dx.new_empty(shape, dtype=torch.float32)
-
-
-def _setup(ctx, inputs, output):
-    x, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias, norm, eps = inputs
-    needs_gate = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    ctx.set_materialize_grads(False)
-    # The branch is wanted for the gate's gradient alone, shift and its table for their shapes.
-    ctx.save_for_backward(
-        x if branch is None else output[0],
-        branch if needs_gate else None,
-        gate,
-        gate_table,
-        scale,
-        scale_table,
-        shift,
-        shift_table,
-        weight,
-        bias,
-    )
-    ctx.branch_dtype = x.dtype if branch is None else branch.dtype
-    ctx.groups = group_count(gate, scale, shift)
-    ctx.norm, ctx.eps, ctx.has_branch = norm, eps, branch is not None
-
-
-def _backward(ctx, dhidden, dy):
-    hidden, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    if dy is None:
-        dy = torch.zeros_like(hidden)
-    if not ctx.has_branch:
-        dhidden = None
-    dx, dbranch, sums = _norm_backward(
-        dy,
-        dhidden,
-        hidden,
-        branch,
-        gate,
-        gate_table,
-        scale,
-        scale_table,
-        weight,
-        ctx.groups,
-        ctx.norm,
-        ctx.eps,
-        any(needs[4:10]),
-        ctx.branch_dtype,
-    )
-    if ctx.has_branch and gate is None:
-        dbranch = dx.to(ctx.branch_dtype)
-    gates, scales, shifts, dweight, dbias = (None, None), (None, None), (None, None), None, None
-    if branch is not None:
-        gates = modulation_gradients(sums[2], gate, gate_table, needs[2:4])
-    if any(needs[4:10]):
-        by_offset, by_gain = sums[0], sums[1]  # of bias * (1 + scale) + shift and of weight * (1 + scale)
-        shifts = modulation_gradients(by_offset, shift, shift_table, needs[6:8])
-        by_scale = by_gain if weight is None else by_gain * weight.float()
-        by_scale = by_scale if bias is None else by_scale + by_offset * bias.float()
-        scales = modulation_gradients(by_scale, scale, scale_table, needs[4:6])
-        lift = 1.0 if scale is None else 1.0 + scale.float()
-        lift = lift if scale_table is None else lift + scale_table.float()
-        dweight = (by_gain * lift).sum((0, 1)).to(weight.dtype) if needs[8] else None
-        dbias = (by_offset * lift).sum((0, 1)).to(bias.dtype) if needs[9] else None
-    dbranch = dbranch if ctx.has_branch and needs[1] else None
-    return (dx if needs[0] else None, dbranch, *gates, *scales, *shifts, dweight, dbias, None, None)
-
-
-_norm.register_autograd(_backward, setup_context=_setup)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dhidden, dy):
+        hidden, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias = (
+            ctx.saved_tensors
+        )
+        needs = ctx.needs_input_grad
+        if dy is None:
+            dy = torch.zeros_like(hidden)
+        if not ctx.has_branch:
+            dhidden = None
+        dx, dbranch, sums = _norm_backward(
+            dy,
+            dhidden,
+            hidden,
+            branch,
+            gate,
+            gate_table,
+            scale,
+            scale_table,
+            weight,
+            ctx.groups,
+            ctx.norm,
+            ctx.eps,
+            any(needs[4:10]),
+            ctx.branch_dtype,
+        )
+        if ctx.has_branch and gate is None:
+            dbranch = dx.to(ctx.branch_dtype)
+        gates, scales, shifts, dweight, dbias = (None, None), (None, None), (None, None), None, None
+        if branch is not None:
+            gates = modulation_gradients(sums[2], gate, gate_table, needs[2:4])
+        if any(needs[4:10]):
+            by_offset, by_gain = sums[0], sums[1]  # of bias * (1 + scale) + shift and of weight * (1 + scale)
+            shifts = modulation_gradients(by_offset, shift, shift_table, needs[6:8])
+            by_scale = by_gain if weight is None else by_gain * weight.float()
+            by_scale = by_scale if bias is None else by_scale + by_offset * bias.float()
+            scales = modulation_gradients(by_scale, scale, scale_table, needs[4:6])
+            lift = 1.0 if scale is None else 1.0 + scale.float()
+            lift = lift if scale_table is None else lift + scale_table.float()
+            dweight = (by_gain * lift).sum((0, 1)).to(weight.dtype) if needs[8] else None
+            dbias = (by_offset * lift).sum((0, 1)).to(bias.dtype) if needs[9] else None
+        dbranch = dbranch if ctx.has_branch and needs[1] else None
+        return (dx if needs[0] else None, dbranch, *gates, *scales, *shifts, dweight, dbias, None, None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_float, check_number
 from ..launch import dense_like
+from ..library import opaque
 from ..reference import hidden as eager
 from .rows import (
     as_rows,
@@ -86,7 +88,7 @@ def qk_norm_rope(
         names |= dict(rope_start=rope_start, rope_len=rope_len)
         return eager.qk_norm_rope(q, k, q_weight, k_weight, *table, **names)
     weights = (q_weight, k_weight, q_bias, k_bias)
-    return _qk(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
+    return _QKNormRope.apply(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
 
 
 def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -137,7 +139,7 @@ def launch_qk(kernel, op, tensors, outputs, strided, cos, weight, settings, **co
     launch_rows(kernel, op, (2 * groups.grid[0],), tensors, outputs, (*strided, cos), numbers, **constants)
 
 
-@torch.library.custom_op("pgdpo::qk_norm_rope", mutates_args=())
+@opaque("qk_norm_rope", lambda q, k, *_: (dense_like(q), dense_like(k)))
 def _qk(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -163,12 +165,19 @@ def _qk(
     return outputs
 
 
-@_qk.register_fake
-def _(q, k, *rest):
-    return dense_like(q), dense_like(k)
+def sum_width(q: torch.Tensor, num_heads: int, norm: str) -> int:
+    return q.shape[2] if norm == "rms_full" else q.shape[2] // num_heads
 
 
-@torch.library.custom_op("pgdpo::qk_norm_rope_backward", mutates_args=())
+def _qk_backward_fake(
+    dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, num_heads, norm, start, length, eps, wants_sums
+):
+    dq, dk = dense_like(dq_out), dense_like(dk_out)
+    width = sum_width(dq_out, num_heads, norm)
+    return dq, dk, dq.new_empty(2 if wants_sums else 0, 2, width, dtype=torch.float32)
+
+
+@opaque("qk_norm_rope_backward", _qk_backward_fake)
 def _qk_backward(
     dq_out: torch.Tensor,
     dk_out: torch.Tensor,
@@ -201,41 +210,33 @@ def _qk_backward(
     return dq, dk, sum_parts(sums)
 
 
-def sum_width(q: torch.Tensor, num_heads: int, norm: str) -> int:
-    return q.shape[2] if norm == "rms_full" else q.shape[2] // num_heads
+class _QKNormRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, *settings):
+        ctx.set_materialize_grads(False)
+        ctx.settings = settings
+        normed = (q, k) if settings[1] != "none" else (None, None)
+        ctx.save_for_backward(*normed, q_weight, k_weight, q_bias, k_bias, cos, sin)
+        return _qk(q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, *settings)
 
-
-@_qk_backward.register_fake
-def _(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, num_heads, norm, start, length, eps, wants_sums):
-    dq, dk = dense_like(dq_out), dense_like(dk_out)
-    width = sum_width(dq_out, num_heads, norm)
-    return dq, dk, dq.new_empty(2 if wants_sums else 0, 2, width, dtype=torch.float32)
-
-
-def _setup(ctx, inputs, output):
-    q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, *ctx.settings = inputs
-    ctx.set_materialize_grads(False)
-    normed = (q, k) if ctx.settings[1] != "none" else (None, None)
-    ctx.save_for_backward(*normed, q_weight, k_weight, q_bias, k_bias, cos, sin)
-
-
-def _backward(ctx, dq_out, dk_out):
-    q, k, q_weight, k_weight, q_bias, k_bias, cos, sin = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    if dq_out is None:
-        dq_out = torch.zeros_like(dk_out)
-    if dk_out is None:
-        dk_out = torch.zeros_like(dq_out)
-    wants_sums = any(needs[2:6])
-    dq, dk, sums = _qk_backward(dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums)
-    vectors = [None] * 4
-    if wants_sums:
-        totals = (sums[0, 0], sums[1, 0], sums[0, 1], sums[1, 1])
-        for index, (vector, total) in enumerate(
-            zip((q_weight, k_weight, q_bias, k_bias), totals, strict=True)
-        ):
-            vectors[index] = total.to(vector.dtype) if needs[2 + index] else None
-    return (dq if needs[0] else None, dk if needs[1] else None, *vectors, *[None] * 7)
-
-
-_qk.register_autograd(_backward, setup_context=_setup)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dq_out, dk_out):
+        q, k, q_weight, k_weight, q_bias, k_bias, cos, sin = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if dq_out is None:
+            dq_out = torch.zeros_like(dk_out)
+        if dk_out is None:
+            dk_out = torch.zeros_like(dq_out)
+        wants_sums = any(needs[2:6])
+        dq, dk, sums = _qk_backward(
+            dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums
+        )
+        vectors = [None] * 4
+        if wants_sums:
+            totals = (sums[0, 0], sums[1, 0], sums[0, 1], sums[1, 1])
+            for index, (vector, total) in enumerate(
+                zip((q_weight, k_weight, q_bias, k_bias), totals, strict=True)
+            ):
+                vectors[index] = total.to(vector.dtype) if needs[2 + index] else None
+        return (dq if needs[0] else None, dk if needs[1] else None, *vectors, *[None] * 7)

@@ -146,7 +146,7 @@ class Groups:
 
 def group_count(*values: torch.Tensor | None) -> int:
     """Into how many groups, each with vectors of its own, the modulations cut a sample."""
-    return max((tensor.shape[1] for tensor in values if tensor is not None), default=1)
+    return max([1, *[tensor.shape[1] for tensor in values if tensor is not None]])
 
 
 def cut_rows(op: str, x: torch.Tensor, groups: int) -> Groups:

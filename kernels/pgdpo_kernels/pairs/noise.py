@@ -8,6 +8,7 @@ import torch
 from ..backend import interpreting, takes_triton
 from ..checks import FLOATS, check_pairs
 from ..launch import dense_like, launch
+from ..library import opaque
 from ..reference import noise as eager
 
 PREDICTIONS = ("flow", "epsilon", "v")
@@ -95,7 +96,7 @@ def check_ids(
 
 
 # Eager maths too stands behind the opaque op: torch.compile would fuse it and change its bits.
-@torch.library.custom_op("pgdpo::noise_pair", mutates_args=())
+@opaque("noise_pair", lambda latents, *_: (dense_like(latents), dense_like(latents)))
 def _noise_pair(
     latents: torch.Tensor,
     level: torch.Tensor,
@@ -115,12 +116,11 @@ def _noise_pair(
     return noisy.view(latents.shape), target.view(latents.shape)
 
 
-@_noise_pair.register_fake
-def _(latents, level, pair_ids, draw, seed, prediction, triton):
-    return dense_like(latents), dense_like(latents)
+def _pair_noise_fake(shape, pair_ids, draw, seed, dtype, triton):
+    return torch.empty(shape, dtype=dtype, device=pair_ids.device)
 
 
-@torch.library.custom_op("pgdpo::pair_noise", mutates_args=())
+@opaque("pair_noise", _pair_noise_fake)
 def _pair_noise(
     shape: Sequence[int],
     pair_ids: torch.Tensor,
@@ -136,11 +136,6 @@ def _pair_noise(
     out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
     launch_noise(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
     return out
-
-
-@_pair_noise.register_fake
-def _(shape, pair_ids, draw, seed, dtype, triton):
-    return torch.empty(shape, dtype=dtype, device=pair_ids.device)
 
 
 def launch_noise(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:

@@ -26,13 +26,10 @@ X, BRANCH, GATE, SCALE = (1, 3, 24), (1, 3, 24), (1, 1, 24), (1, 3, 24)
 
 
 def test_opcheck():
+    """Without gradients: an `autograd.Function` around the operators has those."""
     op = torch.ops.pgdpo.gate_residual_norm_modulate.default
     x, branch, gate, scale, vector = (
-        tensor(*X),
-        tensor(*BRANCH, seed=1),
-        tensor(*GATE),
-        tensor(*SCALE),
-        tensor(24),
+        tensor(*shape, seed=seed, grad=False) for seed, shape in enumerate((X, BRANCH, GATE, SCALE, (24,)))
     )
     torch.library.opcheck(
         op, (x, branch, gate, vector, scale, None, scale, None, vector, vector, "layer", 1e-6)
