@@ -8,7 +8,7 @@ from .hidden.qk_norm_rope import qk_norm_rope
 from .pairs.diffusion_dpo import diffusion_dpo_loss
 from .pairs.noise import noise_pair, pair_noise
 from .pairs.pair_errors import pair_errors
-from .pairs.preference import preference_loss
+from .pairs.preference import mean_loss, preference_loss
 from .patch import apply_to, revert
 from .types import PairErrors, PreferenceLoss
 
@@ -20,6 +20,7 @@ __all__ = [
     "gate_residual",
     "gate_residual_norm_modulate",
     "get_backend",
+    "mean_loss",
     "noise_pair",
     "norm_modulate",
     "pair_errors",

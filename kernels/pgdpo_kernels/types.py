@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -50,20 +50,6 @@ class PairErrors:
         pooled = {field.name: pool(field.name) for field in fields(self) if field.name != "count"}
         return PairErrors(**pooled, count=total)
 
-    def with_reference(self, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor) -> PairErrors:
-        """Take the reference's errors `[B, S]` from a cache.
-
-        The excess is then a difference of two rounded means: near an error of 0.1 it is good to 1e-8, which
-        a beta of 5000 turns into 2e-5 logits.
-        """
-        return replace(
-            self,
-            ref_chosen=ref_chosen,
-            ref_rejected=ref_rejected,
-            excess_chosen=self.policy_chosen - ref_chosen,
-            excess_rejected=self.policy_rejected - ref_rejected,
-        )
-
     def detach(self) -> PairErrors:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return PairErrors(**{name: None if v is None else v.detach() for name, v in values.items()})
@@ -79,8 +65,10 @@ class PreferenceLoss:
     loss: torch.Tensor  # scalar: the mean of `losses`
     losses: torch.Tensor  # [B], weighted
     logits: torch.Tensor  # [B]
-    implicit_reward_chosen: torch.Tensor  # [B], -excess, before beta
+    implicit_reward_chosen: torch.Tensor  # [B], -excess, before beta and timestep weight
     implicit_reward_rejected: torch.Tensor  # [B]
     ars_alpha: torch.Tensor  # [B]; 1 where rejection is not scaled
     ipr_gate: torch.Tensor  # [B]; 0 without the regularization
+    slope_chosen: torch.Tensor  # [B, S]: the loss by the chosen's error of each segment
+    slope_rejected: torch.Tensor
     errors: PairErrors

@@ -57,7 +57,7 @@ def pair_sums(full: bool) -> list[Case]:
 
 
 def pair_second_stage(full: bool) -> list[Case]:
-    from pgdpo_kernels.pairs.dpo_kernel import PAIRS, preference_stage, segment_sums
+    from pgdpo_kernels.pairs.dpo_kernel import PAIRS, preference_stage
     from pgdpo_kernels.pairs.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
@@ -66,22 +66,31 @@ def pair_second_stage(full: bool) -> list[Case]:
         pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
         name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
         out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
-        name = name.replace("pair_means", "segment_sums")
-        pointers = dict.fromkeys(("partials", "sums"), "fp32") | {"bounds": "i64"}
-        out.append(Case(name, segment_sums, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
-    fp32 = ("sums", "ref_errors", "weight", "errors", "drift", "cross", "per_pair", "slopes", "loss")
+    fp32 = (
+        "policy",
+        "count",
+        "excess",
+        "cross",
+        "omega",
+        "weight",
+        "loss",
+        "per_pair",
+        "slopes",
+        "loss_slopes",
+    )
     pointers = dict.fromkeys(fp32, "fp32") | {"labels": "i64"}
     numbers = ("kappa", "half_inverse_beta", "smoothing", "ars_k", "ars_eps", "ars_clip", "ipr_weight")
     numbers += ("ipr_sharpness", "ipr_threshold", "safeguard_keep")
     for objective, ipr, labels in (
         ("pg_dpo", "bt", False),
         ("pg_dpo", "sft", True),
+        ("pg_dpo", "switch", False),
         ("dpo", "none", False),
         ("ipo", "none", False),
         ("hinge", "none", True),
     )[: None if full else 2]:
         constants = dict(OBJECTIVE=objective, ARS=objective == "pg_dpo", IPR=ipr, SAFEGUARD=labels)
-        constants |= dict(HAS_REF=True, CACHED=False, HAS_WEIGHT=True, LABELLED=labels, PAIRS=PAIRS)
+        constants |= dict(HAS_OMEGA=labels, HAS_WEIGHT=True, LABELLED=labels, PAIRS=PAIRS)
         name = f"preference_stage {objective} {ipr}" + " labels safeguard" * labels
         out.append(
             Case(
@@ -111,9 +120,11 @@ def pair_gradients(full: bool) -> list[Case]:
         flags = (("fused", fused), ("drift", drift), ("mask", mask), ("segments", table), ("cross", cross))
         name = f"pair_gradient {kind}" + "".join(f" {word}" for word, has in flags if has)
         pointers = dict.fromkeys(("pred", "target", "ref", "out"), kind)
-        fp32 = ("mask", "scale", "slopes", "drift_slopes", "cross_slopes", "count")
+        fp32 = ("mask", "grad_loss", "pair_weight", "slopes", "drift_slopes", "cross_slopes", "count")
         pointers |= dict.fromkeys(fp32, "fp32") | {"table": "i64"}
-        constants = dict(FUSED=fused, HAS_REF=not fused, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False)
+        constants = dict(
+            FUSED=fused, HAS_WEIGHT=fused, HAS_REF=True, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False
+        )
         constants |= dict(HAS_TABLE=table, CROSS=cross, ALIGN=8, CHUNK=16384, BLOCK=BLOCK, EMULATE_BF16=False)
         each = 2 if kind == "fp32" else 1
         loads, stores = (6 if drift else 4) * each, 2 * each

@@ -102,22 +102,26 @@ def sides(errors, labels):
     return e_w, e_l, won
 
 
-def preference(errors, beta, objective="dpo", *, smoothing=0.0, weight=None, labels=None, ars=None, ipr=None):
+def preference(errors, beta, objective="dpo", *, smoothing=0.0, weight=None, labels=None, ars=None, ipr=None,
+               omega=None):  # fmt: skip
     """Losses `[B]` and logits `[B]`; `ars` is (k, eps, clip), `ipr` is (weight, sharpness, threshold, form)."""
     e_w, e_l, won = sides(errors, labels)
-    r_w, r_l = -e_w, -e_l
-    alpha = 1.0
+    omega = 1.0 if omega is None else array(omega)
+    r_w, r_l, e_w = -e_w * omega, -e_l * omega, e_w * omega
+    alpha, kept = 1.0, 1.0
     if ars:
         k, eps, clip = ars
         alpha = sigmoid(np.clip(k * (r_w - r_l) / (abs(r_l) + eps), -clip, clip))
-    logits = beta / 2 * (r_w - alpha * r_l)
+    if ipr and ipr[3] == "switch":
+        kept = 1 - ipr[0] * sigmoid(np.clip(ipr[1] * (r_w - r_l) / (abs(r_w) + eps), -clip, clip))
+    logits = beta / 2 * (r_w - alpha * kept * r_l)
     if objective == "ipo":
         losses = (r_w - r_l - 1 / (2 * beta)) ** 2
     elif objective == "hinge":
         losses = np.maximum(0, 1 - logits)
     else:
         losses = (1 - smoothing) * softplus(-logits) + smoothing * softplus(logits)
-    if ipr:
+    if ipr and ipr[3] != "switch":
         amount, sharpness, threshold, form = ipr
         gate = sigmoid(sharpness * (logits - threshold))
         kept = {"bt": softplus(-beta / 2 * r_w), "hinge": np.maximum(0, e_w), "sft": won}[form]
@@ -126,13 +130,19 @@ def preference(errors, beta, objective="dpo", *, smoothing=0.0, weight=None, lab
 
 
 def frozen_preference(errors, beta, alpha, gate, objective="dpo", *, smoothing=0.0, weight=None, labels=None,
-                      ars=None, ipr=None):  # fmt: skip
+                      ars=None, ipr=None, omega=None):  # fmt: skip
     """The mean loss with alpha and gate as given numbers: what its gradient has to be the gradient of."""
-    losses, _ = preference(errors, beta, objective, smoothing=smoothing, weight=None, labels=labels)
+    losses, _ = preference(
+        errors, beta, objective, smoothing=smoothing, weight=None, labels=labels, omega=omega
+    )
     if objective == "dpo" and (ars or ipr):
         e_w, e_l, won = sides(errors, labels)
-        losses = softplus(-beta / 2 * (alpha * e_l - e_w))
-        if ipr:
+        scale = 1.0 if omega is None else array(omega)
+        e_w, e_l = e_w * scale, e_l * scale
+        switched = ipr and ipr[3] == "switch"
+        share = alpha * (1 - ipr[0] * gate) if switched else alpha
+        losses = softplus(-beta / 2 * (share * e_l - e_w))
+        if ipr and not switched:
             kept = {"bt": softplus(beta / 2 * e_w), "hinge": np.maximum(0, e_w), "sft": won}[ipr[3]]
             losses = losses + ipr[0] * gate * kept
     return (losses if weight is None else losses * array(weight)).mean()

@@ -25,23 +25,26 @@ SHAPE = (4, 2, 4, 3, 5)
 IDS = torch.tensor([1, 2], device=DEVICE)
 
 
-def test_opcheck_pair_errors():
+def test_opcheck_pairs():
+    """Two calls' numbers are alike to the bit. Gradients are of the `autograd.Function`s around the operators."""
     pred, target, ref = make_pairs(SHAPE, (torch.bfloat16, torch.float32, torch.float32))
-    mask = torch.rand(2, 60, device=DEVICE)
-    op = torch.ops.pgdpo.pair_errors.default
-    torch.library.opcheck(op, (pred.requires_grad_(), target, ref, mask, [0, 0, 1, 1], 2, True))
-    torch.library.opcheck(op, (pred, target, None, None, [], 0, False))
-
-
-def test_opcheck_diffusion_dpo():
-    pred, target, ref = make_pairs(SHAPE)
-    labels, weight = torch.ones(2, 2, device=DEVICE), torch.ones(2, device=DEVICE)
+    mask, ones, segments = torch.rand(2, 60, device=DEVICE), torch.ones(2, device=DEVICE), [0, 0, 1, 1]
+    ops = torch.ops.pgdpo
+    torch.library.opcheck(ops.pair_errors.default, (pred, target, ref, mask, segments, 2, True))
+    torch.library.opcheck(ops.pair_errors.default, (pred, target, None, None, [], 0, False))
+    errors = torch.rand(5, 2, 2, device=DEVICE)
+    count, where = errors[2].contiguous(), (None, segments, 2)
+    torch.library.opcheck(
+        ops.pair_errors_backward.default,
+        (errors, None, None, count, pred, target, None, *where, ones[0].clone(), ones),
+    )
     numbers = [150.0, 1 / 600, 0.0, 1.0, 1e-6, 10.0, 1.0, 1.0, 1.0, 0.1]
-    arguments = (weight, labels, None, [0, 0, 1, 1], 2, "pg_dpo", True, "bt", True, numbers)
-    op = torch.ops.pgdpo.diffusion_dpo.default
-    # Two calls' numbers are alike to the bit, and only `loss` has a gradient.
-    torch.library.opcheck(op, (pred.requires_grad_(), target, ref, None, *arguments))
-    torch.library.opcheck(op, (pred, target, None, torch.ones(4, 2, device=DEVICE), *arguments))
+    two = torch.rand(2, 2, 2, device=DEVICE)
+    for extra in ((count, ones, ones, torch.ones(2, 2, device=DEVICE)), (None,) * 4):
+        guard = "none" if extra[0] is None else "pair"
+        torch.library.opcheck(
+            ops.preference.default, (two, count, two + 1, *extra, "pg_dpo", True, "bt", guard, numbers)
+        )
 
 
 @pytest.mark.parametrize("triton", [False, True])
@@ -176,6 +179,26 @@ WRONG = {
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, ref_errors=torch.ones(4), beta=1.0),
         ValueError,
         "either ref_pred or ref_errors, got both",
+    ),
+    "excess alone": (
+        lambda: pair_errors(PRED, TARGET, excess=torch.ones(4)),
+        ValueError,
+        "excess goes with ref_errors",
+    ),
+    "excess": (
+        lambda: pair_errors(PRED, TARGET, ref_errors=torch.ones(4), excess=torch.ones(2)),
+        ValueError,
+        r"excess must be .*\(4, 1\).*\(2,\)",
+    ),
+    "switch": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, ipr_form="switch", ipr_weight=1.5),
+        ValueError,
+        "ipr_weight must be between 0 and 1 with ipr_form='switch', got 1.5",
+    ),
+    "timestep weight": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, timestep_weight=torch.ones(4)),
+        ValueError,
+        r"timestep_weight must be \[B\] = \(2,\), got shape \(4,\)",
     ),
     "cached": (
         lambda: diffusion_dpo_loss(PRED, TARGET, ref_errors=torch.ones(2), beta=1.0),

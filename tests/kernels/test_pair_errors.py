@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kernel_inputs import make_pairs
 
 from pgdpo_kernels import PairErrors, pair_errors, set_backend
+from pgdpo_kernels.pairs.layout import cut
 
 pytestmark = pytest.mark.quick
 
@@ -209,9 +210,54 @@ def test_errors_can_be_built_by_hand_and_pooled():
     errors = PairErrors(policy_chosen=torch.tensor([[1.0, 3.0]]), policy_rejected=torch.tensor([[2.0, 2.0]]))
     errors.count = torch.tensor([[3.0, 1.0]])
     assert errors.over_segments().policy_chosen.item() == 1.5
-    cached = errors.with_reference(torch.tensor([[0.5, 1.0]]), torch.tensor([[2.0, 3.0]]))
-    assert cached.excess_chosen.tolist() == [[0.5, 2.0]]
-    assert cached.excess_rejected.tolist() == [[0.0, -1.0]]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["subtracted", "given"])
+def test_a_cached_reference(backend, given):
+    """Its excess has the policy error's gradient, whatever digits it is given in."""
+    pred, target, ref = make_pairs((4, 2, 4, 5, 5))
+    live = pair_errors(pred.requires_grad_(), target, ref, segments=2)
+    known = torch.cat((live.ref_chosen, live.ref_rejected)).detach()
+    excess = torch.cat((live.excess_chosen, live.excess_rejected)).detach() if given else None
+    cached = pair_errors(pred, target, ref_errors=known, excess=excess, segments=2)
+    assert cached.drift_chosen is None
+    for name in ("ref_chosen", "ref_rejected"):
+        assert torch.equal(getattr(cached, name), getattr(live, name))
+    for name in ("excess_chosen", "excess_rejected"):
+        found, exact = getattr(cached, name), getattr(live, name)
+        torch.testing.assert_close(found, exact, rtol=0, atol=0 if given else 3e-8)
+        slopes = torch.arange(1.0, 5.0, device=pred.device).reshape(2, 2)
+        assert torch.equal(
+            *(torch.autograd.grad((e * slopes).sum(), pred, retain_graph=True)[0] for e in (found, exact))
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_parts_of_a_sample(data):
+    """Every element lies in one part, of its frame's segment; a segment's parts are neighbours, in their order."""
+    shape = [2, *(data.draw(st.integers(1, 6), "size") for _ in range(data.draw(st.integers(1, 4), "rank")))]
+    shape[-1] *= data.draw(st.sampled_from([1, 8, 3000]), "times")
+    axis = data.draw(st.integers(1, len(shape) - 1), "axis")
+    frames = shape[axis] if shape[axis] < 100 else shape[axis] // 1000
+    shape[axis] = frames
+    index = tuple(data.draw(st.integers(0, 3), "segment") for _ in range(frames))
+    align = data.draw(st.sampled_from([1, 8]), "align")
+    parts = cut(torch.Size(shape), axis, index, align, torch.device("cpu"))
+    view = [1] * (len(shape) - 1)
+    view[axis - 1] = frames
+    want = torch.tensor(index).reshape(view).expand(shape[1:]).flatten()
+    found = torch.full_like(want, -1)
+    starts, sizes, segments = parts.table.tolist()
+    for start, size, segment in zip(starts, sizes, segments, strict=True):
+        place = slice(start * parts.align, (start + size) * parts.align)
+        assert 0 < size * parts.align <= parts.chunk and (found[place] == -1).all()
+        found[place] = segment
+    assert torch.equal(found, want)
+    assert list(zip(segments, starts, strict=True)) == sorted(zip(segments, starts, strict=True))
+    counts = [segments.count(segment) for segment in range(max(index) + 1)]
+    assert parts.bounds.tolist() == [sum(counts[:segment]) for segment in range(len(counts) + 1)]
+    assert (parts.parts, parts.longest) == (len(segments), max(counts))
 
 
 def test_offsets_beyond_32_bits(backend):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import math
@@ -24,7 +23,7 @@ def frame_axis(op: str, shape: torch.Size, frame_dim: int) -> int:
 
 
 def segment_index(op: str, segments: Segments, shape: torch.Size, frame_dim: int) -> tuple[int, ...] | None:
-    """The segment of each frame, None for one segment over the whole sample.
+    """The segment of each frame, None for one segment over the whole sample, however that was said.
 
     A tensor's values are read on the host: give it on the CPU, or as a sequence, to spare a synchronisation.
     """
@@ -39,7 +38,7 @@ def segment_index(op: str, segments: Segments, shape: torch.Size, frame_dim: int
                 f"{op}: segments={segments} does not divide the {frames} frames into equal segments; "
                 "give the segment of each frame instead"
             )
-        return tuple(frame * segments // frames for frame in range(frames))
+        return None if segments == 1 else tuple(frame * segments // frames for frame in range(frames))
     if isinstance(segments, torch.Tensor):
         if segments.dtype.is_floating_point or segments.dtype.is_complex or segments.dtype == torch.bool:
             raise TypeError(f"{op}: segments must be an integer tensor, got {segments.dtype}")
@@ -51,7 +50,7 @@ def segment_index(op: str, segments: Segments, shape: torch.Size, frame_dim: int
         raise ValueError(
             f"{op}: segments must give one index of 0 or more for each of the {frames} frames, got {index}"
         )
-    return index
+    return index if any(index) else None
 
 
 def pair_mask(op: str, mask: torch.Tensor | None, like: torch.Tensor, frame_dim: int) -> torch.Tensor | None:
@@ -100,37 +99,62 @@ class Parts:
     bounds: torch.Tensor | None  # int64 [S + 1]: the parts of each segment
 
 
-@functools.lru_cache(maxsize=256)
 def cut(
     shape: torch.Size, frame_axis: int, index: tuple[int, ...] | None, align: int, device: torch.device
 ) -> Parts:
-    """The parts of a sample of shape `shape[1:]`; `align` is what the rows' strides allow."""
+    """The parts of a sample of shape `shape[1:]`; `align` is what the rows' strides allow.
+
+    Made once and kept; but what is made while a CUDA graph is captured belongs to that graph.
+    """
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    make = _kept_cut.__wrapped__ if capturing else _kept_cut
+    return make(shape, frame_axis, index, align, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_cut(shape, frame_axis, index, align, device) -> Parts:
     length = math.prod(shape[1:])
     if index is None:
         chunk = chunk_size(length)
         parts = -(-length // chunk)
         return Parts(chunk, parts, parts, align, None, None)
-    frame = math.prod(shape[frame_axis + 1 :])
-    runs = []  # (segment, start, size) of neighbouring frames of one segment
-    for outer in range(math.prod(shape[1:frame_axis])):
-        origin = outer * len(index) * frame
-        for segment, group in itertools.groupby(range(len(index)), key=index.__getitem__):
-            frames = list(group)
-            runs.append((segment, origin + frames[0] * frame, len(frames) * frame))
-    chunk = chunk_size(max(size for _, _, size in runs))
-    rows = sorted(
-        (segment, start + offset, min(chunk, size - offset))
-        for segment, start, size in runs
-        for offset in range(0, size, chunk)
+    outer, frame = math.prod(shape[1:frame_axis]), math.prod(shape[frame_axis + 1 :])
+    runs = runs_of_frames(index, frame)
+    chunk = chunk_size(max(size for segment in runs for _, size in segment))
+    longest = max(outer * sum(-(-size // chunk) for _, size in segment) for segment in runs)
+    places = [place for segment in runs for run in segment for place in run]
+    if any(place % align for place in [chunk, len(index) * frame, *places]):
+        align = 1
+    # Of numbers that a launch carries, and no copy from the host, so that a graph may be captured around it.
+    spread = len(index) * frame * torch.arange(outer, device=device)[:, None]
+    table = torch.cat(
+        [segment_table(number, segment, chunk, spread) for number, segment in enumerate(runs)], dim=1
     )
-    align = align if all(start % align == 0 and size % align == 0 for _, start, size in rows) else 1
-    table = [[start // align for _, start, _ in rows], [size // align for *_, size in rows]]
-    table.append([segment for segment, *_ in rows])
-    segments = range(max(index) + 1)
-    bounds = [bisect.bisect_left(table[2], segment) for segment in segments] + [len(rows)]
-    longest = max(after - before for before, after in itertools.pairwise(bounds))
-    as_tensor = functools.partial(torch.tensor, dtype=torch.int64, device=device)
-    return Parts(chunk, len(rows), longest, align, as_tensor(table), as_tensor(bounds))
+    table[:2] //= align
+    bounds = torch.searchsorted(table[2].contiguous(), torch.arange(len(runs) + 1, device=device))
+    return Parts(chunk, table.shape[1], longest, align, table, bounds)
+
+
+def runs_of_frames(index: tuple[int, ...], frame: int) -> list[list[tuple[int, int]]]:
+    """(start, size) in elements of each run of neighbouring frames, by segment; `frame`: elements of one."""
+    runs: list[list[tuple[int, int]]] = [[] for _ in range(max(index) + 1)]
+    for segment, group in itertools.groupby(range(len(index)), key=index.__getitem__):
+        frames = list(group)
+        runs[segment].append((frames[0] * frame, len(frames) * frame))
+    return runs
+
+
+def segment_table(number: int, runs: list[tuple[int, int]], chunk: int, spread: torch.Tensor) -> torch.Tensor:
+    """int64 `[3, parts]`: start, size, segment of its parts; `spread` [outer, 1]: where the frames begin again."""
+    starts, sizes = [], []
+    for begin, size in runs:
+        start = torch.arange(begin, begin + size, chunk, device=spread.device)
+        starts.append(start)
+        sizes.append((begin + size - start).clamp_max(chunk))
+    if not runs:  # a segment without frames
+        return spread.new_empty(3, 0)
+    start, size = torch.cat(starts) + spread, torch.cat(sizes) + 0 * spread
+    return torch.stack((start, size, torch.full_like(start, number))).flatten(1)
 
 
 def chunk_size(length: int) -> int:

@@ -1,13 +1,18 @@
 """Errors of policy and reference on chosen/rejected pairs, in one pass over the predictions."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
-from ..checks import check_like, check_pairs
+from ..checks import check_float, check_like, check_pairs
 from ..launch import dense_like
+from ..library import opaque
 from ..reference.pair_errors import pair_errors as eager_pair_errors
 from ..types import PairErrors
 from .layout import Segments, frame_axis, mask_rows, pair_mask, segment_index
@@ -19,6 +24,8 @@ def pair_errors(
     target: torch.Tensor,
     ref_pred: torch.Tensor | None = None,
     *,
+    ref_errors: torch.Tensor | None = None,
+    excess: torch.Tensor | None = None,
     segments: Segments = None,
     mask: torch.Tensor | None = None,
     cross: bool = False,
@@ -32,7 +39,12 @@ def pair_errors(
     Args:
         pred: the policy's prediction, `[2B, ...]`, chosen half first; bf16, fp16 or fp32.
         target: what it is compared with, of the same shape. No gradient flows to it.
-        ref_pred: the reference's prediction; None leaves `ref_*`, `excess_*` and `drift_*` None.
+        ref_pred: the reference's prediction. Without it and `ref_errors`, `ref_*`, `excess_*` and `drift_*` are None.
+        ref_errors: in its place the reference's mean squared errors from a cache, chosen half first: `[2B, S]`, or
+            `[2B]` for one segment; `drift_*` are None then. The excess is a difference of two rounded means: near
+            an error of 0.1 it is good to 1e-8, which a beta of 5000 turns into 2e-5 logits.
+        excess: with `ref_errors`, the policy's errors less these, of the same shape, where the caller knows them in
+            more digits than that. Its gradient is the policy error's.
         segments: a number of equal temporal segments, or the segment of each frame (a sequence or an integer
             tensor `[F]`); None for one segment over everything.
         mask: weights of 0 or more: a tensor that broadcasts to one half of `pred`, dimension by dimension, or
@@ -43,32 +55,100 @@ def pair_errors(
 
     Raises:
         TypeError: a tensor is not bf16, fp16 or fp32.
-        ValueError: shapes, segments or mask don't fit.
+        ValueError: shapes, segments or mask don't fit; both of `ref_pred` and `ref_errors`.
     """
     op = "pair_errors"
-    target, ref_pred, index, axis, weights = checked_arguments(
-        op, pred, target, ref_pred, segments, mask, frame_dim
-    )
-    if not takes_triton(op, pred):
-        return eager_pair_errors(pred, target, ref_pred, index, axis, weights, cross)
-    rows = mask_rows(weights, pred.shape)
-    return PairErrors(**unpack_errors(*_pair_errors(pred, target, ref_pred, rows, index or (), axis, cross)))
+    given = checked_arguments(op, pred, target, ref_pred, ref_errors, excess, segments, mask, frame_dim)
+    if takes_triton(op, pred):
+        rows, index = mask_rows(given.mask, pred.shape), given.index or ()
+        found = _PairErrors.apply(pred, given.target, given.ref_pred, rows, index, given.axis, cross)
+        errors = PairErrors(**unpack_errors(*found))
+    else:
+        errors = eager_pair_errors(
+            pred, given.target, given.ref_pred, given.index, given.axis, given.mask, cross
+        )
+    return against_cache(errors, given.ref_errors, given.excess)
 
 
-def checked_arguments(op, pred, target, ref_pred, segments, mask, frame_dim):
-    """Target and reference without gradient, the segment of each frame, the frame axis and the fp32 mask."""
-    check_pairs(op, "pred", pred)
+@dataclass(frozen=True)
+class PairArguments:
+    """What `pred` is compared with, checked and without gradient."""
+
+    target: torch.Tensor
+    ref_pred: torch.Tensor | None
+    ref_errors: torch.Tensor | None  # fp32 [2, B, S]
+    excess: torch.Tensor | None  # fp32 [2, B, S]
+    index: tuple[int, ...] | None  # the segment of each frame
+    axis: int  # of the frames
+    mask: torch.Tensor | None  # fp32, as `layout.pair_mask` gives it
+    pairs: int
+    segments: int
+
+
+def checked_arguments(
+    op, pred, target, ref_pred, ref_errors, excess, segments, mask, frame_dim
+) -> PairArguments:
+    pairs = check_pairs(op, "pred", pred)
     check_like(op, "target", target, "pred", pred)
     if ref_pred is not None:
         check_like(op, "ref_pred", ref_pred, "pred", pred)
         ref_pred = ref_pred.detach()
+        if ref_errors is not None:
+            raise ValueError(f"{op}: give either ref_pred or ref_errors, got both")
+    if excess is not None and ref_errors is None:
+        raise ValueError(f"{op}: excess goes with ref_errors, which are not given")
     index = segment_index(op, segments, pred.shape, frame_dim)
     axis = 0 if index is None else frame_axis(op, pred.shape, frame_dim)
-    return target.detach(), ref_pred, index, axis, pair_mask(op, mask, pred, frame_dim)
+    shape = pairs, max(index or (0,)) + 1
+    cached = (per_side(op, name, x, shape) for name, x in (("ref_errors", ref_errors), ("excess", excess)))
+    mask = pair_mask(op, mask, pred, frame_dim)
+    return PairArguments(target.detach(), ref_pred, *cached, index, axis, mask, *shape)
 
 
-@torch.library.custom_op("pgdpo::pair_errors", mutates_args=())
-def _pair_errors(
+def per_side(op: str, name: str, x: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor | None:
+    """`[2B, S]`, or `[2B]` for one segment, as fp32 `[2, B, S]`."""
+    if x is None:
+        return None
+    check_float(op, name, x)
+    pairs, segments = shape
+    if x.shape not in ((2 * pairs, segments), *([(2 * pairs,)] if segments == 1 else [])):
+        wanted = f"[2B, S] = {(2 * pairs, segments)}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got shape {tuple(x.shape)}")
+    return x.detach().float().reshape(2, pairs, segments)
+
+
+def against_cache(
+    errors: PairErrors, ref_errors: torch.Tensor | None, excess: torch.Tensor | None
+) -> PairErrors:
+    """The errors with the reference's from a cache, if there are any."""
+    if ref_errors is None:
+        return errors
+    policies = errors.policy_chosen, errors.policy_rejected
+    if excess is None:
+        chosen, rejected = (policy - ref for policy, ref in zip(policies, ref_errors, strict=True))
+    else:  # the values that are given, and the policy errors' gradient
+        chosen, rejected = (
+            known + (policy - policy.detach()) for policy, known in zip(policies, excess, strict=True)
+        )
+    ref_chosen, ref_rejected = ref_errors.unbind(0)
+    return replace(
+        errors,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        excess_chosen=chosen,
+        excess_rejected=rejected,
+    )
+
+
+def _pair_errors_fake(pred, target, ref_pred, mask, index, frame_axis, cross):
+    pairs, segments = pred.shape[0] // 2, max(index, default=0) + 1
+    sizes = (3, 0) if ref_pred is None else (7, 2)
+    new = functools.partial(pred.new_empty, dtype=torch.float32)
+    return tuple(new((size, pairs, segments)) for size in (*sizes, int(cross)))
+
+
+@opaque("pair_errors", _pair_errors_fake)
+def pair_errors_op(
     pred: torch.Tensor,
     target: torch.Tensor,
     ref_pred: torch.Tensor | None,
@@ -80,16 +160,8 @@ def _pair_errors(
     return launch_means(pair_rows(pred, target, ref_pred, mask, index, frame_axis), cross)
 
 
-@_pair_errors.register_fake
-def _(pred, target, ref_pred, mask, index, frame_axis, cross):
-    pairs, segments = pred.shape[0] // 2, max(index, default=0) + 1
-    sizes = (3, 0) if ref_pred is None else (7, 2)
-    new = functools.partial(pred.new_empty, dtype=torch.float32)
-    return tuple(new((size, pairs, segments)) for size in (*sizes, int(cross)))
-
-
-@torch.library.custom_op("pgdpo::pair_errors_backward", mutates_args=())
-def _pair_errors_backward(
+@opaque("pair_errors_backward", lambda grad_errors, drift, cross, count, pred, *_: dense_like(pred))
+def pair_errors_backward_op(
     grad_errors: torch.Tensor,
     grad_drift: torch.Tensor | None,
     grad_cross: torch.Tensor | None,
@@ -100,45 +172,39 @@ def _pair_errors_backward(
     mask: torch.Tensor | None,
     index: Sequence[int],
     frame_axis: int,
+    grad_loss: torch.Tensor | None,
+    weight: torch.Tensor | None,
 ) -> torch.Tensor:
+    """With `grad_loss` [], `grad_errors` are slopes of each pair's own loss: those of the mean are times
+    grad_loss / B * weight [B]."""
     rows = pair_rows(pred, target, ref_pred, mask, index, frame_axis)
     slopes = (None if grad is None else grad.contiguous() for grad in (grad_errors, grad_drift, grad_cross))
-    return launch_gradient(rows, pred, *slopes, count.contiguous(), None)
+    return launch_gradient(rows, pred, *slopes, count.contiguous(), grad_loss, weight)
 
 
-@_pair_errors_backward.register_fake
-def _(grad_errors, grad_drift, grad_cross, count, pred, *rest):
-    return dense_like(pred)
+class _PairErrors(torch.autograd.Function):
+    """`errors` [3 or 7, B, S], `drift` [2 or 0, ...] and `cross` [1 or 0, ...], each differentiable by `pred`."""
 
+    @staticmethod
+    def forward(ctx, pred, target, ref_pred, mask, index, frame_axis, cross):
+        errors, drift, cross = pair_errors_op(pred, target, ref_pred, mask, index, frame_axis, cross)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(pred, target, ref_pred, mask, errors)
+        ctx.index, ctx.frame_axis = index, frame_axis
+        return errors, drift, cross
 
-def _setup(ctx, inputs, output):
-    pred, target, ref_pred, mask, index, frame_axis, cross = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(pred, target, ref_pred, mask, output[0])
-    ctx.index, ctx.frame_axis = index, frame_axis
-
-
-def _backward(ctx, grad_errors, grad_drift, grad_cross):
-    pred, target, ref_pred, mask, errors = ctx.saved_tensors
-    if grad_errors is None:
-        grad_errors = torch.zeros_like(errors)
-    if grad_drift is None or grad_drift.shape[0] == 0:
-        ref_pred = grad_drift = None
-    if grad_cross is not None and grad_cross.shape[0] == 0:
-        grad_cross = None
-    grad = _pair_errors_backward(
-        grad_errors,
-        grad_drift,
-        grad_cross,
-        errors[2],
-        pred,
-        target,
-        ref_pred,
-        mask,
-        ctx.index,
-        ctx.frame_axis,
-    )
-    return grad, None, None, None, None, None, None
-
-
-_pair_errors.register_autograd(_backward, setup_context=_setup)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_errors, grad_drift, grad_cross):
+        pred, target, ref_pred, mask, errors = ctx.saved_tensors
+        if grad_errors is None:
+            grad_errors = torch.zeros_like(errors)
+        if grad_drift is None or grad_drift.shape[0] == 0:
+            ref_pred = grad_drift = None
+        if grad_cross is not None and grad_cross.shape[0] == 0:
+            grad_cross = None
+        where = mask, ctx.index, ctx.frame_axis
+        grad = pair_errors_backward_op(
+            grad_errors, grad_drift, grad_cross, errors[2], pred, target, ref_pred, *where, None, None
+        )
+        return (grad, *[None] * 6)

@@ -209,16 +209,6 @@ def partial_sums(
 
 
 @triton.jit
-def segment_parts(bounds, segment, parts, HAS_TABLE: tl.constexpr):
-    """The parts of a segment; `bounds` is int64 [S + 1]."""
-    if HAS_TABLE:
-        begin, end = tl.load(bounds + segment).to(tl.int32), tl.load(bounds + segment + 1).to(tl.int32)
-    else:
-        begin, end = 0, parts
-    return begin, end
-
-
-@triton.jit
 def sum_parts(
     partials, pair, pairs, parts, begin, end,
     HAS_REF: tl.constexpr, CROSS: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
@@ -247,29 +237,14 @@ def sum_parts(
 
 
 @triton.jit
-def program_sums(
-    partials, bounds, pairs, parts, segments,
-    HAS_REF: tl.constexpr, HAS_TABLE: tl.constexpr, CROSS: tl.constexpr, PAIRS: tl.constexpr,
-    PARTS: tl.constexpr,
-):  # fmt: skip
-    """(cells in [B, S], which of them exist, the ten sums): of this program's PAIRS pairs in its one segment."""
-    program = tl.program_id(0).to(tl.int64)
-    segment = program % segments
-    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
-    begin, end = segment_parts(bounds, segment, parts, HAS_TABLE)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
-    )
-    return pair * segments + segment, pair < pairs, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
-
-
-@triton.jit
 def store_means(
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside,
     HAS_REF: tl.constexpr, CROSS: tl.constexpr,
 ):  # fmt: skip
-    """Sums to means: `errors` [3 or 7, B, S], `drift` [2, B, S], `cross` [B, S]; returns 1 / count."""
-    inverse = tl.where(s2 > 0.0, 1.0 / tl.where(s2 > 0.0, s2, 1.0), 0.0)
+    """Sums to means: `errors` [3 or 7, B, S], `drift` [2, B, S], `cross` [B, S]."""
+    inverse = tl.where(
+        s2 > 0.0, tl.div_rn(tl.zeros(s2.shape, tl.float32) + 1.0, tl.where(s2 > 0.0, s2, 1.0)), 0.0
+    )
     tl.store(errors + POLICY_CHOSEN * step + cell, s0 * inverse, mask=inside)
     tl.store(errors + POLICY_REJECTED * step + cell, s1 * inverse, mask=inside)
     tl.store(errors + COUNT * step + cell, s2, mask=inside)
@@ -282,7 +257,6 @@ def store_means(
         tl.store(drift + step + cell, s8 * inverse, mask=inside)
     if CROSS:
         tl.store(cross + cell, s9 * inverse, mask=inside)
-    return inverse
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -301,10 +275,18 @@ def pair_means(
     PAIRS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    cell, inside, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = program_sums(
-        partials, bounds, pairs, parts, segments, HAS_REF, HAS_TABLE, CROSS, PAIRS, PARTS
+    """A program adds up one segment of PAIRS pairs."""
+    program = tl.program_id(0).to(tl.int64)
+    segment = program % segments
+    pair = program // segments * PAIRS + tl.arange(0, PAIRS)
+    if HAS_TABLE:
+        begin, end = tl.load(bounds + segment).to(tl.int32), tl.load(bounds + segment + 1).to(tl.int32)
+    else:
+        begin, end = 0, parts
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
+        partials, pair, pairs, parts, begin, end, HAS_REF, CROSS, PAIRS, PARTS
     )
-    step = pairs.to(tl.int64) * segments
+    cell, step, inside = pair * segments + segment, pairs.to(tl.int64) * segments, pair < pairs
     store_means(
         s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, errors, drift, cross, cell, step, inside, HAS_REF, CROSS
     )
@@ -317,8 +299,9 @@ def pair_gradient(
     ref,
     mask,
     table,
-    scale,  # FUSED: fp32 [], the gradient by the loss
-    slopes,  # FUSED: [3, B, S] of `preference_stage`; else [3 or 7, B, S], the gradient by `errors`
+    grad_loss,  # FUSED: fp32 [], the gradient by a mean of pairs' losses
+    pair_weight,  # FUSED: [B], of the pairs in that mean
+    slopes,  # [3, 5 or 7, B, S], the gradient by `errors`; FUSED: of each pair's own loss
     drift_slopes,  # [2, B, S], the gradient by `drift`
     cross_slopes,  # [B, S]
     count,  # [B, S]
@@ -333,6 +316,7 @@ def pair_gradient(
     mask_row,
     mask_length,
     FUSED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     HAS_REF: tl.constexpr,  # whether `slopes` has rows for the excess
     DRIFT: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -350,14 +334,17 @@ def pair_gradient(
 
     cell, step = pair * segments + segment, pairs.to(tl.int64) * segments
     total = tl.load(count + cell)
-    double = tl.where(total > 0.0, 2.0 / tl.where(total > 0.0, total, 1.0), 0.0)
-    slope_w = tl.load(slopes + POLICY_CHOSEN * step + cell)
-    slope_l = tl.load(slopes + POLICY_REJECTED * step + cell)
-    if HAS_REF:  # d(policy - ref)(rho_p + rho_r) = 2 rho_p d(policy): the reference is not read
-        slope_w += tl.load(slopes + EXCESS_CHOSEN * step + cell)
-        slope_l += tl.load(slopes + EXCESS_REJECTED * step + cell)
+    double = tl.where(total > 0.0, tl.div_rn(2.0, tl.where(total > 0.0, total, 1.0)), 0.0)
+    share = total * 0.0 + 1.0  # of the pair in the loss
     if FUSED:
-        double *= tl.load(scale)
+        share = tl.div_rn(tl.load(grad_loss), pairs.to(tl.float32))
+        if HAS_WEIGHT:
+            share *= tl.load(pair_weight + pair).to(tl.float32)
+    slope_w = tl.load(slopes + POLICY_CHOSEN * step + cell) * share
+    slope_l = tl.load(slopes + POLICY_REJECTED * step + cell) * share
+    if HAS_REF:  # d(policy - ref)(rho_p + rho_r) = 2 rho_p d(policy): the reference is not read
+        slope_w += tl.load(slopes + EXCESS_CHOSEN * step + cell) * share
+        slope_l += tl.load(slopes + EXCESS_REJECTED * step + cell) * share
     slope_w, slope_l = slope_w * double, slope_l * double
     if DRIFT:
         pull_w = tl.load(drift_slopes + cell) * double

@@ -94,32 +94,17 @@ def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
     return partials
 
 
-def launch_tiles(kernel, rows: PairRows, cross: bool, outputs: tuple[torch.Tensor, ...]) -> None:
-    """A second stage over the partial sums: a program adds up one segment of some pairs."""
-    tensors, tile = (launch_sums(rows, cross), rows.cut.bounds), rows.tile()
-    grid = (-(-rows.pairs // tile["PAIRS"]) * rows.segments,)
-    numbers = (rows.pairs, rows.cut.parts, rows.segments)
-    launch(kernel, grid, tensors, outputs, numbers, HAS_REF=rows.ref is not None, CROSS=cross, **tile)
-
-
 def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
-    """The errors of each pair's segments, as `empty_errors` lays them out."""
+    """The errors of each pair's segments, as `empty_errors` lays them out: a program has one segment of some pairs."""
     from .pair_kernels import pair_means
 
     has_ref = rows.ref is not None
-    errors = empty_errors(rows, has_ref, has_ref, cross)
-    launch_tiles(pair_means, rows, cross, errors)
+    errors = empty_errors(rows, has_ref, cross)
+    tensors, tile = (launch_sums(rows, cross), rows.cut.bounds), rows.tile()
+    grid = (-(-rows.pairs // tile["PAIRS"]) * rows.segments,)
+    numbers = (rows.pairs, rows.cut.parts, rows.segments)
+    launch(pair_means, grid, tensors, errors, numbers, HAS_REF=has_ref, CROSS=cross, **tile)
     return errors
-
-
-def launch_segment_sums(rows: PairRows, cross: bool) -> torch.Tensor:
-    """Sums over each pair's segments, fp32 `[10, B, S]`, for a stage that needs all pairs in one program."""
-    from .dpo_kernel import segment_sums
-    from .pair_kernels import QUANTITIES
-
-    sums = torch.empty(QUANTITIES, rows.pairs, rows.segments, device=rows.pred.device)
-    launch_tiles(segment_sums, rows, cross, (sums,))
-    return sums
 
 
 def launch_gradient(
@@ -129,7 +114,8 @@ def launch_gradient(
     drift_slopes: torch.Tensor | None,
     cross_slopes: torch.Tensor | None,
     count: torch.Tensor,
-    scale: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    weight: torch.Tensor | None,
 ) -> torch.Tensor:
     """The gradient by `pred`, contiguous, in its dtype and the shape of `like`."""
     from .pair_kernels import pair_gradient
@@ -139,10 +125,11 @@ def launch_gradient(
     launch(
         pair_gradient,
         (rows.pairs * rows.cut.parts,),
-        (*rows.inputs(), scale, slopes, drift_slopes, cross_slopes, count),
+        (*rows.inputs(), grad_loss, weight, slopes, drift_slopes, cross_slopes, count),
         (out,),
         (*rows.strides(), *sizes, *rows.mask_strides()),
-        FUSED=scale is not None,
+        FUSED=grad_loss is not None,
+        HAS_WEIGHT=weight is not None,
         HAS_REF=slopes.shape[0] > 3,
         DRIFT=drift_slopes is not None,
         CROSS=cross_slopes is not None,
@@ -152,9 +139,9 @@ def launch_gradient(
     return out
 
 
-def empty_errors(rows: PairRows, has_ref: bool, has_drift: bool, cross: bool) -> tuple[torch.Tensor, ...]:
+def empty_errors(rows: PairRows, has_ref: bool, cross: bool) -> tuple[torch.Tensor, ...]:
     """What the second stage writes: `errors` [3 or 7, B, S], `drift` [2 or 0, ...], `cross` [1 or 0, ...]."""
-    sizes = (7 if has_ref else 3, 2 if has_drift else 0, 1 if cross else 0)
+    sizes = (7 if has_ref else 3, 2 if has_ref else 0, 1 if cross else 0)
     device = rows.pred.device
     return tuple(torch.empty(size, rows.pairs, rows.segments, device=device) for size in sizes)
 

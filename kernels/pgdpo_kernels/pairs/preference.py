@@ -1,17 +1,22 @@
-"""From pair errors to a preference loss: the small stage on `[B, S]` numbers, in plain PyTorch."""
+"""From pair errors to a preference loss: the small stage on `[B, S]` numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import logsigmoid
+from torch.autograd.function import once_differentiable
 
+from ..backend import takes_triton
 from ..checks import check_number, check_per_pair
+from ..launch import launch
+from ..library import opaque
 from ..types import PairErrors, PreferenceLoss
+from . import formula
 
 OBJECTIVES = ("dpo", "pg_dpo", "ipo", "hinge")
-IPR_FORMS = ("bt", "hinge", "sft")
+IPR_FORMS = ("bt", "hinge", "sft", "switch")
 SAFEGUARD_SCOPES = ("pair", "batch")
 
 
@@ -40,8 +45,16 @@ class Preference:
     def regularizes(self) -> bool:
         return self.objective == "pg_dpo" and self.ipr_weight != 0
 
-    def kernel_arguments(self) -> tuple[str, bool, str, bool, list[float]]:
-        """Objective, switches and numbers in the order of `dpo_kernel.preference_stage`."""
+    @property
+    def in_one_sweep(self) -> bool:
+        """A scale for the whole batch must be known before the first pair's slope: not in the kernel's one sweep."""
+        return self.safeguard_mu is None or self.safeguard_scope == "pair"
+
+    def arguments(self) -> tuple[str, bool, str, str, tuple[float, ...]]:
+        """Objective, ARS, IPR's form, safeguard's scope, and the numbers in the order of `formula.preference`.
+
+        Only the numbers change from step to step, and no kernel is compiled for a number.
+        """
         numbers = (0.5 * self.beta, 0.5 / self.beta, self.label_smoothing, self.ars_k or 0.0, self.ars_eps)
         numbers += (self.ars_clip, self.ipr_weight, self.ipr_sharpness, self.ipr_threshold)
         numbers += (1 - (self.safeguard_mu or 0.0),)
@@ -49,8 +62,8 @@ class Preference:
             self.objective,
             self.scales_rejected,
             self.ipr_form if self.regularizes else "none",
-            self.safeguard_mu is not None,
-            [float(number) for number in numbers],
+            "none" if self.safeguard_mu is None else self.safeguard_scope,
+            tuple(float(number) for number in numbers),
         )
 
     def check(self, op: str) -> Preference:
@@ -72,6 +85,10 @@ class Preference:
         check_number(op, "ars_eps", self.ars_eps, above=0)
         check_number(op, "ars_clip", self.ars_clip, above=0)
         check_number(op, "ipr_weight", self.ipr_weight, least=0)
+        if self.ipr_form == "switch" and self.ipr_weight > 1:
+            raise ValueError(
+                f"{op}: ipr_weight must be between 0 and 1 with ipr_form='switch', got {self.ipr_weight}"
+            )
         check_number(op, "ipr_sharpness", self.ipr_sharpness)
         check_number(op, "ipr_threshold", self.ipr_threshold)
         if self.safeguard_mu is not None:
@@ -86,13 +103,14 @@ def preference_loss(
     *,
     beta: float,
     weight: torch.Tensor | None = None,
+    timestep_weight: torch.Tensor | None = None,
     segment_labels: torch.Tensor | None = None,
     **options: float | str | None,
 ) -> PreferenceLoss:
     """The sigmoid family of preference losses on pair errors, differentiable through `.loss` and `.losses`.
 
     With r_w = -excess_chosen, r_l = -excess_rejected (raw, before beta) and kappa = beta / 2
-    (Diffusion-DPO, arXiv 2311.12908, Eq. 14, as its official code scales beta):
+    (Diffusion-DPO, arXiv 2311.12908, Eq. 14, as its official code scales beta), times omega_t where it is given:
 
         logits = kappa (r_w - alpha r_l)
         loss = mean over pairs of weight * [l(logits) + ipr_weight * gate * l(kappa r_w)]
@@ -102,13 +120,17 @@ def preference_loss(
       (arXiv 2310.12036, Eq. 17).
     * `pg_dpo` (arXiv 2511.19049): alpha = sigmoid(clip(ars_k (r_w - r_l) / (|r_l| + ars_eps), +-ars_clip)),
       detached, from the paper's Eq. 7; gate = sigmoid(ipr_sharpness (logits - ipr_threshold)), detached. The
-      second term is our reconstruction of the paper's implicit preference regularization.
+      second term is our reconstruction of the paper's implicit preference regularization, and so is its form
+      `switch`, a factor inside the sigmoid in the second term's place: logits = kappa (r_w - alpha (1 - ipr_weight *
+      gate) r_l), gate = sigmoid(clip(ipr_sharpness (r_w - r_l) / (|r_w| + ars_eps), +-ars_clip)), detached.
 
     Args:
         errors: with `excess_*`, as `pair_errors` or `PairErrors.with_reference` gives them. Several segments
             without labels are pooled by their counts.
         beta: on errors that are means over elements.
         weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the weights' sum.
+        timestep_weight: `[B]`, omega_t: a factor of beta in the logit. ARS and IPR see rewards times it, and `ipo`
+            has it on the margin alone.
         segment_labels: `[B, S]` of -1, 0 or +1 (DenseDPO, arXiv 2506.03517): +1 where the chosen segment is
             better, -1 where the rejected one is, 0 for a tie, which drops out. The sum over segments stands
             inside one sigmoid; r_w sums the better segments, r_l the worse.
@@ -118,7 +140,8 @@ def preference_loss(
             ars_k, ars_eps, ars_clip: 1, 1e-6, 10 by default. `ars_k=None` leaves alpha = 1.
             ipr_weight, ipr_sharpness, ipr_threshold: 1 by default. With `ars_k=None, ipr_weight=0`, `pg_dpo`
                 is `dpo` to the bit.
-            ipr_form: `bt` (default, as above), `hinge` (gate * max(0, -r_w)) or `sft` (gate * policy error).
+            ipr_form: `bt` (default, as above), `hinge` (gate * max(0, -r_w)), `sft` (gate * policy error) or
+                `switch`, with an ipr_weight of 1 at most and without ipr_threshold.
             safeguard_mu: scale the rejected sample's gradient, not its value, by 1 where cross <= 0, else by
                 clip((1 - mu) E_pw / (cross + 1e-9), 0, 1) (Diffusion-SDPO, arXiv 2511.03317). Needs
                 `errors.cross`.
@@ -128,7 +151,13 @@ def preference_loss(
         ValueError: a number out of range, an unknown name, or `errors` without what the objective needs.
     """
     op = "preference_loss"
-    return loss_from_errors(op, errors, Preference(beta=beta, **options).check(op), weight, segment_labels)
+    preference = Preference(beta=beta, **options).check(op)
+    return loss_from_errors(op, errors, preference, weight, timestep_weight, segment_labels)
+
+
+def mean_loss(losses: torch.Tensor) -> torch.Tensor:
+    """The mean of fp32 `[B]`, summed and divided in float64: of equal losses it is that loss, to the last bit."""
+    return losses.double().mean().float()
 
 
 def loss_from_errors(
@@ -136,90 +165,169 @@ def loss_from_errors(
     errors: PairErrors,
     preference: Preference,
     weight: torch.Tensor | None,
+    timestep_weight: torch.Tensor | None,
     segment_labels: torch.Tensor | None,
 ) -> PreferenceLoss:
     if errors.excess_chosen is None or errors.excess_rejected is None:
         raise ValueError(f"{op}: errors hold no excess over a reference; give ref_pred or ref_errors")
     if preference.safeguard_mu is not None and errors.cross is None:
         raise ValueError(f"{op}: safeguard_mu needs errors.cross; compute pair_errors with cross=True")
-    check_weights(op, weight, segment_labels, errors.policy_chosen.shape, errors.policy_chosen.device)
+    policy = errors.policy_chosen
+    check_weights(op, weight, timestep_weight, segment_labels, policy.shape, policy.device)
+    triton = preference.in_one_sweep and takes_triton(op, policy)
+    loss, losses, per_pair, loss_slopes = _PreferenceLoss.apply(
+        policy,
+        errors.policy_rejected,
+        errors.excess_chosen,
+        errors.excess_rejected,
+        torch.ones_like(policy) if errors.count is None else errors.count,
+        errors.cross,
+        *(None if x is None else x.detach() for x in (timestep_weight, weight, segment_labels)),
+        triton,
+        *preference.arguments(),
+    )
+    return packed(loss, losses, per_pair, loss_slopes, errors.detach())
 
-    better, worse, won, cross = sides(errors, segment_labels)
-    reward_chosen, reward_rejected = -better, -worse
-    kappa = 0.5 * preference.beta
-    alpha = ars_alpha(reward_chosen, reward_rejected, preference)
-    scaled = reward_rejected
-    if preference.safeguard_mu is not None:
-        scale = safeguard_scale(won, cross, preference)
-        scaled = scaled.detach() + scale * (scaled - scaled.detach())
-    logits = kappa * (reward_chosen - alpha * scaled)
-    gate = torch.zeros_like(logits)
-    if preference.objective == "ipo":
-        losses = (reward_chosen - scaled - 0.5 / preference.beta).square()
-    elif preference.objective == "hinge":
-        losses = torch.relu(1 - logits)
-    else:
-        losses = -logsigmoid(logits)
-        if preference.label_smoothing:
-            smoothing = preference.label_smoothing
-            losses = (1 - smoothing) * losses - smoothing * logsigmoid(-logits)
-        if preference.regularizes:
-            gate = torch.sigmoid(preference.ipr_sharpness * (logits - preference.ipr_threshold)).detach()
-            kept = {"bt": -logsigmoid(kappa * reward_chosen), "hinge": torch.relu(better), "sft": won}
-            losses = losses + preference.ipr_weight * gate * kept[preference.ipr_form]
-    if weight is not None:
-        losses = losses * weight.detach()
+
+def packed(loss, losses, per_pair, loss_slopes, errors: PairErrors) -> PreferenceLoss:
+    logits, chosen, rejected, alpha, gate = per_pair.unbind(0)[1:]
+    slope_chosen, slope_rejected = loss_slopes.unbind(0)
     return PreferenceLoss(
-        loss=losses.mean(),
+        loss=loss,
         losses=losses,
-        logits=logits.detach(),
-        implicit_reward_chosen=reward_chosen.detach(),
-        implicit_reward_rejected=reward_rejected.detach(),
+        logits=logits,
+        implicit_reward_chosen=chosen,
+        implicit_reward_rejected=rejected,
         ars_alpha=alpha,
         ipr_gate=gate,
-        errors=errors.detach(),
+        slope_chosen=slope_chosen,
+        slope_rejected=slope_rejected,
+        errors=errors,
     )
 
 
-def sides(errors: PairErrors, labels: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Per pair `[B]`: excess of the better and the worse side, policy error of the better, cross term."""
-    if labels is None:
-        pooled = errors.over_segments()
-        return tuple(
-            None if value is None else value[:, 0]
-            for value in (pooled.excess_chosen, pooled.excess_rejected, pooled.policy_chosen, pooled.cross)
+class _PreferenceLoss(torch.autograd.Function):
+    """(loss, losses, per_pair, loss_slopes) of errors `[B, S]`, differentiable through the first two."""
+
+    @staticmethod
+    def forward(
+        ctx, policy_w, policy_l, excess_w, excess_l, count, cross, omega, weight, labels, triton, *arguments
+    ):
+        stage = preference_op if triton else eager_stage
+        policy, excess = torch.stack((policy_w, policy_l)), torch.stack((excess_w, excess_l))
+        loss, per_pair, slopes, loss_slopes = stage(
+            policy, count, excess, cross, omega, weight, labels, *arguments
         )
-    plus, minus = labels.float().clamp_min(0), (-labels.float()).clamp_min(0)
-    better = (plus * errors.excess_chosen + minus * errors.excess_rejected).sum(1)
-    worse = (plus * errors.excess_rejected + minus * errors.excess_chosen).sum(1)
-    won = (plus * errors.policy_chosen + minus * errors.policy_rejected).sum(1)
-    cross = None if errors.cross is None else ((plus + minus) * errors.cross).sum(1)
-    return better, worse, won, cross
+        ctx.save_for_backward(slopes, weight)
+        ctx.mark_non_differentiable(per_pair, loss_slopes)
+        ctx.set_materialize_grads(False)
+        return loss, per_pair[0].clone(), per_pair, loss_slopes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, grad_losses, *_):
+        slopes, weight = ctx.saved_tensors
+        pairs = slopes.shape[1]
+        grad = None if grad_loss is None else (grad_loss / pairs).expand(pairs)
+        if grad_losses is not None:
+            grad = grad_losses if grad is None else grad + grad_losses
+        if grad is None:
+            return (None,) * 15
+        grad = grad if weight is None else grad * weight
+        policy_w, policy_l, _, excess_w, excess_l = (slopes * grad[:, None]).unbind(0)
+        return policy_w, policy_l, excess_w, excess_l, *[None] * 11
 
 
-def ars_alpha(chosen: torch.Tensor, rejected: torch.Tensor, preference: Preference) -> torch.Tensor:
-    """Adaptive rejection scaling, `[B]`, detached: PG-DPO Eq. 7, its denominator kept positive."""
-    if not preference.scales_rejected:
-        return torch.ones_like(chosen)
-    ratio = preference.ars_k * (chosen - rejected) / (rejected.abs() + preference.ars_eps)
-    return torch.sigmoid(ratio.clamp(-preference.ars_clip, preference.ars_clip)).detach()
+Stage = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def safeguard_scale(won: torch.Tensor, cross: torch.Tensor, preference: Preference) -> torch.Tensor:
-    """The scale of the rejected sample's gradient, `[B]` or one for all, detached."""
-    won, cross = won.detach(), cross.detach()
-    if preference.safeguard_scope == "batch":
-        won, cross = won.mean(), cross.mean()
-    scale = ((1 - preference.safeguard_mu) * won / (cross + 1e-9)).clamp(0, 1)
-    return torch.where(cross <= 0, 1.0, scale)
+def eager_stage(
+    policy, count, excess, cross, omega, weight, labels, objective, ars, ipr, scope, numbers
+) -> Stage:
+    """What `dpo_kernel.preference_stage` writes: loss, per_pair, slopes, loss_slopes."""
+    if labels is None:
+        total = count.sum(1, keepdim=True)
+        plus = torch.where(total > 0, count / torch.where(total > 0, total, 1.0), 0.0)
+        minus = torch.zeros_like(plus)
+        better, worse, won = ((plus * x).sum(1) for x in (excess[0], excess[1], policy[0]))
+    else:
+        plus, minus = labels.float().clamp_min(0), (-labels.float()).clamp_min(0)
+        better = (plus * excess[0] + minus * excess[1]).sum(1)
+        worse = (plus * excess[1] + minus * excess[0]).sum(1)
+        won = (plus * policy[0] + minus * policy[1]).sum(1)
+    given = torch.ones_like(better) if weight is None else weight.float()
+    scale = torch.ones_like(better) if omega is None else omega.float()
+    *values, slope_better, slope_worse, slope_won = formula.preference(
+        better, worse, won, scale, *numbers[:-1], objective, ars, ipr
+    )
+    if scope != "none":
+        shared = ((plus + minus) * cross).sum(1)
+        sides = (won.mean(), shared.mean()) if scope == "batch" else (won, shared)
+        slope_worse = slope_worse * formula.safeguard(*sides, numbers[-1])
+    losses, logits, alpha, gate = values
+    per_pair = torch.stack((losses * given, logits, -better, -worse, alpha, gate))
+    slope_better, slope_worse, slope_won = (x[:, None] for x in (slope_better, slope_worse, slope_won))
+    by_policy = torch.stack((slope_won * plus, slope_won * minus))
+    by_excess = torch.stack((slope_better * plus, slope_worse * plus))
+    if labels is not None:
+        by_excess = by_excess + torch.stack((slope_worse * minus, slope_better * minus))
+    given = (1.0 / len(better) * given)[:, None]
+    slopes = torch.cat((by_policy, count[None], by_excess))
+    return mean_loss(per_pair[0]), per_pair, slopes, by_policy * given + by_excess * given
+
+
+def _stage_fake(policy, *_) -> Stage:
+    _, pairs, segments = policy.shape
+    return tuple(policy.new_empty(shape) for shape in ((), (6, pairs), (5, pairs, segments), policy.shape))
+
+
+@opaque("preference", _stage_fake)
+def preference_op(
+    policy: torch.Tensor,
+    count: torch.Tensor,
+    excess: torch.Tensor,
+    cross: torch.Tensor | None,
+    omega: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    objective: str,
+    ars: bool,
+    ipr: str,
+    safeguard: str,
+    numbers: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`loss` [], `per_pair` [6, B], `slopes` [5, B, S] and `loss_slopes` [2, B, S] of fp32 errors `[2, B, S]`."""
+    from .dpo_kernel import PAIRS, preference_stage
+
+    outputs = _stage_fake(policy)
+    inputs = (policy, count, excess, cross, omega, weight, labels)
+    launch(
+        preference_stage,
+        (1,),
+        (x if x is None else x.contiguous() for x in inputs),
+        outputs,
+        (*policy.shape[1:], *numbers),
+        threads=PAIRS,
+        OBJECTIVE=objective,
+        ARS=ars,
+        IPR=ipr,
+        SAFEGUARD=safeguard != "none",
+        HAS_OMEGA=omega is not None,
+        HAS_WEIGHT=weight is not None,
+        LABELLED=labels is not None,
+        PAIRS=PAIRS,
+    )
+    return outputs
 
 
 def check_weights(
     op: str,
     weight: torch.Tensor | None,
+    timestep_weight: torch.Tensor | None,
     segment_labels: torch.Tensor | None,
     shape: tuple[int, int],
     device: torch.device,
 ) -> None:
     check_per_pair(op, "weight", weight, shape[:1], "[B]", device)
+    check_per_pair(op, "timestep_weight", timestep_weight, shape[:1], "[B]", device)
     check_per_pair(op, "segment_labels", segment_labels, shape, "[B, S]", device)

@@ -74,8 +74,10 @@ def _halves(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _rows(x: torch.Tensor, frames: list[int] | None, frame_axis: int) -> torch.Tensor:
-    if frames is not None:
-        x = x.index_select(frame_axis, torch.tensor(frames, dtype=torch.long, device=x.device))
+    if frames is not None:  # not by an index tensor, which would be a copy from the host
+        x = torch.cat(
+            [x.narrow(frame_axis, f, 1) for f in frames] or [x.narrow(frame_axis, 0, 0)], frame_axis
+        )
     return x.reshape(x.shape[0], -1)
 
 
