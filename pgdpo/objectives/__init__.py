@@ -8,6 +8,7 @@ Importing this package, listing the objectives and checking their options doesn'
 """
 
 from pgdpo.objectives.batch import PairInfo
+from pgdpo.objectives.compared import Compared
 from pgdpo.objectives.objective import (
     Objective,
     ObjectiveOutput,
@@ -20,6 +21,7 @@ from pgdpo.objectives.objective import (
 from pgdpo.objectives.spec import Needs, Option, Spec
 
 __all__ = [
+    "Compared",
     "Needs",
     "Objective",
     "ObjectiveOutput",

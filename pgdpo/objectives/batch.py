@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-    from pgdpo_kernels import PairErrors
+    from pgdpo.objectives.compared import Compared
+    from pgdpo_kernels import PairErrors, PreferenceLoss
 
 
 @dataclass
@@ -58,21 +60,42 @@ class Batch:
 
     r_w = `reward_chosen`, r_l = `reward_rejected`, m = `margin`, e_w = `excess_chosen`,
     E_pw = `error_chosen`, D_w = `drift_chosen`; all `[B]`, over all segments. `segments` keeps the errors
-    per segment, `[B, S]`.
+    per segment, `[B, S]`. Where there are predictions in their place (`compared`), `preference` makes them.
     """
 
     name: str
-    segments: PairErrors
+    segments: PairErrors | None
     pairs: PairInfo
     state: dict[str, Any]  # of this objective, kept from batch to batch
     process_group: ProcessGroup | None = None
     seed: int = 0
+    compared: Compared | None = None
+    whole: PreferenceLoss | None = None  # what was made of `compared`, with the pairs' weights in it
 
-    def __post_init__(self) -> None:
-        self.pooled = self.segments.over_segments()
+    @functools.cached_property
+    def pooled(self) -> PairErrors:
+        return self.segments.over_segments()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pairs and segments, (B, S)."""
+        return tuple(self.segments.policy_chosen.shape) if self.compared is None else self.compared.shape
 
     def __len__(self) -> int:
-        return self.pooled.policy_chosen.shape[0]
+        return self.shape[0]
+
+    def preference(self, **options: Tensor | float | str | None) -> PreferenceLoss:
+        """`preference_loss` of these pairs with omega_t in its kappa, from errors or from predictions; options are its
+        own."""
+        omega = self.info("timestep_weight") if self.has("timestep_weight") else None
+        if self.compared is None:
+            from pgdpo_kernels import preference_loss
+
+            return preference_loss(self.segments, timestep_weight=omega, **options)
+        weight = self.info("weight") if self.has("weight") else None
+        self.whole = self.compared.loss(weight=weight, timestep_weight=omega, **options)
+        self.segments = self.whole.errors
+        return self.whole
 
     @property
     def error_chosen(self) -> Tensor:
@@ -135,7 +158,7 @@ class Batch:
 
     def segment_labels(self) -> Tensor:
         """`[B, S]` of -1, 0, +1."""
-        return self.info("segment_labels", self.segments.policy_chosen.shape[1])
+        return self.info("segment_labels", self.shape[1])
 
     def sided(self, name: str) -> Tensor:
         """`[B, 2]`, of a field that may also be `[B]`: the rejected then has its negative."""
@@ -177,11 +200,14 @@ class Batch:
         Raises InputError if it is of another shape.
         """
         value = getattr(self.pairs, name)
-        like = self.pooled.policy_chosen
         if tuple(value.shape) != (len(self), *tail):
             shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
             raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
-        return value.detach().to(device=like.device, dtype=like.dtype)
+        value = value.detach()
+        if self.compared is not None:
+            return value.to(self.compared.pred.device).float()
+        like = self.segments.policy_chosen
+        return value.to(device=like.device, dtype=like.dtype)
 
 
 def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+    from pgdpo.objectives.compared import Compared
     from pgdpo_kernels import PairErrors
 
 
@@ -25,9 +26,12 @@ class ObjectiveOutput:
     """A loss and what to log with it."""
 
     loss: Tensor  # scalar, the mean of `per_pair`
-    per_pair: Tensor  # [B], weighted, differentiable
+    per_pair: Tensor  # [B], weighted; differentiable where it was made of errors
     logits: Tensor  # [B], detached; > 0 where the policy agrees with the label
     stats: dict[str, Tensor]  # detached: [B] for a pair's figure, scalar for the batch's
+    slopes: tuple[Tensor, Tensor] | None = (
+        None  # [B, S] of chosen and rejected: the loss by their errors, if known
+    )
 
 
 def available() -> list[str]:
@@ -59,6 +63,8 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
             checked[key] = spec.options[key].check(f"{where}: `{key}`", value)
         elif value is not None:
             checked[key] = modifiers.check(spec, f"{where}: `{key}`", key, value)
+    if wrong := spec.conflict(checked):
+        raise InputError(f"{where}: {wrong}")
     return checked
 
 
@@ -119,23 +125,50 @@ class Objective:
 
     def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
         """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""
+        from pgdpo_kernels import mean_loss
+
         pairs = PairInfo() if pairs is None else pairs
         _check_present(self.name, self.needs, errors, pairs)
-        batch = Batch(self.name, errors, pairs, self.state, self.process_group, self.seed)
-        own = {key: value for key, value in self.options.items() if key in self.spec.options}
-        added = {key: value for key, value in self.options.items() if key not in own}
-        batch, stats = modifiers.before(batch, self.options)
-        terms = self.spec.compute(batch, **own)
-        per_pair, more = modifiers.after(batch, terms, added)
+        batch, stats = modifiers.before(self._batch(errors, pairs), self.options)
+        terms = self.spec.compute(batch, **self._own_options)
+        per_pair, more = modifiers.after(batch, terms, self._modifiers)
         if batch.has("weight"):
             per_pair = per_pair * batch.info("weight")
         stats = {**_rewards(batch, terms), **terms.stats, **stats, **more}
-        return ObjectiveOutput(
-            loss=per_pair.mean(),
-            per_pair=per_pair,
-            logits=terms.logits.detach(),
-            stats={key: value.detach() for key, value in stats.items()},
-        )
+        return ObjectiveOutput(mean_loss(per_pair), per_pair, terms.logits.detach(), _detached(stats))
+
+    @property
+    def fused(self) -> bool:
+        """Whether `from_predictions` has it: a formula of `diffusion_dpo_loss`, and no modifier beside it."""
+        return self.spec.fused(self._own_options) and not any(self._modifiers.values())
+
+    def from_predictions(
+        self, compared: Compared, pairs: PairInfo | None = None
+    ) -> tuple[ObjectiveOutput, PairErrors]:
+        """`self(errors, pairs)` and the errors, without gradient, in one op, where `fused`.
+
+        The loss, its gradient by the predictions, and every number have the same bits. Raises InputError if `pairs`
+        lack what the objective needs.
+        """
+        pairs = PairInfo() if pairs is None else pairs
+        _check_pairs(self.name, self.needs, pairs)
+        batch = self._batch(None, pairs, compared)
+        terms = self.spec.compute(batch, **self._own_options)
+        whole, stats = batch.whole, {**_rewards(batch, terms), **terms.stats}
+        slopes = whole.slope_chosen, whole.slope_rejected
+        output = ObjectiveOutput(whole.loss, whole.losses, whole.logits, _detached(stats), slopes)
+        return output, whole.errors
+
+    def _batch(self, errors: PairErrors | None, pairs: PairInfo, compared: Compared | None = None) -> Batch:
+        return Batch(self.name, errors, pairs, self.state, self.process_group, self.seed, compared)
+
+    @property
+    def _own_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.options.items() if key in self.spec.options}
+
+    @property
+    def _modifiers(self) -> dict[str, Any]:
+        return {key: value for key, value in self.options.items() if key not in self.spec.options}
 
     def untrained(self, errors: PairErrors, pairs: PairInfo | None = None) -> Tensor:
         """The losses `[B]` of a policy that is the reference, on the same pairs; the state stays as it is.
@@ -176,11 +209,19 @@ def _check_present(name: str, needs: Needs, errors: PairErrors, pairs: PairInfo)
     for needed, field_name, what in wanted:
         if needed and getattr(errors, field_name) is None:
             raise InputError(f"objective `{name}` needs {what}: PairErrors.{field_name} is missing")
+    _check_pairs(name, needs, pairs)
+    if "masked" in needs.pairs and pairs.masked.excess_chosen is None:
+        raise InputError(f"objective `{name}` needs the reference's errors in PairInfo.masked too")
+
+
+def _check_pairs(name: str, needs: Needs, pairs: PairInfo) -> None:
     for field_name in needs.pairs:
         if getattr(pairs, field_name) is None:
             raise InputError(f"objective `{name}` needs PairInfo.{field_name}, and the data doesn't hold it")
-    if "masked" in needs.pairs and pairs.masked.excess_chosen is None:
-        raise InputError(f"objective `{name}` needs the reference's errors in PairInfo.masked too")
+
+
+def _detached(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach() for key, value in stats.items()}
 
 
 def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:

@@ -121,7 +121,17 @@ class Near:
 
 
 def none_other(options: Mapping[str, Any]) -> None:
-    """The `near` of an objective that is itself at any options."""
+    """The `near` of an objective that is itself at any options, the `conflict` of one whose options all go together."""
+
+
+def always(options: Mapping[str, Any]) -> bool:
+    """The `fused` of an objective that `diffusion_dpo_loss` has at any options."""
+    return True
+
+
+def never(options: Mapping[str, Any]) -> bool:
+    """The `fused` of an objective that needs its errors."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,9 @@ class Spec:
         default_factory=dict
     )  # a column it can do without, and what it is then
     negative: bool = False  # it trains the unconditional branch of classifier-free guidance
+    # Whether its formula asks for nothing but `Batch.preference` and the pairs' own fields, under its options.
+    fused: Callable[[Mapping[str, Any]], bool] = never
+    conflict: Callable[[Mapping[str, Any]], str | None] = none_other  # what is wrong with options together
     pools: bool = False  # its loss hangs on the other pairs of the batch
     # The settings, beside the columns of `needs.pairs`, with which a test trains it through the real trainer. None: no
     # prepared data hold the samples, or the start, that it was published with.

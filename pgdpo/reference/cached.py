@@ -15,16 +15,16 @@ where the errors were computed in micro-batches of the same size: another size m
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning
+from pgdpo.objectives import Compared
 from pgdpo.reference.protocol import Comparison, Reference
 from pgdpo.reference.store import MEND, ErrorRows
-from pgdpo_kernels import PairErrors, pair_errors
 
 FRAME_AXIS = 2  # of [2B, C, F, H, W]
 
@@ -77,35 +77,39 @@ def mean_errors(
     return frame_sums(pred, target, mask).sum(-1) / count
 
 
-def errors_against(
+def compared_with(
     sums: torch.Tensor,  # fp64 [B, 2, F], the reference's `frame_sums`
     pred: torch.Tensor,  # [2B, C, F, H, W]
     target: torch.Tensor,
     *,
     segments: Sequence[int] | None = None,
     mask: torch.Tensor | None = None,
-    cross: bool = False,
-) -> PairErrors:
-    """`pair_errors` against a reference of which only the errors are known; no `drift_*`.
+) -> Compared:
+    """The predictions against a reference of which only the errors are known; its errors have no `drift_*`.
 
     The excess has the policy error's gradient, 2 rho_p / N, which is what it has beside a live reference.
     """
-    errors = pair_errors(pred, target, segments=segments, mask=mask, cross=cross)
-    count = errors.count.double()  # (B, S)
-    reference = _over_segments(sums, segments)
-    excess = _over_segments(frame_sums(pred, target, mask) - sums, segments)
+    count = _over_segments(_counts(target, mask), segments)  # (B, 1, S)
 
     def mean(total: torch.Tensor) -> torch.Tensor:
-        return torch.where(count > 0, total / count.clamp_min(1e-300), 0.0).float()
+        """`[B, 2, F]` -> `[2B, S]`."""
+        means = _over_segments(total, segments) / count.clamp_min(1e-300)
+        return torch.cat(torch.where(count > 0, means, 0.0).float().unbind(1))
 
-    chosen, rejected = errors.policy_chosen, errors.policy_rejected
-    return replace(
-        errors,
-        ref_chosen=mean(reference[:, 0]),
-        ref_rejected=mean(reference[:, 1]),
-        excess_chosen=mean(excess[:, 0]) + (chosen - chosen.detach()),
-        excess_rejected=mean(excess[:, 1]) + (rejected - rejected.detach()),
-    )
+    against = {"ref_errors": mean(sums), "excess": mean(frame_sums(pred, target, mask) - sums)}
+    return Compared(pred, target, against, segments, mask)
+
+
+def _counts(target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """How many elements of each frame count, float64 `[B | 1, 1, F]`."""
+    _, channels, frames, *size = target.shape
+    if mask is None:
+        return torch.full(
+            (1, 1, frames), float(channels * math.prod(size)), dtype=torch.float64, device=target.device
+        )
+    weights = broadcast_mask(mask, target).double()
+    weights = weights.expand(-1, channels, frames, *size).movedim(FRAME_AXIS, 1)
+    return weights.flatten(2).sum(2)[:, None]
 
 
 def _over_segments(sums: torch.Tensor, segments: Sequence[int] | None) -> torch.Tensor:
@@ -145,4 +149,4 @@ class CachedErrors(Reference):
                 f"draws: they were written by another version; remove them and {MEND}"
             )
         sums = self._rows.sums[where][..., : noisy.shape[FRAME_AXIS]]  # behind them stand zeros
-        return functools.partial(errors_against, sums.to(self._device))
+        return functools.partial(compared_with, sums.to(self._device))

@@ -7,8 +7,8 @@ import functools
 import torch
 
 from pgdpo.models.protocols import Conditioning
+from pgdpo.objectives import Compared
 from pgdpo.reference.protocol import Comparison, Forward, Reference
-from pgdpo_kernels import pair_errors
 
 
 class Live(Reference):
@@ -20,7 +20,7 @@ class Live(Reference):
     def comparison(
         self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
     ) -> Comparison:
-        return functools.partial(pair_errors, ref_pred=self.predict(noisy, sigma, conditioning))
+        return functools.partial(Compared, against={"ref_pred": self.predict(noisy, sigma, conditioning)})
 
 
 def adapter_off(transformer: torch.nn.Module, forward: Forward) -> Forward:

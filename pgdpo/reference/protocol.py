@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from pgdpo.models.protocols import Conditioning
-from pgdpo_kernels import PairErrors, pair_errors
+from pgdpo.objectives import Compared
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
-Comparison = Callable[
-    ..., PairErrors
-]  # (pred, target, *, segments, mask, cross), as `pair_errors` without `ref_pred`
+Comparison = Callable[..., Compared]  # (pred, target, *, segments, mask)
 
 
 class Reference:
@@ -21,12 +20,12 @@ class Reference:
     def comparison(
         self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
     ) -> Comparison:
-        """`pair_errors` with the reference's part filled in for this micro-batch.
+        """What a prediction of this micro-batch is compared with, the reference's part filled in.
 
         `noisy` `[2B, C, F, H, W]`, `sigma` `[2B]`, `batch` as `collate` makes it. Call it before the policy's forward,
         so that a reference model runs while no activations are held.
         """
-        return pair_errors
+        return functools.partial(Compared, against={})
 
     def follow(self, step: int) -> None:
         """Called after every optimizer step, with the number of steps done."""

@@ -54,7 +54,11 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
         }
         if errors.excess_chosen.shape[1] > 1:
             metrics["segment_reward_entropy"] = _segment_entropy(errors)
-    norms = [_gradient_norm(errors, side) for side in ("chosen", "rejected")]
+    slopes = output.slopes or (None, None)
+    norms = [
+        _gradient_norm(errors, side, slope)
+        for side, slope in zip(("chosen", "rejected"), slopes, strict=True)
+    ]
     if all(norm is not None for norm in norms):
         metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
     pairs = len(output.per_pair)
@@ -85,12 +89,15 @@ def watch_gradients(errors: PairErrors) -> None:
                 field.retain_grad()
 
 
-def _gradient_norm(errors: PairErrors, side: str) -> torch.Tensor | None:
+def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) -> torch.Tensor | None:
     """Norm `[B]` of the loss's gradient by the prediction, up to a factor that both sides share; None without one.
 
     In a segment of N elements that gradient is (2/N)(g rho + h d) with the residual rho, d = policy - reference, g
     the loss's slope by the error and the excess, h its slope by the drift D = mean d^2; 2 mean(rho d) = excess + D.
+    `slope`: g, where it is known, and h is 0; else both are the gradients that `watch_gradients` kept.
     """
+    if slope is not None:
+        return (slope.square() * getattr(errors, f"policy_{side}") / errors.count).sum(1).sqrt()
     error, excess, drift = (getattr(errors, f"{name}_{side}") for name in ("policy", "excess", "drift"))
     slopes = [field.grad for field in (error, excess) if field is not None and field.grad is not None]
     h = None if drift is None else drift.grad

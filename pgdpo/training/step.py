@@ -89,19 +89,20 @@ class Step:
         where = sample.noisy, sample.both, sample.conditioning
         compare = self.reference.comparison(*where, batch)
         pred = self.policy(*where)
-        errors = compare(
-            pred,
-            sample.target,
-            segments=self.segments[sample.latents.shape[2]],
-            mask=sample.mask,
-            cross=self.objective.needs_cross,
-        )
+        segments = self.segments[sample.latents.shape[2]]
+        compared = compare(pred, sample.target, segments=segments, mask=sample.mask)
         pairs = pair_info(batch["rows"], sample.sigma * family.num_train_timesteps)
         if "masked" in self.objective.needs.pairs:
-            pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region))
+            pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region).errors())
         pairs = without_stand_ins(pairs, batch, device)
-        self.guard.see_untrained(errors, pairs)
-        return self.objective(errors, pairs), errors, sample.sigma
+        if self.objective.fused:
+            output, errors = self.objective.from_predictions(compared, pairs)
+            self.guard.see_untrained(errors, pairs)
+        else:
+            errors = compared.errors(cross=self.objective.needs_cross)
+            self.guard.see_untrained(errors, pairs)
+            output = self.objective(errors, pairs)
+        return output, errors, sample.sigma
 
     def _inverted(self, sample: Sample) -> Sample:
         """The sample with the noise that policy or reference finds for it, in place of drawn noise."""

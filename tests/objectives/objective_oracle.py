@@ -80,6 +80,11 @@ def pg_dpo(x, sg, o, info):
         scores = [w * sides(sg)[0], w * sides(sg)[1]] if o["reward"] == "implicit" else info["reward"].T
         ratio = o["ars_k"] * (scores[0] - scores[1]) / (np.abs(scores[1]) + o["ars_eps"])
         alpha = sigma(np.clip(ratio, -o["ars_clip"], o["ars_clip"]))
+    if o["ipr_form"] == "switch":
+        scores = [w * sides(sg)[0], w * sides(sg)[1]]
+        ratio = o["ipr_sharpness"] * (scores[0] - scores[1]) / (np.abs(scores[0]) + o["ars_eps"])
+        switch = sigma(np.clip(ratio, -o["ars_clip"], o["ars_clip"]))
+        return ell(k * (r_w - alpha * (1 - o["ipr_weight"] * switch) * r_l))
     z = k * (r_w - alpha * r_l)
     frozen = k * (sides(sg)[0] - alpha * sides(sg)[1])
     gate = sigma(o["ipr_sharpness"] * (frozen - o["ipr_threshold"]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.reference.cached import errors_against, frame_sums
+from pgdpo.reference.cached import compared_with, frame_sums
 from pgdpo_kernels import pair_errors
 
 SHAPE = (4, 6, 5, 7, 3)  # 2 pairs, 6 channels, 5 frames
@@ -39,7 +39,7 @@ def exact_excess(policy, target, reference, segments, weight=None):
 def test_the_cached_excess_is_the_live_one_where_means_would_cancel(dtype, segments, distance):
     policy, target, reference = predictions(1, distance, dtype)
     live = pair_errors(policy, target, reference, segments=segments)
-    cached = errors_against(frame_sums(reference, target), policy, target, segments=segments)
+    cached = compared_with(frame_sums(reference, target), policy, target, segments=segments).errors()
     exact = exact_excess(policy, target, reference, segments or [0] * 5)
     for side, half in (("chosen", slice(0, 2)), ("rejected", slice(2, 4))):
         found = getattr(cached, f"excess_{side}").numpy()
@@ -56,7 +56,7 @@ def test_equal_predictions_give_exactly_zero_in_any_batch():
     alone = torch.cat(
         [frame_sums(policy[[i, i + 2]], target[[i, i + 2]]) for i in range(2)]
     )  # pair by pair, as another run may have computed them
-    errors = errors_against(alone, policy, target)
+    errors = compared_with(alone, policy, target).errors()
     assert not errors.excess_chosen.any() and not errors.excess_rejected.any()
 
 
@@ -65,8 +65,8 @@ def test_the_gradient_is_that_beside_a_live_reference():
     gradients = []
     for compare in (
         lambda p: pair_errors(p, target, reference, segments=[0, 0, 1, 1, 1], cross=True),
-        lambda p: errors_against(
-            frame_sums(reference, target), p, target, segments=[0, 0, 1, 1, 1], cross=True
+        lambda p: compared_with(frame_sums(reference, target), p, target, segments=[0, 0, 1, 1, 1]).errors(
+            cross=True
         ),
     ):
         leaf = policy.clone().requires_grad_()
@@ -85,8 +85,8 @@ def test_masked_elements_may_hold_nan_and_do_not_count(shape):
     live = pair_errors(policy, target, reference, mask=mask, segments=[0, 0, 1, 1, 1])
     if len(shape) < 3:
         policy[:, :, 0] = math.nan
-    cached = errors_against(
+    cached = compared_with(
         frame_sums(reference, target, mask), policy, target, mask=mask, segments=[0, 0, 1, 1, 1]
-    )
+    ).errors()
     torch.testing.assert_close(cached.excess_chosen, live.excess_chosen, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(cached.excess_rejected, live.excess_rejected, rtol=1e-5, atol=1e-8)

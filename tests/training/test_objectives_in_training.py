@@ -171,12 +171,12 @@ class TestMasks:
             ids.append(batch["ids"])
             return draw_sample(batch, *arguments, **options)
 
-        def recorded(pred, target, ref_pred, **options):
+        def recorded(pred, target, *, ref_pred, **options):
             calls.append([x.detach().double().numpy() for x in (pred, target, ref_pred)])
             return pair_errors(pred, target, ref_pred, **options)
 
         monkeypatch.setattr("pgdpo.training.step.draw_sample", drawn)
-        monkeypatch.setattr("pgdpo.reference.live.pair_errors", recorded)
+        monkeypatch.setattr("pgdpo_kernels.pair_errors", recorded)
         weights = {"full_weight": 0.5, "mask_weight": 2.0, "mask_sft": 0.3, "full_sft": 0.7}
         options = ", ".join(f"{name}: {value}" for name, value in weights.items())
         rows = train(config_file, "local", override, f"objective={{name: local_dpo, beta: 500, {options}}}")

@@ -156,8 +156,8 @@ def preference_loss(
 
 
 def mean_loss(losses: torch.Tensor) -> torch.Tensor:
-    """The mean of fp32 `[B]`, summed and divided in float64: of equal losses it is that loss, to the last bit."""
-    return losses.double().mean().float()
+    """The mean of `[B]`, summed and divided in float64: of equal fp32 losses it is that loss, to the last bit."""
+    return losses.double().mean().to(losses.dtype)
 
 
 def loss_from_errors(
@@ -174,7 +174,8 @@ def loss_from_errors(
         raise ValueError(f"{op}: safeguard_mu needs errors.cross; compute pair_errors with cross=True")
     policy = errors.policy_chosen
     check_weights(op, weight, timestep_weight, segment_labels, policy.shape, policy.device)
-    triton = preference.in_one_sweep and takes_triton(op, policy)
+    obstacle = None if policy.dtype == torch.float32 else f"its errors are {policy.dtype}, not float32"
+    triton = preference.in_one_sweep and takes_triton(op, policy, obstacle)
     loss, losses, per_pair, loss_slopes = _PreferenceLoss.apply(
         policy,
         errors.policy_rejected,
@@ -251,12 +252,13 @@ def eager_stage(
         minus = torch.zeros_like(plus)
         better, worse, won = ((plus * x).sum(1) for x in (excess[0], excess[1], policy[0]))
     else:
-        plus, minus = labels.float().clamp_min(0), (-labels.float()).clamp_min(0)
+        labels = labels.to(policy.dtype)
+        plus, minus = labels.clamp_min(0), (-labels).clamp_min(0)
         better = (plus * excess[0] + minus * excess[1]).sum(1)
         worse = (plus * excess[1] + minus * excess[0]).sum(1)
         won = (plus * policy[0] + minus * policy[1]).sum(1)
-    given = torch.ones_like(better) if weight is None else weight.float()
-    scale = torch.ones_like(better) if omega is None else omega.float()
+    given = torch.ones_like(better) if weight is None else weight.to(better)
+    scale = torch.ones_like(better) if omega is None else omega.to(better)
     *values, slope_better, slope_worse, slope_won = formula.preference(
         better, worse, won, scale, *numbers[:-1], objective, ars, ipr
     )

@@ -1,27 +1,31 @@
 """Diffusion-DPO, PG-DPO and the objectives that differ from them by data, target or link alone.
 
-The formulas themselves stand once, in `pgdpo_kernels.preference_loss`.
+The formulas themselves stand once, in `pgdpo_kernels.preference_loss`; those that are `fused` go straight from
+predictions to the loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pgdpo.objectives.batch import Batch, Terms
-from pgdpo.objectives.spec import Needs, Option, beta, objective
+from pgdpo.objectives.spec import Needs, Option, always, beta, objective
 
 
 def preference(batch: Batch, **options) -> Terms:
-    """`preference_loss` with omega_t inside kappa; options are its own."""
-    from pgdpo_kernels import preference_loss
-
-    errors = batch.segments
-    if batch.has("timestep_weight"):
-        omega = batch.info("timestep_weight")[:, None]
-        batch = batch.with_excess(errors.excess_chosen * omega, errors.excess_rejected * omega)
-    result = preference_loss(batch.segments, **options)
+    """`preference_loss` of the batch; options are its own."""
+    result = batch.preference(**options)
     stats = {}
     if options["objective"] == "pg_dpo":
         stats = {"ars/alpha": result.ars_alpha, "ipr/gate": result.ipr_gate}
     return Terms(result.losses, result.logits, stats=stats)
+
+
+def switch_beyond_one(options: Mapping[str, float | str]) -> str | None:
+    """The `switch` turns the rejected term off, and must not turn it round."""
+    if options["ipr_form"] == "switch" and options["ipr_weight"] > 1:
+        return f"`ipr_weight` is {options['ipr_weight']:g}; allowed with `ipr_form` switch: ≤ 1"
+    return None
 
 
 @objective(
@@ -30,6 +34,7 @@ def preference(batch: Batch, **options) -> Terms:
     formula="ℓ(z)",
     confidence="code",
     options={"beta": beta()},
+    fused=always,
 )
 def dpo(batch: Batch, *, beta: float) -> Terms:
     return preference(batch, objective="dpo", beta=beta)
@@ -43,6 +48,7 @@ def dpo(batch: Batch, *, beta: float) -> Terms:
     options={"beta": beta(2000.0)},
     needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
     trained_with=("diffusion.inversion_steps=2",),
+    fused=always,
 )
 def inpo(batch: Batch, *, beta: float) -> Terms:
     return preference(batch, objective="dpo", beta=beta)
@@ -55,6 +61,7 @@ def inpo(batch: Batch, *, beta: float) -> Terms:
     confidence="paper",
     options={"beta": beta()},
     note="β itself, without the half; m is of order 1e-3. Rows with a timestep_weight have it on m, not on β.",
+    fused=always,
 )
 def ipo(batch: Batch, *, beta: float) -> Terms:
     return preference(batch, objective="ipo", beta=beta)
@@ -66,6 +73,7 @@ def ipo(batch: Batch, *, beta: float) -> Terms:
     formula="max(0, 1 − z)",
     confidence="code",
     options={"beta": beta()},
+    fused=always,
 )
 def hinge(batch: Batch, *, beta: float) -> Terms:
     return preference(batch, objective="hinge", beta=beta)
@@ -89,7 +97,10 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
         "ipr_sharpness": Option(1.0, "K₂"),
         "ipr_threshold": Option(1.0, "τ"),
         "ipr_form": Option(
-            "bt", "ℓ(κ·r_w), max(0, e_w) or E_pw on the chosen sample", choices=("bt", "hinge", "sft")
+            "bt",
+            "ℓ(κ·r_w), max(0, e_w) or E_pw on the chosen sample beside the loss, or a factor 1 − λ·g of the rejected "
+            "term in it",
+            choices=("bt", "hinge", "sft", "switch"),
         ),
         "segments": Option("pooled", "the whole clip, or labels per segment", choices=("pooled", "labelled")),
     },
@@ -97,8 +108,12 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
         ("reward", "external"): Needs(pairs=("reward",)),
         ("segments", "labelled"): Needs(pairs=("segment_labels",)),
     },
+    fused=lambda options: options["ars"] == "none" or options["reward"] == "implicit",
+    conflict=switch_beyond_one,
     note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our "
-    "reconstruction of what the abstract describes, not an equation of the paper.",
+    "reconstruction of what the abstract describes, not an equation of the paper. `ipr_form: switch` is ours too, "
+    "after a second reader's report that the paper has a factor inside the sigmoid: ℓ(κ(r_w − α(1 − λ·g)·r_l)) alone, "
+    "g = sg σ(K₂(r_w − r_l)/(|r_w| + ε)), clipped as α, without τ.",
 )
 def pg_dpo(batch: Batch, *, ars: str, reward: str, segments: str, **options: float | str) -> Terms:
     labels = batch.segment_labels() if segments == "labelled" else None
