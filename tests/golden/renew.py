@@ -9,9 +9,11 @@ runs are made twice, and nothing is written if the two differ.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
+from tests import counted
 from tests.golden.record import STACK, differences, read, write
 from tests.golden.runs import RUNS, run_all
 from tests.ranks import Ranks, Zygote
@@ -24,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not reason:
         parser.error("--reason is empty: say what moved the losses, and why that is right")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ[counted.FOLDER] = folder
         zygote = Zygote()
         try:
             ranks = Ranks({False: zygote}, Path(folder))
