@@ -12,7 +12,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def opaque(name: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
-    """Decorator: a function of tensors and constants as the operator `torch.ops.pgdpo.NAME`.
+    """Decorator: a function of tensors and constants as the operator NAME of `torch.ops`, in our namespace.
 
     `fake` takes the same arguments and gives empty outputs of the right shapes. The function changes none of its
     arguments and returns new tensors alone. It has no gradient: an `autograd.Function` stands around it.

@@ -99,7 +99,9 @@ def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) ->
     if slope is not None:
         return (slope.square() * getattr(errors, f"policy_{side}") / errors.count).sum(1).sqrt()
     error, excess, drift = (getattr(errors, f"{name}_{side}") for name in ("policy", "excess", "drift"))
-    slopes = [field.grad for field in (error, excess) if field is not None and field.grad is not None]
+    # Beside cached errors the excess is made of the policy's, whose gradient then holds that by both.
+    fields = (error,) if drift is None else (error, excess)
+    slopes = [field.grad for field in fields if field is not None and field.grad is not None]
     h = None if drift is None else drift.grad
     if not slopes and h is None:
         return None

@@ -17,6 +17,8 @@ ROWS = {
             {**B, "ars_k": 0.3, "ars_eps": 1e-4, "ars_clip": 0.5, "ipr_weight": 0.5},
             {**B, "ipr_form": "hinge", "ipr_sharpness": 2.0, "ipr_threshold": -0.5},
             {**B, "ipr_form": "sft", "ars": "none"},
+            {**B, "ipr_form": "switch", "ipr_sharpness": 0.5, "ipr_weight": 0.7, "ars_eps": 1e-4},
+            {**B, "ipr_form": "switch", "ars": "none", "segments": "labelled"},
             {**B, "reward": "external"},
             {**B, "segments": "labelled"},
             {**B, "segments": "labelled", "reward": "external", "ipr_form": "sft"},

@@ -93,6 +93,11 @@ BAD = [
     ("dpo", {"safeguard": {"mu": 1.5}}, "`safeguard`: `mu` is 1.5; allowed: ≥ 0 and ≤ 1"),
     ("dpo", {"sft_weight": -1}, "`sft_weight` is -1"),
     ("dpo", {"adaptive_clip": {"low_start": 0.95}}, "`low_start` is 0.95; allowed: ≤ `low_end`, 0.9"),
+    (
+        "pg_dpo",
+        {"ipr_form": "switch", "ipr_weight": 2},
+        "objective `pg_dpo`: `ipr_weight` is 2; allowed with `ipr_form` switch: ≤ 1",
+    ),
     (None, {}, "unknown objective `None`"),
     (["dpo"], {}, "unknown objective"),
 ]

@@ -1,0 +1,149 @@
+"""Two roads to one loss: from predictions in one op, or errors first and the formula after. The bits are the same."""
+
+import pytest
+import torch
+
+from pgdpo.objectives import Compared, Objective, PairInfo, available, build_objective
+from pgdpo.reference.cached import compared_with, frame_sums
+from pgdpo.training.metrics import pair_metrics, watch_gradients
+from pgdpo_kernels import set_backend
+from tests.training.test_objectives_in_training import prepare_with, train
+from tests.worlds import run_pgdpo
+
+SHAPE = (6, 2, 5, 3, 4)  # 3 pairs
+SEGMENTS = [0, 0, 1, 1, 2]
+LABELS = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
+
+FUSED = {
+    "dpo": {},
+    "inpo": {},
+    "ipo": {},
+    "hinge": {},
+    "pg_dpo": {"ipr_form": "bt"},
+    "pg_dpo hinge": {"ipr_form": "hinge", "ipr_threshold": 0.0},
+    "pg_dpo sft": {"ipr_form": "sft", "ars": "none"},
+    "pg_dpo switch": {"ipr_form": "switch", "ipr_weight": 0.8, "ars_eps": 1e-3},
+    "pg_dpo labelled": {"segments": "labelled"},
+    "pg_dpo labelled switch": {"segments": "labelled", "ipr_form": "switch"},
+    "pg_dpo ars none": {"ars": "none", "reward": "external", "ipr_weight": 0.0},
+}
+
+
+def of(name: str) -> Objective:
+    return build_objective(name.split()[0], beta=300.0, **FUSED[name])
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("reference", ["live", "cached"])
+@pytest.mark.parametrize("name", FUSED)
+def test_the_same_bits(name, reference, backend):
+    generator = torch.Generator().manual_seed(len(name))
+    target, reference_pred, step = (torch.randn(SHAPE, generator=generator) for _ in range(3))
+    scores = torch.rand(4, 3, generator=generator)
+    pairs = PairInfo(
+        weight=scores[0], timestep_weight=2 * scores[1], segment_labels=LABELS, reward=scores[2:].T
+    )
+    mask = torch.rand(3, 5, generator=generator).round(decimals=1)
+    for where in ({"segments": SEGMENTS}, {"segments": SEGMENTS, "mask": mask}):
+        found = []
+        for fused in (True, False):
+            policy = (reference_pred + 0.05 * step).requires_grad_()
+            objective = of(name)
+            assert objective.fused
+            with set_backend(backend):
+                if reference == "live":
+                    compared = Compared(policy, target, {"ref_pred": reference_pred}, **where)
+                else:
+                    sums = frame_sums(reference_pred, target, where.get("mask"))
+                    compared = compared_with(sums, policy, target, **where)
+                if fused:
+                    output, errors = objective.from_predictions(compared, pairs)
+                else:
+                    errors = compared.errors()
+                    output = objective(errors, pairs)
+                    watch_gradients(errors)
+                (output.loss / 3).backward()  # a scale from above that is no power of two
+            output.loss = output.loss.detach()
+            metrics = pair_metrics(errors.detach() if fused else errors, output)
+            share = metrics.pop("gradient_share/rejected")  # one was scaled, the other not
+            numbers = {
+                "loss": output.loss,
+                "gradient": policy.grad,
+                "losses": output.per_pair,
+                "logits": output.logits,
+            }
+            found.append((numbers | output.stats | metrics, share))
+        (one, one_share), (two, two_share) = found
+        assert one.keys() == two.keys()
+        assert [key for key in one if not torch.equal(one[key], two[key])] == []
+        assert one["gradient"].abs().sum() > 0
+        torch.testing.assert_close(one_share, two_share, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_a_scalar_loss_that_is_not_the_mean_of_its_pairs_is_seen(monkeypatch):
+    """The defect that the bits are compared for: a mean in fp32 on one road."""
+    monkeypatch.setattr("pgdpo_kernels.mean_loss", lambda losses: losses.sum() / len(losses) * (1 + 2**-23))
+    with pytest.raises(AssertionError):
+        test_the_same_bits("dpo", "live", "eager")
+
+
+def test_who_takes_which():
+    """What `diffusion_dpo_loss` has goes straight; the rest has errors first, so modifiers and external rewards."""
+    assert {name for name in available() if build_objective(name).fused} == {
+        "dpo",
+        "inpo",
+        "ipo",
+        "hinge",
+        "pg_dpo",
+    }
+    assert all(of(name).fused for name in FUSED)
+    for added in (
+        {"safeguard": {"mu": 0.5}},
+        {"sft_weight": 0.1},
+        {"saturation_skip": {}},
+        {"adaptive_clip": {}},
+    ):
+        assert not build_objective("dpo", **added).fused
+    assert build_objective("dpo", sft_weight=0.0).fused
+    assert not build_objective("pg_dpo", reward="external").fused
+
+
+RUNS = {
+    "live": ("eager", ["objective={name: pg_dpo, beta: 500}", "train.micro_batch_pairs=1", "train.steps=3"]),
+    "cached": (
+        "eager",
+        [
+            "objective={name: pg_dpo, beta: 500, segments: labelled, ipr_form: switch}",
+            "train.reference=cached",
+        ],
+    ),
+    "split": ("eager", ["objective={name: ipo, beta: 50}", "train.pair_batching=split"]),
+    "triton": ("triton", ["objective={name: dpo, beta: 500}", "train.steps=2", "train.micro_batch_pairs=6"]),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_either_road(config_file, monkeypatch, name):
+    backend, overrides = RUNS[name]
+    columns = {"weight": lambda row: 0.5 + row % 3, "timestep_weight": lambda row: 1.0 + row % 2}
+    columns |= {"segment_labels": lambda row: [1, -1]} if name == "cached" else {}
+    overrides = [prepare_with(config_file, **columns), "train.global_batch_pairs=6", *overrides]
+    taken = []
+    through = Objective.from_predictions
+    monkeypatch.setattr(Objective, "from_predictions", lambda *given: taken.append(1) or through(*given))
+    with set_backend(backend):
+        if name == "cached":
+            run_pgdpo("reference", config_file, *overrides)
+        fused = train(config_file, "fused", *overrides)
+        assert taken
+        taken.clear()
+        monkeypatch.setattr(Objective, "fused", False)
+        apart = train(config_file, "apart", *overrides)
+    assert not taken
+    assert len(fused) == len(apart) > 1
+    for one, two in zip(fused, apart, strict=True):
+        timed = {key for key in one if "second" in key or "memory" in key or key == "gradient_share/rejected"}
+        assert {key: one[key] for key in one.keys() - timed - {"buckets"}} == {
+            key: two[key] for key in two.keys() - timed - {"buckets"}
+        }
+        assert one["gradient_share/rejected"] == pytest.approx(two["gradient_share/rejected"], rel=1e-6)
