@@ -153,6 +153,7 @@ def noises(full: bool) -> list[Case]:
                 constants,
                 THREADS,
                 fp_fusion=False,
+                fused=16 * 9,  # of 32 elements a thread; 4 of exact products, 5 of a root
                 wide_loads=loads,
                 wide_stores=stores,
             )

@@ -8,23 +8,30 @@ from aot import Case
 
 # Hidden size and head size: Wan-1.3B, LTX-2B, HunyuanVideo, LTX-13B, Wan-14B
 WIDTHS = {1536: 128, 2048: 64, 3072: 128, 4096: 128, 5120: 128}
+PADDED = {1152: 72, 1920: 40, 3840: 120}  # heads that are no power of two
 
 
 def cases(full: bool) -> list[Case]:
     """With `full` every width, dtype and switch; else what needs most registers: the widest, with all sums."""
     if not full:
         return [
-            norm_forward(5120, "bf16", True),
+            norm_forward(5120, "bf16", True, True),
             norm_backward(5120, "bf16", True),
             qk_backward(5120, "bf16", True),
         ]
     out = []
     for width, kind in itertools.product(WIDTHS, ["bf16", "fp32"]):
-        out += [norm_forward(width, kind, branch) for branch in (False, True)]
+        out += [norm_forward(width, kind, *form) for form in itertools.product((False, True), repeat=2)]
         out += [gate_forward(width, kind), qk_forward(width, kind)]
         for trained in (False, True):
             out += [norm_backward(width, kind, trained), qk_backward(width, kind, trained)]
             out.append(gate_backward(width, kind, trained))
+    for width in PADDED:
+        out += [
+            qk_forward(width, "bf16"),
+            qk_backward(width, "bf16", False),
+            qk_backward(width, "bf16", True),
+        ]
     return out + [column_sums(width) for width in WIDTHS]
 
 
@@ -32,22 +39,20 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
     """`tensors` have the hidden states' dtype, `modulations` are fp32 as Wan's, `vectors` bf16 as a norm's."""
     from pgdpo_kernels.hidden.rows import pieces, threads_and_rows
 
-    launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}.get(
-        op, op
-    )
-    summed = constants.get("SUM_NORM") or constants.get("SUM_GATE") or constants.get("SUMS")
-    launch = (
-        op.partition("_")[0] + "_sums"
-        if summed
-        else "gate_norm_forward"
-        if constants.get("BRANCH")
-        else launch
-    )
+    launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}
+    launch = launch.get(op, op.replace(" ", "_"))
+    if constants.get("SUM_NORM") or constants.get("SUM_GATE") or constants.get("SUM_WEIGHT"):
+        op, launch = op + " summed", op.partition("_")[0] + "_sums"
+    elif launch == "norm_forward" and constants["BRANCH"]:
+        launch = "gate_norm_forward"
     a, b = pieces(width)
-    threads, rows = threads_and_rows(launch, width)
-    constants = {"ALIGN": 8, "CHUNK": rows, "A": a, "B": b} | constants
+    constants = {"A": a, "B": b} | constants
+    held = constants["H"] * constants["COLUMNS"] if "H" in constants else width
+    threads, rows = threads_and_rows(launch, held)
+    constants |= {"ALIGN": 8, "CHUNK": rows}
     constants |= {"EMULATE_BF16": False}
-    name = f"{op} {width} {kind}" + " summed" * bool(summed) + " branch" * constants.get("BRANCH", False)
+    op, *form = op.split(" ") + ["branch"] * constants.get("BRANCH", False)
+    name = " ".join((op, str(width), kind, *form))
     pointers = (
         dict.fromkeys(tensors, kind) | dict.fromkeys(modulations, "fp32") | dict.fromkeys(vectors, "bf16")
     )
@@ -63,24 +68,18 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
     )
 
 
-def norm_forward(width, kind, branch) -> Case:
+def norm_forward(width, kind, branch, many) -> Case:
+    """`many`: pairs, and a norm's own weight and bias where there is a branch; else one tensor each."""
     from pgdpo_kernels.hidden.norm_kernels import norm_forward as kernel
 
-    constants = dict(BRANCH=branch, GATE="tensor" if branch else "none", SCALE="pair", SHIFT="pair", D=width)
-    constants |= dict(WEIGHT=branch, BIAS=branch, CENTER=True)
+    form = "pair" if many else "tensor"
+    constants = dict(BRANCH=branch, GATE=form if branch else "none", SCALE=form, SHIFT=form, D=width)
+    constants |= dict(WEIGHT=branch and many, BIAS=branch and many, CENTER=True)
     tensors, modulations = ("x", "branch", "hidden", "y"), ("gate", "gate_table", "scale", "scale_table")
+    modulations += ("shift", "shift_table")
     wide = (2, 2) if branch else (1, 1)
-    return case(
-        kernel,
-        "norm_forward",
-        width,
-        kind,
-        tensors,
-        (*modulations, "shift", "shift_table"),
-        constants,
-        ("weight", "bias"),
-        wide,
-    )
+    op, vectors = "norm_forward" + " many" * many, ("weight", "bias")
+    return case(kernel, op, width, kind, tensors, modulations, constants, vectors, wide)
 
 
 def norm_backward(width, kind, trained) -> Case:
@@ -115,19 +114,21 @@ def heads(width) -> dict:
     """LTX turns the full width by a table of pairs; the others every head by one table."""
     from pgdpo_kernels.hidden.rows import pieces
 
-    head = WIDTHS[width]
+    head = (WIDTHS | PADDED)[width]
+    columns = 1 << (head - 1).bit_length()
     a, b = pieces(width // head)
-    norm = {3072: "rms_head"}.get(width, "rms_full")
+    norm = {1152: "layer_head", 3072: "rms_head"}.get(width, "rms_full")
     half = width in (2048, 4096)
-    shape = dict(NORM=norm, SHARED=not half, HALF=half, H=width // head, HEAD=head, A=a, B=b)
+    shape = dict(NORM=norm, SHARED=not half, HALF=half, H=width // head, HEAD=head, COLUMNS=columns, A=a, B=b)
     return shape | dict(WEIGHT=True, ROPE=True)
 
 
 def qk_forward(width, kind) -> Case:
     from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_forward as kernel
+    from pgdpo_kernels.hidden.rows import LATE_TABLES
 
     tensors, vectors = ("q", "k", "q_out", "k_out"), ("q_weight", "k_weight", "q_bias", "k_bias")
-    constants = heads(width) | dict(BIAS=False)
+    constants = heads(width) | dict(BIAS=False, LATE_TABLES=width <= LATE_TABLES)
     return case(kernel, "qk_forward", width, kind, tensors, ("cos", "sin"), constants, vectors, (2, 2))
 
 
@@ -135,7 +136,7 @@ def qk_backward(width, kind, trained) -> Case:
     from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_backward as kernel
 
     tensors, vectors = ("dq_out", "dk_out", "q", "k", "dq", "dk"), ("q_weight", "k_weight")
-    constants = heads(width) | dict(SUMS=trained)
+    constants = heads(width) | dict(SUM_WEIGHT=trained, SUM_BIAS=trained and width in (1152, 3072))
     tables = ("cos", "sin", "sums")
     return case(kernel, "qk_backward", width, kind, tensors, tables, constants, vectors, (4, 2))
 

@@ -6,11 +6,15 @@ import kernel_oracle as oracle
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_inputs import DEVICE
 
 from pgdpo_kernels import noise_pair, pair_noise, set_backend
+from pgdpo_kernels.backend import interpreting
+from pgdpo_kernels.pairs.noise_kernel import gaussians as kernel_gaussians
 from pgdpo_kernels.reference.noise import gaussians, philox
 
 pytestmark = pytest.mark.quick
@@ -159,6 +163,60 @@ def test_the_extreme_words_stay_finite():
         assert first.isfinite().all()
         assert second.isfinite().all()
         assert max(first.abs().max(), second.abs().max()) < 6.8
+
+
+@triton.jit
+def gaussians_of_words(radius, angle, first, second, INTERPRETED: tl.constexpr):
+    place = tl.arange(0, 64)
+    radii, angles = (tl.load(words + place).to(tl.uint32) for words in (radius, angle))
+    one, other = kernel_gaussians(radii, angles, INTERPRETED)
+    tl.store(first + place, one)
+    tl.store(second + place, other)
+
+
+def test_the_kernel_has_the_extreme_words_bits():
+    """Signs of zeros too: the angle 0 of each quarter, the radius 0 of the largest words."""
+    ends = torch.tensor([0, 1, 2**30, 2**31 - 1, 2**31, 3 * 2**30, 2**32 - 128, 2**32 - 1], device=DEVICE)
+    radius, angle = ends.repeat_interleave(8), ends.repeat(8)
+    first, second = torch.empty(2, 64, device=DEVICE)
+    gaussians_of_words[(1,)](radius, angle, first, second, interpreting(), enable_fp_fusion=False)
+    for ours, theirs in zip((first, second), gaussians(radius, angle), strict=True):
+        assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+
+
+def multiply_add(a, b, c):
+    """fp32 numbers, the product exact and the sum rounded once: to odd in float64, from where the last one is right."""
+    product, c = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    bits = total.view(np.int64)
+    away = np.where((error > 0) == (total > 0), 1, -1)
+    bits = np.where((error != 0) & (bits % 2 == 0), bits + away, bits)
+    return bits.view(np.float64).astype(np.float32)
+
+
+def roots_wrong(mantissas, off: int) -> int:
+    """Of `root`'s steps, written down again, from a reciprocal root that is `off` units in the last place away."""
+    x = (mantissas + 0x3F800000).astype(np.int32).view(np.float32)  # 1 to 4
+    y = ((1 / np.sqrt(x.astype(np.float64))).astype(np.float32).view(np.int32) + off).view(np.float32)
+    r, half = x * y, y * np.float32(0.5)
+    rest = multiply_add(-r, half, np.full_like(r, 0.5))
+    r, half = multiply_add(r, rest, r), multiply_add(half, rest, half)
+    r = multiply_add(multiply_add(-r, r, x), half, r)
+    return int((r != np.sqrt(x.astype(np.float64)).astype(np.float32)).sum())
+
+
+@pytest.mark.parametrize("off", range(-4, 5))
+def test_a_root_is_right_from_any_near_reciprocal(off):
+    mantissas = np.random.default_rng(off + 4).integers(0, 2**24, 20_000)
+    assert roots_wrong(mantissas, off) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("off", range(-4, 5))
+def test_every_root_is_right_from_any_near_reciprocal(off):
+    assert sum(roots_wrong(np.arange(start, start + 2**20), off) for start in range(0, 2**24, 2**20)) == 0
 
 
 def test_the_bits_are_pinned():

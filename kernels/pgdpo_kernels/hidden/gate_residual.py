@@ -49,10 +49,10 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
 
 def launch_gate(kernel, op, x, branch, gate, table, outputs, **constants) -> None:
     """Forward and backward differ in what x and the outputs are."""
-    groups = cut_rows(op, x, gate.shape[1])
+    cut = cut_rows(op, *x.shape, gate.shape[1])
     constants |= {"GATE": kind(gate, table), **in_pieces(x.shape[2])}
     tensors, strided = (x, branch, gate, table), (x, branch, gate)
-    launch_rows(kernel, op, groups.grid, tensors, outputs, strided, groups.sizes(), **constants)
+    launch_rows(kernel, cut, cut.grid, tensors, outputs, strided, cut.sizes(), **constants)
 
 
 @opaque("gate_residual", lambda residual, *_: dense_like(residual))
@@ -86,8 +86,8 @@ def _gate_backward(
     dhidden, branch = as_rows(dhidden), as_rows(branch)
     op = "gate" if branch is None else "gate_sums"
     dbranch = torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device)
-    groups = cut_rows(op, dhidden, gate.shape[1])
-    shape = (0 if branch is None else groups.batch, groups.groups, groups.parts, dhidden.shape[2])
+    cut = cut_rows(op, *dhidden.shape, gate.shape[1])
+    shape = (0 if branch is None else cut.batch, cut.groups, cut.parts, dhidden.shape[2])
     sums = dhidden.new_empty(shape, dtype=torch.float32)
     outputs, sum_gate = (dbranch, sums), branch is not None
     launch_gate(gate_backward, op, dhidden, branch, gate, table, outputs, SUM_GATE=sum_gate)

@@ -23,6 +23,7 @@ from .rows import (
     launch_rows,
     modulation,
     modulation_gradients,
+    norm_forward_launch,
     obstacle,
     sum_parts,
 )
@@ -105,16 +106,17 @@ def _norm(
 
     x, branch = as_rows(x), as_rows(branch)
     hidden, y = x.new_empty(0 if branch is None else x.shape), dense_like(x)
-    op = "norm_forward" if branch is None else "gate_norm_forward"
-    groups = cut_rows(op, x, group_count(gate, scale, shift))
+    vectors = (gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
+    op = norm_forward_launch(branch, *vectors)
+    cut = cut_rows(op, *x.shape, group_count(gate, scale, shift))
     launch_rows(
         norm_forward,
-        op,
-        groups.grid,
-        (x, branch, gate, gate_table, scale, scale_table, shift, shift_table, weight, bias),
+        cut,
+        cut.grid,
+        (x, branch, *vectors),
         (hidden, y),
         (x, branch, gate, scale, shift),
-        (*groups.sizes(), eps),
+        (*cut.sizes(), eps),
         BRANCH=branch is not None,
         GATE=kind(gate, gate_table),
         SCALE=kind(scale, scale_table),
@@ -128,8 +130,8 @@ def _norm(
 
 
 def sum_count(sum_norm: bool, sum_gate: bool) -> int:
-    """How many of [dy, dy * normalized, dhidden * branch] are summed; the gate's is the third of three."""
-    return 3 if sum_gate else 2 if sum_norm else 0
+    """How many sums there are: of dy and dy * normalized, and of dhidden * branch, which is the last."""
+    return 2 * sum_norm + sum_gate
 
 
 def _norm_backward_fake(
@@ -158,7 +160,8 @@ def _norm_backward(
     sum_norm: bool,
     branch_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`dx`, `dbranch` (without a gate it is `dx`: no elements) and the sums over each group, fp32 [3, B, G, D]."""
+    """`dx`, `dbranch` (without a gate it is `dx`: no elements) and the sums over each group, fp32
+    [`sum_count`, B, G, D]."""
     from .norm_kernels import norm_backward
 
     dy, dhidden, hidden, branch = (as_rows(tensor) for tensor in (dy, dhidden, hidden, branch))
@@ -166,12 +169,12 @@ def _norm_backward(
     dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=branch_dtype)
     sum_gate = branch is not None
     op = "norm_sums" if sum_norm or sum_gate else "norm_backward" if gate is None else "gate_norm_backward"
-    cut, width = cut_rows(op, hidden, groups), hidden.shape[2]
+    cut, width = cut_rows(op, *hidden.shape, groups), hidden.shape[2]
     shape = (sum_count(sum_norm, sum_gate), cut.batch, groups, cut.parts, width)
     partials = dx.new_empty(shape, dtype=torch.float32)
     launch_rows(
         norm_backward,
-        op,
+        cut,
         cut.grid,
         (dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight),
         (dx, dbranch, partials),
@@ -239,7 +242,7 @@ class GateResidualNormModulate(torch.autograd.Function):
             dbranch = dx.to(ctx.branch_dtype)
         gates, scales, shifts, dweight, dbias = (None, None), (None, None), (None, None), None, None
         if branch is not None:
-            gates = modulation_gradients(sums[2], gate, gate_table, needs[2:4])
+            gates = modulation_gradients(sums[-1], gate, gate_table, needs[2:4])
         if any(needs[4:10]):
             by_offset, by_gain = sums[0], sums[1]  # of bias * (1 + scale) + shift and of weight * (1 + scale)
             shifts = modulation_gradients(by_offset, shift, shift_table, needs[6:8])

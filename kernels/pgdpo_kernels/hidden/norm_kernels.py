@@ -14,6 +14,7 @@ from .row_jit import (
     load_modulation,
     load_offset,
     load_row,
+    mean_of,
     normalized,
     reciprocal_root,
     rows_of_program,
@@ -92,7 +93,7 @@ def norm_backward(
     dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight,
     dx,  # [B, N, D]
     dbranch,
-    sums,  # fp32 [3, B * groups, parts, D]: of dy, of dy * normalized, of dx * branch
+    sums,  # fp32 [2 * SUM_NORM + SUM_GATE, B * groups, parts, D]: of dy, of dy * normalized; of dx * branch
     dy_batch, dy_row, dhidden_batch, dhidden_row, hidden_batch, hidden_row, branch_batch, branch_row,
     gate_batch, gate_group, scale_batch, scale_group,
     groups, rows, parts, eps,
@@ -135,9 +136,9 @@ def norm_backward(
         else:
             square, along = two_sums(a * a, b * b, t_a * a, t_b * b, EMULATE_BF16)
             mean = 0.0
-        rstd = reciprocal_root(square / D, eps)
+        rstd = reciprocal_root(mean_of(square, D), eps)
         n_a, n_b = a * rstd, b * rstd
-        along, mean = along * rstd / D, mean / D
+        along, mean = mean_of(along * rstd, D), mean_of(mean, D)
         if SUM_NORM:
             shift_a, shift_b = shift_a + g_a, shift_b + g_b
             scale_a, scale_b = scale_a + g_a * n_a, scale_b + g_b * n_b
@@ -158,5 +159,6 @@ def norm_backward(
     if SUM_NORM:
         store_pieces(sums + program * D, shift_a, shift_b, D, A, B, False)
         store_pieces(sums + step + program * D, scale_a, scale_b, D, A, B, False)
+        sums += 2 * step
     if SUM_GATE:
-        store_pieces(sums + 2 * step + program * D, sum_a, sum_b, D, A, B, False)
+        store_pieces(sums + program * D, sum_a, sum_b, D, A, B, False)

@@ -7,10 +7,13 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_float, check_number
-from ..launch import dense_like
+from ..launch import dense_like, next_power_of_2
 from ..library import opaque
 from ..reference import hidden as eager
 from .rows import (
+    LATE_TABLES,
+    MAX_WIDTH,
+    Groups,
     as_rows,
     check_hidden,
     check_vector,
@@ -81,8 +84,8 @@ def qk_norm_rope(
         raise ValueError(f"{op}: {rope_len} tokens from {rope_start} on are not within {tokens}")
     table = rotary(op, cos, sin, (batch, rope_len, num_heads, head))
     blocked = obstacle(q, q_weight, k_weight, q_bias, k_bias, *table)
-    if head & (head - 1):
-        blocked = f"the head size {head} is not a power of two"
+    if num_heads * next_power_of_2(head) > MAX_WIDTH:
+        blocked = f"{num_heads} heads of {head}, padded to {next_power_of_2(head)}, are beyond {MAX_WIDTH}"
     if not takes_triton(op, q, blocked):
         names = dict(num_heads=num_heads, q_bias=q_bias, k_bias=k_bias, norm=norm, eps=eps)
         names |= dict(rope_start=rope_start, rope_len=rope_len)
@@ -118,25 +121,31 @@ def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | Non
     )
 
 
-def launch_qk(kernel, op, tensors, outputs, strided, cos, weight, settings, **constants) -> None:
+def cut_heads(op: str, q: torch.Tensor, num_heads: int) -> Groups:
+    """As wide as the heads are held: padded to a power of two."""
+    batch, tokens, width = q.shape
+    return cut_rows(op, batch, tokens, num_heads * next_power_of_2(width // num_heads), 1)
+
+
+def launch_qk(kernel, cut, tensors, outputs, strided, cos, weight, settings, **constants) -> None:
     """Forward and backward differ in what they read and write."""
     num_heads, norm, rope_start, rope_len, eps = settings
-    width = tensors[0].shape[2]
+    head = tensors[0].shape[2] // num_heads
     first, second = pieces(num_heads) if num_heads > 1 else (1, 1)
     constants |= {
         "NORM": norm,
         "WEIGHT": weight is not None,
         "ROPE": cos is not None,
         "SHARED": cos is None or cos.shape[2] == 1,
-        "HALF": cos is not None and cos.shape[3] < width // num_heads,
+        "HALF": cos is not None and cos.shape[3] < head,
         "H": num_heads,
-        "HEAD": width // num_heads,
+        "HEAD": head,
+        "COLUMNS": next_power_of_2(head),
         "A": first,
         "B": second,
     }
-    groups = cut_rows(op, tensors[0], 1)
-    numbers = (groups.rows, groups.parts, rope_start, rope_start + rope_len, eps)
-    launch_rows(kernel, op, (2 * groups.grid[0],), tensors, outputs, (*strided, cos), numbers, **constants)
+    numbers = (cut.rows, cut.parts, rope_start, rope_start + rope_len, eps)
+    launch_rows(kernel, cut, (2 * cut.grid[0],), tensors, outputs, (*strided, cos), numbers, **constants)
 
 
 @opaque("qk_norm_rope", lambda q, k, *_: (dense_like(q), dense_like(k)))
@@ -158,10 +167,12 @@ def _qk(
     from .qk_norm_rope_kernels import qk_forward
 
     q, k = as_rows(q), as_rows(k)
-    outputs, has_bias = (dense_like(q), dense_like(k)), q_bias is not None
+    outputs = (dense_like(q), dense_like(k))
     tensors = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin)
     settings = (num_heads, norm, rope_start, rope_len, eps)
-    launch_qk(qk_forward, "qk_forward", tensors, outputs, (q, k), cos, q_weight, settings, BIAS=has_bias)
+    cut = cut_heads("qk_forward", q, num_heads)
+    constants = {"BIAS": q_bias is not None, "LATE_TABLES": q.shape[2] <= LATE_TABLES}
+    launch_qk(qk_forward, cut, tensors, outputs, (q, k), cos, q_weight, settings, **constants)
     return outputs
 
 
@@ -169,12 +180,11 @@ def sum_width(q: torch.Tensor, num_heads: int, norm: str) -> int:
     return q.shape[2] if norm == "rms_full" else q.shape[2] // num_heads
 
 
-def _qk_backward_fake(
-    dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, num_heads, norm, start, length, eps, wants_sums
-):
+def _qk_backward_fake(dq_out, dk_out, *rest):
+    num_heads, norm, _, _, _, sum_weight, sum_bias = rest[6:]
     dq, dk = dense_like(dq_out), dense_like(dk_out)
-    width = sum_width(dq_out, num_heads, norm)
-    return dq, dk, dq.new_empty(2 if wants_sums else 0, 2, width, dtype=torch.float32)
+    shape = (2, sum_weight + sum_bias, sum_width(dq_out, num_heads, norm))
+    return dq, dk, dq.new_empty(shape, dtype=torch.float32)
 
 
 @opaque("qk_norm_rope_backward", _qk_backward_fake)
@@ -192,21 +202,23 @@ def _qk_backward(
     rope_start: int,
     rope_len: int,
     eps: float,
-    wants_sums: bool,
+    sum_weight: bool,
+    sum_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`dq`, `dk` and the sums for (q, k) of (weight, bias), fp32 [2, 2, D or head size]."""
+    """`dq`, `dk`, and for q and k the sums that are asked for, of weight and bias, fp32 [2, 0 to 2, D or head size]."""
     from .qk_norm_rope_kernels import qk_backward
 
     dq_out, dk_out = as_rows(dq_out), as_rows(dk_out)
     q, k = (grad if x is None else as_rows(x) for grad, x in ((dq_out, q), (dk_out, k)))
     dq, dk = dense_like(q), dense_like(k)
-    op, width = "qk_sums" if wants_sums else "qk_backward", sum_width(q, num_heads, norm)
-    shape = (2 if wants_sums else 0, 2, *cut_rows(op, q, 1).grid, width)
+    cut = cut_heads("qk_sums" if sum_weight or sum_bias else "qk_backward", q, num_heads)
+    shape = (2, sum_weight + sum_bias, *cut.grid, sum_width(q, num_heads, norm))
     sums = dq.new_empty(shape, dtype=torch.float32)
     grads = (dq_out, dk_out, q, k)
     tensors, outputs = (*grads, q_weight, k_weight, cos, sin), (dq, dk, sums)
     settings = (num_heads, norm, rope_start, rope_len, eps)
-    launch_qk(qk_backward, op, tensors, outputs, grads, cos, q_weight, settings, SUMS=wants_sums)
+    constants = {"SUM_WEIGHT": sum_weight, "SUM_BIAS": sum_bias}
+    launch_qk(qk_backward, cut, tensors, outputs, grads, cos, q_weight, settings, **constants)
     return dq, dk, sum_parts(sums)
 
 
@@ -228,15 +240,13 @@ class _QKNormRope(torch.autograd.Function):
             dq_out = torch.zeros_like(dk_out)
         if dk_out is None:
             dk_out = torch.zeros_like(dq_out)
-        wants_sums = any(needs[2:6])
+        sum_weight, sum_bias = any(needs[2:4]), any(needs[4:6])
         dq, dk, sums = _qk_backward(
-            dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, wants_sums
+            dq_out, dk_out, q, k, q_weight, k_weight, cos, sin, *ctx.settings, sum_weight, sum_bias
         )
         vectors = [None] * 4
-        if wants_sums:
-            totals = (sums[0, 0], sums[1, 0], sums[0, 1], sums[1, 1])
-            for index, (vector, total) in enumerate(
-                zip((q_weight, k_weight, q_bias, k_bias), totals, strict=True)
-            ):
-                vectors[index] = total.to(vector.dtype) if needs[2 + index] else None
+        for index, vector in enumerate((q_weight, k_weight, q_bias, k_bias)):
+            if needs[2 + index]:
+                of_bias, of_k = divmod(index, 2)
+                vectors[index] = sums[of_k, of_bias and int(sum_weight)].to(vector.dtype)
         return (dq if needs[0] else None, dk if needs[1] else None, *vectors, *[None] * 7)

@@ -93,6 +93,16 @@ def three_sums(u_a, u_b, v_a, v_b, w_a, w_b, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def mean_of(total, D: tl.constexpr):
+    """total / D by the rounded 1 / D, everywhere: forward and backward have the same bits.
+
+    At most one unit in the last place from the true quotient, where a division has half of one, but without a
+    division's slow path to branch to: 40 instructions and up to 20 registers less a row. A root follows, and halves it.
+    """
+    return total * (1.0 / D)
+
+
+@triton.jit
 def reciprocal_root(mean_square, eps):
     """1 / sqrt(mean_square + eps), each step rounded as IEEE asks: one number a row, so exactness costs nothing."""
     return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
@@ -102,7 +112,7 @@ def reciprocal_root(mean_square, eps):
 def centered(a, b, CENTER: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """The row less its mean; what lies past D stays 0."""
     if CENTER:
-        mean = tl.div_rn(sum_pieces(a, b), D * 1.0)
+        mean = mean_of(sum_pieces(a, b), D)
         a, b = a - mean, b - mean
         if A + B != D:
             b = tl.where(A + tl.arange(0, B) < D, b, 0.0)
@@ -113,7 +123,7 @@ def centered(a, b, CENTER: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl
 def normalized(a, b, eps, CENTER: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """The row over its standard deviation (CENTER) or its root mean square."""
     a, b = centered(a, b, CENTER, D, A, B)
-    rstd = reciprocal_root(tl.div_rn(sum_pieces(a * a, b * b), D * 1.0), eps)
+    rstd = reciprocal_root(mean_of(sum_pieces(a * a, b * b), D), eps)
     return a * rstd, b * rstd
 
 

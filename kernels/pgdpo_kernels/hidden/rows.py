@@ -22,20 +22,39 @@ SUM_ROWS = (
 SUM_TILE = (16, 128)
 
 
+# Up to this width the rotary tables are asked for after a row's norm in `qk_forward`, above it before: at 1536 the
+# former has 97% of a copy's speed where the latter has 87 to 90, at 5120 90 where the latter has 94 (tuning.jsonl).
+LATE_TABLES = 1536
+
+FEW_VECTORS = 3
+
 # op: (D up to this, threads, rows a program), by benchmarks/results/h100-20261126/tuning.jsonl, of an H100.
 LAUNCHES = {
     "gate": ((1536, 64, 4), (3072, 128, 4), (MAX_WIDTH, 256, 4)),
     "norm_forward": ((3072, 64, 2), (MAX_WIDTH, 256, 4)),
-    "gate_norm_forward": ((1536, 64, 1), (3072, 128, 1), (MAX_WIDTH, 256, 4)),
+    "gate_norm_forward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 4)),
+    # With more than FEW_VECTORS of D elements for a group (pairs, a norm's own weight and bias), which fill registers:
+    # by count, so that a program reads at most half as many bytes of them as of its rows; not timed.
+    "norm_forward_many": ((2048, 128, 8), (MAX_WIDTH, 256, 8)),
     "norm_backward": ((3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "gate_norm_backward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
-    "qk_forward": ((1536, 64, 4), (2048, 64, 2), (3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
+    "qk_forward": ((1536, 64, 1), (2048, 64, 2), (3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "qk_backward": ((1536, 128, 1), (2048, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     # What also sums over rows holds the sums as well; not tuned. Above 5120 `norm_sums` spills registers.
     "gate_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "norm_sums": ((2048, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "qk_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
 }
+
+
+def norm_forward_launch(branch: torch.Tensor | None, *vectors: torch.Tensor | None) -> str:
+    """The line of LAUNCHES, by how many vectors a program holds for a group.
+
+    No sum goes over rows there; the order of the sums within a row follows from the line: from D and that number.
+    """
+    if sum(vector is not None for vector in vectors) > FEW_VECTORS:
+        return "norm_forward_many"
+    return "norm_forward" if branch is None else "gate_norm_forward"
 
 
 def threads_and_rows(op: str, width: int) -> tuple[int, int]:
@@ -134,7 +153,8 @@ class Groups:
     groups: int  # of a sample
     rows: int  # of a group
     parts: int  # of a group
-    chunk: int  # rows of a part
+    chunk: int  # rows of a part, which a program takes
+    threads: int  # of a program
 
     @property
     def grid(self) -> tuple[int]:
@@ -149,11 +169,11 @@ def group_count(*values: torch.Tensor | None) -> int:
     return max([1, *[tensor.shape[1] for tensor in values if tensor is not None]])
 
 
-def cut_rows(op: str, x: torch.Tensor, groups: int) -> Groups:
+def cut_rows(op: str, batch: int, tokens: int, width: int, groups: int) -> Groups:
     """A function of op and shapes alone, so that no sum depends on the device."""
-    rows = x.shape[1] // groups
-    _, chunk = threads_and_rows(op, x.shape[2])
-    return Groups(x.shape[0], groups, rows, -(-rows // chunk), chunk)
+    rows = tokens // groups
+    threads, chunk = threads_and_rows(op, width)
+    return Groups(batch, groups, rows, -(-rows // chunk), chunk, threads)
 
 
 def strides(*tensors: torch.Tensor | None) -> tuple[int, list[int]]:
@@ -172,7 +192,7 @@ def kind(values: torch.Tensor | None, table: torch.Tensor | None) -> str:
 
 def launch_rows(
     kernel,
-    op: str,
+    cut: Groups,
     grid: tuple[int],
     tensors: tuple[torch.Tensor | None, ...],
     outputs: tuple[torch.Tensor, ...],
@@ -180,11 +200,10 @@ def launch_rows(
     numbers: tuple[float, ...],
     **constants: object,
 ) -> None:
-    """Launch a kernel on rows: with the batch and row strides of `strided` before the numbers, as `op` is set."""
-    threads, chunk = threads_and_rows(op, tensors[0].shape[2])
+    """Launch a kernel on rows as they are cut: with the batch and row strides of `strided` before the numbers."""
     align, steps = strides(*strided)
-    constants |= {"ALIGN": align, "CHUNK": chunk, "EMULATE_BF16": interpreting()}
-    launch(kernel, grid, tensors, outputs, (*steps, *numbers), threads=threads, **constants)
+    constants |= {"ALIGN": align, "CHUNK": cut.chunk, "EMULATE_BF16": interpreting()}
+    launch(kernel, grid, tensors, outputs, (*steps, *numbers), threads=cut.threads, **constants)
 
 
 def in_pieces(width: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Noise and noising of a pair in one pass, to the bits of `reference.noise`: see there for the maths.
 
-Every operation between the Philox words and the store is rounded on its own: enable_fp_fusion must be False.
+Every operation between the Philox words and the store is rounded on its own: enable_fp_fusion must be False. The
+multiply-adds that are written out have an exact product, by a power of two, and so the bits of two roundings.
 """
 
 import triton
@@ -19,9 +20,15 @@ C0, C1, C2 = (tl.constexpr(c) for c in eager.COS)
 
 
 @triton.jit
-def log_exact(u):
+def negated(x):
+    """-x; Triton's minus is 0 - x in some versions, which turns -0 into 0 and costs an instruction."""
+    return (x.to(tl.uint32, bitcast=True) ^ 0x80000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log_times_minus_2(u):
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
-    e = (bits >> 23).to(tl.float32)
+    e = (bits & -0x800000).to(tl.float32)  # 2^23 times the exponent
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     f2 = f * f
     p = f * L0 + L1
@@ -32,21 +39,39 @@ def log_exact(u):
     p = p * f + L6
     p = p * f + L7
     p = p * f + L8
-    return p * f * f2 - 0.5 * f2 + f + e * LN2
+    return tl.fma(tl.fma(f2, -0.5, p * f * f2) + f, -2.0, e * (LN2 * -(2.0**-22)))
 
 
 @triton.jit
-def gaussians(radius, angle):
-    u = radius.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-    r = tl.sqrt_rn(log_exact(u) * -2.0)
-    quarter = angle >> 30
+def root(x, INTERPRETED: tl.constexpr):
+    """sqrt(x) rounded as IEEE asks, for x of 2^-100 to 2^100 and 0, without the branch that every `sqrt_rn` has.
+
+    Newton steps on root and half reciprocal root, then one by the exact remainder (Markstein): right to the bit for
+    every mantissa from any reciprocal root within four units in the last place (tests/kernels/test_noise.py); a
+    GPU's is within two.
+    """
+    if INTERPRETED:  # it rounds the products of multiply-adds
+        r = tl.sqrt_rn(x)
+    else:
+        y = tl.minimum(tl.abs(tl.rsqrt(x)), 1e30)  # of 0 too
+        r, half = x * y, y * 0.5
+        rest = tl.fma(negated(r), half, 0.5)
+        r, half = tl.fma(r, rest, r), tl.fma(half, rest, half)
+        r = tl.fma(tl.fma(negated(r), r, x), half, r)
+    return r
+
+
+@triton.jit
+def gaussians(radius, angle, INTERPRETED: tl.constexpr):
+    u = tl.fma(radius.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
+    r = root(log_times_minus_2(u), INTERPRETED)
     x = (angle << 2).to(tl.int32, bitcast=True).to(tl.float32) * QUARTER
     x2 = x * x
     sine = ((S0 * x2 + S1) * x2 + S2) * x2 * x + x
-    cosine = ((C0 * x2 + C1) * x2 + C2) * x2 * x2 + (1.0 - 0.5 * x2)
-    odd = (quarter & 1) == 1
-    sign = tl.where(quarter >= 2, -r, r)
-    return sign * tl.where(odd, -sine, cosine), sign * tl.where(odd, cosine, sine)
+    cosine = ((C0 * x2 + C1) * x2 + C2) * x2 * x2 + tl.fma(x2, -0.5, 1.0)
+    odd = (angle & 0x40000000) != 0
+    sign = (r.to(tl.uint32, bitcast=True) ^ (angle & 0x80000000)).to(tl.float32, bitcast=True)
+    return sign * tl.where(odd, negated(sine), cosine), sign * tl.where(odd, cosine, sine)
 
 
 @triton.jit(do_not_specialize=["length", "pairs", "tiles", "seed_low", "seed_high"])
@@ -87,7 +112,7 @@ def noise_kernel(
 
     for i in tl.static_range(4):
         if i % 2 == 0:  # not earlier: the second two would wait in registers
-            first, second = gaussians(w0 if i == 0 else w2, w1 if i == 0 else w3)
+            first, second = gaussians(w0 if i == 0 else w2, w1 if i == 0 else w3, EMULATE_BF16)
         noise = first if i % 2 == 0 else second
         offset = group[:, None] * (4 * LANE) + i * LANE + lane
         inside = offset < size

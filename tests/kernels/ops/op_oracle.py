@@ -27,6 +27,15 @@ def standardize(x, norm: str, eps: float):
     return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
 
 
+def eps_of(elements: int) -> float:
+    """Of rows of so many elements. Over two, a LayerNorm's gradient is eps / (variance + eps) of its terms.
+
+    With a small eps one fp32 rounding of those is more than the gradient, and two exact ways to write it down differ by
+    more than `assert_no_worse` allows in 5% of tensors of 12 rows.
+    """
+    return 1.0 if elements == 2 else 1e-5
+
+
 def norm_modulate(x, scale=None, shift=None, weight=None, bias=None, norm="layer", eps=1e-6):
     y = standardize(x, norm, eps)
     y = y * (1.0 if weight is None else weight) + (0.0 if bias is None else bias)

@@ -1,12 +1,19 @@
 """`norm_modulate`, `gate_residual` and `gate_residual_norm_modulate` against float64, forward and backward."""
 
+import math
+
 import op_oracle as oracle
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from op_oracle import DEVICE, assert_no_worse, doubled, results
+from op_oracle import DEVICE, assert_no_worse, doubled, eps_of, results
 
-from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, set_backend
+from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope, set_backend
+from pgdpo_kernels.hidden import gate_residual as gate_module
+from pgdpo_kernels.hidden import gate_residual_norm_modulate as norm_module
+from pgdpo_kernels.hidden import qk_norm_rope as qk_module
+from pgdpo_kernels.hidden import rows
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 FORMS = ["none", "sample", "token", "frame", "strided", "pair", "token pair"]
@@ -90,13 +97,13 @@ def compare(function, exact, inputs):
 @settings(max_examples=6, deadline=None, derandomize=True)
 def test_norm_modulate(case):
     x, _, _, scale, shift, weight, bias = prepare(case)
-    norm = case["norm"]
+    norm, eps = case["norm"], eps_of(case["width"])
 
     def function(x, scale, shift, weight, bias):
-        return norm_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=1e-5)
+        return norm_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
 
     def exact(x, scale, shift, weight, bias):
-        return oracle.norm_modulate(x, scale, shift, weight, bias, norm, 1e-5)
+        return oracle.norm_modulate(x, scale, shift, weight, bias, norm, eps)
 
     compare(function, exact, (x, scale, shift, weight, bias))
 
@@ -115,14 +122,76 @@ def test_gate_residual(case):
 @settings(max_examples=6, deadline=None, derandomize=True)
 def test_gate_residual_norm_modulate(case, gated):
     x, branch, gate, scale, shift, weight, bias = prepare(case)
-    norm = case["norm"]
+    norm, eps = case["norm"], eps_of(case["width"])
 
     def function(x, branch, gate, scale, shift, weight, bias):
-        return gate_residual_norm_modulate(x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm)
+        return gate_residual_norm_modulate(
+            x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps
+        )
 
     def exact(x, branch, gate, scale, shift, weight, bias):
         hidden = oracle.gate_residual(x, branch, gate)
         stored = hidden + (hidden.to(case["dtype"]).double() - hidden).detach()
-        return hidden, oracle.norm_modulate(stored, scale, shift, weight, bias, norm)
+        return hidden, oracle.norm_modulate(stored, scale, shift, weight, bias, norm, eps)
 
     compare(function, exact, (x, branch, gate if gated else None, scale, shift, weight, bias))
+
+
+def test_forward_and_backward_have_one_rstd():
+    """A row's 1 or 0 shows it: y where x is 1, and, of a gradient that no other element has, dx where x is 0.
+
+    Multiples of 1/8 are summed without a rounding: what is left are those of the mean, the root and the reciprocal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for width in [2, 3, 5120, 8192, *torch.randint(4, 8192, (12,), generator=generator).tolist()]:
+        x = torch.randint(-16, 17, (1, 1, width), generator=generator) / 8
+        x[0, 0, :2] = torch.tensor([1.0, 0.0])
+        x, dy = x.to(DEVICE).requires_grad_(), torch.zeros(1, 1, width, device=DEVICE)
+        dy[0, 0, 1] = 1
+        exact = x.detach().double().square().mean().add(1e-6).rsqrt().item()
+        with set_backend("triton"):
+            outputs = [norm_modulate(x, norm="rms")]
+            if width % 2 == 0:
+                outputs += qk_norm_rope(x, x, num_heads=1, norm="rms_full")[:1]
+        for y in outputs:
+            (dx,) = torch.autograd.grad(y, x, dy)
+            assert y[0, 0, 0] == dx[0, 0, 1], width
+            assert abs(y[0, 0, 0].item() / exact - 1) <= 1.5 * 2**-23, width
+
+
+@pytest.mark.parametrize("trained", ["gate", "norm", "gate and norm", "weight", "bias", "weight and bias"])
+def test_what_is_summed_was_written(trained, monkeypatch):
+    """New memory is full of NaN, as it may be: of rows in two parts only those sums are taken that a kernel wrote."""
+    fresh, summed = torch.Tensor.new_empty, []
+
+    def poisoned(*arguments, **options):
+        return fresh(*arguments, **options).fill_(math.nan)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    for module in (gate_module, norm_module, qk_module):
+        monkeypatch.setattr(
+            module, "sum_parts", lambda partials: summed.append(partials) or rows.sum_parts(partials)
+        )
+    monkeypatch.setattr(rows, "LAUNCHES", dict.fromkeys(rows.LAUNCHES, ((rows.MAX_WIDTH, 32, 2),)))
+    x, branch = torch.randn(2, 1, 3, 12, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    vectors = torch.rand(4, 12, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    gate, scale, weight, bias = (
+        vector.requires_grad_(name in trained)
+        for name, vector in zip(("gate", "norm", "weight", "bias"), vectors.clone(), strict=True)
+    )
+    with set_backend("triton"):
+        if {"gate", "norm"} & set(trained.split()):
+            outputs = [*gate_residual_norm_modulate(x, branch, gate[None], scale[None])]
+            outputs += [gate_residual(x, branch, gate[None])] if "gate" in trained else []
+        else:
+            outputs = [
+                *qk_norm_rope(x, branch, weight, weight, q_bias=bias, k_bias=bias, num_heads=1),
+                *qk_norm_rope(
+                    x, branch, weight, weight, q_bias=bias, k_bias=bias, num_heads=1, norm="layer_head"
+                ),
+            ]
+        wanted = [v for v in (gate, scale, weight, bias) if v.requires_grad]
+        gradients = torch.autograd.grad([y.square().sum() for y in outputs], wanted)
+    assert summed
+    assert all(partials.isfinite().all() for partials in summed)
+    assert all(gradient.isfinite().all() for gradient in gradients)
