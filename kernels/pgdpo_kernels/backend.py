@@ -9,7 +9,9 @@ import torch
 BACKENDS = ("auto", "triton", "eager")
 VARIABLE = "PGDPO_KERNELS_BACKEND"
 
+# Of `set_backend`, and of the environment: asked at each call it would be a tenth of what the host does for one.
 _forced: str | None = None
+_default = os.environ.get(VARIABLE, "auto")
 
 
 class set_backend:
@@ -17,7 +19,7 @@ class set_backend:
 
     `auto` takes Triton for CUDA and HIP tensors, and for CPU tensors when TRITON_INTERPRET=1; `triton`
     raises with the reason where it cannot run. Without a call, the environment variable
-    PGDPO_KERNELS_BACKEND decides, and without that, `auto`.
+    PGDPO_KERNELS_BACKEND decides, as it stood when this package was imported, and without that, `auto`.
     """
 
     def __init__(self, name: str):
@@ -35,17 +37,12 @@ class set_backend:
 
 def get_backend() -> str:
     """The backend asked for: `auto`, `triton` or `eager`."""
-    return _forced if _forced is not None else _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    return _forced if _forced is not None else _checked(_default, VARIABLE)
 
 
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, and so on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def warps(threads: int) -> int:
-    """How many warps hold that many threads: 32 a warp on NVIDIA, 64 on AMD's data-centre GPUs."""
-    return threads // (64 if torch.version.hip else 32)
 
 
 def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> bool:
@@ -59,7 +56,7 @@ def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> 
     backend = get_backend()
     if backend == "eager":
         return False
-    if obstacle is None and not tensor.is_cuda and not (tensor.device.type == "cpu" and interpreting()):
+    if obstacle is None and not tensor.is_cuda and not (tensor.is_cpu and interpreting()):
         obstacle = (
             f"its tensors are on {tensor.device}: Triton needs CUDA or HIP tensors, or TRITON_INTERPRET=1"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .backend import warps
+WARP = 64 if torch.version.hip else 32  # threads: of AMD's data-centre GPUs, of NVIDIA's
 
 
 def launch(
@@ -29,11 +29,11 @@ def launch(
     with torch.cuda.device_of(first):
         kernel[grid](
             first,
-            *(first if tensor is None else tensor for tensor in rest),
+            *[first if tensor is None else tensor for tensor in rest],
             *outputs,
             *numbers,
             **constants,
-            num_warps=max(1, warps(threads)),
+            num_warps=threads // WARP or 1,
             enable_fp_fusion=fp_fusion,
         )
 
@@ -42,6 +42,6 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def dense_like(x: torch.Tensor) -> torch.Tensor:
+def dense_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Empty and contiguous, whatever the strides of x."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)

@@ -37,7 +37,7 @@ def cases(full: bool) -> list[Case]:
 
 def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0)) -> Case:
     """`tensors` have the hidden states' dtype, `modulations` are fp32 as Wan's, `vectors` bf16 as a norm's."""
-    from pgdpo_kernels.hidden.rows import pieces, threads_and_rows
+    from pgdpo_kernels.hidden.rows import LAUNCHES, pieces, threads_and_rows
 
     launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}
     launch = launch.get(op, op.replace(" ", "_"))
@@ -48,7 +48,7 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
     a, b = pieces(width)
     constants = {"A": a, "B": b} | constants
     held = constants["H"] * constants["COLUMNS"] if "H" in constants else width
-    threads, rows = threads_and_rows(launch, held)
+    threads, rows = threads_and_rows(LAUNCHES[launch], held)
     constants |= {"ALIGN": 8, "CHUNK": rows}
     constants |= {"EMULATE_BF16": False}
     op, *form = op.split(" ") + ["branch"] * constants.get("BRANCH", False)

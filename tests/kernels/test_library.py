@@ -10,6 +10,7 @@ import torch
 from kernel_inputs import DEVICE, make_pairs
 from torch.utils.checkpoint import checkpoint
 
+import pgdpo_kernels.backend
 from pgdpo_kernels import (
     PairErrors,
     diffusion_dpo_loss,
@@ -115,7 +116,7 @@ def test_gradients_are_fresh_tensors(backend):
 
 
 def test_the_backend_is_chosen_and_restored(monkeypatch):
-    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
+    monkeypatch.setattr(pgdpo_kernels.backend, "_default", "eager")  # as the environment said at the import
     assert get_backend() == "eager"
     with set_backend("triton"):
         assert get_backend() == "triton"
@@ -123,7 +124,7 @@ def test_the_backend_is_chosen_and_restored(monkeypatch):
             assert get_backend() == "auto"
         assert get_backend() == "triton"
     assert get_backend() == "eager"
-    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "fast")
+    monkeypatch.setattr(pgdpo_kernels.backend, "_default", "fast")
     with pytest.raises(ValueError, match="PGDPO_KERNELS_BACKEND.*'fast'"):
         get_backend()
     with pytest.raises(ValueError, match="set_backend.*'cuda'"):

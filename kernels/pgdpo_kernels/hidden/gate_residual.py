@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -14,7 +16,6 @@ from .rows import (
     as_rows,
     check_branch,
     cut_rows,
-    in_pieces,
     kind,
     launch_rows,
     modulation,
@@ -44,32 +45,38 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
         raise ValueError(f"{op}: gate must be given")
     if not takes_triton(op, residual, obstacle(residual, values, table)):
         return eager.gate_residual(residual, branch, gate)
-    return _GateResidual.apply(residual, branch, values, table)
+    run = _GateResidual.apply if torch.is_grad_enabled() else _gate
+    return run(residual, branch, values, table)
 
 
-def launch_gate(kernel, op, x, branch, gate, table, outputs, **constants) -> None:
+@functools.cache
+def _kernels():
+    """Imported when one is launched, as the package imports without Triton; once, as an import statement takes 2 us."""
+    from . import gate_residual_kernels
+
+    return gate_residual_kernels
+
+
+def launch_gate(kernel, cut, x, branch, gate, table, outputs, **constants) -> None:
     """Forward and backward differ in what x and the outputs are."""
-    cut = cut_rows(op, *x.shape, gate.shape[1])
-    constants |= {"GATE": kind(gate, table), **in_pieces(x.shape[2])}
     tensors, strided = (x, branch, gate, table), (x, branch, gate)
-    launch_rows(kernel, cut, cut.grid, tensors, outputs, strided, cut.sizes(), **constants)
+    constants["GATE"] = kind(gate, table)
+    launch_rows(kernel, cut, cut.programs, tensors, outputs, strided, cut.sizes, **constants)
 
 
 @opaque("gate_residual", lambda residual, *_: dense_like(residual))
 def _gate(
     residual: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, table: torch.Tensor | None
 ) -> torch.Tensor:
-    from .gate_residual_kernels import gate_forward
-
-    hidden = dense_like(residual)
-    launch_gate(gate_forward, "gate", as_rows(residual), as_rows(branch), gate, table, (hidden,))
+    hidden, cut = dense_like(residual), cut_rows("gate", residual, gate.shape[1])
+    launch_gate(_kernels().gate_forward, cut, as_rows(residual), as_rows(branch), gate, table, (hidden,))
     return hidden
 
 
 def _gate_backward_fake(dhidden, branch, gate, table, branch_dtype):
     batch, _, width = dhidden.shape
     sums = dhidden.new_empty(0 if branch is None else batch, gate.shape[1], width, dtype=torch.float32)
-    return torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device), sums
+    return dense_like(dhidden, branch_dtype), sums
 
 
 @opaque("gate_residual_backward", _gate_backward_fake)
@@ -81,24 +88,24 @@ def _gate_backward(
     branch_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`dbranch`, and the sums of dhidden * branch over each group, fp32 [B, G, D], if the branch is given."""
-    from .gate_residual_kernels import gate_backward
-
     dhidden, branch = as_rows(dhidden), as_rows(branch)
-    op = "gate" if branch is None else "gate_sums"
-    dbranch = torch.empty(dhidden.shape, dtype=branch_dtype, device=dhidden.device)
-    cut = cut_rows(op, *dhidden.shape, gate.shape[1])
-    shape = (0 if branch is None else cut.batch, cut.groups, cut.parts, dhidden.shape[2])
+    sum_gate = branch is not None
+    cut = cut_rows("gate_sums" if sum_gate else "gate", dhidden, gate.shape[1])
+    dbranch = dense_like(dhidden, branch_dtype)
+    groups, _, parts = cut.sizes
+    shape = (cut.batch, groups, parts, dhidden.shape[2]) if sum_gate else (0, groups, 1, dhidden.shape[2])
     sums = dhidden.new_empty(shape, dtype=torch.float32)
-    outputs, sum_gate = (dbranch, sums), branch is not None
-    launch_gate(gate_backward, op, dhidden, branch, gate, table, outputs, SUM_GATE=sum_gate)
+    launch_gate(
+        _kernels().gate_backward, cut, dhidden, branch, gate, table, (dbranch, sums), SUM_GATE=sum_gate
+    )
     return dbranch, sum_parts(sums)
 
 
 class _GateResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, branch, gate, table):
-        needs_gate = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        ctx.save_for_backward(branch if needs_gate else None, gate, table)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(branch if needs[2] or needs[3] else None, gate, table)
         ctx.branch_dtype = branch.dtype
         return _gate(residual, branch, gate, table)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -18,7 +20,6 @@ from .rows import (
     check_vector,
     cut_rows,
     group_count,
-    in_pieces,
     kind,
     launch_rows,
     modulation,
@@ -69,7 +70,7 @@ def gate_residual_norm_modulate(
         return eager.gate_residual_norm_modulate(
             residual, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps
         )
-    return GateResidualNormModulate.apply(residual, branch, *gates, *norms)
+    return gate_norm(residual, branch, *gates, *norms)
 
 
 def norm_arguments(op, x, scale, shift, weight, bias, norm, eps) -> tuple:
@@ -80,6 +81,20 @@ def norm_arguments(op, x, scale, shift, weight, bias, norm, eps) -> tuple:
     check_vector(op, "bias", bias, x.shape[2])
     scales, shifts = modulation(op, "scale", scale, x), modulation(op, "shift", shift, x)
     return *scales, *shifts, weight, bias, norm, float(eps)
+
+
+def gate_norm(x, branch, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator, with its gradient where one is kept."""
+    run = _GateResidualNormModulate.apply if torch.is_grad_enabled() else _norm
+    return run(x, branch, *arguments)
+
+
+@functools.cache
+def _kernels():
+    """Imported once, as in `gate_residual`."""
+    from . import norm_kernels
+
+    return norm_kernels
 
 
 def _norm_fake(x, branch, *_):
@@ -102,21 +117,19 @@ def _norm(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`hidden` (without elements where there is no branch) and `y`."""
-    from .norm_kernels import norm_forward
-
     x, branch = as_rows(x), as_rows(branch)
-    hidden, y = x.new_empty(0 if branch is None else x.shape), dense_like(x)
+    hidden, y = _norm_fake(x, branch)
     vectors = (gate, gate_table, scale, scale_table, shift, shift_table, weight, bias)
     op = norm_forward_launch(branch, *vectors)
-    cut = cut_rows(op, *x.shape, group_count(gate, scale, shift))
+    cut = cut_rows(op, x, group_count(gate, scale, shift))
     launch_rows(
-        norm_forward,
+        _kernels().norm_forward,
         cut,
-        cut.grid,
+        cut.programs,
         (x, branch, *vectors),
         (hidden, y),
         (x, branch, gate, scale, shift),
-        (*cut.sizes(), eps),
+        (*cut.sizes, eps),
         BRANCH=branch is not None,
         GATE=kind(gate, gate_table),
         SCALE=kind(scale, scale_table),
@@ -124,7 +137,6 @@ def _norm(
         WEIGHT=weight is not None,
         BIAS=bias is not None,
         CENTER=norm == "layer",
-        **in_pieces(x.shape[2]),
     )
     return hidden, y
 
@@ -138,9 +150,13 @@ def _norm_backward_fake(
     dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight, groups, norm, eps, sums, dtype
 ):
     shape = (sum_count(sums, branch is not None), hidden.shape[0], groups, hidden.shape[2])
-    dx = dense_like(hidden)
-    dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=dtype)
-    return dx, dbranch, dx.new_empty(shape, dtype=torch.float32)
+    return *_gradients(hidden, gate, dtype), hidden.new_empty(shape, dtype=torch.float32)
+
+
+def _gradients(hidden, gate, branch_dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the residual, and of the branch where a gate makes that another one."""
+    dbranch = hidden.new_empty(0, dtype=branch_dtype) if gate is None else dense_like(hidden, branch_dtype)
+    return dense_like(hidden), dbranch
 
 
 @opaque("gate_residual_norm_modulate_backward", _norm_backward_fake)
@@ -162,24 +178,21 @@ def _norm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`dx`, `dbranch` (without a gate it is `dx`: no elements) and the sums over each group, fp32
     [`sum_count`, B, G, D]."""
-    from .norm_kernels import norm_backward
-
-    dy, dhidden, hidden, branch = (as_rows(tensor) for tensor in (dy, dhidden, hidden, branch))
-    dx = dense_like(hidden)
-    dbranch = dx.new_empty(0 if gate is None else dx.shape, dtype=branch_dtype)
+    dy, dhidden, hidden, branch = as_rows(dy), as_rows(dhidden), as_rows(hidden), as_rows(branch)
+    dx, dbranch = _gradients(hidden, gate, branch_dtype)
     sum_gate = branch is not None
     op = "norm_sums" if sum_norm or sum_gate else "norm_backward" if gate is None else "gate_norm_backward"
-    cut, width = cut_rows(op, *hidden.shape, groups), hidden.shape[2]
-    shape = (sum_count(sum_norm, sum_gate), cut.batch, groups, cut.parts, width)
-    partials = dx.new_empty(shape, dtype=torch.float32)
+    cut, count = cut_rows(op, hidden, groups), sum_count(sum_norm, sum_gate)
+    shape = (count, cut.batch, groups, cut.sizes[2] if count else 1, hidden.shape[2])
+    partials = hidden.new_empty(shape, dtype=torch.float32)
     launch_rows(
-        norm_backward,
+        _kernels().norm_backward,
         cut,
-        cut.grid,
+        cut.programs,
         (dy, dhidden, hidden, branch, gate, gate_table, scale, scale_table, weight),
         (dx, dbranch, partials),
         (dy, dhidden, hidden, branch, gate, scale),
-        (*cut.sizes(), eps),
+        (*cut.sizes, eps),
         DHIDDEN=dhidden is not None,
         GATE=kind(gate, gate_table),
         SCALE=kind(scale, scale_table),
@@ -187,12 +200,11 @@ def _norm_backward(
         CENTER=norm == "layer",
         SUM_NORM=sum_norm,
         SUM_GATE=sum_gate,
-        **in_pieces(width),
     )
     return dx, dbranch, sum_parts(partials)
 
 
-class GateResidualNormModulate(torch.autograd.Function):
+class _GateResidualNormModulate(torch.autograd.Function):
     """(hidden, y); `hidden` has no elements where there is no branch."""
 
     @staticmethod
@@ -207,7 +219,6 @@ class GateResidualNormModulate(torch.autograd.Function):
         kept = x if branch is None else hidden
         ctx.save_for_backward(kept, branch if needs_gate else None, *tensors)
         ctx.branch_dtype = x.dtype if branch is None else branch.dtype
-        ctx.groups = group_count(gate, scale, shift)
         ctx.norm, ctx.eps, ctx.has_branch = norm, eps, branch is not None
         return hidden, y
 
@@ -232,7 +243,7 @@ class GateResidualNormModulate(torch.autograd.Function):
             scale,
             scale_table,
             weight,
-            ctx.groups,
+            group_count(gate, scale, shift),
             ctx.norm,
             ctx.eps,
             any(needs[4:10]),

@@ -6,7 +6,7 @@ import torch
 
 from ..backend import takes_triton
 from ..reference import hidden as eager
-from .gate_residual_norm_modulate import GateResidualNormModulate, norm_arguments
+from .gate_residual_norm_modulate import gate_norm, norm_arguments
 from .rows import Modulation, check_groups, check_hidden, obstacle
 
 
@@ -37,4 +37,4 @@ def norm_modulate(
     check_groups(op, norms[:2], norms[2:4])
     if not takes_triton(op, x, obstacle(x, *norms[:6])):
         return eager.norm_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
-    return GateResidualNormModulate.apply(x, None, None, None, *norms)[1]
+    return gate_norm(x, None, None, None, *norms)[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -13,14 +15,12 @@ from ..reference import hidden as eager
 from .rows import (
     LATE_TABLES,
     MAX_WIDTH,
-    Groups,
     as_rows,
     check_hidden,
     check_vector,
     cut_rows,
     launch_rows,
     obstacle,
-    pieces,
     sum_parts,
 )
 
@@ -91,7 +91,8 @@ def qk_norm_rope(
         names |= dict(rope_start=rope_start, rope_len=rope_len)
         return eager.qk_norm_rope(q, k, q_weight, k_weight, *table, **names)
     weights = (q_weight, k_weight, q_bias, k_bias)
-    return _QKNormRope.apply(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
+    run = _QKNormRope.apply if torch.is_grad_enabled() else _qk
+    return run(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
 
 
 def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -121,31 +122,33 @@ def rotary(op, cos, sin, shape) -> tuple[torch.Tensor | None, torch.Tensor | Non
     )
 
 
-def cut_heads(op: str, q: torch.Tensor, num_heads: int) -> Groups:
-    """As wide as the heads are held: padded to a power of two."""
-    batch, tokens, width = q.shape
-    return cut_rows(op, batch, tokens, num_heads * next_power_of_2(width // num_heads), 1)
+@functools.cache
+def _kernels():
+    """Imported once, as in `gate_residual`."""
+    from . import qk_norm_rope_kernels
+
+    return qk_norm_rope_kernels
 
 
 def launch_qk(kernel, cut, tensors, outputs, strided, cos, weight, settings, **constants) -> None:
     """Forward and backward differ in what they read and write."""
-    num_heads, norm, rope_start, rope_len, eps = settings
-    head = tensors[0].shape[2] // num_heads
-    first, second = pieces(num_heads) if num_heads > 1 else (1, 1)
-    constants |= {
-        "NORM": norm,
-        "WEIGHT": weight is not None,
-        "ROPE": cos is not None,
-        "SHARED": cos is None or cos.shape[2] == 1,
-        "HALF": cos is not None and cos.shape[3] < head,
-        "H": num_heads,
-        "HEAD": head,
-        "COLUMNS": next_power_of_2(head),
-        "A": first,
-        "B": second,
-    }
-    numbers = (cut.rows, cut.parts, rope_start, rope_start + rope_len, eps)
-    launch_rows(kernel, cut, (2 * cut.grid[0],), tensors, outputs, (*strided, cos), numbers, **constants)
+    _, norm, rope_start, rope_len, eps = settings
+    numbers = (*cut.sizes[1:], rope_start, rope_start + rope_len, eps)
+    launch_rows(
+        kernel,
+        cut,
+        2 * cut.programs,
+        tensors,
+        outputs,
+        (*strided, cos),
+        numbers,
+        NORM=norm,
+        WEIGHT=weight is not None,
+        ROPE=cos is not None,
+        SHARED=cos is None or cos.shape[2] == 1,
+        HALF=cos is not None and cos.shape[3] < cut.constants["HEAD"],
+        **constants,
+    )
 
 
 @opaque("qk_norm_rope", lambda q, k, *_: (dense_like(q), dense_like(k)))
@@ -164,15 +167,13 @@ def _qk(
     rope_len: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from .qk_norm_rope_kernels import qk_forward
-
     q, k = as_rows(q), as_rows(k)
     outputs = (dense_like(q), dense_like(k))
     tensors = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin)
     settings = (num_heads, norm, rope_start, rope_len, eps)
-    cut = cut_heads("qk_forward", q, num_heads)
+    cut = cut_rows("qk_forward", q, 1, num_heads)
     constants = {"BIAS": q_bias is not None, "LATE_TABLES": q.shape[2] <= LATE_TABLES}
-    launch_qk(qk_forward, cut, tensors, outputs, (q, k), cos, q_weight, settings, **constants)
+    launch_qk(_kernels().qk_forward, cut, tensors, outputs, (q, k), cos, q_weight, settings, **constants)
     return outputs
 
 
@@ -206,19 +207,18 @@ def _qk_backward(
     sum_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`dq`, `dk`, and for q and k the sums that are asked for, of weight and bias, fp32 [2, 0 to 2, D or head size]."""
-    from .qk_norm_rope_kernels import qk_backward
-
     dq_out, dk_out = as_rows(dq_out), as_rows(dk_out)
-    q, k = (grad if x is None else as_rows(x) for grad, x in ((dq_out, q), (dk_out, k)))
+    q, k = (dq_out, dk_out) if q is None else (as_rows(q), as_rows(k))
     dq, dk = dense_like(q), dense_like(k)
-    cut = cut_heads("qk_sums" if sum_weight or sum_bias else "qk_backward", q, num_heads)
-    shape = (2, sum_weight + sum_bias, *cut.grid, sum_width(q, num_heads, norm))
-    sums = dq.new_empty(shape, dtype=torch.float32)
+    count = sum_weight + sum_bias
+    cut = cut_rows("qk_sums" if count else "qk_backward", q, 1, num_heads)
+    shape = (2, count, cut.programs if count else 1, sum_width(q, num_heads, norm))
+    sums = q.new_empty(shape, dtype=torch.float32)
     grads = (dq_out, dk_out, q, k)
     tensors, outputs = (*grads, q_weight, k_weight, cos, sin), (dq, dk, sums)
     settings = (num_heads, norm, rope_start, rope_len, eps)
     constants = {"SUM_WEIGHT": sum_weight, "SUM_BIAS": sum_bias}
-    launch_qk(qk_backward, cut, tensors, outputs, grads, cos, q_weight, settings, **constants)
+    launch_qk(_kernels().qk_backward, cut, tensors, outputs, grads, cos, q_weight, settings, **constants)
     return dq, dk, sum_parts(sums)
 
 

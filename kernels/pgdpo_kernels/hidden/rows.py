@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from ..launch import launch, next_power_of_2
 Modulation = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 # The same as the ops take it: values [B | 1, G | 1, D] and the table [D] to add to them.
 Values = tuple[torch.Tensor | None, torch.Tensor | None]
+Line = tuple[tuple[int, int, int], ...]  # of LAUNCHES
 
 MAX_WIDTH = 8192
 SUM_ROWS = (
@@ -57,9 +59,9 @@ def norm_forward_launch(branch: torch.Tensor | None, *vectors: torch.Tensor | No
     return "norm_forward" if branch is None else "gate_norm_forward"
 
 
-def threads_and_rows(op: str, width: int) -> tuple[int, int]:
-    """Threads and rows of a program, by op and D alone."""
-    _, threads, rows = next(launch for launch in LAUNCHES[op] if width <= launch[0])
+def threads_and_rows(line: Line, width: int) -> tuple[int, int]:
+    """Threads and rows of a program, by the op's line of LAUNCHES and D alone."""
+    _, threads, rows = next(launch for launch in line if width <= launch[0])
     return (threads, rows) if width > 512 else (32 if width <= 256 else 64, rows)
 
 
@@ -71,7 +73,8 @@ def pieces(width: int) -> tuple[int, int]:
 
 def check_hidden(op: str, name: str, x: torch.Tensor) -> None:
     check_float(op, name, x)
-    if x.dim() != 3 or 0 in x.shape or x.shape[2] < 2:
+    shape = x.shape
+    if len(shape) != 3 or 0 in shape or shape[2] < 2:
         raise ValueError(f"{op}: {name} must be [B, N, D] with D of 2 or more, got shape {tuple(x.shape)}")
 
 
@@ -108,14 +111,16 @@ def modulation(op: str, name: str, value: Modulation, x: torch.Tensor) -> Values
             )
         table = table.reshape(-1)
     check_float(op, name, value)
-    given = tuple(value.shape)
-    value = value.unsqueeze(1) if value.dim() == 2 else value
+    given = value.shape
+    if len(given) == 2:
+        value = value.unsqueeze(1)
+    shape = value.shape
     batch, tokens, width = x.shape
-    fits = value.dim() == 3 and value.shape[0] in (1, batch) and value.shape[2] == width
-    if not fits or value.shape[1] == 0 or tokens % value.shape[1]:
+    fits = len(shape) == 3 and shape[0] in (1, batch) and shape[2] == width
+    if not fits or shape[1] == 0 or tokens % shape[1]:
         raise ValueError(
             f"{op}: {name} must be [B, D], [B, 1, D], [B, F, D] with N a multiple of F, or [B, N, D], "
-            f"for [B, N, D] = {tuple(x.shape)}; got shape {given}"
+            f"for [B, N, D] = {tuple(x.shape)}; got shape {tuple(given)}"
         )
     if value.device != x.device:
         raise ValueError(f"{op}: {name} is on {value.device}, the hidden states on {x.device}")
@@ -123,11 +128,11 @@ def modulation(op: str, name: str, value: Modulation, x: torch.Tensor) -> Values
 
 
 def check_groups(op: str, *modulations: Values) -> None:
-    sizes = {values.shape[1] for values, _ in modulations if values is not None} - {1}
-    if len(sizes) > 1:
+    sizes = {values.shape[1] for values, _ in modulations if values is not None}
+    if len(sizes) > 1 and len(sizes - {1}) > 1:
         raise ValueError(
             f"{op}: gate, scale and shift must have one vector per sample, or all the same number of vectors; "
-            f"got {sorted(sizes)}"
+            f"got {sorted(sizes - {1})}"
         )
 
 
@@ -147,43 +152,62 @@ def as_rows(x: torch.Tensor | None) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class Groups:
-    """How the tokens of each sample are cut: into groups of one modulation each, a group into parts."""
+    """How the tokens of each sample are cut: into groups of one modulation, a group into parts of a program each."""
 
     batch: int
-    groups: int  # of a sample
-    rows: int  # of a group
-    parts: int  # of a group
-    chunk: int  # rows of a part, which a program takes
+    sizes: tuple[int, int, int]  # groups of a sample, rows of a group, parts of a group
+    programs: int
     threads: int  # of a program
-
-    @property
-    def grid(self) -> tuple[int]:
-        return (self.batch * self.groups * self.parts,)
-
-    def sizes(self) -> tuple[int, int, int]:
-        return self.groups, self.rows, self.parts
+    constants: dict[str, int]  # the kernel's, of shapes alone
 
 
 def group_count(*values: torch.Tensor | None) -> int:
     """Into how many groups, each with vectors of its own, the modulations cut a sample."""
-    return max([1, *[tensor.shape[1] for tensor in values if tensor is not None]])
+    groups = 1
+    for tensor in values:
+        if tensor is not None and tensor.shape[1] > groups:
+            groups = tensor.shape[1]
+    return groups
 
 
-def cut_rows(op: str, batch: int, tokens: int, width: int, groups: int) -> Groups:
-    """A function of op and shapes alone, so that no sum depends on the device."""
+def cut_rows(op: str, x: torch.Tensor, groups: int, heads: int = 0) -> Groups:
+    """A function of op and shapes alone, so that no sum depends on the device. With `heads` a row is one of heads."""
+    return _cut_rows(LAUNCHES[op], *x.shape, groups, heads)
+
+
+@functools.lru_cache(1024)
+def _cut_rows(line: Line, batch: int, tokens: int, width: int, groups: int, heads: int) -> Groups:
+    if heads:  # held as wide as a power of two each
+        head = width // heads
+        columns = next_power_of_2(head)
+        held = {"H": heads, "HEAD": head, "COLUMNS": columns}
+        a, b = pieces(heads) if heads > 1 else (1, 1)
+        width = heads * columns
+    else:
+        held = {"D": width}
+        a, b = pieces(width)
+    threads, chunk = threads_and_rows(line, width)
     rows = tokens // groups
-    threads, chunk = threads_and_rows(op, width)
-    return Groups(batch, groups, rows, -(-rows // chunk), chunk, threads)
+    parts = -(-rows // chunk)
+    # Whether kernels are interpreted was decided when Triton was imported.
+    constants = held | {"A": a, "B": b, "CHUNK": chunk, "EMULATE_BF16": interpreting()}
+    return Groups(batch, (groups, rows, parts), batch * groups * parts, threads, constants)
 
 
 def strides(*tensors: torch.Tensor | None) -> tuple[int, list[int]]:
     """ALIGN, and the batch and row strides of each tensor in units of it; 0 where a dimension is broadcast."""
-    out = []
+    out, union = [], 0
     for tensor in tensors:
-        for dim in (0, 1):
-            out.append(0 if tensor is None or tensor.shape[dim] == 1 else tensor.stride(dim))
-    align = 8 if all(stride % 8 == 0 for stride in out) else 1
-    return align, [stride // align for stride in out]
+        batch = row = 0
+        if tensor is not None:
+            shape, steps = tensor.shape, tensor.stride()
+            if shape[0] > 1:
+                batch = steps[0]
+            if shape[1] > 1:
+                row = steps[1]
+        out += batch, row
+        union |= batch | row
+    return (1, out) if union % 8 else (8, [step // 8 for step in out])
 
 
 def kind(values: torch.Tensor | None, table: torch.Tensor | None) -> str:
@@ -193,7 +217,7 @@ def kind(values: torch.Tensor | None, table: torch.Tensor | None) -> str:
 def launch_rows(
     kernel,
     cut: Groups,
-    grid: tuple[int],
+    programs: int,
     tensors: tuple[torch.Tensor | None, ...],
     outputs: tuple[torch.Tensor, ...],
     strided: tuple[torch.Tensor | None, ...],
@@ -202,28 +226,30 @@ def launch_rows(
 ) -> None:
     """Launch a kernel on rows as they are cut: with the batch and row strides of `strided` before the numbers."""
     align, steps = strides(*strided)
-    constants |= {"ALIGN": align, "CHUNK": cut.chunk, "EMULATE_BF16": interpreting()}
-    launch(kernel, grid, tensors, outputs, (*steps, *numbers), threads=cut.threads, **constants)
-
-
-def in_pieces(width: int) -> dict[str, int]:
-    """The constants by which a kernel holds a row of D elements."""
-    a, b = pieces(width)
-    return {"D": width, "A": a, "B": b}
+    constants |= cut.constants
+    launch(
+        kernel,
+        (programs,),
+        tensors,
+        outputs,
+        (*steps, *numbers),
+        threads=cut.threads,
+        ALIGN=align,
+        **constants,
+    )
 
 
 def sum_parts(partials: torch.Tensor) -> torch.Tensor:
     """`[..., parts, D]` fp32 to `[..., D]`, contiguous."""
-    from .row_jit import column_sums
-
     *shape, parts, width = partials.shape
     if parts == 1:
-        return partials.reshape(*shape, width)
+        return partials.squeeze(-2)
+    from .row_jit import column_sums
+
     out = partials.new_empty(*shape, width)
     rows, columns = SUM_TILE
-    if out.numel():
-        grid, constants = (out.numel() // width, -(-width // columns)), {"ROWS": rows, "COLUMNS": columns}
-        launch(column_sums, grid, (partials,), (out,), (parts,), threads=128, D=width, **constants)
+    grid, constants = (out.numel() // width, -(-width // columns)), {"ROWS": rows, "COLUMNS": columns}
+    launch(column_sums, grid, (partials,), (out,), (parts,), threads=128, D=width, **constants)
     return out
 
 
