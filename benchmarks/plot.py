@@ -17,7 +17,8 @@ def roofline(result: dict, path: Path) -> bool:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    panels = sorted({(row["op"], row["direction"]) for row in result["rows"]})
+    of_the_first_form = [row for row in result["rows"] if "form" not in row]
+    panels = sorted({(row["op"], row["direction"]) for row in of_the_first_form})
     copy, empty = result["copy_gb_per_s"], result["empty_launch_us"]
     if not panels or copy is None or empty is None:
         return False
@@ -25,7 +26,7 @@ def roofline(result: dict, path: Path) -> bool:
         1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (op, direction) in zip(axes[0], panels, strict=True):
-        rows = [row for row in result["rows"] if (row["op"], row["direction"]) == (op, direction)]
+        rows = [row for row in of_the_first_form if (row["op"], row["direction"]) == (op, direction)]
         rows.sort(key=lambda row: row["moved_bytes"])
         sizes = [row["moved_bytes"] for row in rows]
         roof = [size / (size / copy + 1e3 * empty * rows[0]["launches"]) for size in sizes]

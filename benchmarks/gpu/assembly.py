@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 from ..plot import roofline
+from ..predict.committed import prediction
 from ..report import RESULTS
 from . import train_step
+from .harness import name_of
 from .kernel_tests import JOB
 from .rows import read
 
@@ -66,6 +68,10 @@ def assemble(rows: list[dict]) -> dict:
         "left_out": unfinished(rows, last),
     }
     result["rows"] = speed_rows(last, result["copy_gb_per_s"], result["empty_launch_us"])
+    result["prediction"], shares = prediction(machine)
+    for row in result["rows"]:
+        if (share := shares.get(name_of(row))) is not None:
+            row["predicted_share"] = share
     result["compared"] = compare(result["steps"])
     return result
 
@@ -88,18 +94,15 @@ def facts(row: dict) -> dict:
 
 
 def speed_rows(last: dict, copy: float | None, empty: float | None) -> list[dict]:
-    """One row a case: its times against eager and, from a measurement of its own, against `torch.compile`."""
+    """One row a case: its times against eager and Liger-Kernel and, from a measurement of its own, `torch.compile`."""
     cases: dict[str, dict] = {}
     for (stage, case), row in last.items():
         if stage in ("wide", "pairs", "compile"):
-            beside = "compile" if stage == "compile" else "eager"
             out = cases.setdefault(case, facts(row) | {"us": {}})
-            if "fused" in row["us"]:
-                out["us"].setdefault("fused", row["us"]["fused"])
-                if beside in row["us"]:
+            out["us"] = row["us"] | out["us"]
+            for beside in row["us"].keys() - {"fused"}:
+                if "fused" in row["us"]:
                     out[f"times_{beside}"] = row["us"][beside] / row["us"]["fused"]
-            if beside in row["us"]:
-                out["us"][beside] = row["us"][beside]
     for row in cases.values():
         row["gb_per_s"] = {name: row["moved_bytes"] / us / 1e3 for name, us in row["us"].items()}
         if "fused" in row["us"] and copy:
@@ -144,16 +147,16 @@ def compare(variants: dict[str, dict]) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'op':66} {'MB':>8} {'moved MB':>8} {'fused us':>9} {'GB/s':>6} {'of copy':>7} "
-    lines = [head + f"{'x eager':>7} {'x compile':>9} {'launches':>8}"]
+    head = f"{'op':66} {'MB':>8} {'moved MB':>8} {'fused us':>9} {'GB/s':>6} {'of copy':>7} {'predicted':>9} "
+    lines = [head + f"{'x eager':>7} {'x compile':>9} {'x liger':>7} {'launches':>8}"]
     for row in rows:
-        name = f"{row['op']} {row['direction']} {'x'.join(map(str, row['shape']))} {row['dtype']}"
         sizes = f"{row['tensor_bytes'] / 1e6:8.2f} {row['moved_bytes'] / 1e6:8.2f}"
         us, rate = row["us"].get("fused"), row["gb_per_s"].get("fused")
         lines.append(
-            f"{name:66} {sizes} {number(us, '9.1f')} {number(rate, '6.0f')} {number(row.get('share_of_copy'), '7.1%')} "
+            f"{name_of(row):66} {sizes} {number(us, '9.1f')} {number(rate, '6.0f')} "
+            f"{number(row.get('share_of_copy'), '7.1%')} {number(row.get('predicted_share'), '9.1%')} "
             f"{number(row.get('times_eager'), '7.2f')} {number(row.get('times_compile'), '9.2f')} "
-            f"{number(row.get('empty_launches'), '8.2f')}"
+            f"{number(row.get('times_liger'), '7.2f')} {number(row.get('empty_launches'), '8.2f')}"
         )
     return "\n".join(lines)
 
@@ -186,13 +189,17 @@ def summary(result: dict) -> list[str]:
         f"{r['copy_gb_per_s']:.0f} GB/s, {number(r['empty_launch_us'], '.1f')} us" for r in result["roofs"]
     )
     lines.append(f"copy and empty launch, start and end: {roofs or 'not measured'}")
+    if found := result["prediction"]:
+        kernels = "these kernels" if found["same_kernels"] else "kernels of another tree"
+        lines.append(f"predicted for {found['device']}, {kernels}: {found['file']}")
     passed = ", ".join(
         f"{stage} {count}" for stage, count in result["passed"].items() if stage not in ("machine", "end")
     )
     lines.append(f"ok: {passed or 'nothing'}")
     widest = {}
     for row in sorted(result["rows"], key=lambda row: -row["tensor_bytes"]):
-        widest.setdefault((row["op"], row["direction"]), row)
+        if "form" not in row:
+            widest.setdefault((row["op"], row["direction"]), row)
     lines += table(list(widest.values())).splitlines()
     for block in result["blocks"]:
         lines.append(

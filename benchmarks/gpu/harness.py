@@ -34,6 +34,7 @@ class Case:
     launches: int  # kernels of the fused variant
     make: Callable[[int], tuple]
     variants: dict[str, Callable[[tuple], Callable[[], object]]]
+    form: str = ""  # of the modulation or the norm, where it isn't the op's first
 
     @property
     def tensor_bytes(self) -> int:
@@ -41,12 +42,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.op} {self.direction} {'x'.join(map(str, self.shape))} {dtype_name(self.dtype)}"
+        return name_of(self.facts())
 
     def facts(self) -> dict:
         """What a row says of the case, whatever was measured."""
         return {
             "op": self.op,
+            **({"form": self.form} if self.form else {}),
             "direction": self.direction,
             "shape": list(self.shape),
             "dtype": dtype_name(self.dtype),
@@ -54,6 +56,13 @@ class Case:
             "moved_bytes": self.moved,
             "launches": self.launches,
         }
+
+
+def name_of(facts: dict) -> str:
+    """A case's name, by what its row says of it."""
+    form = f" {facts['form']}" if "form" in facts else ""
+    shape = "x".join(map(str, facts["shape"]))
+    return f"{facts['op']}{form} {facts['direction']} {shape} {facts['dtype']}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -18,6 +18,7 @@ from ..ops import (
     exactness,
     shapes,
     test_diffusion_dpo,
+    test_hidden_forms,
     test_hidden_ops,
     test_noise_pair,
     test_pair_errors,
@@ -112,10 +113,10 @@ def check_ops(ops: list[str] | None) -> None:
 
 
 def speed_cases() -> list[tuple[str, harness.Case, list[str]]]:
-    """(stage, case, variants): each op against eager first, widest first; against `torch.compile` once all that is
-    known."""
+    """(stage, case, variants): each op against eager and Liger-Kernel first, widest first; against `torch.compile` once
+    all that is known."""
     hidden, pairs = hidden_cases(driver().stub), pair_cases(driver().stub)
-    out = [("wide", case, ["fused", "eager"]) for case in hidden]
+    out = [("wide", case, ["fused", "eager", *({"liger"} & set(case.variants))]) for case in hidden]
     out += [("pairs", case, ["fused", "eager"]) for case in pairs]
     out += [("compile", case, ["fused", "compile"]) for case in widest_of_each(hidden + pairs)]
     block = test_wan_step.cases(tiny=driver().stub)
@@ -123,18 +124,20 @@ def speed_cases() -> list[tuple[str, harness.Case, list[str]]]:
 
 
 def widest_of_each(cases: list[harness.Case]) -> list[harness.Case]:
-    """The widest case of every op and direction, then the next ones: where time ends early, each op has a figure."""
+    """The widest case of every op, form and direction, then the next: where time ends early, each op has a figure."""
     seen: Counter = Counter()
     ranks = []
     for case in cases:
-        ranks.append(seen[case.op, case.direction])
-        seen[case.op, case.direction] += 1
+        key = case.op, case.form, case.direction
+        ranks.append(seen[key])
+        seen[key] += 1
     return [case for _, case in sorted(zip(ranks, cases, strict=True), key=lambda both: both[0])]
 
 
 def hidden_cases(tiny: bool) -> list[harness.Case]:
+    """The ops as most models have them, the widest first; then their other forms."""
     found = test_hidden_ops.cases(test_hidden_ops.TINY if tiny else test_hidden_ops.MODELS)
-    return sorted(found, key=lambda case: -case.tensor_bytes)
+    return sorted(found, key=lambda case: -case.tensor_bytes) + test_hidden_forms.cases(tiny)
 
 
 def pair_cases(tiny: bool) -> list[harness.Case]:

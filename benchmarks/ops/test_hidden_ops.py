@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ MODELS = {
     "LTX-2B 480p": (4290, 2048, 32, "rms_full"),
     "LTX-2B 720p": (9680, 2048, 32, "rms_full"),
 }
+HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 TINY = {"tiny": (2, 64, 4, "rms_full")}  # for the interpreter
 
 
@@ -64,11 +66,11 @@ def bound(function, ops):
 
 
 def backward(function):
-    """The gradients by every input that wants one: parameters are frozen, as under LoRA."""
+    """The gradients by every input that wants one: parameters are frozen, as under LoRA, but in one form."""
 
     def prepare(inputs):
         outputs = function(*inputs)
-        wanted = [x for x in inputs if x.requires_grad]
+        wanted = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
         ones = [torch.ones_like(output) for output in outputs]
         return lambda: torch.autograd.grad(outputs, wanted, ones, retain_graph=True)
 
@@ -92,23 +94,30 @@ def make(tokens, width, hidden, vectors, head=None, norm=None):
     return allocate
 
 
-def case(op, function, sizes, direction, tensors, allocate, extra=0) -> Case:
-    """`tensors` of the hidden states' size are read or written, and `extra` bytes."""
+def case(op, function, sizes, direction, tensors, allocate, extra=0, form="", liger=None, launches=1) -> Case:
+    """`tensors` of the hidden states' size are read or written, and `extra` bytes.
+
+    Args:
+        liger: Liger-Kernel's function of the same inputs, timed where it is installed.
+    """
     tokens, width, *_ = sizes
     timing = forward if direction == "forward" else backward
+    beside = {"liger": lambda inputs: timing(liger)(inputs)} if liger and HAS_LIGER else {}
     return Case(
         op=op,
         direction=direction,
         shape=(1, tokens, width),
         dtype=torch.bfloat16,
         moved=tensors * tokens * width * 2 + extra,
-        launches=1,
+        launches=launches,
         make=allocate,
         variants={
             "fused": lambda inputs: timing(bound(function, Fused))(inputs),
             "eager": lambda inputs: timing(bound(function, eager))(inputs),
             "compile": lambda inputs: timing(compiled(bound(function, eager)))(inputs),
+            **beside,
         },
+        form=form,
     )
 
 
