@@ -164,6 +164,16 @@ def launch(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+def stored(run_dir: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint."""
+    from safetensors.torch import load_file
+
+    from pgdpo.checkpoints.published import checkpoints_of
+
+    files = checkpoints_of(run_dir)[-1].glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def metrics(output: Path, run: str) -> list[dict]:
     lines = (output / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

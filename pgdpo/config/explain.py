@@ -131,7 +131,7 @@ def option_problems(file: Path | str, lines: Mapping[tuple, int], objective: Any
     for key, value in objective.items():
         if key != "name":
             problems += _option(str(file), lines, name, key, value)
-    return problems
+    return problems or _together(str(file), lines, objective)
 
 
 def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: Any) -> list[Problem]:
@@ -148,6 +148,18 @@ def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: A
         mend = f"leave it out for the default, {option.default}" if option else "take one of these"
         line = line_of(lines, ("objective", key))
         return [Problem(file, what, f"objective.{key}", value, allowed, mend, line)]
+    return []
+
+
+def _together(file: str, lines: Mapping[tuple, int], objective: Mapping) -> list[Problem]:
+    """What is wrong with options that are right one by one; the first that is named is taken for the place."""
+    try:
+        check_options(**objective)
+    except InputError as error:
+        what, _, allowed = str(error).partition("; allowed: ")
+        key = re.findall("`(.+?)`", what)[1]  # behind the objective's name
+        place, line = f"objective.{key}", line_of(lines, ("objective", key))
+        return [Problem(file, what, place, objective.get(key), allowed, "change one of these options", line)]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ class Compared:
     target: Tensor
     against: Mapping[
         str, Tensor
-    ]  # `ref_pred`, or `ref_errors` and `excess`, or nothing, as `pair_errors` takes them
+    ]  # `ref_pred`, or `ref_errors` and `excess`, or nothing: keywords of `pair_errors`
     segments: Sequence[int] | None = None  # the temporal segment of each latent frame
     mask: Tensor | None = None
 
@@ -33,12 +33,14 @@ class Compared:
         """Each differentiable by `pred`."""
         from pgdpo_kernels import pair_errors
 
-        where = {"segments": self.segments, "mask": self.mask}
-        return pair_errors(self.pred, self.target, **self.against, **where, cross=cross)
+        return pair_errors(self.pred, self.target, **self._where, cross=cross)
 
     def loss(self, **options: Tensor | float | str | None) -> PreferenceLoss:
         """Three launches forward, one backward; its errors and numbers are without gradient."""
         from pgdpo_kernels import diffusion_dpo_loss
 
-        where = {"segments": self.segments, "mask": self.mask}
-        return diffusion_dpo_loss(self.pred, self.target, **self.against, **where, **options)
+        return diffusion_dpo_loss(self.pred, self.target, **self._where, **options)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {**self.against, "segments": self.segments, "mask": self.mask}

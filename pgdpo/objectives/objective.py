@@ -29,9 +29,8 @@ class ObjectiveOutput:
     per_pair: Tensor  # [B], weighted; differentiable where it was made of errors
     logits: Tensor  # [B], detached; > 0 where the policy agrees with the label
     stats: dict[str, Tensor]  # detached: [B] for a pair's figure, scalar for the batch's
-    slopes: tuple[Tensor, Tensor] | None = (
-        None  # [B, S] of chosen and rejected: the loss by their errors, if known
-    )
+    # The loss by the errors of chosen and rejected, [B, S] each, where it wasn't made of errors.
+    slopes: tuple[Tensor, Tensor] | None = None
 
 
 def available() -> list[str]:

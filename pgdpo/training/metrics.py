@@ -96,8 +96,11 @@ def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) ->
     the loss's slope by the error and the excess, h its slope by the drift D = mean d^2; 2 mean(rho d) = excess + D.
     `slope`: g, where it is known, and h is 0; else both are the gradients that `watch_gradients` kept.
     """
+    count = errors.count.where(
+        errors.count > 0, 1.0
+    )  # where a mask leaves nothing of a segment, all else is 0
     if slope is not None:
-        return (slope.square() * getattr(errors, f"policy_{side}") / errors.count).sum(1).sqrt()
+        return (slope.square() * getattr(errors, f"policy_{side}") / count).sum(1).sqrt()
     error, excess, drift = (getattr(errors, f"{name}_{side}") for name in ("policy", "excess", "drift"))
     # Beside cached errors the excess is made of the policy's, whose gradient then holds that by both.
     fields = (error,) if drift is None else (error, excess)
@@ -109,7 +112,7 @@ def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) ->
     square = g.square() * error
     if h is not None:
         square = square + g * h * (excess + drift) + h.square() * drift
-    return (square / errors.count).sum(1).clamp_min(0).sqrt()
+    return (square / count).sum(1).clamp_min(0).sqrt()
 
 
 class StepMetrics:

@@ -185,6 +185,8 @@ OBJECTIVES = [
     key("objective.beta", -1, "> 0"),
     key("objective.beta", NAN, "> 0"),
     key("objective.beta", "5e3", "5.0e+3"),
+    Broken("options that exclude each other", "objective.ipr_weight", "2", "≤ 1",
+           {"objective": {"name": "pg_dpo", "ipr_form": "switch", "ipr_weight": 2}}),
     Broken("safeguard's mu", "objective.safeguard", "3", "≤ 1", {"objective.safeguard": {"mu": 3}}),
     Broken("safeguard's scope", "objective.safeguard", "scop", "mu, scope", {"objective.safeguard": {"scop": "pair"}}),
     Broken("a bare on", "objective.True", "on", "on", {"objective": {"name": "sft", True: "both"}}),

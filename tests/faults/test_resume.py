@@ -6,17 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pgdpo.checkpoints.published import checkpoints_of
 from pgdpo.engine.deterministic import _insert, _whole_subtrees
-from tests.worlds import losses, metrics
-
-
-def stored(run_dir) -> dict:
-    """All tensors of the newest checkpoint."""
-    files = checkpoints_of(run_dir)[-1].glob("*.safetensors")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+from tests.worlds import losses, metrics, stored
 
 
 def largest_difference(first: dict, second: dict) -> float:

@@ -96,7 +96,7 @@ BAD = [
     (
         "pg_dpo",
         {"ipr_form": "switch", "ipr_weight": 2},
-        "objective `pg_dpo`: `ipr_weight` is 2; allowed with `ipr_form` switch: ≤ 1",
+        "objective `pg_dpo`: `ipr_weight` is 2 with `ipr_form` switch; allowed: ≤ 1",
     ),
     (None, {}, "unknown objective `None`"),
     (["dpo"], {}, "unknown objective"),

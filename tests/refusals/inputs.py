@@ -66,6 +66,7 @@ INPUTS = {
     "an option's range": Input("train", given("objective.beta=-1")),
     "an option's kind": Input("train", given("objective.beta=much")),
     "an option's choice": Input("train", given("objective.safeguard={scope: batch}")),
+    "a switch beyond one": Input("train", given("objective={name: pg_dpo, ipr_form: switch, ipr_weight: 2}")),
     "no safeguard": Input("train", given("objective={name: sft, adaptive_clip: {}}")),
     "a safeguard's kind": Input("train", given("objective.safeguard=3")),
     "a safeguard's order": Input("train", given("objective.adaptive_clip={low_start: 1, low_end: 0.5}")),

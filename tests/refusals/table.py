@@ -267,11 +267,12 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "objectives.objective": {
         "get_spec": {"unknown objective": By("an unknown objective")},
+        "check_options": {"{where}: {wrong}": By("a switch beyond one", says=("`ipr_form` switch; allowed: ≤ 1",))},
         "_check_present": {
             "PairErrors.": Why.CALLER,
-            "and the data doesn't hold it": Why.CALLER,
             "needs the reference's errors in PairInfo.masked": Why.CALLER,
         },
+        "_check_pairs": {"and the data doesn't hold it": Why.CALLER},
     },
     "objectives.spec": {
         "Option.check": {

@@ -125,8 +125,8 @@ def preference_loss(
       gate) r_l), gate = sigmoid(clip(ipr_sharpness (r_w - r_l) / (|r_w| + ars_eps), +-ars_clip)), detached.
 
     Args:
-        errors: with `excess_*`, as `pair_errors` or `PairErrors.with_reference` gives them. Several segments
-            without labels are pooled by their counts.
+        errors: with `excess_*`, as `pair_errors` gives them. Several segments without labels are pooled by their
+            counts.
         beta: on errors that are means over elements.
         weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the weights' sum.
         timestep_weight: `[B]`, omega_t: a factor of beta in the logit. ARS and IPR see rewards times it, and `ipo`

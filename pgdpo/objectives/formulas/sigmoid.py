@@ -24,7 +24,7 @@ def preference(batch: Batch, **options) -> Terms:
 def switch_beyond_one(options: Mapping[str, float | str]) -> str | None:
     """The `switch` turns the rejected term off, and must not turn it round."""
     if options["ipr_form"] == "switch" and options["ipr_weight"] > 1:
-        return f"`ipr_weight` is {options['ipr_weight']:g}; allowed with `ipr_form` switch: ≤ 1"
+        return f"`ipr_weight` is {options['ipr_weight']:g} with `ipr_form` switch; allowed: ≤ 1"
     return None
 
 
