@@ -148,7 +148,7 @@ def compare(variants: dict[str, dict]) -> dict:
 
 def table(rows: list[dict]) -> str:
     head = f"{'op':66} {'MB':>8} {'moved MB':>8} {'fused us':>9} {'GB/s':>6} {'of copy':>7} {'predicted':>9} "
-    lines = [head + f"{'x eager':>7} {'x compile':>9} {'x liger':>7} {'launches':>8}"]
+    lines = [head + f"{'x eager':>7} {'x compile':>9} {'x liger':>7} {'launches':>8} {'host us':>8}"]
     for row in rows:
         sizes = f"{row['tensor_bytes'] / 1e6:8.2f} {row['moved_bytes'] / 1e6:8.2f}"
         us, rate = row["us"].get("fused"), row["gb_per_s"].get("fused")
@@ -156,7 +156,8 @@ def table(rows: list[dict]) -> str:
             f"{name_of(row):66} {sizes} {number(us, '9.1f')} {number(rate, '6.0f')} "
             f"{number(row.get('share_of_copy'), '7.1%')} {number(row.get('predicted_share'), '9.1%')} "
             f"{number(row.get('times_eager'), '7.2f')} {number(row.get('times_compile'), '9.2f')} "
-            f"{number(row.get('times_liger'), '7.2f')} {number(row.get('empty_launches'), '8.2f')}"
+            f"{number(row.get('times_liger'), '7.2f')} {number(row.get('empty_launches'), '8.2f')} "
+            f"{number(row.get('host_us', {}).get('fused'), '8.1f')}"
         )
     return "\n".join(lines)
 

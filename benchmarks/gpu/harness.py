@@ -10,12 +10,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .driver import CACHE, driver, empty_kernel
 
 BATCH = 5  # rounds that are queued at once
+
+
+class Round(NamedTuple):
+    us: float  # of the device
+    host_us: float  # until the call was queued, behind a device that sleeps: neither waits for the other
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def measure(
     case: Case, names: list[str], failed: Callable[[str, Exception], None], seconds: float = 60.0
-) -> dict[str, list[float]]:
-    """Microseconds of every round, by variant.
+) -> dict[str, list[Round]]:
+    """Every round, by variant.
 
     Args:
         names: the variants to time against each other.
@@ -118,8 +124,8 @@ def timed(
     *,
     host_seconds: float = 0.0,
     deadline: float = float("inf"),
-) -> dict[str, list[float]]:
-    """Microseconds of every round. The variants take turns at being first, and at the inputs.
+) -> dict[str, list[Round]]:
+    """Every round. The variants take turns at being first, and at the inputs.
 
     Args:
         calls: closures by variant, one for each of the rotating inputs.
@@ -142,13 +148,19 @@ def timed(
                 offset = at * max(1, len(rotating) // len(names))
                 before, after = driver().event(), driver().event()
                 before.record()
+                started = time.perf_counter()
                 rotating[(offset + turn) % len(rotating)]()
+                host = time.perf_counter() - started
                 after.record()
-                events.append((names[at], before, after))
+                events.append((names[at], before, after, host))
         driver().synchronize()
-        for name, before, after in events:
-            times[name].append(before.elapsed_time(after) * 1e3)
+        for name, before, after, host in events:
+            times[name].append(Round(before.elapsed_time(after) * 1e3, host * 1e6))
     return times
+
+
+def median_us(rounds: list[Round]) -> float:
+    return statistics.median(one.us for one in rounds)
 
 
 def copy_bandwidth(size: int = 1 << 30) -> float:
@@ -161,7 +173,7 @@ def copy_bandwidth(size: int = 1 << 30) -> float:
     source = torch.randint(-(2**31), 2**31 - 1, (size // 4,), dtype=torch.int32, device=driver().name)
     target = torch.empty_like(source)
     target.copy_(source)
-    us = statistics.median(timed({"copy": [lambda: target.copy_(source)]})["copy"])
+    us = median_us(timed({"copy": [lambda: target.copy_(source)]})["copy"])
     return 2 * size / us / 1e3
 
 
@@ -169,7 +181,7 @@ def empty_launch() -> float:
     """Microseconds between two events around a kernel that does nothing."""
     call = empty_kernel()
     call()
-    return statistics.median(timed({"empty": [call]})["empty"])
+    return median_us(timed({"empty": [call]})["empty"])
 
 
 def byte_table(cases: list[Case]) -> str:

@@ -205,10 +205,11 @@ def speed(case: harness.Case, variants: list[str], seconds: float, emit: Emit) -
         times = harness.measure(case, variants, failed, seconds / 2)
     driver().release_memory()
     if times:
-        us = {name: statistics.median(values) for name, values in times.items()}
-        least = {name: min(values) for name, values in times.items()}
+        us = {name: harness.median_us(values) for name, values in times.items()}
+        host = {name: statistics.median(one.host_us for one in values) for name, values in times.items()}
+        least = {name: min(one.us for one in values) for name, values in times.items()}
         rounds = {name: len(values) for name, values in times.items()}
-        emit("ok", **case.facts(), us=us, least_us=least, rounds=rounds)
+        emit("ok", **case.facts(), us=us, host_us=host, least_us=least, rounds=rounds)
 
 
 def describe_error(error: BaseException) -> str:

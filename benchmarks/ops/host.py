@@ -3,8 +3,8 @@
     PYTHONPATH=.:kernels python -m benchmarks.ops.host [--before CHECKOUT] [--rounds 30]
 
 -> results/host_time.json. The launches are left out: each kernel is called with all its arguments and does nothing, so
-that what is timed (CPU time of the process) is the Python and PyTorch around it, on CPU tensors, whose sizes it does not
-depend on. What Triton itself takes for a launch, and CUDA, comes on top; no GPU was used. `forward and backward` goes
+that what is timed (CPU time of the process) is the Python and PyTorch around it, on CPU tensors, whose sizes do not
+matter. What Triton itself takes for a launch, and CUDA, comes on top; no GPU was used. `forward and backward` goes
 through `torch.autograd.grad`, most of whose time is PyTorch's own. Each checkout's ops run in a process of their own;
 for each op the two take turns, and the ratio is the median of the turns'.
 """

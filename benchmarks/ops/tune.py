@@ -12,7 +12,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def main() -> None:
             times = harness.measure(case, ["fused"], functools.partial(print, setting), 2.0)
             if not times:
                 continue  # what it raised has been printed
-            us = statistics.median(times["fused"])
+            us = harness.median_us(times["fused"])
             row = {"launch": launch, "model": setting[0], "threads": setting[2], "rows": setting[3], "us": us}
             row |= {"share_of_copy": case.moved / us / 1e3 / copy} | case.facts()
             file.write(json.dumps(row) + "\n")

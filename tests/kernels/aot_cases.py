@@ -100,6 +100,8 @@ def pair_second_stage(full: bool) -> list[Case]:
                 constants,
                 PAIRS,
                 floats=numbers,
+                fp_fusion=False,
+                fused=None,
             )
         )
     return out
@@ -128,8 +130,8 @@ def pair_gradients(full: bool) -> list[Case]:
         constants |= dict(HAS_TABLE=table, CROSS=cross, ALIGN=8, CHUNK=16384, BLOCK=BLOCK, EMULATE_BF16=False)
         each = 2 if kind == "fp32" else 1
         loads, stores = (6 if drift else 4) * each, 2 * each
-        case = Case(name, pair_gradient, pointers, constants, THREADS, wide_loads=loads, wide_stores=stores)
-        out.append(case)
+        wide = dict(wide_loads=loads, wide_stores=stores)
+        out.append(Case(name, pair_gradient, pointers, constants, THREADS, fp_fusion=False, **wide))
     return out
 
 

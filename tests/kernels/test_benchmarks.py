@@ -69,6 +69,7 @@ def test_variants_take_turns_at_being_first_and_share_no_warm_input(monkeypatch)
     case = small_case(**{name: lambda one, name=name: calls.append((name, one)) for name in "abc"})
     times = harness.measure(case, list("abc"), lambda *_: pytest.fail("nothing fails"))
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 12)
+    assert all(one.host_us > 0 for values in times.values() for one in values)
     timed = calls[-36:]  # before them, the warm-up
     assert {name for name, _ in timed[::3]} == set("abc")
     assert len({one for _, one in timed}) == 36

@@ -344,3 +344,45 @@ def test_three_launches_forward_and_one_backward(monkeypatch):
         assert len(launches) == 3
         result.loss.backward()
         assert len(launches) == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_policy_beside_a_sound_excess_is_told(backend, bad):
+    """The caller's excess is of another sum: no finite loss may hide that the policy's error is none."""
+    pred, target, _ = make_pairs(SHAPE)
+    pred[0, 0, 0, 0, 0] = bad
+    known = {"ref_errors": torch.ones(6, device=DEVICE), "excess": torch.full((6,), 1e-3, device=DEVICE)}
+    two = preference_loss(pair_errors(pred, target, **known), beta=300.0)
+    for result in (diffusion_dpo_loss(pred, target, **known, beta=300.0), two):
+        assert result.losses.isfinite().tolist() == [False, True, True]
+        assert not result.errors.excess_chosen[0].isfinite()
+
+
+def test_a_safeguard_that_is_not_a_number_is_told(backend):
+    one = torch.ones(2, 1, device=DEVICE, requires_grad=True)
+    cross = torch.tensor([[float("nan")], [0.5]], device=DEVICE)
+    for scope, told in (("pair", [[True], [False]]), ("batch", [[True], [True]])):
+        loss = preference_loss(
+            PairErrors(one, one, one, one, 0.1 * one, 0.2 * one, cross=cross),
+            beta=3.0,
+            safeguard_mu=0.5,
+            safeguard_scope=scope,
+        ).loss
+        assert torch.autograd.grad(loss, one)[0].isnan().tolist() == told
+
+
+def test_a_weight_of_any_dtype_is_one_weight(backend):
+    pred, target, ref = make_pairs(SHAPE)
+    found = []
+    for weight in (torch.tensor([0.1, 2.3, 1.7]), torch.tensor([0.1, 2.3, 1.7], dtype=torch.float64)):
+        weights = dict.fromkeys(("weight", "timestep_weight"), weight.to(DEVICE))
+        for two in (False, True):
+            policy = pred.clone().requires_grad_()
+            if two:
+                result = preference_loss(pair_errors(policy, target, ref), beta=300.0, **weights)
+            else:
+                result = diffusion_dpo_loss(policy, target, ref, beta=300.0, **weights)
+            found.append((result.loss, *torch.autograd.grad(result.loss / 3, policy)))
+    for other in found[1:]:
+        assert torch.equal(other[0], found[0][0])
+        assert torch.equal(other[1], found[0][1])

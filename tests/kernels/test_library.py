@@ -14,8 +14,10 @@ import pgdpo_kernels.backend
 from pgdpo_kernels import (
     PairErrors,
     diffusion_dpo_loss,
+    gate_residual,
     get_backend,
     noise_pair,
+    norm_modulate,
     pair_errors,
     pair_noise,
     preference_loss,
@@ -76,6 +78,46 @@ def test_compiles_whole():
         outcomes.append((loss, *torch.autograd.grad(loss, policy)))
     for eager, compiled in zip(*outcomes, strict=True):
         torch.testing.assert_close(eager, compiled, rtol=1e-6, atol=1e-7)
+
+
+def test_compiles_whole_for_a_beta_that_changes(backend):
+    """From the second value on, dynamo takes a float for an unknown: no check may need to know it."""
+
+    def step(pred, beta):
+        one = diffusion_dpo_loss(pred, target, ref, beta=beta, timestep_weight=weight)
+        return one.loss + preference_loss(pair_errors(pred, target, ref), beta=beta, weight=weight).loss
+
+    pred, target, ref = make_pairs(SHAPE)
+    weight = torch.rand(2, device=DEVICE)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for beta in (1.0, 300.0, 5.0):
+        policy = pred.clone().requires_grad_()
+        (want, loss) = step(policy, beta), compiled(policy, beta)
+        torch.testing.assert_close(loss, want, rtol=1e-6, atol=0)
+        grads = (torch.autograd.grad(x, policy)[0] for x in (want, loss))
+        torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-9)
+
+
+def test_a_second_derivative_is_refused_and_never_wrong(backend):
+    """A penalty on the gradient's norm: the eager errors have a second derivative, the loss's slopes have none."""
+    pred, target, ref = make_pairs(SHAPE)
+    hidden = torch.randn(2, 4, 8, device=DEVICE, requires_grad=True)
+    policy, scale = pred.clone().requires_grad_(), torch.ones(2, 1, 8, device=DEVICE, requires_grad=True)
+    errors = pair_errors(policy, target, ref)
+    outcomes = [
+        (diffusion_dpo_loss(policy, target, ref, beta=3.0).loss, policy),
+        (preference_loss(errors, beta=3.0).losses.sum(), policy),
+    ]
+    if backend == "triton":
+        outcomes += [
+            (errors.excess_chosen.sum(), policy),
+            (gate_residual(hidden, hidden, scale).sum(), scale),
+        ]
+        outcomes += [(norm_modulate(hidden, scale, scale).square().sum(), hidden)]
+    for loss, by in outcomes:
+        (grad,) = torch.autograd.grad(loss, by, create_graph=True)
+        with pytest.raises(RuntimeError, match="no gradient of their gradients"):
+            torch.autograd.grad(grad.norm() + by.square().sum(), by)
 
 
 def test_autocast_changes_nothing(backend):
@@ -153,6 +195,7 @@ def test_importing_asks_nothing_of_cuda_and_needs_no_triton():
 
 
 PRED, TARGET, REF = make_pairs(SHAPE)
+ONE = torch.ones(2, 1, device=DEVICE)
 WRONG = {
     "odd batch": (lambda: pair_errors(PRED[:3], TARGET[:3]), ValueError, r"pred must be \[2B.*\(3, 2, 4"),
     "rank 1": (
@@ -190,6 +233,21 @@ WRONG = {
         lambda: pair_errors(PRED, TARGET, ref_errors=torch.ones(4), excess=torch.ones(2)),
         ValueError,
         r"excess must be .*\(4, 1\).*\(2,\)",
+    ),
+    "cache elsewhere": (
+        lambda: pair_errors(PRED, TARGET, ref_errors=torch.ones(4, device="meta")),
+        ValueError,
+        "ref_errors is on meta, pred on",
+    ),
+    "shape by hand": (
+        lambda: preference_loss(PairErrors(*[torch.ones(2)] * 6), beta=1.0),
+        ValueError,
+        r"errors.policy_chosen must be \[B, S\], got shape \(2,\)",
+    ),
+    "count by hand": (
+        lambda: preference_loss(PairErrors(*[ONE] * 6, count=ONE.long()), beta=1.0),
+        TypeError,
+        "errors.count is torch.int64, errors.policy_chosen torch.float32",
     ),
     "switch": (
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, ipr_form="switch", ipr_weight=1.5),

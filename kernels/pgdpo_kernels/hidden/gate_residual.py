@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..launch import dense_like
-from ..library import opaque
+from ..library import once_differentiable, opaque, recorded
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
@@ -45,8 +44,7 @@ def gate_residual(residual: torch.Tensor, branch: torch.Tensor, gate: Modulation
         raise ValueError(f"{op}: gate must be given")
     if not takes_triton(op, residual, obstacle(residual, values, table)):
         return eager.gate_residual(residual, branch, gate)
-    run = _GateResidual.apply if torch.is_grad_enabled() else _gate
-    return run(residual, branch, values, table)
+    return recorded(_GateResidual, _gate)(residual, branch, values, table)
 
 
 @functools.cache

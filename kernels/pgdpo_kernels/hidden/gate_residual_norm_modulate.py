@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_number
 from ..launch import dense_like
-from ..library import opaque
+from ..library import once_differentiable, opaque, recorded
 from ..reference import hidden as eager
 from .rows import (
     Modulation,
@@ -85,8 +84,7 @@ def norm_arguments(op, x, scale, shift, weight, bias, norm, eps) -> tuple:
 
 def gate_norm(x, branch, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator, with its gradient where one is kept."""
-    run = _GateResidualNormModulate.apply if torch.is_grad_enabled() else _norm
-    return run(x, branch, *arguments)
+    return recorded(_GateResidualNormModulate, _norm)(x, branch, *arguments)
 
 
 @functools.cache

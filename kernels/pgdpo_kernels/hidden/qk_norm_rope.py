@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_float, check_number
 from ..launch import dense_like, next_power_of_2
-from ..library import opaque
+from ..library import once_differentiable, opaque, recorded
 from ..reference import hidden as eager
 from .rows import (
     LATE_TABLES,
@@ -91,7 +90,7 @@ def qk_norm_rope(
         names |= dict(rope_start=rope_start, rope_len=rope_len)
         return eager.qk_norm_rope(q, k, q_weight, k_weight, *table, **names)
     weights = (q_weight, k_weight, q_bias, k_bias)
-    run = _QKNormRope.apply if torch.is_grad_enabled() else _qk
+    run = recorded(_QKNormRope, _qk)
     return run(q, k, *weights, *table, num_heads, norm, rope_start, rope_len, float(eps))
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_pairs
+from ..library import once_differentiable
 from ..types import PairErrors, PreferenceLoss
 from .layout import Segments, mask_rows
 from .pair_errors import (
     PairArguments,
     against_cache,
+    cached_excess,
     checked_arguments,
     pair_errors,
     pair_errors_backward_op,
@@ -58,7 +59,8 @@ def diffusion_dpo_loss(
             `ref_pred` and `ref_errors` must be given.
         segments: by default as many equal segments as `segment_labels` has columns.
         beta ... safeguard_scope: as in `preference_loss`. A number that changes from call to call, such as beta,
-            compiles no kernel anew (`torch.compile` takes numbers of Python for constants, and traces again).
+            compiles no kernel anew (`torch.compile` takes it for a constant and traces
+            again, `recompile_limit` times at most).
 
     Raises:
         TypeError, ValueError: as the two ops.
@@ -105,7 +107,7 @@ def _fused(pred, given: PairArguments, preference: Preference, weights) -> Prefe
     """Three launches forward, one backward: `pair_errors` and `preference_loss` without what autograd keeps between."""
     omega, weight, labels = (None if x is None else x.detach() for x in weights)
     check_weights(OP, weight, omega, labels, (given.pairs, given.segments), pred.device)
-    loss, per_pair, loss_slopes, *errors = _DiffusionDPO.apply(
+    loss, per_pair, loss_slopes, excess, *errors = _DiffusionDPO.apply(
         pred,
         given.target,
         given.ref_pred,
@@ -119,7 +121,9 @@ def _fused(pred, given: PairArguments, preference: Preference, weights) -> Prefe
         given.axis,
         *preference.arguments(),
     )
-    errors = against_cache(PairErrors(**unpack_errors(*errors)), given.ref_errors, given.excess)
+    errors = PairErrors(**unpack_errors(*errors))
+    if given.ref_errors is not None:
+        errors = against_cache(errors, given.ref_errors, excess)
     return packed(loss, per_pair[0], per_pair, loss_slopes, errors)
 
 
@@ -130,18 +134,16 @@ class _DiffusionDPO(torch.autograd.Function):
     ):
         guarded = arguments[3] != "none"
         errors, drift, cross = pair_errors_op(pred, target, ref_pred, mask, index, axis, guarded)
-        if ref_pred is not None:
-            excess = errors[3:5]
-        elif excess is None:
-            excess = errors[:2] - ref_errors
+        excess = errors[3:5] if ref_errors is None else cached_excess(errors[:2], ref_errors, excess)
         loss, per_pair, slopes, loss_slopes = preference_op(
             errors[:2], errors[2], excess, cross if guarded else None, omega, weight, labels, *arguments
         )
         ctx.save_for_backward(pred, target, mask, slopes, weight)
         ctx.index, ctx.axis = index, axis
-        ctx.mark_non_differentiable(per_pair, loss_slopes, errors, drift, cross)
+        found = per_pair, loss_slopes, excess, errors, drift, cross
+        ctx.mark_non_differentiable(*found)
         ctx.set_materialize_grads(False)  # of zeros for these
-        return loss, per_pair, loss_slopes, errors, drift, cross
+        return loss, *found
 
     @staticmethod
     @once_differentiable

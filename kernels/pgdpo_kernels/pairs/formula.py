@@ -77,4 +77,4 @@ def preference(
 def safeguard(won, cross, keep):
     """Diffusion-SDPO's scale of the rejected sample's gradient (arXiv 2511.03317)."""
     scale = clip(keep * won / (cross + 1e-9), 1.0)
-    return where(cross > 0.0, where(scale < 0.0, scale * 0.0, scale), constant_like(cross, 1.0))
+    return where(cross <= 0.0, constant_like(cross, 1.0), where(scale < 0.0, scale * 0.0, scale))

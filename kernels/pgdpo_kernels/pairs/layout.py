@@ -104,15 +104,17 @@ def cut(
 ) -> Parts:
     """The parts of a sample of shape `shape[1:]`; `align` is what the rows' strides allow.
 
-    Made once and kept; but what is made while a CUDA graph is captured belongs to that graph.
+    Made once on each stream and kept: another stream would not wait for it. What is made while a CUDA graph is
+    captured belongs to that graph.
     """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    make = _kept_cut.__wrapped__ if capturing else _kept_cut
-    return make(shape, frame_axis, index, align, device)
+    if index is None or device.type != "cuda":
+        return _kept_cut(shape, frame_axis, index, align, device)
+    make = _kept_cut.__wrapped__ if torch.cuda.is_current_stream_capturing() else _kept_cut
+    return make(shape, frame_axis, index, align, device, torch.cuda.current_stream(device).cuda_stream)
 
 
 @functools.lru_cache(maxsize=256)
-def _kept_cut(shape, frame_axis, index, align, device) -> Parts:
+def _kept_cut(shape, frame_axis, index, align, device, stream=0) -> Parts:  # noqa: ARG001, a key
     length = math.prod(shape[1:])
     if index is None:
         chunk = chunk_size(length)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_float, check_like, check_pairs
 from ..launch import dense_like
-from ..library import opaque
+from ..library import once_differentiable, opaque
 from ..reference.pair_errors import pair_errors as eager_pair_errors
 from ..types import PairErrors
 from .layout import Segments, frame_axis, mask_rows, pair_mask, segment_index
@@ -67,7 +66,10 @@ def pair_errors(
         errors = eager_pair_errors(
             pred, given.target, given.ref_pred, given.index, given.axis, given.mask, cross
         )
-    return against_cache(errors, given.ref_errors, given.excess)
+    if given.ref_errors is None:
+        return errors
+    policy = torch.stack((errors.policy_chosen, errors.policy_rejected))
+    return against_cache(errors, given.ref_errors, cached_excess(policy, given.ref_errors, given.excess))
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,17 @@ def checked_arguments(
     index = segment_index(op, segments, pred.shape, frame_dim)
     axis = 0 if index is None else frame_axis(op, pred.shape, frame_dim)
     shape = pairs, max(index or (0,)) + 1
-    cached = (per_side(op, name, x, shape) for name, x in (("ref_errors", ref_errors), ("excess", excess)))
+    cached = (
+        per_side(op, name, x, shape, pred.device)
+        for name, x in (("ref_errors", ref_errors), ("excess", excess))
+    )
     mask = pair_mask(op, mask, pred, frame_dim)
     return PairArguments(target.detach(), ref_pred, *cached, index, axis, mask, *shape)
 
 
-def per_side(op: str, name: str, x: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor | None:
+def per_side(
+    op: str, name: str, x: torch.Tensor | None, shape: tuple[int, int], device: torch.device
+) -> torch.Tensor | None:
     """`[2B, S]`, or `[2B]` for one segment, as fp32 `[2, B, S]`."""
     if x is None:
         return None
@@ -114,23 +121,24 @@ def per_side(op: str, name: str, x: torch.Tensor | None, shape: tuple[int, int])
     if x.shape not in ((2 * pairs, segments), *([(2 * pairs,)] if segments == 1 else [])):
         wanted = f"[2B, S] = {(2 * pairs, segments)}"
         raise ValueError(f"{op}: {name} must be {wanted}, got shape {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{op}: {name} is on {x.device}, pred on {device}")
     return x.detach().float().reshape(2, pairs, segments)
 
 
-def against_cache(
-    errors: PairErrors, ref_errors: torch.Tensor | None, excess: torch.Tensor | None
-) -> PairErrors:
-    """The errors with the reference's from a cache, if there are any."""
-    if ref_errors is None:
-        return errors
-    policies = errors.policy_chosen, errors.policy_rejected
+def cached_excess(
+    policy: torch.Tensor, ref_errors: torch.Tensor, excess: torch.Tensor | None
+) -> torch.Tensor:
+    """The policy's errors less the reference's, `[2, B, S]`, with the former's gradient."""
     if excess is None:
-        chosen, rejected = (policy - ref for policy, ref in zip(policies, ref_errors, strict=True))
-    else:  # the values that are given, and the policy errors' gradient
-        chosen, rejected = (
-            known + (policy - policy.detach()) for policy, known in zip(policies, excess, strict=True)
-        )
+        return policy - ref_errors
+    return excess + (policy - policy.detach())  # 0, or NaN where the policy's error is not finite
+
+
+def against_cache(errors: PairErrors, ref_errors: torch.Tensor, excess: torch.Tensor) -> PairErrors:
+    """The errors with the reference's from a cache, each `[2, B, S]`."""
     ref_chosen, ref_rejected = ref_errors.unbind(0)
+    chosen, rejected = excess.unbind(0)
     return replace(
         errors,
         ref_chosen=ref_chosen,

@@ -133,6 +133,7 @@ def launch_gradient(
         HAS_REF=slopes.shape[0] > 3,
         DRIFT=drift_slopes is not None,
         CROSS=cross_slopes is not None,
+        fp_fusion=False,  # slopes times the gradient from above are rounded as autograd does it between two ops
         EMULATE_BF16=interpreting(),
         **rows.options(),
     )

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backend import takes_triton
 from ..checks import check_number, check_per_pair
 from ..launch import launch
-from ..library import opaque
+from ..library import once_differentiable, opaque
 from ..types import PairErrors, PreferenceLoss
 from . import formula
 
@@ -125,8 +124,8 @@ def preference_loss(
       gate) r_l), gate = sigmoid(clip(ipr_sharpness (r_w - r_l) / (|r_w| + ars_eps), +-ars_clip)), detached.
 
     Args:
-        errors: with `excess_*`, as `pair_errors` gives them. Several segments without labels are pooled by their
-            counts.
+        errors: with `excess_*`, as `pair_errors` gives them beside a reference. Several segments without labels are
+            pooled by their counts.
         beta: on errors that are means over elements.
         weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the weights' sum.
         timestep_weight: `[B]`, omega_t: a factor of beta in the logit. ARS and IPR see rewards times it, and `ipo`
@@ -173,6 +172,7 @@ def loss_from_errors(
     if preference.safeguard_mu is not None and errors.cross is None:
         raise ValueError(f"{op}: safeguard_mu needs errors.cross; compute pair_errors with cross=True")
     policy = errors.policy_chosen
+    check_errors(op, errors)
     check_weights(op, weight, timestep_weight, segment_labels, policy.shape, policy.device)
     obstacle = None if policy.dtype == torch.float32 else f"its errors are {policy.dtype}, not float32"
     triton = preference.in_one_sweep and takes_triton(op, policy, obstacle)
@@ -219,7 +219,8 @@ class _PreferenceLoss(torch.autograd.Function):
         loss, per_pair, slopes, loss_slopes = stage(
             policy, count, excess, cross, omega, weight, labels, *arguments
         )
-        ctx.save_for_backward(slopes, weight)
+        # The errors, for a second derivative to be refused.
+        ctx.save_for_backward(slopes, weight, policy_w, policy_l, excess_w, excess_l)
         ctx.mark_non_differentiable(per_pair, loss_slopes)
         ctx.set_materialize_grads(False)
         return loss, per_pair[0].clone(), per_pair, loss_slopes
@@ -227,14 +228,15 @@ class _PreferenceLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, grad_losses, *_):
-        slopes, weight = ctx.saved_tensors
+        slopes, weight = ctx.saved_tensors[:2]
         pairs = slopes.shape[1]
-        grad = None if grad_loss is None else (grad_loss / pairs).expand(pairs)
+        # In float64, as `mean_loss`: a division by a number is a product in fp32 on CUDA.
+        grad = None if grad_loss is None else (grad_loss.double() / pairs).to(grad_loss.dtype).expand(pairs)
         if grad_losses is not None:
             grad = grad_losses if grad is None else grad + grad_losses
         if grad is None:
             return (None,) * 15
-        grad = grad if weight is None else grad * weight
+        grad = grad if weight is None else grad * weight.to(grad)
         policy_w, policy_l, _, excess_w, excess_l = (slopes * grad[:, None]).unbind(0)
         return policy_w, policy_l, excess_w, excess_l, *[None] * 11
 
@@ -310,6 +312,7 @@ def preference_op(
         outputs,
         (*policy.shape[1:], *numbers),
         threads=PAIRS,
+        fp_fusion=False,  # the slopes that it tells are those of the gradient, to the bit
         OBJECTIVE=objective,
         ARS=ars,
         IPR=ipr,
@@ -320,6 +323,18 @@ def preference_op(
         PAIRS=PAIRS,
     )
     return outputs
+
+
+def check_errors(op: str, errors: PairErrors) -> None:
+    """Errors may be built by hand: what the loss reads of them is all alike."""
+    policy = errors.policy_chosen
+    if policy.dim() != 2:
+        raise ValueError(f"{op}: errors.policy_chosen must be [B, S], got shape {tuple(policy.shape)}")
+    for name in ("policy_rejected", "excess_chosen", "excess_rejected", "cross", "count"):
+        value = getattr(errors, name)
+        check_per_pair(op, f"errors.{name}", value, policy.shape, "[B, S]", policy.device)
+        if value is not None and value.dtype != policy.dtype:
+            raise TypeError(f"{op}: errors.{name} is {value.dtype}, errors.policy_chosen {policy.dtype}")
 
 
 def check_weights(

@@ -1,6 +1,8 @@
 """The ops as citizens of PyTorch, the example, and wrong use."""
 
+import functools
 import importlib.metadata
+import importlib.util
 import os
 import re
 import runpy
@@ -11,8 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from op_oracle import DEVICE
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope, set_backend
+import pgdpo_kernels
+from pgdpo_kernels import (
+    diffusion_dpo_loss,
+    gate_residual,
+    gate_residual_norm_modulate,
+    hidden,
+    norm_modulate,
+    pair_errors,
+    qk_norm_rope,
+    set_backend,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,6 +77,78 @@ def test_backward_leaves_the_incoming_gradient_alone():
         slopes = [torch.ones_like(hidden), torch.ones_like(y)]
         torch.autograd.grad([hidden, y], [x, branch, gate], slopes)
     assert all((slope == 1).all() for slope in slopes)
+
+
+def calls():
+    """Each op by its first argument."""
+    x = tensor(2, 6, 24, seed=3)
+    return {
+        "gate_residual": lambda y: gate_residual(y, x, x),
+        "norm_modulate": lambda y: norm_modulate(y, x),
+        "gate_residual_norm_modulate": lambda y: gate_residual_norm_modulate(y, x, x, x, x)[1],
+        "qk_norm_rope": lambda y: qk_norm_rope(y, x, num_heads=3)[0],
+        "pair_errors": lambda y: pair_errors(y, x).policy_chosen,
+        "diffusion_dpo_loss": lambda y: diffusion_dpo_loss(y, x, x + 1, beta=1.0).loss,
+    }
+
+
+@pytest.mark.parametrize("op", calls())
+def test_gradients_of_gradients_are_refused(op):
+    """Also where they come by another way too, here through the square: a part of them would be no gradient."""
+    x, call = tensor(2, 6, 24), calls()[op]
+    with set_backend("triton"):
+        (slope,) = torch.autograd.grad(call(x.square()).square().sum(), x, create_graph=True)
+        for inputs in ([x], None):
+            with pytest.raises(RuntimeError, match="no gradient of their gradients"):
+                slope.sum().backward(retain_graph=True, inputs=inputs)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_derivatives_are_refused(grad):
+    x, call = tensor(2, 6, 24, grad=False), calls()["norm_modulate"]
+    refused = pytest.raises(NotImplementedError, match="forward mode AD")
+    with set_backend("triton"), torch.set_grad_enabled(grad), forward_ad.dual_level(), refused:
+        call(forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize(
+    "saved, launches", [(CheckpointPolicy.MUST_SAVE, 1), (CheckpointPolicy.MUST_RECOMPUTE, 2)]
+)
+def test_selective_checkpointing_knows_the_operators(saved, launches, monkeypatch):
+    """A policy names them; what it saves is not launched again."""
+    launched = []
+
+    def launch(kernel, *arguments, launch=hidden.gate_residual.launch_gate, **constants):
+        launched.append(kernel.fn.__name__)
+        launch(kernel, *arguments, **constants)
+
+    def policy(context, op, *arguments, **options):
+        ours = op == torch.ops.pgdpo.gate_residual.default
+        return saved if ours else CheckpointPolicy.PREFER_RECOMPUTE
+
+    x, gate = tensor(1, 3, 24), tensor(1, 24, seed=1, grad=False)
+    block = lambda x: gate_residual(x.sin(), x, gate).square().sum()  # noqa: E731
+    monkeypatch.setattr(hidden.gate_residual, "launch_gate", launch)
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    with set_backend("triton"):
+        (plain,) = torch.autograd.grad(block(x), x)
+        launched.clear()
+        loss = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        (slope,) = torch.autograd.grad(loss, x)
+    assert torch.equal(slope, plain) and launched.count("gate_forward") == launches
+
+
+def test_a_copy_under_another_name_has_operators_of_its_own(monkeypatch):
+    """As Hugging Face's `kernels` loads a package from the hub, beside one that is installed."""
+    name, folder = "pgdpo_kernels_copy", Path(pgdpo_kernels.__file__).parent
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    copy = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, copy)
+    spec.loader.exec_module(copy)
+    x = tensor(1, 3, 24)
+    with set_backend("triton"), copy.set_backend("triton"):
+        assert torch.equal(copy.norm_modulate(x), norm_modulate(x))
+    assert torch.ops.pgdpo_kernels_copy.gate_residual.default != torch.ops.pgdpo.gate_residual.default
 
 
 def test_frozen_parameters_keep_nothing_of_the_branch():
