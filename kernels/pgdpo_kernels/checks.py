@@ -63,6 +63,6 @@ def check_number(op: str, name: str, value: float, *, above: float | None = None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     low = above is not None and value <= above or least is not None and value < least
-    if low or not -math.inf < value < math.inf:
+    if low or not -math.inf < value < math.inf:  # finite, as torch.compile can trace it with `dynamic=True`
         bound = f"above {above}" if above is not None else f"of {least} or more" if least is not None else ""
         raise ValueError(f"{op}: {name} must be a finite number {bound}".rstrip() + f", got {value}")

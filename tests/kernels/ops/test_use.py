@@ -55,6 +55,18 @@ def test_opcheck():
     torch.library.opcheck(op, (x, branch, vector, vector, None, None, cos, cos, 3, "rms_full", 0, 3, 1e-6))
 
 
+def test_compiles_for_any_length():
+    def loss(x):
+        return norm_modulate(x).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with set_backend("triton"):
+        for tokens in (3, 5):
+            x = tensor(1, tokens, 24)
+            pairs = zip(torch.autograd.grad(compiled(x), x), torch.autograd.grad(loss(x), x), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_same_bits_in_any_batch():
     """A sample's numbers don't depend on its neighbours, nor on whether gradients are kept."""
     with set_backend("triton"):
