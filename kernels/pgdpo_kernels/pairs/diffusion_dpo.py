@@ -59,8 +59,8 @@ def diffusion_dpo_loss(
             `ref_pred` and `ref_errors` must be given.
         segments: by default as many equal segments as `segment_labels` has columns.
         beta ... safeguard_scope: as in `preference_loss`. A number that changes from call to call, such as beta,
-            compiles no kernel anew (`torch.compile` takes it for a constant and traces
-            again, `recompile_limit` times at most).
+            compiles no kernel anew. (`torch.compile` takes it for a constant and traces again, as often as its
+            `recompile_limit` lets it.)
 
     Raises:
         TypeError, ValueError: as the two ops.
