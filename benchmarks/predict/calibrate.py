@@ -1,7 +1,8 @@
-"""`python -m benchmarks.predict.calibrate MEASURED [--out FILE]`: the model's constants fitted, and how far off it is.
+"""`python -m benchmarks.predict.calibrate MEASURED [--out FILE]`: how far off the model is, and its constants fitted.
 
-MEASURED is a tuning.jsonl, on which the constants are fitted, or a result.json, on which they are judged as they stand
-in `model.py`. With the kernels and the Triton that were measured: `PYTHONPATH=.:CHECKOUT/kernels`.
+MEASURED is a result.json or a tuning.jsonl of an H100; the constants are judged as they stand in `model.py`. On a
+tuning.jsonl they are then fitted: what it prints, rounded, is what stands there. With the kernels and the Triton that
+were measured: `PYTHONPATH=.:CHECKOUT/kernels`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..gpu.driver import VARIABLE
+from ..gpu.harness import name_of
 
 FITTED = ("MEMORY_NS", "CACHE_NS", "BARRIER", "START", "ROOF")
 SEVERE = 12.0  # points: an error beyond counts as this one, so that no single case pulls the constants
@@ -44,30 +46,23 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     from . import model
 
-    if given.measured.suffix == ".jsonl":
-        cases = list(tuned(given.measured))
-        fit(cases)
-    else:
-        cases = list(judged(given.measured))
-    shares = predicted(cases)
-    errors = {case.name: 100 * (share - case.share) for case, share in zip(cases, shares, strict=True)}
-    for case, share in zip(cases, shares, strict=True):
-        print(f"{case.name:84} {case.share:7.1%} {share:7.1%} {errors[case.name]:+6.1f}")
-    wide = [errors[case.name] for case in cases if case.tensor_bytes >= WIDE]
-    found = {
-        "all": summary(list(errors.values())),
-        f"of {WIDE / 1e6:.0f} MB a tensor and more": summary(wide),
-    }
-    print(json.dumps({"constants": {name: getattr(model, name) for name in FITTED}, **found}, indent=1))
+    fitting = given.measured.suffix == ".jsonl"
+    cases = list(tuned(given.measured) if fitting else judged(given.measured))
+    rows = [
+        {"case": case.name, "measured": case.share, "predicted": share, "off": 100 * (share - case.share)}
+        for case, share in zip(cases, predicted(cases), strict=True)
+    ]
+    for row in rows:
+        print(f"{row['case']:84} {row['measured']:7.1%} {row['predicted']:7.1%} {row['off']:+6.1f}")
+    off = [row["off"] for row in rows]
+    wide = [row["off"] for row, case in zip(rows, cases, strict=True) if case.tensor_bytes >= WIDE]
+    found = {"all": summary(off), f"of {WIDE / 1e6:.0f} MB a tensor and more": summary(wide)}
+    result = {"constants": model.constants(), "errors_in_points": found, "cases": rows}
+    print(json.dumps(found, indent=1))
     if given.out:
-        rows = [
-            {"case": case.name, "measured": case.share, "predicted": share, "off": errors[case.name]}
-            for case, share in zip(cases, shares, strict=True)
-        ]
-        given.out.write_text(
-            json.dumps({"constants": model.constants(), "errors": found, "cases": rows}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if fitting:
+        fit(cases)
 
 
 def summary(errors: list[float]) -> dict[str, float]:
@@ -105,16 +100,13 @@ def tuned(path: Path) -> Iterator[Measured]:
 
 
 def judged(path: Path) -> Iterator[Measured]:
-    from ..gpu import stages
+    from .cases import all_cases
 
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    shares = {
-        (row["op"], row["direction"], *row["shape"], row["dtype"]): row["share_of_copy"] for row in rows
-    }
-    for case in [*stages.hidden_cases(tiny=False), *stages.pair_cases(tiny=False)]:
-        facts = case.facts()
-        if share := shares.get((facts["op"], facts["direction"], *facts["shape"], facts["dtype"])):
-            yield measured(case, share)
+    shares = {name_of(row): row["share_of_copy"] for row in rows}
+    for case in all_cases():
+        if case.name in shares:
+            yield measured(case, shares[case.name])
 
 
 def measured(case, share: float, setting: str = "") -> Measured:
@@ -129,11 +121,12 @@ def measured(case, share: float, setting: str = "") -> Measured:
 
 def predicted(cases: list[Measured]) -> list[float]:
     from . import model
+    from .cases import MEASURED
 
     device = model.DEVICES["H100"]
     out = []
     for case in cases:
-        read = [model.read(launch, "sm_90") for launch in case.record.launches]
+        read = [model.read(launch, MEASURED) for launch in case.record.launches]
         out.append(case.moved / model.op_us(read, case.record.small, device) / 1e3 / device.copy_gb_per_s)
     return out
 

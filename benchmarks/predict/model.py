@@ -97,11 +97,6 @@ def compiled(source: Source, target: str) -> Compiled:
     return _compiled[key]
 
 
-def registers_of(source: Source, target: str) -> dict[str, int]:
-    found = compiled(source, target)
-    return {"registers": found.registers, "spill": found.spill, "shared": found.shared}
-
-
 KEYS = ("kernel", "types", "constants", "threads", "fp_fusion", "cuda_registers")
 
 
@@ -149,6 +144,16 @@ def read(launch: Launch, target: str) -> tuple[Facts, Demand]:
         cycles=alone.cycles,
     )
     return facts, demand
+
+
+def on_target(launch: Launch, target: str) -> dict[str, int]:
+    """What `Facts` says of a target alone; nobody reads the instructions of one that isn't CUDA's."""
+    names = ["registers", "spill", "shared"]
+    found: Compiled | Facts = compiled(launch.source, target)
+    if TARGETS[target][0] == "cuda":
+        names += ["resident", "barriers", "instructions", "load_phases", "bytes_in_flight"]
+        found, _ = read(launch, target)
+    return {name: getattr(found, name) for name in names}
 
 
 def turns_of(path: Path, touched: dict[int, frozenset[str]], sizes: dict[str, int], threads: float) -> int:

@@ -42,8 +42,8 @@ def ways(code: list[Instruction]) -> list[Path]:
 def walk(code: list[Instruction], aside: bool) -> Path:
     """From the entry to an exit. A jump back is the end of a loop: the longest one counts.
 
-    A guarded jump ahead is not taken, unless it skips a call, of a division's slow way for numbers that never come, or
-    (`aside`) a whole way to its exit.
+    A guarded jump ahead is not taken, unless it skips a call and nothing else of weight, a division's slow way for
+    numbers that never come, or (`aside`) a whole way to its exit.
     """
     place = {one.address: at for at, one in enumerate(code)}
     steps: list[Instruction] = []
@@ -60,8 +60,9 @@ def walk(code: list[Instruction], aside: bool) -> Path:
             loop = max(loop, range(passed[one.jump], len(steps)), key=len)
         elif one.jump in place:
             skipped = code[at : place[one.jump]]
-            calls = any(other.opcode == "CALL" for other in skipped)
-            if not one.guarded or (aside if any(other.ends for other in skipped) else calls):
+            opcodes = {other.opcode for other in skipped}
+            slow = "CALL" in opcodes and not opcodes & {"LDG", "STG", "BAR"}
+            if not one.guarded or (aside if any(other.ends for other in skipped) else slow):
                 at = place[one.jump]
     return Path(tuple(steps), loop)
 

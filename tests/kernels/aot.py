@@ -26,6 +26,8 @@ SPILLS = {
     ("3.9", "qk_backward 1536 bf16", "sm_100"): 16,
     ("3.9", "norm_backward 1536 fp32 summed", "sm_80"): 8,
     ("3.9", "qk_backward 2048 fp32 summed", "sm_100"): 24,
+    ("3.9", "norm_backward 2048 bf16 summed", "sm_120"): 24,
+    ("3.9", "partial_sums bf16 ref mask", "sm_120"): 8,
 }
 
 

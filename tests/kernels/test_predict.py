@@ -57,14 +57,18 @@ def test_an_op_is_recorded_as_a_gpu_would_launch_it():
     assert {"x", "branch", "gate", "hidden"} <= set(found["aligned"])
 
 
-# A division with a slow way, then two ways that each have a loop: the second one's row has two loads.
+# A division with a slow way, then two ways that each have a loop: the first one's has a call and can be passed over,
+# the second one's row has two loads.
 SASS = """
         /*0000*/                   LDC.64 R2, c[0x0][0x210] ;          /* 0x0000840000027b82 */
         /*0010*/              @!P0 BRA 0x30 ;
         /*0020*/                   CALL.REL.NOINC 0x100 ;
         /*0030*/               @P1 BRA 0x90 ;
+        /*0034*/               @P4 BRA 0x80 ;
         /*0040*/                   LDG.E.128 R4, desc[UR4][R2.64+0x800] ;
         /*0050*/                   FFMA R8, R7, R8, R4 ;
+        /*0054*/               @P5 BRA 0x60 ;
+        /*0058*/                   CALL.REL.NOINC 0x100 ;
         /*0060*/                   STG.E.64 desc[UR4][R2.64], R8 ;
         /*0070*/               @P2 BRA 0x40 ;
         /*0080*/                   EXIT ;
@@ -81,7 +85,7 @@ SASS = """
 
 def test_instructions_name_the_registers_that_they_read_and_write():
     code = {one.address: one for one in parse(SASS)}
-    assert len(code) == 17
+    assert len(code) == 20
     assert code[0x0].writes == {"R2", "R3"}
     load, sum_, store, small, wide = (code[at] for at in (0x40, 0x50, 0x60, 0xA0, 0xB0))
     assert (load.bytes, load.writes, load.reads) == (16, {"R4", "R5", "R6", "R7"}, {"UR4", "R2", "R3"})
@@ -89,15 +93,15 @@ def test_instructions_name_the_registers_that_they_read_and_write():
     assert (store.bytes, store.reads, store.writes) == (8, {"UR4", "R2", "R3", "R8", "R9"}, set())
     assert (small.bytes, small.writes) == (2, {"R5"})
     assert wide.writes == {"R6", "R7"}
-    assert [one.address for one in code.values() if one.guarded] == [0x10, 0x30, 0x70, 0x90, 0xD0]
+    assert [one.address for one in code.values() if one.guarded] == [0x10, 0x30, 0x34, 0x54, 0x70, 0x90, 0xD0]
     assert code[0xD0].jump == 0x90 and code[0xC0].jump is None
 
 
 def test_a_way_leads_past_slow_calls_and_through_loops():
     first, second = ways(parse(SASS))
-    assert [one.address for one in first.steps] == [0, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80]
+    assert [one.address for one in first.steps] == [0, 0x10, 0x30, 0x34, 0x40, 0x50, 0x54, 0x60, 0x70, 0x80]
     assert [one.address for one in second.steps] == [0, 0x10, 0x30, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0]
-    assert [first.steps[place].opcode for place in first.loop] == ["LDG", "FFMA", "STG", "BRA"]
+    assert [first.steps[place].opcode for place in first.loop] == ["LDG", "FFMA", "BRA", "STG", "BRA"]
     assert (second.in_a_turn("LDG"), second.in_a_turn("BAR"), second.in_a_turn()) == (2, 1, 5)
     assert len(list(first.places(3))) == len(first.steps) + 2 * len(first.loop)
 
