@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-from pgdpo_kernels import get_backend, set_backend
-
 
 def save_tiny_wan(folder: Path, *, channels: int = 48, text_dim: int = 64, layers: int = 2) -> Path:
     """transformer/ and scheduler/ of a Wan pipeline with one-digit layers and random weights."""
@@ -144,8 +142,16 @@ def run_pgdpo(*arguments: object) -> None:
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
     """For trainings that are not about the kernels: in Triton's interpreter these take most of the time."""
-    with set_backend(get_backend() if torch.cuda.is_available() else "eager"):
+    key = "PGDPO_KERNELS_BACKEND"
+    before = os.environ.get(key)
+    if not torch.cuda.is_available():
+        os.environ[key] = "eager"
+    try:
         yield
+    finally:
+        os.environ.pop(key, None)
+        if before is not None:
+            os.environ[key] = before
 
 
 def copy_beside(run: Path, name: str) -> Path:

@@ -9,9 +9,7 @@ import torch
 BACKENDS = ("auto", "triton", "eager")
 VARIABLE = "PGDPO_KERNELS_BACKEND"
 
-# Of `set_backend`, and of the environment: asked at each call it would be a tenth of what the host does for one.
 _forced: str | None = None
-_default = os.environ.get(VARIABLE, "auto")
 
 
 class set_backend:
@@ -19,7 +17,7 @@ class set_backend:
 
     `auto` takes Triton for CUDA and HIP tensors, and for CPU tensors when TRITON_INTERPRET=1; `triton`
     raises with the reason where it cannot run. Without a call, the environment variable
-    PGDPO_KERNELS_BACKEND decides, as it stood when this package was imported, and without that, `auto`.
+    PGDPO_KERNELS_BACKEND decides, and without that, `auto`.
     """
 
     def __init__(self, name: str):
@@ -37,7 +35,7 @@ class set_backend:
 
 def get_backend() -> str:
     """The backend asked for: `auto`, `triton` or `eager`."""
-    return _forced if _forced is not None else _checked(_default, VARIABLE)
+    return _forced if _forced is not None else _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
 
 
 def interpreting() -> bool:

@@ -135,9 +135,8 @@ def inject(monkeypatch, steps, change):
 
 def scaled(output):
     """The first pair of each micro-batch of two has two thirds of it."""
-    factor = torch.tensor([1000.0, 500.0])
-    output.loss = (output.per_pair * factor).mean()
-    output.per_pair = output.per_pair * factor
+    output.loss = output.loss * 750
+    output.per_pair = output.per_pair * torch.tensor([1000.0, 500.0])
 
 
 def steep(output):

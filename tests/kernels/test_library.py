@@ -10,7 +10,6 @@ import torch
 from kernel_inputs import DEVICE, make_pairs
 from torch.utils.checkpoint import checkpoint
 
-import pgdpo_kernels.backend
 from pgdpo_kernels import (
     PairErrors,
     diffusion_dpo_loss,
@@ -158,7 +157,7 @@ def test_gradients_are_fresh_tensors(backend):
 
 
 def test_the_backend_is_chosen_and_restored(monkeypatch):
-    monkeypatch.setattr(pgdpo_kernels.backend, "_default", "eager")  # as the environment said at the import
+    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "eager")
     assert get_backend() == "eager"
     with set_backend("triton"):
         assert get_backend() == "triton"
@@ -166,7 +165,7 @@ def test_the_backend_is_chosen_and_restored(monkeypatch):
             assert get_backend() == "auto"
         assert get_backend() == "triton"
     assert get_backend() == "eager"
-    monkeypatch.setattr(pgdpo_kernels.backend, "_default", "fast")
+    monkeypatch.setenv("PGDPO_KERNELS_BACKEND", "fast")
     with pytest.raises(ValueError, match="PGDPO_KERNELS_BACKEND.*'fast'"):
         get_backend()
     with pytest.raises(ValueError, match="set_backend.*'cuda'"):

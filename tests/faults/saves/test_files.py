@@ -8,7 +8,7 @@ import pytest
 
 from pgdpo.checkpoints.published import checkpoints_of, find_damage, latest_checkpoint, prune
 from pgdpo.messages.errors import InputError
-from tests.worlds import losses, run_pgdpo
+from tests.worlds import eagerly, losses, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -23,7 +23,8 @@ def trained(world, tmp_path_factory):
     for shared in ("prepared", "toy"):
         (folder / "out" / shared).symlink_to(world / "out" / shared)
     config = write_config(folder / "config.yaml", folder / "out", world / "tiny_wan")
-    run_pgdpo("train", config)
+    with eagerly():  # as the tests resume it
+        run_pgdpo("train", config)
     return config, folder / "out" / "dpo"
 
 
