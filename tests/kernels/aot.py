@@ -28,6 +28,10 @@ SPILLS = {
     ("3.9", "qk_backward 2048 fp32 summed", "sm_100"): 24,
     ("3.9", "norm_backward 2048 bf16 summed", "sm_120"): 24,
     ("3.9", "partial_sums bf16 ref mask", "sm_120"): 8,
+    ("3.6", "norm_backward 1536 fp32 summed", "sm_90"): 8,
+    ("3.6", "norm_backward 2048 bf16 summed", "sm_80"): 8,
+    ("3.6", "norm_forward 2048 fp32 many branch", "sm_90"): 16,
+    ("3.6", "norm_forward 5120 fp32 many branch", "sm_80"): 16,
 }
 
 
