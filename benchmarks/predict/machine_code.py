@@ -98,6 +98,9 @@ class Instruction:
 
 
 LINE = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\w*)([\w.]*)([^;]*);")
+SCHEDULE = re.compile(
+    r"\s[&?].*"
+)  # `&req={1,0} &wr=0x2 ?WAIT2`, which some versions print after the operands
 REGISTER = re.compile(r"\b(U?R)(\d+)\b(\.64)?")
 LOADS, STORES = ("LDG", "LDS", "LDL"), ("STG", "STS", "STL")
 WITHOUT_RESULT = ("BRA", "EXIT", "BAR", "RED", "RET", "CALL", "NOP", "WARPSYNC", "BSYNC", "BSSY", "DEPBAR")
@@ -109,7 +112,7 @@ def parse(sass: str) -> list[Instruction]:
 
 
 def instruction(address: str, guard: str | None, opcode: str, modifiers: str, operands: str) -> Instruction:
-    operands, size = operands.strip(), 4
+    operands, size = SCHEDULE.sub("", operands).strip(), 4
     if width := re.search(r"\.[SU]?(128|64|16|8)\b", modifiers):
         size = int(width[1]) // 8
     if opcode in STORES:

@@ -69,8 +69,8 @@ SASS = """
         /*0050*/                   FFMA R8, R7, R8, R4 ;
         /*0054*/               @P5 BRA 0x60 ;
         /*0058*/                   CALL.REL.NOINC 0x100 ;
-        /*0060*/                   STG.E.64 desc[UR4][R2.64], R8 ;
-        /*0070*/               @P2 BRA 0x40 ;
+        /*0060*/                   STG.E.64 desc[UR4][R2.64], R8        &req={3,0} &rd=0x0     ?WAIT2_END_GROUP ;
+        /*0070*/               @P2 BRA 0x40                             ?WAIT5_END_GROUP ;
         /*0080*/                   EXIT ;
         /*0090*/               @P3 LDG.E R4, desc[UR4][R2.64] ;
         /*00a0*/                   LDG.E.U16 R5, desc[UR4][R2.64+0x4] ;
