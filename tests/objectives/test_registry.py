@@ -98,6 +98,11 @@ BAD = [
         {"ipr_form": "switch", "ipr_weight": 2},
         "objective `pg_dpo`: `ipr_weight` is 2 with `ipr_form` switch; allowed: ≤ 1",
     ),
+    (
+        "pg_dpo",
+        {"ipr_form": "switch", "ipr_threshold": 2},
+        "`ipr_threshold` is 2 with `ipr_form` switch, which doesn't read it; allowed: 1",
+    ),
     (None, {}, "unknown objective `None`"),
     (["dpo"], {}, "unknown objective"),
 ]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pgdpo.objectives.batch import Batch, Terms
 from pgdpo.objectives.spec import Needs, Option, always, beta, objective
 
+THRESHOLD = 1.0  # of the IPR gate, by default
+
 
 def preference(batch: Batch, **options) -> Terms:
     """`preference_loss` of the batch; options are its own."""
@@ -21,10 +23,13 @@ def preference(batch: Batch, **options) -> Terms:
     return Terms(result.losses, result.logits, stats=stats)
 
 
-def switch_beyond_one(options: Mapping[str, float | str]) -> str | None:
-    """The `switch` turns the rejected term off, and must not turn it round."""
+def unlike_a_switch(options: Mapping[str, float | str]) -> str | None:
+    """The `switch` turns the rejected term off and must not turn it round; it has no threshold."""
     if options["ipr_form"] == "switch" and options["ipr_weight"] > 1:
         return f"`ipr_weight` is {options['ipr_weight']:g} with `ipr_form` switch; allowed: ≤ 1"
+    if options["ipr_form"] == "switch" and options["ipr_threshold"] != THRESHOLD:
+        threshold = f"`ipr_threshold` is {options['ipr_threshold']:g} with `ipr_form` switch"
+        return f"{threshold}, which doesn't read it; allowed: {THRESHOLD:g}, as if it weren't there"
     return None
 
 
@@ -95,7 +100,7 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
         "ars_clip": Option(10.0, "bound of α's logit", above=0),
         "ipr_weight": Option(1.0, "λ; 0 switches IPR off", least=0),
         "ipr_sharpness": Option(1.0, "K₂"),
-        "ipr_threshold": Option(1.0, "τ"),
+        "ipr_threshold": Option(THRESHOLD, "τ; not of ipr_form switch"),
         "ipr_form": Option(
             "bt",
             "ℓ(κ·r_w), max(0, e_w) or E_pw on the chosen sample beside the loss, or a factor 1 − λ·g of the rejected "
@@ -109,7 +114,7 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
         ("segments", "labelled"): Needs(pairs=("segment_labels",)),
     },
     fused=lambda options: options["ars"] == "none" or options["reward"] == "implicit",
-    conflict=switch_beyond_one,
+    conflict=unlike_a_switch,
     note="ARS is quoted second-hand (the paper's Eq. 7); |r_l| and the clip are ours. IPR is our "
     "reconstruction of what the abstract describes, not an equation of the paper. `ipr_form: switch` is ours too, "
     "after a second reader's report that the paper has a factor inside the sigmoid: ℓ(κ(r_w − α(1 − λ·g)·r_l)) alone, "
