@@ -8,11 +8,10 @@ each kernel, and of each case its predicted time on H100 and H200. No GPU is nee
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from ..gpu.driver import VARIABLE
 from ..gpu.harness import name_of
+from . import without_a_gpu
 
 GOALS = {"forward": 0.90, "backward": 0.85}
 
@@ -25,8 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file; by default under benchmarks/results")
     out = parser.parse_args().out
-    os.environ |= {VARIABLE: "stub", "TRITON_DEFAULT_FP_FUSION": "1"}
-    os.environ.pop("TRITON_INTERPRET", None)
+    without_a_gpu()
     import triton
 
     from ..report import write

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..gpu.driver import VARIABLE
 from ..gpu.harness import name_of
+from . import without_a_gpu
 
 FITTED = ("MEMORY_NS", "CACHE_NS", "BARRIER", "START", "ROOF")
 SEVERE = 12.0  # points: an error beyond counts as this one, so that no single case pulls the constants
@@ -42,8 +41,7 @@ def main() -> None:
     parser.add_argument("measured", type=Path, help="tuning.jsonl or result.json of an H100")
     parser.add_argument("--out", type=Path, help="JSON file for the errors, case by case")
     given = parser.parse_args()
-    os.environ |= {VARIABLE: "stub", "TRITON_DEFAULT_FP_FUSION": "1"}
-    os.environ.pop("TRITON_INTERPRET", None)
+    without_a_gpu()
     from . import model
 
     fitting = given.measured.suffix == ".jsonl"
