@@ -72,5 +72,6 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError(
-            "pgdpo_kernels: the fused ops have no gradient of their gradients: use set_backend('eager') for those"
+            "pgdpo_kernels: fused ops and losses have no gradient of their gradients; with set_backend('eager') the ops "
+            "on hidden states and `pair_errors` have"
         )
