@@ -72,6 +72,6 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError(
-            "pgdpo_kernels: fused ops and losses have no gradient of their gradients; with set_backend('eager') the ops "
-            "on hidden states and `pair_errors` have"
+            "pgdpo_kernels: fused ops and losses have no gradient of their gradients; with set_backend('eager') the "
+            "ops on hidden states and `pair_errors` have"
         )
