@@ -253,6 +253,11 @@ WRONG = {
         ValueError,
         "ipr_weight must be between 0 and 1 with ipr_form='switch', got 1.5",
     ),
+    "weight of Python": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, weight=[1.0, 2.0]),
+        TypeError,
+        "weight must be a tensor, got list",
+    ),
     "timestep weight": (
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, timestep_weight=torch.ones(4)),
         ValueError,

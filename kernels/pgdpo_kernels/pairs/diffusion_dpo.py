@@ -105,8 +105,9 @@ def label_columns(op: str, labels: torch.Tensor) -> int:
 
 def _fused(pred, given: PairArguments, preference: Preference, weights) -> PreferenceLoss:
     """Three launches forward, one backward: `pair_errors` and `preference_loss` without what autograd keeps between."""
-    omega, weight, labels = (None if x is None else x.detach() for x in weights)
+    omega, weight, labels = weights
     check_weights(OP, weight, omega, labels, (given.pairs, given.segments), pred.device)
+    omega, weight, labels = (None if x is None else x.detach() for x in weights)
     loss, per_pair, loss_slopes, excess, *errors = _DiffusionDPO.apply(
         pred,
         given.target,
