@@ -129,7 +129,7 @@ def timeline(path: Path, turns: int, threads: int, latency: dict[int, float], ba
     loading: set[str] = set()
     for place in path.places(turns):
         step = path.steps[place]
-        for register in step.reads | step.writes:
+        for register in sorted(step.reads | step.writes):  # a set's order changes from run to run
             if (wait := ready.get(register, 0.0) - now) > 0:
                 now += wait
                 if register in loading and wait > short:
