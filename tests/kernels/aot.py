@@ -32,6 +32,9 @@ SPILLS = {
     ("3.6", "norm_backward 2048 bf16 summed", "sm_80"): 8,
     ("3.6", "norm_forward 2048 fp32 many branch", "sm_90"): 16,
     ("3.6", "norm_forward 5120 fp32 many branch", "sm_80"): 16,
+    ("3.6", "norm_forward 5120 fp32 many branch", "sm_89"): 16,
+    ("3.6", "qk_forward 1152 bf16", "sm_89"): 8,
+    ("3.6", "qk_backward 1920 bf16", "sm_120"): 8,
 }
 
 
