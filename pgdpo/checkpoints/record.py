@@ -45,10 +45,19 @@ COMMANDS = {
         )
     ),
     *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
-    *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "watchdog_seconds")),
+    *(
+        f"train.{key}"
+        for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "watchdog_seconds")
+    ),
     *(f"train.{key}" for key in ("check_memory", "on_bad_step", "max_bad_steps", "spike_factor")),
     "evaluate",
     "make",
+}
+
+# What a steered run's figures hang on.
+MEASURED = {
+    "data.held_out",
+    *(f"evaluate.{key}" for key in ("every", "every_pairs", "draws_per_pair", "batch", "seed")),
 }
 
 
@@ -56,6 +65,8 @@ def is_free(key: str, config: Config) -> bool:
     """Whether a later command may give a key of a trained run: it says where something lies, or how to go about it."""
     if key == "train.steps" and config.train.schedule != "constant":
         return False  # the schedule's end moves, and every learning rate with it
+    if config.train.steer.rules and key in MEASURED:
+        return False  # other figures would steer otherwise
     return covered(key, PLACES | COMMANDS)
 
 

@@ -98,6 +98,7 @@ class Config(Section):
                 f"evaluate.every is {self.evaluate.every}, but data.held_out is empty: name a manifest whose prompts "
                 "are shown, or leave evaluate.every out"
             )
+        self._check_steering()
         if self.trains_negative_branch:
             self._check_negative_branch()
         if self.train.reference == "adapter" and self.model.adapter is None:
@@ -139,6 +140,31 @@ class Config(Section):
             raise ValueError(
                 f"train.keep_every is {kept}, no multiple of train.checkpoint_every ({every}): these steps have no "
                 f"checkpoint; set it to {kept // every * every or every} or {(kept // every + 1) * every}"
+            )
+
+    def _check_steering(self) -> None:
+        """Raises ValueError where a rule of `train.steer` lacks what it goes by, or what it changes."""
+        steer, options = self.train.steer, self.objective_options
+        looks = [name for name in steer.rules if name != "cap_margin"]
+        if looks and (self.evaluate.every is None or self.evaluate.every_pairs == 0):
+            raise ValueError(
+                f"train.steer.{looks[0]} goes by held-out pairs, and evaluate.every is {self.evaluate.every}, "
+                f"evaluate.every_pairs {self.evaluate.every_pairs}: set evaluate.every, or leave the rule out"
+            )
+        if steer.stop is not None and {steer.stop.patience, steer.stop.displacement, steer.stop.accuracy} == {
+            None
+        }:
+            raise ValueError(
+                "train.steer.stop has no limit: set its `patience`, `displacement` or `accuracy`, or leave it out"
+            )
+        betas = [rule for rule in steer.rules if rule.endswith("_beta")]
+        name = self.objective["name"]
+        if betas and "beta" not in get_spec(name).options:
+            raise ValueError(f"train.steer.{betas[0]}: objective `{name}` has no beta: leave the rule out")
+        if len(betas) == 2 and steer.raise_beta.saturated >= steer.lower_beta.saturated:
+            raise ValueError(
+                f"train.steer.raise_beta.saturated is {steer.raise_beta.saturated:g}; allowed: below "
+                f"lower_beta.saturated, {steer.lower_beta.saturated:g}"
             )
 
     def _check_model(self) -> None:

@@ -51,9 +51,18 @@ class EvaluateConfig(Section):
         None, gt=0, description="Frames a second of the clips written; by default those of data.fps."
     )
     every: int | None = Field(
-        None, ge=1, description="Steps between validation clips during training; none where it is left out."
+        None,
+        ge=1,
+        description="Steps between looks at held-out pairs while training: figures of `every_pairs`, clips of "
+        "`every_prompts`, at the last step too; none where it is left out.",
     )
-    every_prompts: int = Field(4, ge=1, description="Held-out prompts shown by `every`.")
+    every_pairs: int | None = Field(
+        None,
+        ge=0,
+        description="Held-out pairs measured by `every`, each at `draws_per_pair` noise levels; by default as many as "
+        "take about 5% of the run's time by the plan, 16 at least. The run's record has the number.",
+    )
+    every_prompts: int = Field(4, ge=0, description="Held-out prompts shown by `every`.")
     report_pairs: int = Field(
         20, ge=1, description="Training pairs shown in the report, as the model receives them."
     )

@@ -9,6 +9,95 @@ from pydantic import Field
 
 from pgdpo.config.section import Section
 
+# Figures of held-out pairs that a run is judged by while it trains, and whether less of one is better.
+LESS_IS_BETTER = {
+    "loss": True,
+    "implicit_accuracy": False,
+    "margin": False,
+    "displacement": True,
+    "excess/chosen": True,
+}
+Figure = Literal["loss", "implicit_accuracy", "margin", "displacement", "excess/chosen"]
+
+
+class StopRule(Section):
+    """Each limit where it is set; an interval must lie beyond it whole."""
+
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many looks in a row at held-out pairs without a better `figure`.",
+    )
+    figure: Figure = Field("loss", description="What `patience` waits for.")
+    displacement: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Stop above this share of held-out chosen clips that became less likely.",
+    )
+    accuracy: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Stop below this share of held-out pairs that are told apart as labelled.",
+    )
+
+
+class LowerBetaRule(Section):
+    saturated: float = Field(
+        0.2, gt=0, lt=1, description="Above this share of held-out pairs with |logit| > 8, `beta` is lowered."
+    )
+    factor: float = Field(0.7, gt=0, lt=1, description="By which it is multiplied then.")
+    least: float = Field(1.0, gt=0, description="It is never lowered below this.")
+
+
+class RaiseBetaRule(Section):
+    saturated: float = Field(
+        0.02, gt=0, lt=1, description="Below this share of held-out pairs with |logit| > 8, `beta` is raised."
+    )
+    factor: float = Field(1.4, gt=1, description="By which it is multiplied then.")
+    most: float = Field(5000.0, gt=0, description="It is never raised above this.")
+
+
+class CapMarginRule(Section):
+    logit: float = Field(8.0, gt=0, description="A pair whose logit is above this has no gradient by it.")
+
+
+class SftWeightRule(Section):
+    displacement: float = Field(
+        0.3, ge=0, lt=1, description="Share of displaced held-out pairs that the weight is steered towards."
+    )
+    gain: float = Field(
+        1.0,
+        gt=0,
+        description="At each look at held-out pairs the weight grows by so much times (displacement - this target), "
+        "and falls likewise.",
+    )
+    most: float = Field(
+        1.0,
+        gt=0,
+        description="The weight is never above this; 1/2 doubles the first step's pull on the chosen clip.",
+    )
+
+
+class SteerConfig(Section):
+    """Rules by which a run is steered, each off where it is left out; `{}` takes a rule's defaults."""
+
+    stop: StopRule | None = Field(None, description="End the run early; its checkpoint is saved.")
+    lower_beta: LowerBetaRule | None = Field(
+        None, description="Lower `objective.beta` where logits saturate."
+    )
+    raise_beta: RaiseBetaRule | None = Field(None, description="Raise `objective.beta` where none does.")
+    cap_margin: CapMarginRule | None = Field(None, description="End the logit's gradient at a margin.")
+    sft_weight: SftWeightRule | None = Field(
+        None, description="Pull the chosen clips up, the more the more of them are displaced."
+    )
+
+    @property
+    def rules(self) -> list[str]:
+        """The names of those that are on."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
 
 class TrainConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
@@ -97,6 +186,15 @@ class TrainConfig(Section):
         ge=1,
         description="Checkpoints of multiples of so many steps are kept too, to choose a step later (--step); a "
         "multiple of checkpoint_every.",
+    )
+    keep_best: Figure | None = Field(
+        "loss",
+        description="With `evaluate.every`: the checkpoint with the best of this figure on held-out pairs is kept too "
+        "(`--step best`); null: none is.",
+    )
+    steer: SteerConfig = Field(
+        default_factory=SteerConfig,
+        description="Rules that change `beta`, the loss or the run's end by held-out figures.",
     )
     watchdog_seconds: float = Field(
         1800,
