@@ -49,7 +49,10 @@ COMMANDS = {
         f"train.{key}"
         for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "watchdog_seconds")
     ),
-    *(f"train.{key}" for key in ("check_memory", "on_bad_step", "max_bad_steps", "spike_factor")),
+    *(
+        f"train.{key}"
+        for key in ("check_memory", "on_bad_step", "max_bad_steps", "spike_factor", "watchdog_seconds")
+    ),
     "evaluate",
     "make",
 }

@@ -144,7 +144,7 @@ class Config(Section):
 
     def _check_steering(self) -> None:
         """Raises ValueError where a rule of `train.steer` lacks what it goes by, or what it changes."""
-        steer, options = self.train.steer, self.objective_options
+        steer = self.train.steer
         looks = [name for name in steer.rules if name != "cap_margin"]
         if looks and (self.evaluate.every is None or self.evaluate.every_pairs == 0):
             raise ValueError(
