@@ -69,6 +69,11 @@ class EvaluateConfig(Section):
     report_clips: int = Field(12, ge=1, description="Prompts shown in the report.")
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the initial noise, the same for both models.")
 
+    @property
+    def shows_clips(self) -> bool:
+        """Whether training samples clips on its way."""
+        return self.every is not None and self.every_prompts > 0
+
 
 class MakeConfig(Section):
     pairs_per_clip: int = Field(1, ge=1, description="Pairs made of each row of the list.")

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from pgdpo.evaluation.statistics import wilson_interval
 from pgdpo.messages.formats import number, percent
+from pgdpo.training.held_out.statistics import wilson_interval
 
 # Student's t at 97.5% for 1, 2, ... degrees of freedom; the last one, on the safe side, for more.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

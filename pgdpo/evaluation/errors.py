@@ -8,16 +8,14 @@ from collections.abc import Iterator
 import torch
 
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs, collate, to_device, twice
-from pgdpo.diffusion.draws import sigma_at
-from pgdpo.evaluation.statistics import share
+from pgdpo.data.prepared import PreparedPairs, collate
 from pgdpo.models.family import Family
-from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.reference import mean_errors
 from pgdpo.rows.schema import MANIFEST
 from pgdpo.sampling.clips import Job
+from pgdpo.training.held_out.statistics import share
 from pgdpo.training.metrics import BUCKETS, bucket_name
-from pgdpo_kernels import noise_pair
+from pgdpo.training.noising import held_out_level, sample_at
 
 
 class Errors:
@@ -35,26 +33,14 @@ class Errors:
             yield from self.data.batches(items, self.config.evaluate.batch)
 
     def level(self, draw: int) -> float:
-        quantile = (draw + 0.5) / self.config.evaluate.draws_per_pair
-        return sigma_at(self.config.diffusion, quantile, self.family.sigma_range)
+        return held_out_level(self.config, self.family, draw)
 
     def of(self, transformer: torch.nn.Module, items: list[Job]) -> list[list[float]]:
         """[chosen, rejected] mean squared errors of each item, (index, draw)s of one draw."""
         batch, level = collate([self.data[item] for item in items]), self.level(items[0][1])
-        latents = to_device({"latents": batch["latents"]}, self.device)["latents"]
-        conditioning = twice(to_device(self.family.trimmed(batch["conditioning"]), self.device))
-        sigma = torch.full((len(items),), level, device=self.device)
-        noisy, target = noise_pair(
-            latents,
-            self.family.level(sigma),
-            seed=self.config.evaluate.seed,
-            pair_ids=batch["pair_ids"].to(self.device),
-            draw=batch["draw"].to(self.device),
-            prediction=self.family.prediction,
-        )
-        noisy = noisy.to(compute_dtype(self.config))
-        predicted = self.family.predict(transformer, noisy, torch.cat([sigma, sigma]), conditioning)
-        return mean_errors(predicted, target, self.family.loss_mask(latents, conditioning)).tolist()
+        sample = sample_at(batch, level, self.config, self.family, self.device)
+        predicted = self.family.predict(transformer, sample.noisy, sample.both, sample.conditioning)
+        return mean_errors(predicted, sample.target, sample.mask).tolist()
 
     def excess(self, reference: dict[str, list], aligned: dict[str, list]) -> dict[str, list]:
         """Lists `pair`, `sigma`, `chosen`, `rejected` with one entry per draw and pair, from what `of` gave for each of

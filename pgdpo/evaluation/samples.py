@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pgdpo.checkpoints.runs import Run
 from pgdpo.evaluation.rewards import Reward
-from pgdpo.evaluation.statistics import share
 from pgdpo.messages.console import say
 from pgdpo.messages.progress import moved
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.sampling.clips import Job
+from pgdpo.training.held_out.statistics import share
 from pgdpo.video import write_video
 
 REPORT_SIDE = 192  # pixels; smaller clips are enlarged by whole factors

@@ -197,9 +197,10 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def note(values: dict) -> str:
-    """What stands behind the progress bar."""
+def note(values: dict, held_out: dict) -> str:
+    """What stands behind the progress bar: the step's, and the newest figures of held-out pairs."""
     shown = {"loss": "loss", "acc": "implicit_accuracy", "displaced": "displacement"}
-    return "  ".join(
-        f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None
-    )
+    words = [f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None]
+    newest = {label: (held_out.get(name) or {}).get("value") for label, name in shown.items()}
+    found = [f"{label} {value:.3f}" for label, value in newest.items() if value is not None]
+    return "  ".join([*words, *(["held out:", *found] if found else [])])

@@ -8,7 +8,7 @@ import torch
 
 from pgdpo.config import Config
 from pgdpo.data.prepared import to_device, twice
-from pgdpo.diffusion.draws import sigmas
+from pgdpo.diffusion.draws import sigma_at, sigmas
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
 from pgdpo.models.weights.kept import compute_dtype
@@ -43,17 +43,36 @@ def draw_sample(
     text keeps its padding where there are several: its length, and so the rounding, would hang on who is met.
     """
     apart = cached and config.train.micro_batch_pairs > 1
-    conditioning = batch["conditioning"] if apart else family.trimmed(batch["conditioning"])
+    keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
+    sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
+    return _noised(batch, sigma, config.train.seed, config, family, device, trimmed=not apart)
+
+
+def sample_at(batch: dict, level: float, config: Config, family: Family, device: torch.device) -> Sample:
+    """The same at one noise level for all its pairs, with the noise of their draws under `evaluate.seed`."""
+    sigma = torch.full((len(batch["pair_ids"]),), level, device=device)
+    return _noised(batch, sigma, config.evaluate.seed, config, family, device)
+
+
+def _noised(
+    batch: dict,
+    sigma: torch.Tensor,
+    seed: int,
+    config: Config,
+    family: Family,
+    device: torch.device,
+    *,
+    trimmed: bool = True,
+) -> Sample:
+    conditioning = family.trimmed(batch["conditioning"]) if trimmed else batch["conditioning"]
     conditioning = twice(to_device(conditioning, device))
     tensors = {name: batch[name] for name in ("latents", "mask") if batch[name] is not None}
     tensors = to_device(tensors, device)
     latents = tensors["latents"]
-    keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
-    sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
     noisy, target = noise_pair(
         latents,
         family.level(sigma),
-        seed=config.train.seed,
+        seed=seed,
         pair_ids=batch["pair_ids"].to(device),
         draw=batch["draw"].to(device),
         prediction=family.prediction,
@@ -63,6 +82,12 @@ def draw_sample(
     return Sample(
         latents, conditioning, sigma, noisy, target, mask, region_of(tensors.get("mask"), mask, latents)
     )
+
+
+def held_out_level(config: Config, family: Family, draw: int) -> float:
+    """The noise level of one of `evaluate.draws_per_pair`, which lie evenly over those that are trained at."""
+    quantile = (draw + 0.5) / config.evaluate.draws_per_pair
+    return sigma_at(config.diffusion, quantile, family.sigma_range)
 
 
 def region_of(

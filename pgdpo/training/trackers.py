@@ -10,22 +10,27 @@ import importlib.util
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from pgdpo.checkpoints.events import log_event
 from pgdpo.config import Config
-from pgdpo.files.atomic import atomic_path
+from pgdpo.files.atomic import atomic_path, read_json_lines
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
 from pgdpo.ranks.agreement import is_out_of_space
-from pgdpo.training.metrics import read_metrics
+
+METRICS, HELD_OUT = "metrics.jsonl", "held_out.jsonl"
 
 
 class Tracker(Protocol):
     def log(self, step: int, values: dict) -> None:
         """The step's metrics; `buckets` holds a dict per timestep bucket, `sources` per manifest."""
+
+    def held_out(self, step: int, figures: dict) -> None:
+        """Figures of held-out pairs after a step: {name: {value, low, high}}, `buckets` with a dict of such each."""
 
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """A validation clip, uint8 `[F, H, W, 3]`."""
@@ -53,6 +58,9 @@ class Trackers:
     def log(self, step: int, values: dict) -> None:
         self._each(step, lambda tracker: tracker.log(step, values))
 
+    def held_out(self, step: int, figures: dict) -> None:
+        self._each(step, lambda tracker: tracker.held_out(step, figures))
+
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         self._each(step, lambda tracker: tracker.clip(step, name, frames, fps))
 
@@ -74,19 +82,43 @@ class Trackers:
 
 
 class Jsonl:
-    """`metrics.jsonl`: one line a step. What a full disk does not take waits, and is written as soon as it does."""
+    """`metrics.jsonl`, one line a step, and `held_out.jsonl`, one line a look at held-out pairs."""
 
     def __init__(self, config: Config, start: int) -> None:
-        path = config.run_dir / "metrics.jsonl"
-        kept = [row for row in read_metrics(config.run_dir) if row["step"] <= start]
+        names = [METRICS, HELD_OUT]
+        if config.evaluate.every is None and not (config.run_dir / HELD_OUT).is_file():
+            names.remove(HELD_OUT)
+        self._lines = {name: Lines(config.run_dir / name, start) for name in names}
+
+    def log(self, step: int, values: dict) -> None:
+        self._lines[METRICS].add({"step": step, **values})
+
+    def held_out(self, step: int, figures: dict) -> None:
+        self._lines[HELD_OUT].add({"step": step, **figures})
+
+    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Clips are files of their own."""
+
+    def close(self) -> None:
+        for lines in self._lines.values():
+            lines.close()
+
+
+class Lines:
+    """A file of JSON lines; those of steps after `start` are dropped. What a full disk does not take waits, and is
+    written as soon as it does."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._name = path.name
+        kept = [row for row in read_json_lines(path) if row["step"] <= start]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
 
-    def log(self, step: int, values: dict) -> None:
+    def add(self, row: dict) -> None:
         said = bool(self._waiting)
-        self._waiting += json.dumps({"step": step, **values}).encode() + b"\n"
+        self._waiting += json.dumps(row).encode() + b"\n"
         try:
             while self._waiting:  # a disk that is nearly full takes a part
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
@@ -94,15 +126,12 @@ class Jsonl:
             if not is_out_of_space(error):
                 raise
             if not said:
-                say(f"after step {step}: {error}; its lines wait for room", first="metrics.jsonl: ")
-
-    def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Clips are files of their own."""
+                say(f"after step {row['step']}: {error}; its lines wait for room", first=f"{self._name}: ")
 
     def close(self) -> None:
         self._file.close()
         if self._waiting:
-            raise OSError(f"its last {len(self._waiting.splitlines())} lines found no room")
+            raise OSError(f"the last {len(self._waiting.splitlines())} lines of {self._name} found no room")
 
 
 class TensorBoard:
@@ -114,6 +143,9 @@ class TensorBoard:
     def log(self, step: int, values: dict) -> None:
         for name, value in scalars(values):
             self._board.add_scalar(name, value, step)
+
+    def held_out(self, step: int, figures: dict) -> None:
+        self.log(step, {"held_out": figures})
 
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """As an animated GIF, which TensorBoard's image tab plays."""
@@ -146,6 +178,9 @@ class Service:
     def log(self, step: int, values: dict) -> None:
         self._module.log(dict(scalars(values)), step=step)
 
+    def held_out(self, step: int, figures: dict) -> None:
+        self.log(step, {"held_out": figures})
+
     def clip(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Clips stay on this machine: beside the checkpoints and in TensorBoard."""
 
@@ -170,5 +205,11 @@ def scalars(values: dict) -> Iterator[tuple[str, float]]:
             above = "" if name == "buckets" else f"{name}/"
             for part, row in value.items():
                 yield from ((f"{above}{part}/{key}", number) for key, number in scalars(row))
+        elif name == "held_out":
+            yield from ((f"{name}/{key}", number) for key, number in scalars(value))
+        elif isinstance(value, dict):  # a figure with its interval
+            yield from (
+                (name if key == "value" else f"{name}/{key}", number) for key, number in scalars(value)
+            )
         elif isinstance(value, (int, float)):
             yield name, value

@@ -27,6 +27,7 @@ from pgdpo.models import open_family
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import Live
 from pgdpo.training.costs import Costs
+from pgdpo.training.held_out.held_out import HeldOut
 from pgdpo.training.metrics import note
 from pgdpo.training.opening import require_images
 from pgdpo.training.pairs import Task, check_shapes
@@ -34,7 +35,6 @@ from pgdpo.training.references import build_reference, open_cached
 from pgdpo.training.saves import Saves
 from pgdpo.training.step import Step
 from pgdpo.training.trackers import Trackers, check_trackers
-from pgdpo.training.validation import Validation
 
 
 class Trainer:
@@ -48,7 +48,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         check_trackers(config)
-        ranks = open_ranks(config, clips=config.evaluate.every is not None)
+        ranks = open_ranks(config, clips=config.evaluate.shows_clips)
         make_deterministic(config.train.deterministic)
         build_operators(config.train)
         self.watch = Watch(config.run_dir, config.train.watchdog_seconds)
@@ -56,7 +56,9 @@ class Trainer:
         family = open_family(config.model)
         require_images(self.task.pairs, family)
         # All that may be refused comes before any weight is loaded.
-        self.validation = Validation(config, family, ranks)
+        runs = self.task.objective.needs_reference and not self.task.cached
+        self.held_out = HeldOut(config, family, self.task.pairs, ranks, reference_runs=runs)
+        config = self.config = self.held_out.config
         cached = open_cached(config, family, self.task.pairs, ranks.device) if self.task.cached else None
         check_shapes(config, family, self.task.pairs)
         check_memory(config, self.task.pairs.latent_shapes, ranks.device, dist.get_world_size())
@@ -106,12 +108,15 @@ class Trainer:
         return self.saves.finished(last)
 
     def _loop(self, batches: StepBatches, loaded: Iterator[dict], log: Trackers) -> None:
-        train, step, model = self.config.train, self.step, self.policy.engine.module
+        train, step = self.config.train, self.step
         runs = isinstance(step.reference, Live)
         costs = Costs(self.config, self.policy, self.task.pairs.latent_shapes, reference_runs=runs)
         with progress_bar(f"train {step.objective.name}", total=train.steps, completed=step.done) as bar:
+            self.held_out.begin(
+                self.policy, step.reference, step.objective, step.done, log, self.watch.signals
+            )
             if step.done:  # a stop may have broken it off
-                self.validation.show(step.done, model, log, self.watch.signals)
+                self._look(log)
             while step.done < train.steps:
                 buckets, began = batches.buckets(step.done), time.perf_counter()
                 values = step.take(loaded)
@@ -119,11 +124,15 @@ class Trainer:
                     self.saves.go_back()
                 log.log(step.done, values | costs.of(buckets, time.perf_counter() - began))
                 step.guard.raise_end()
-                bar.advance(note=note(values))
+                bar.advance(note=note(values, self.held_out.newest))
                 step.beta_watch.report(step.done)
-                self.validation.show(step.done, model, log, self.watch.signals)
+                self._look(log)
                 if step.done % train.checkpoint_every == 0 or step.done == train.steps:
                     self.saves.save()
+
+    def _look(self, log: Trackers) -> None:
+        """At held-out data, where the steps that are done are some that it is looked at after."""
+        self.held_out.look(self.step.done, self.policy.engine.module, log, self.watch.signals)
 
     def _say_start(self) -> None:
         done, pairs, objective = self.step.done, self.task.pairs, self.task.objective

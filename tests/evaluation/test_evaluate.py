@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pgdpo.evaluation.statistics import share
+from pgdpo.training.held_out.statistics import share
 from tests.worlds import launch, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")

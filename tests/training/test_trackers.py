@@ -97,14 +97,15 @@ def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(config_fi
     config = load_config(config_file, ["name=full"])
     config.run_dir.mkdir(parents=True)
     tracker = trackers.Jsonl(config, 0)
-    room = tracker._file
+    lines = tracker._lines["metrics.jsonl"]
+    room = lines._file
     tracker.log(1, {"loss": 1.0})
     with open("/dev/full", "ab", buffering=0) as full:
-        tracker._file = full
+        lines._file = full
         tracker.log(2, {"loss": 2.0})
         tracker.log(3, {"loss": 3.0})
     assert capsys.readouterr().out.count("its lines wait for room") == 1
-    tracker._file = room
+    lines._file = room
     tracker.log(4, {"loss": 4.0})
     tracker.close()
     assert [row["step"] for row in metrics(config.output_dir, "full")] == [1, 2, 3, 4]

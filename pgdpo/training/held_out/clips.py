@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.config import Config
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.engine.engine import deepspeed_config
 from pgdpo.engine.parallel import Ranks
 from pgdpo.engine.policy import base_dtype
@@ -23,15 +24,14 @@ from pgdpo.models.weights.held import free_memory
 from pgdpo.ranks.agreement import from_main, meet
 from pgdpo.sampling import Sampler, share_of
 from pgdpo.sampling.clips import Job
-from pgdpo.training.opening import open_pairs, require_images
 from pgdpo.training.trackers import Trackers
 from pgdpo.video import read_video, write_video
 
 SHOWN = "sampling.json"  # how a step's clips were sampled; written when all of them are there
 
 
-class Validation:
-    """Every `evaluate.every` steps: clips of the first held-out prompts, from the same noise each time.
+class Clips:
+    """Clips of the first held-out prompts, from the same noise each time.
 
     They go to `run_dir/validation/step-<n>/` and, as they stand there, to TensorBoard. The ranks share the prompts, one
     by one; with ZeRO-3 or sequence parallelism they run each forward together. A rank decodes and writes what it
@@ -39,13 +39,8 @@ class Validation:
     long as they take.
     """
 
-    def __init__(self, config: Config, family: Family, ranks: Ranks) -> None:
-        self._config, self._family, self._ranks = config, family, ranks
-        self._every = config.evaluate.every
-        if self._every is None:
-            return
-        self._data = open_pairs(config, "held_out")
-        require_images(self._data, family)
+    def __init__(self, config: Config, family: Family, data: PreparedPairs, ranks: Ranks) -> None:
+        self._config, self._family, self._data, self._ranks = config, family, data, ranks
         # Weights that are sharded, or tokens that are shared, want all ranks in every forward.
         self._in_step = config.train.zero_stage == 3 or ranks.degree > 1
         if config.train.zero_stage == 3:
@@ -55,12 +50,12 @@ class Validation:
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
     def show(self, step: int, transformer: torch.nn.Module, log: Trackers, signals: StopSignals) -> None:
-        """Sample and write, if `step` is one of those and was not shown yet.
+        """Sample and write what `step` has to show, if it was not shown yet.
 
         Raises Stopped on all ranks, within a block's or a denoising step's time, if one of them was signalled.
         """
         folder = self._config.run_dir / "validation" / f"step-{step:08d}"
-        if self._every is None or step % self._every or from_main((folder / SHOWN).is_file()):
+        if from_main((folder / SHOWN).is_file()):
             return
         stage("validation")
         was_training = transformer.training
