@@ -157,8 +157,11 @@ class Config(Section):
             raise ValueError(
                 "train.steer.stop has no limit: set its `patience`, `displacement` or `accuracy`, or leave it out"
             )
+        name, options = self.objective["name"], self.objective_options
+        for key in steer.options.keys() & options.keys():
+            raise ValueError(f"objective.{key} is set by train.steer too: leave one of them out")
+        check_options(name, **options, **steer.options)
         betas = [rule for rule in steer.rules if rule.endswith("_beta")]
-        name = self.objective["name"]
         if betas and "beta" not in get_spec(name).options:
             raise ValueError(f"train.steer.{betas[0]}: objective `{name}` has no beta: leave the rule out")
         if len(betas) == 2 and steer.raise_beta.saturated >= steer.lower_beta.saturated:

@@ -98,6 +98,12 @@ class SteerConfig(Section):
         """The names of those that are on."""
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
+    @property
+    def options(self) -> dict[str, float]:
+        """The objective's modifiers that a steered run begins with."""
+        cap = {} if self.cap_margin is None else {"logit_cap": self.cap_margin.logit}
+        return cap if self.sft_weight is None else cap | {"chosen_pull": 0.0}
+
 
 class TrainConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps.")

@@ -201,6 +201,6 @@ def note(values: dict, held_out: dict) -> str:
     """What stands behind the progress bar: the step's, and the newest figures of held-out pairs."""
     shown = {"loss": "loss", "acc": "implicit_accuracy", "displaced": "displacement"}
     words = [f"{label} {values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None]
-    newest = {label: (held_out.get(name) or {}).get("value") for label, name in shown.items()}
-    found = [f"{label} {value:.3f}" for label, value in newest.items() if value is not None]
+    figures = {label: held_out.get(shown[label], {}).get("value") for label in ("acc", "displaced")}
+    found = [f"{label} {value:.2f}" for label, value in figures.items() if value is not None]
     return "  ".join([*words, *(["held out:", *found] if found else [])])

@@ -37,6 +37,7 @@ class Task:
             process_group=None if config.train.deterministic else ranks.data_group,
             seed=config.train.seed,
             **config.objective_options,
+            **config.train.steer.options,
         )
         check_data(self.objective, config, self.pairs)
         self.segments = frame_segments(self.objective, config, self.pairs)

@@ -88,10 +88,14 @@ class Saves:
 
     def finished(self, last: Path | None) -> Path:
         """Say that the run is at its end. Returns its last checkpoint; raises InputError where that found no room."""
-        run_dir = self._config.run_dir
+        run_dir, ended = self._config.run_dir, self._step.steering.ended
         if last is None:
             raise InputError(f"{run_dir}: no room for the last checkpoint: make room and --resume")
-        log_event(run_dir, self._step.done, "finished", f"last checkpoint: {last}")
+        at_its_end = ended is None or self._step.done >= self._config.train.steps
+        early = "" if at_its_end else f"ended by train.steer.stop: {ended}; "
+        log_event(run_dir, self._step.done, "finished", f"{early}last checkpoint: {last}")
+        if early:
+            say(f"step {self._step.done}: {early}to go on: --resume --allow-change train.steer")
         say(f"trained -> {last}; metrics: {run_dir / 'metrics.jsonl'}")
         return last
 
@@ -102,7 +106,7 @@ class Saves:
     def _load(self, path: Path) -> dict:
         """Put a checkpoint into engine, objective and reference. Returns its state."""
         state, others = self._checkpoints.load(self._step.policy.engine, path)
-        self._step.load_objective(state["objective_state"])
+        self._step.load_objective(state)
         self._step.reference.load_state(others)
         return state
 

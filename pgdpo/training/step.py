@@ -21,6 +21,7 @@ from pgdpo.reference import Reference
 from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import Task, pair_info
+from pgdpo.training.steering.steering import Steering
 from pgdpo_kernels import PairErrors
 
 
@@ -31,6 +32,7 @@ class Step:
         self.config, self.policy, self.reference = config, policy, reference
         self.objective, self.segments = task.objective, task.segments
         self.guard = Guard(config, task.pairs, task.objective, policy.engine)
+        self.steering = Steering(config, task.objective)
         self.beta_watch = BetaWatch(task.objective, config.run_dir, policy.ranks.data_group)
         self.done = 0
         self._watch, self._sources = watch, task.pairs.sources
@@ -45,6 +47,7 @@ class Step:
         train, device = self.config.train, self.policy.ranks.device
         rate = learning_rate(train, self.done - self.guard.skipped)
         set_learning_rate(self.policy.engine, rate)
+        steered = self.steering.values()
         metrics = StepMetrics(device, self.policy.ranks.data_group, sources=self._sources)
         for _ in range(self._micro_batches):
             self._watch.signals.check()
@@ -70,7 +73,7 @@ class Step:
         if train.deterministic:
             check_objective(self.objective)
         self.done += 1
-        return finite_only(values) | {"learning_rate": rate}
+        return finite_only(values) | {"learning_rate": rate, **steered}
 
     def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
         """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a pair shares its noise and timestep.
@@ -121,9 +124,11 @@ class Step:
     def state_dict(self) -> dict:
         """What a checkpoint holds of it beside tensors."""
         whole = {key: float(value) for key, value in self._whole.items()}
-        return {"objective_state": whole, "guard": self.guard.state_dict()}
+        parts = {"guard": self.guard, "steering": self.steering}
+        return {"objective_state": whole, **{name: part.state_dict() for name, part in parts.items()}}
 
     def load_objective(self, state: dict) -> None:
-        """Put the `objective_state` of a `state_dict` back."""
-        self.objective.load_state_dict(state)
-        self._whole = dict(state)
+        """Put of a `state_dict` back what belongs to the weights: the objective's state, and how it is steered."""
+        self.objective.load_state_dict(state["objective_state"])
+        self._whole = dict(state["objective_state"])
+        self.steering.load_state_dict(state.get("steering", {}))

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -41,13 +42,14 @@ class Tracker(Protocol):
 class Trackers:
     """All of a run's trackers behind one; only the main rank's do anything.
 
-    `start`: steps that are done; rows behind them, of a run that stopped, are dropped.
+    `start`: steps that are done, `looked`: the last whose held-out figures count (-1: none); rows behind them, of a run
+    that stopped, are dropped.
     """
 
-    def __init__(self, config: Config, *, start: int) -> None:
+    def __init__(self, config: Config, *, start: int, looked: int = -1) -> None:
         self._run_dir = config.run_dir
         self._open: dict[str, Tracker] = {}
-        makers = {"metrics.jsonl": Jsonl, "tensorboard": TensorBoard}
+        makers = {"metrics.jsonl": partial(Jsonl, looked=looked), "tensorboard": TensorBoard}
         for name in config.train.trackers:
             makers[name] = lambda config, start, name=name: Service(name, config)
         for name, make in makers.items() if is_main_rank() else ():
@@ -84,11 +86,11 @@ class Trackers:
 class Jsonl:
     """`metrics.jsonl`, one line a step, and `held_out.jsonl`, one line a look at held-out pairs."""
 
-    def __init__(self, config: Config, start: int) -> None:
-        names = [METRICS, HELD_OUT]
-        if config.evaluate.every is None and not (config.run_dir / HELD_OUT).is_file():
-            names.remove(HELD_OUT)
-        self._lines = {name: Lines(config.run_dir / name, start) for name in names}
+    def __init__(self, config: Config, start: int, *, looked: int = -1) -> None:
+        last = {METRICS: start}
+        if config.evaluate.every is not None or (config.run_dir / HELD_OUT).is_file():
+            last[HELD_OUT] = looked
+        self._lines = {name: Lines(config.run_dir / name, step) for name, step in last.items()}
 
     def log(self, step: int, values: dict) -> None:
         self._lines[METRICS].add({"step": step, **values})
@@ -105,12 +107,12 @@ class Jsonl:
 
 
 class Lines:
-    """A file of JSON lines; those of steps after `start` are dropped. What a full disk does not take waits, and is
+    """A file of JSON lines; those of steps after `last` are dropped. What a full disk does not take waits, and is
     written as soon as it does."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, last: int) -> None:
         self._name = path.name
-        kept = [row for row in read_json_lines(path) if row["step"] <= start]
+        kept = [row for row in read_json_lines(path) if row["step"] <= last]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("ab", buffering=0)

@@ -92,9 +92,10 @@ class Trainer:
     def _train_on(self) -> Path:
         """Train from the steps that are done to the last one. Returns the last checkpoint."""
         done, pairs = self.step.done, self.task.pairs
+        looked = self.step.steering.looked if done else -1
         batches = self.task.batches(range(done, self.config.train.steps))
         with (
-            contextlib.closing(Trackers(self.config, start=done)) as log,
+            contextlib.closing(Trackers(self.config, start=done, looked=looked)) as log,
             contextlib.closing(self.saves),
             contextlib.closing(load_batches(pairs, batches, workers=self.config.data.workers)) as loaded,
         ):
@@ -111,13 +112,14 @@ class Trainer:
         train, step = self.config.train, self.step
         runs = isinstance(step.reference, Live)
         costs = Costs(self.config, self.policy, self.task.pairs.latent_shapes, reference_runs=runs)
+        started = time.perf_counter()
         with progress_bar(f"train {step.objective.name}", total=train.steps, completed=step.done) as bar:
             self.held_out.begin(
                 self.policy, step.reference, step.objective, step.done, log, self.watch.signals
             )
             if step.done:  # a stop may have broken it off
                 self._look(log)
-            while step.done < train.steps:
+            while step.done < train.steps and step.steering.ended is None:
                 buckets, began = batches.buckets(step.done), time.perf_counter()
                 values = step.take(loaded)
                 if step.guard.goes_back:
@@ -127,12 +129,17 @@ class Trainer:
                 bar.advance(note=note(values, self.held_out.newest))
                 step.beta_watch.report(step.done)
                 self._look(log)
-                if step.done % train.checkpoint_every == 0 or step.done == train.steps:
+                last = step.done == train.steps or step.steering.ended is not None
+                if last or step.done % train.checkpoint_every == 0:
                     self.saves.save()
+        self.held_out.say_share(time.perf_counter() - started)
 
     def _look(self, log: Trackers) -> None:
         """At held-out data, where the steps that are done are some that it is looked at after."""
-        self.held_out.look(self.step.done, self.policy.engine.module, log, self.watch.signals)
+        step = self.step
+        figures = self.held_out.look(step.done, self.policy.engine.module, log, self.watch.signals)
+        if figures is not None:
+            step.steering.look(step.done, figures)
 
     def _say_start(self) -> None:
         done, pairs, objective = self.step.done, self.task.pairs, self.task.objective

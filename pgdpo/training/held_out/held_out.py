@@ -88,7 +88,9 @@ class HeldOut:
         self._baseline = agreement.on_main(self._kept) if done else None
         if self._baseline is None:
             stage("held-out pairs, the model that the run began with")
+            began = time.perf_counter()
             self._baseline = self._measure.sums(self._start(policy, reference, done), signals)
+            self.seconds += time.perf_counter() - began
             agreement.on_main(self._keep)
         if not done:
             self._figures(0, log, signals)
@@ -112,6 +114,11 @@ class HeldOut:
     def due(self, step: int) -> bool:
         """Whether a step is one of those that are looked at."""
         return self._every is not None and (step % self._every == 0 or step == self.config.train.steps)
+
+    def say_share(self, seconds: float) -> None:
+        """What the figures took of a training that took so many seconds."""
+        if self.seconds:
+            say(f"held out: figures took {self.seconds:.1f} s, {self.seconds / seconds:.1%} of the training")
 
     def _figures(self, step: int, log: Trackers, signals: StopSignals) -> dict:
         stage("held-out pairs")

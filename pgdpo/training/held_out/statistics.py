@@ -15,7 +15,8 @@ def wilson_interval(successes: float, total: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * total)
     spread = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
     scale = 1 + Z95**2 / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Rounding must not put a share of 0 or 1 beside its interval.
+    return min(share, max(0.0, (centre - spread) / scale)), max(share, min(1.0, (centre + spread) / scale))
 
 
 def share(successes: float, total: int) -> dict[str, float]:
