@@ -142,7 +142,7 @@ def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSetting
     results = {
         "objective": config.objective["name"],
         "run": run.folder.name,
-        "beta": build_objective(config.objective["name"], **config.objective_options).options.get("beta"),
+        "beta": _beta_at(run),
         "checkpoint": str(run.checkpoint.relative_to(run.folder)),
         **run.identity,
         "steps": run.state["step"],
@@ -159,6 +159,14 @@ def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSetting
     write_json(run.evaluation / "results.json", results)
     write_json(run.out / "results.json", results)
     return results
+
+
+def _beta_at(run: Run) -> float | None:
+    """The objective's, which a steered run may have changed by this step; None of one without."""
+    steered = run.state.get("steering", {}).get("options", {})
+    config = run.config
+    options = build_objective(config.objective["name"], **config.objective_options).options
+    return steered.get("beta", options.get("beta"))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.objectives import build_objective
 from pgdpo.planning.costs.disk import Disk, count_pairs, plan_disk
 from pgdpo.planning.costs.flops import SampleFlops
+from pgdpo.planning.costs.held_out import pairs_to_measure
 from pgdpo.planning.costs.hours import (
     Evaluation,
     Sampler,
@@ -164,6 +165,9 @@ class Planner:
         )
         sampler, evaluation = self._evaluation(config, sharding, machine)
         forward = self.flops.policy.forward.total()
+        measured, _ = pairs_to_measure(
+            config, self.flops, of=self._pairs["held_out"] or 0, reference_runs=runs
+        )
         return Plan(
             machine,
             self.latent_shape,
@@ -171,7 +175,7 @@ class Planner:
             trained(self.sizes),
             memory,
             step,
-            training_hours(config, step.seconds, disk.checkpoint_seconds, sampler, forward),
+            training_hours(config, step.seconds, disk.checkpoint_seconds, sampler, forward, measured),
             evaluation,
             disk,
             tuple(self.notes(machine)),
@@ -276,7 +280,7 @@ class Planner:
 
     def sampled(self, config: Config) -> list[Size]:
         """Parameters of the expert that doesn't train, which validation loads beside the policy."""
-        return [] if config.evaluate.every is None else self._other_expert()
+        return self._other_expert() if config.evaluate.shows_clips else []
 
     def _other_expert(self) -> list[Size]:
         """Parameters of the expert that doesn't train, in the dtype of the one that does."""

@@ -51,6 +51,7 @@ def table(plan: Plan, title: str) -> Table:
     training = plan.training
     more = f"steps {duration_text(training.steps)}, checkpoints {duration_text(training.checkpoints)}"
     more += f", validation {duration_text(training.validation)}" if training.validation else ""
+    more += f", held-out pairs {duration_text(training.held_out)}" if training.held_out else ""
     shown.add_row("training", duration_text(training.seconds), more)
     _evaluation(shown, plan)
     shown.add_section()

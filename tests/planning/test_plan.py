@@ -284,9 +284,10 @@ def test_hours_of_a_run_and_of_its_evaluation(plan_file, capsys):
     training, evaluation = plan["training"], plan["evaluation"]
     assert training["steps"] == pytest.approx(25 * plan["step"]["seconds"])
     assert training["checkpoints"] == pytest.approx(3 * plan["disk"]["checkpoint_seconds"])
-    assert training["validation"] == pytest.approx(
-        2 * 2 * 7 * 2 * forward
-    )  # two of three prompts on a rank; guided: two forwards
+    # At 10, 20 and 25: two of three prompts on a rank; guided: two forwards.
+    assert training["validation"] == pytest.approx(3 * 2 * 7 * 2 * forward)
+    # And twice at the start: four pairs on two ranks at two levels, both clips of each.
+    assert training["held_out"] == pytest.approx((3 + 2) * 2 * 2 * 2 * forward)
     assert (evaluation["clips"], evaluation["pairs"]) == (2 * 15, 4)
     assert evaluation["sampling"] == pytest.approx(8 * 7 * 2 * (forward + plain))  # 15 clips on two ranks
     assert evaluation["errors"] == pytest.approx(4 * 2 * 2 / 2 * (forward + plain))

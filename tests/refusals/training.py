@@ -57,6 +57,7 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         "save_memory": {"set it to `none`": Why.CALLER},
         "check_selective": {"model.gradient_checkpointing is `selective`": By("what is kept")},
     },
+    "training.held_out.held_out": {"HeldOut._start": {"not there, or of other held-out": Why.RUN}},
     "training.pairs": {
         "check_noise": {
             "prepared pairs hold none. Call it": By("siblings"),

@@ -43,7 +43,7 @@ def lives(path: str, overrides: list[str]) -> dict:
         clips.sample_latents = sample
     gc.collect()
     alive = sum(reference() is not None for reference in seen.values())
-    ours, family = trainer.validation, trainer.policy.family
+    ours, family = trainer.held_out._clips, trainer.policy.family
     family.open_other = None
     trainer.policy.engine.module.eval()
     again = [

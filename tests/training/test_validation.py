@@ -24,7 +24,13 @@ def test_the_other_expert_is_held_for_as_long_as_clips_are_sampled(saved, world,
     folder = saved(KIND.save)
     config = Road(KIND, folder, world, tmp_path).config()
     run_pgdpo("prepare", config)
-    often = ["evaluate.every=1", "evaluate.every_prompts=1", "evaluate.sampling_steps=2", "train.steps=1"]
+    often = [
+        "evaluate.every=1",
+        "evaluate.every_pairs=0",
+        "evaluate.every_prompts=1",
+        "evaluate.sampling_steps=2",
+        "train.steps=1",
+    ]
     often += ["train.precision=bf16"]
     (alone,) = ranks.call(expert_life.lives, str(config), often, ranks=1)
     shared = ranks.call(expert_life.lives, str(config), [*often, "name=shared", *ZERO_3])
@@ -53,7 +59,7 @@ def test_what_sampled_trains_on_as_it_was(config_file, monkeypatch):
 
     few = ["train.steps=1", "evaluate.every=1", "evaluate.every_prompts=1", "evaluate.sampling_steps=1"]
     run = Trainer(load_config(str(config_file), few))
-    transformer, sampler, sampled = run.policy.engine.module, run.validation._sampler, []
+    transformer, sampler, sampled = run.policy.engine.module, run.held_out._clips._sampler, []
     sample = sampler.sample
 
     def noted(*asked):
@@ -63,11 +69,11 @@ def test_what_sampled_trains_on_as_it_was(config_file, monkeypatch):
     monkeypatch.setattr(sampler, "sample", noted)
     assert modes(transformer) == {True}
     with StopSignals() as signals, contextlib.closing(Trackers(run.config, start=0)) as log:
-        run.validation.show(1, transformer, log, signals)
+        run.held_out._clips.show(1, transformer, log, signals)
         assert modes(transformer) == {True}
         monkeypatch.setattr(run.policy.family, "sample", lambda *told: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run.validation.show(2, transformer, log, signals)
+            run.held_out._clips.show(2, transformer, log, signals)
     assert modes(transformer) == {True} and sampled == [{False}, {False}]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgdpo.config import Config, SampleSettings
+from pgdpo.planning.costs.held_out import AT_THE_START, looks
 from pgdpo.planning.costs.memory import Sharding, held
 from pgdpo.planning.costs.meta import Size
 from pgdpo.planning.hardware import Machine
@@ -23,10 +24,11 @@ class Training:
     steps: float
     checkpoints: float  # writing what training waits for
     validation: float  # sampling clips every `evaluate.every` steps
+    held_out: float  # figures of held-out pairs, as often
 
     @property
     def seconds(self) -> float:
-        return self.steps + self.checkpoints + self.validation
+        return self.steps + self.checkpoints + self.validation + self.held_out
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,18 @@ class Sampler:
 
 
 def training_hours(
-    config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int
+    config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int, pairs: int
 ) -> Training:
-    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy."""
-    train, every = config.train, config.evaluate.every
-    shown = 0 if every is None else train.steps // every
+    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy. `pairs`: held-out ones
+    that are measured on its way."""
+    train, evaluate = config.train, config.evaluate
     ranks = sampler.machine.gpus // train.sequence_parallel
+    measured = math.ceil(2 * pairs * evaluate.draws_per_pair / ranks)
     return Training(
         train.steps * step,
         math.ceil(train.steps / train.checkpoint_every) * checkpoint,
-        shown * sampler.seconds(math.ceil(config.evaluate.every_prompts / ranks), forward),
+        looks(config) * sampler.seconds(math.ceil(evaluate.every_prompts / ranks), forward),
+        (looks(config) + AT_THE_START) * sampler.forwards(measured, forward),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import torch
@@ -20,9 +21,10 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import stage
 from pgdpo.models.family import Family
 from pgdpo.objectives import Objective
+from pgdpo.planning.costs.flops import SampleFlops
+from pgdpo.planning.costs.held_out import pairs_to_measure
 from pgdpo.ranks import agreement
 from pgdpo.reference import Forward, Live, Reference, adapter_off
-from pgdpo.training.held_out.budget import pairs_to_measure
 from pgdpo.training.held_out.clips import Clips
 from pgdpo.training.held_out.measure import Measure, Sums
 from pgdpo.training.metrics import finite_only
@@ -52,13 +54,16 @@ class HeldOut:
         require_images(self._data, family)
         self._clips = Clips(config, family, self._data, ranks) if config.evaluate.shows_clips else None
         if config.evaluate.every_pairs != 0:
-            self._decide(family, train, reference_runs)
+            self._decide(family, train.latent_shape, reference_runs)
 
-    def _decide(self, family: Family, train: PreparedPairs, reference_runs: bool) -> None:
-        config = self.config
-        count, share = agreement.on_main(
-            lambda: pairs_to_measure(config, family, train, self._data, reference_runs=reference_runs)
-        )
+    def _decide(self, family: Family, shape: tuple[int, ...], reference_runs: bool) -> None:
+        """The number of pairs; FLOPs are counted for clips of `shape`."""
+        config, data = self.config, self._data
+        sizes = zip(data.latent_shapes, data.buckets, strict=True)
+        mean = sum(math.prod(each) * len(bucket) for each, bucket in sizes) / len(data)
+        flops = SampleFlops(family, config, shape)
+        about = {"of": len(data), "size": mean / math.prod(shape), "reference_runs": reference_runs}
+        count, share = agreement.on_main(lambda: pairs_to_measure(config, flops, **about))
         evaluate = config.evaluate.model_copy(update={"every_pairs": count})
         self.config = config.model_copy(update={"evaluate": evaluate})
         say(
