@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.checkpoints import optimizer_state
+from pgdpo.checkpoints.best import best_step
 from pgdpo.checkpoints.events import log_event
 from pgdpo.checkpoints.published import (
     STATE,
@@ -58,8 +59,11 @@ class Checkpoints:
     on every rank, in the same order on all; they may be gathered as they are asked for. `load` hands them back.
     """
 
-    def __init__(self, run_dir: Path, *, keep: int, every: int | None = None) -> None:
-        self.run_dir, self.keep, self.every = run_dir, keep, every
+    def __init__(
+        self, run_dir: Path, *, keep: int, every: int | None = None, best: str | None = None
+    ) -> None:
+        """`keep` newest ones stay, multiples of `every`, and the best by the held-out figure `best`."""
+        self.run_dir, self.keep, self.every, self.best = run_dir, keep, every, best
         self._valid: list[Path] = []  # read back and found whole
         self._last: Path | None = None
         self._last_bytes = 0
@@ -220,7 +224,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         try:
-            self._valid = prune(self.run_dir, self.keep, every=self.every, known_valid=tuple(self._valid))
+            best, known = best_step(self.run_dir, self.best), tuple(self._valid)
+            self._valid = prune(self.run_dir, self.keep, every=self.every, best=best, known_valid=known)
         except OSError as error:  # removal can wait for the next save
             say("", first=f"older checkpoints could not be removed: {error}")
 

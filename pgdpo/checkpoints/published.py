@@ -207,10 +207,15 @@ def publish(temporary: Path, files: dict[str, dict]) -> Path:
 
 
 def prune(
-    run_dir: Path, keep: int, *, every: int | None = None, known_valid: Container[Path] = ()
+    run_dir: Path,
+    keep: int,
+    *,
+    every: int | None = None,
+    best: int | None = None,
+    known_valid: Container[Path] = (),
 ) -> list[Path]:
     """Remove what is older than the `keep` newest valid steps, and older copies of a valid step; steps that are
-    multiples of `every` stay.
+    multiples of `every`, and the step `best`, stay.
 
     What counts is read and hashed first, unless it is in `known_valid`: a damaged newest checkpoint never costs the
     last good one. Returns the valid ones, newest first.
@@ -218,7 +223,7 @@ def prune(
     valid: list[Path] = []
     seen: set[int] = set()  # valid, or kept unread
     for path in reversed(checkpoints_of(run_dir)):
-        stays = every is not None and step_of(path) % every == 0
+        stays = step_of(path) == best or (every is not None and step_of(path) % every == 0)
         if step_of(path) in seen or (len(valid) >= keep and not stays):
             _remove(path)
         elif len(valid) >= keep:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.events import log_event
 from pgdpo.checkpoints.published import checkpoints_of, step_of
 from pgdpo.checkpoints.record import dumped, flat, is_free
@@ -83,7 +84,8 @@ def remove_run(run_dir: Path) -> None:
     names = ("checkpoints", "tensorboard", "evaluations", "validation", "clips", "pairs")
     for folder in (*(run_dir / name for name in names), *run_dir.glob("set-aside-*")):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in ("metrics.jsonl", "events.jsonl", "pairs.json", *OF_A_STEP):
+    files = ("metrics.jsonl", HELD_OUT, "held_out.safetensors", "events.jsonl", "pairs.json")
+    for file in (*files, *OF_A_STEP):
         (run_dir / file).unlink(missing_ok=True)
 
 
@@ -110,8 +112,9 @@ def set_aside(run_dir: Path, step: int, *, checkpoints: bool) -> Path | None:
         target = folder / path.relative_to(run_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(path, target)
-    if (run_dir / "metrics.jsonl").is_file():
-        shutil.copy2(run_dir / "metrics.jsonl", folder)
+    for name in ("metrics.jsonl", HELD_OUT):
+        if (run_dir / name).is_file():
+            shutil.copy2(run_dir / name, folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from pgdpo.checkpoints.best import best_step, measured
 from pgdpo.checkpoints.events import read_events
 from pgdpo.checkpoints.published import (
     MANIFEST,
@@ -109,18 +110,40 @@ def open_run(
     return run
 
 
+def step_named(named: str | Path, overrides: Sequence[str], wanted: str | None) -> int | None:
+    """The step that `--step` means: a number, or `best` by the figure of the run's `train.keep_best`, which is said.
+
+    Raises InputError for any other word, and where no checkpoint was measured.
+    """
+    if wanted is None or wanted.isdecimal() and int(wanted) > 0:
+        return wanted and int(wanted)
+    if wanted != "best":
+        raise InputError(f"--step is {wanted!r}: expected a step such as 100, or `best`")
+    config = run_config(named, overrides, must=True)
+    figure = config.train.keep_best
+    found = {} if figure is None else measured(config.run_dir, figure)
+    if not found:
+        raise InputError(
+            f"{config.run_dir}: no best step: train.keep_best is {figure}, and no checkpoint was measured on held-out "
+            "pairs (evaluate.every): name a step"
+        )
+    best = best_step(config.run_dir, figure)
+    say_once(f"best by {figure}: step {best} of {', '.join(map(str, found))}")
+    return best
+
+
 def open_steps(
     named: str | Path, overrides: Sequence[str], wanted: str, *, out: Path | None = None
 ) -> list[Run]:
-    """The run at several steps: `wanted` is `all`, or steps with commas between them; oldest first."""
+    """The run at several steps: `wanted` is `all`, or steps and `best` with commas between them; oldest first."""
     if wanted == "all":
         folder = _given(named, overrides).loaded.run_dir
         steps = sorted({step_of(path) for path in checkpoints_of(folder)})
     else:
-        try:
-            steps = sorted({int(word) for word in wanted.split(",")})
-        except ValueError:
-            raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200") from None
+        words = wanted.split(",")
+        if not all(word.isdecimal() or word == "best" for word in words):
+            raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200,best")
+        steps = sorted({step_named(named, overrides, word) for word in words})
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
     runs = [open_run(named, overrides, step=step, out=out) for step in steps]

@@ -87,7 +87,11 @@ Gpu = Annotated[
 ]
 GpuMemory = Annotated[float | None, typer.Option(min=0.001, help="GB of one GPU, in place of --gpu's.")]
 StepOption = Annotated[
-    int | None, typer.Option(min=1, help="The checkpoint of this step, in place of the newest one.")
+    str | None,
+    typer.Option(
+        metavar="N|best",
+        help="The checkpoint of this step, or the best by the run's train.keep_best, in place of the newest one.",
+    ),
 ]
 OutOption = Annotated[
     Path | None,

@@ -18,7 +18,7 @@ def evaluate(
     step: StepOption = None,
     steps: Annotated[
         str | None,
-        typer.Option(help="Several: `all` that are kept, or such as 100,200; the report draws them."),
+        typer.Option(help="Several: `all` that are kept, or such as 100,200,best; the report draws them."),
     ] = None,
     out: OutOption = None,
 ) -> None:
@@ -28,14 +28,15 @@ def evaluate(
 
     Example: torchrun --nproc-per-node 8 -m pgdpo evaluate runs/wan21_1.3b/pg_dpo --steps all evaluate.num_prompts=8
     """
-    from pgdpo.checkpoints.runs import open_run, open_steps
+    from pgdpo.checkpoints.runs import open_run, open_steps, step_named
 
+    overrides = overrides or []
     if step is not None and steps is not None:
         raise InputError("--step and --steps are both given: give one of them")
     if steps is None:
-        runs = [open_run(run, overrides or [], step=step, out=out)]
+        runs = [open_run(run, overrides, step=step_named(run, overrides, step), out=out)]
     else:
-        runs = open_steps(run, overrides or [], steps, out=out)
+        runs = open_steps(run, overrides, steps, out=out)
     with log_in(runs[-1].config.run_dir, runs[-1].out):
         from pgdpo.evaluation.run import evaluate_and_report
 
@@ -53,17 +54,19 @@ def report(
 
     Example: pgdpo report quickstart.yaml evaluate.report_pairs=40
     """
-    from pgdpo.checkpoints.runs import open_run, run_config
+    from pgdpo.checkpoints.runs import open_run, run_config, step_named
 
-    if step is None:
-        config = run_config(run, overrides or [], must=True)
+    overrides = overrides or []
+    number = step_named(run, overrides, step)
+    if number is None:
+        config = run_config(run, overrides, must=True)
     else:
-        config = open_run(run, overrides or [], step=step, out=out).config
+        config = open_run(run, overrides, step=number, out=out).config
     check_writable(out or config.run_dir)
     with log_in(config.run_dir, out):
         from pgdpo.report.run import report_run
 
-        report_run(config, step=step, out=out)
+        report_run(config, step=number, out=out)
 
 
 @command(LOOK)

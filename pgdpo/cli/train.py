@@ -131,8 +131,11 @@ def train(
         ),
     ] = False,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --resume: go on from this step; what came after it is set aside."),
+        str | None,
+        typer.Option(
+            metavar="N|best",
+            help="With --resume: go on from this step, or the best; what came after it is set aside.",
+        ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Remove this run's checkpoints first.")] = False,
     fallback: Annotated[
@@ -148,7 +151,7 @@ def train(
 
     Example: torchrun --nproc-per-node 8 -m pgdpo train configs/wan21_1.3b.yaml train.zero_stage=2
     """
-    from pgdpo.checkpoints.runs import resumed_config
+    from pgdpo.checkpoints.runs import resumed_config, step_named
 
     if not resume:
         _only_with_resume(
@@ -156,13 +159,14 @@ def train(
         )
     elif restart:
         raise InputError("--resume and --restart are both given: the one goes on, the other begins anew")
-    allowed = allow_change or []
-    config = resumed_config(run, overrides or [], allowed, step=step) if resume else load(run, overrides)
+    allowed, overrides = allow_change or [], overrides or []
+    number = step_named(run, overrides, step)
+    config = resumed_config(run, overrides, allowed, step=number) if resume else load(run, overrides)
     with log_in(config.run_dir):
         from pgdpo.training.trainer import Trainer
 
         Trainer(config).train(
-            resume=resume, restart=restart, step=step, fallback=fallback, allow_change=allowed
+            resume=resume, restart=restart, step=number, fallback=fallback, allow_change=allowed
         )
 
 
@@ -191,9 +195,10 @@ def export(
 
     Example: pgdpo export quickstart.yaml --format diffusers --format comfyui
     """
-    from pgdpo.checkpoints.runs import open_run
+    from pgdpo.checkpoints.runs import open_run, step_named
 
-    opened = open_run(run, overrides or [], step=step, out=out)
+    overrides = overrides or []
+    opened = open_run(run, overrides, step=step_named(run, overrides, step), out=out)
     with log_in(opened.config.run_dir, opened.out):
         from pgdpo.checkpoints.export import export as export_run
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pgdpo.checkpoints.best import best_step
 from pgdpo.checkpoints.events import STANDING, read_events
 from pgdpo.checkpoints.published import checkpoints_of, step_of
 from pgdpo.checkpoints.record import read_record
@@ -42,7 +43,7 @@ def show_runs(where: str) -> None:
         padding=(0, 1, 0, 0),
         title=str(folder),
         caption="loss, accuracy, displacement: of the last steps' training pairs; win rate over the reference (at "
-        "which step); kept: steps for --step",
+        "which step); kept: steps for --step, * the best by train.keep_best",
     )
     table.add_column("run", overflow="fold")
     for name in ("objective", "steps", "state"):
@@ -85,7 +86,7 @@ def state_of(run: Path, done: int, steps: int) -> tuple[str, str]:
     event = last["event"] if last else ""
     if event == "failed":
         return event, f"failed at step {last['step']}: {last['message'].splitlines()[0]}"
-    if done >= steps:
+    if done >= steps or event == "finished":  # also before its last step, by train.steer.stop
         return "finished", ""
     if event == "stopped":
         return event, ""
@@ -118,12 +119,14 @@ def _row(run: Path, shown: str) -> tuple[list[str], str]:
         "–" if figures[0] is None else f"{figures[0]:.3g}",
         *("–" if value is None else percent(value) for value in figures[1:]),
         f"{percent(win['value'])} ({results['steps']:,})" if win else "–",
-        _steps(sorted({step_of(path) for path in checkpoints_of(run)})),
+        _steps(
+            sorted({step_of(path) for path in checkpoints_of(run)}), best_step(run, record.train.keep_best)
+        ),
     ]
     return row, why
 
 
-def _steps(kept: list[int]) -> str:
-    """The first and the last of them; an ellipsis for more than six."""
-    words = [str(step) for step in kept]
+def _steps(kept: list[int], best: int | None) -> str:
+    """The first and the last of them; an ellipsis for more than six. The best has a star."""
+    words = [f"{step}*" if step == best else str(step) for step in kept]
     return ", ".join(words if len(words) <= 6 else [*words[:2], "…", *words[-3:]]) or "none"

@@ -25,7 +25,10 @@ class Saves:
     def __init__(self, config: Config, step: Step, identity: dict, watch: Watch) -> None:
         self._config, self._step, self._identity, self._watch = config, step, identity, watch
         train = config.train
-        self._checkpoints = Checkpoints(config.run_dir, keep=train.keep_checkpoints, every=train.keep_every)
+        best = train.keep_best if config.evaluate.every is not None else None
+        self._checkpoints = Checkpoints(
+            config.run_dir, keep=train.keep_checkpoints, every=train.keep_every, best=best
+        )
 
     def begin(
         self, *, resume: bool, restart: bool, step: int | None, fallback: bool, allow_change: Sequence[str]

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.events import log_event
 from pgdpo.config import Config
 from pgdpo.files.atomic import atomic_path, read_json_lines
@@ -23,7 +24,7 @@ from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
 from pgdpo.ranks.agreement import is_out_of_space
 
-METRICS, HELD_OUT = "metrics.jsonl", "held_out.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):

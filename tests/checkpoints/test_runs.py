@@ -359,7 +359,7 @@ def test_one_step_evaluated_alone_is_as_among_all(trained, al):
     ("arguments", "message"),
     [
         (("--step", 7), "no checkpoint of step 7: there are 1, 2, 3"),
-        (("--steps", "1,x"), "expected `all`, or steps such as 100,200"),
+        (("--steps", "1,x"), "expected `all`, or steps such as 100,200,best"),
         (("--step", 1, "--steps", "all"), "--step and --steps are both given"),
     ],
 )

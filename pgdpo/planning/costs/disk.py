@@ -72,7 +72,8 @@ def plan_disk(
         planned * conditioning,
     )
     checkpoint = checkpoint_bytes(sizes, moving)
-    checkpoints = most_checkpoints(config.train) * checkpoint
+    watched = config.evaluate.every is not None and config.train.keep_best is not None
+    checkpoints = most_checkpoints(config.train, best=watched) * checkpoint
     written = sum(file.stat().st_size for file in (config.run_dir / "checkpoints").glob("*/*"))
     needs = {
         "output_dir": (config.output_dir, max(0, checkpoints - written)),
@@ -103,17 +104,21 @@ def _savings(config: Config) -> Iterator[str]:
         yield "train.keep_checkpoints=1"
     if config.train.keep_every is not None:
         yield "train.keep_every=null"
+    if config.evaluate.every is not None and config.train.keep_best is not None:
+        yield "train.keep_best=null"
     if config.data.latent_dtype == "float32":
         yield "data.latent_dtype=bfloat16"
     yield "output_dir or data.prepared on a larger disk"
 
 
-def most_checkpoints(train: TrainConfig) -> int:
-    """Checkpoints that are there at once: the last of a run, while it is written, and what is kept of those before."""
+def most_checkpoints(train: TrainConfig, *, best: bool = False) -> int:
+    """Checkpoints that are there at once: the last of a run, while it is written, and what is kept of those before;
+    `best`: one of these by a held-out figure."""
     before = math.ceil(train.steps / train.checkpoint_every) - 1
     newest = min(train.keep_checkpoints, before)
     older = (before - newest) * train.checkpoint_every  # the step of the newest among them
-    return newest + (0 if train.keep_every is None else older // train.keep_every) + 1
+    multiples = 0 if train.keep_every is None else older // train.keep_every
+    return newest + multiples + (best and before > newest + multiples) + 1
 
 
 def checkpoint_bytes(sizes: list[Size], moving: int = 0) -> int:

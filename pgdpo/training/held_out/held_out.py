@@ -10,11 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pgdpo.checkpoints.best import read_held_out
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.engine.pair_batching import Joint
 from pgdpo.engine.parallel import Ranks
-from pgdpo.files.atomic import atomic_path, read_json_lines
+from pgdpo.files.atomic import atomic_path
 from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
@@ -29,7 +30,7 @@ from pgdpo.training.held_out.clips import Clips
 from pgdpo.training.held_out.measure import Measure, Sums
 from pgdpo.training.metrics import finite_only
 from pgdpo.training.opening import open_pairs, require_images
-from pgdpo.training.trackers import HELD_OUT, Trackers
+from pgdpo.training.trackers import Trackers
 
 BASELINE = "held_out.safetensors"  # the errors of the model that the run began with
 
@@ -151,7 +152,7 @@ class HeldOut:
         )
 
     def _is_written(self, step: int) -> bool:
-        return any(row["step"] == step for row in read_json_lines(self.config.run_dir / HELD_OUT))
+        return any(row["step"] == step for row in read_held_out(self.config.run_dir))
 
     def _keep(self) -> None:
         tensors = {f"{number:05d}": sums for number, sums in enumerate(self._baseline)}
