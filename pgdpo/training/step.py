@@ -15,6 +15,7 @@ from pgdpo.engine.engine import learning_rate, set_learning_rate
 from pgdpo.engine.pair_batching import Joint
 from pgdpo.guards.bad_steps import Guard, sound_pairs, without_stand_ins
 from pgdpo.guards.beta import BetaWatch
+from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
 from pgdpo.objectives import ObjectiveOutput
 from pgdpo.reference import Reference
@@ -33,7 +34,8 @@ class Step:
         self.objective, self.segments = task.objective, task.segments
         self.guard = Guard(config, task.pairs, task.objective, policy.engine)
         self.steering = Steering(config, task.objective)
-        self.beta_watch = BetaWatch(task.objective, config.run_dir, policy.ranks.data_group)
+        watched = task.objective, config.run_dir, policy.ranks.data_group
+        self.beta_watch, self.common_rise = BetaWatch(*watched), CommonRise(*watched)
         self.done = 0
         self._watch, self._sources = watch, task.pairs.sources
         self._micro_batches = task.micro_batches
@@ -62,6 +64,7 @@ class Step:
                 norm = self.policy.backward(output.loss)
             metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, device), batch["rows"])
             self.beta_watch.add(output.logits)
+            self.common_rise.add(output, errors, batch["rows"])
         fault = self.guard.settle(self.done)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
         if fault is None:

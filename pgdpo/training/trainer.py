@@ -128,6 +128,7 @@ class Trainer:
                 step.guard.raise_end()
                 bar.advance(note=note(values, self.held_out.newest))
                 step.beta_watch.report(step.done)
+                step.common_rise.report(step.done)
                 self._look(log)
                 last = step.done == train.steps or step.steering.ended is not None
                 if last or step.done % train.checkpoint_every == 0:
