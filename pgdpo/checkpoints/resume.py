@@ -27,6 +27,8 @@ from pgdpo.config.read import covered
 from pgdpo.files.atomic import atomic_path, write_json
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
+from pgdpo.messages.formats import is_number
+from pgdpo.objectives.spec import AUTO
 from pgdpo.version import __version__
 
 # Speak of one step, the last that they were written for.
@@ -75,7 +77,9 @@ def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         # a key that the older version did not have is a difference where it is not at its default
-        if before.get(key) != now.get(key) and not (key not in before and key not in given)
+        if before.get(key) != now.get(key)
+        and not (key not in before and key not in given)
+        and not (now.get(key) == AUTO and is_number(before.get(key)))  # the run's own settles it
     }
 
 

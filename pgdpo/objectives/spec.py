@@ -25,6 +25,8 @@ CONFIDENCE = {
     "ours": "the paper names the idea; the form is ours",
 }
 
+AUTO = "auto"
+
 POOLED = (
     "the batch that its pairs are compared in is one micro-batch of all ranks (ranks x train.micro_batch_pairs), not "
     "train.global_batch_pairs"
@@ -42,6 +44,7 @@ class Option:
     most: float | None = None  # allowed: value <= most
     below: float | None = None  # allowed: value < below
     choices: tuple[str, ...] = ()
+    auto: bool = False  # `auto` stands for a number that a run finds before its first step
 
     @property
     def allowed(self) -> str:
@@ -49,10 +52,12 @@ class Option:
             return " | ".join(self.choices)
         bounds = (("≥", self.least), (">", self.above), ("≤", self.most), ("<", self.below))
         given = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
-        return " and ".join(given) or "any number"
+        return (" and ".join(given) or "any number") + (f", or {AUTO}" if self.auto else "")
 
     def check(self, where: str, value: Any) -> float | str:
         """The value, numbers as float. Raises InputError with `where` (objective and key) if not allowed."""
+        if self.auto and value == AUTO:
+            return value
         if self.choices:
             if value in self.choices:
                 return value
@@ -74,8 +79,10 @@ class Option:
         return float(value)
 
 
-def beta(default: float = 5000.0) -> Option:
-    return Option(default, "pull towards the reference; κ = β/2 unless the formula shows β", above=0)
+def beta(default: float = 5000.0, *, auto: bool = False) -> Option:
+    """`auto`: the loss falls with κ times the margin, so that a run can find the β that fits it."""
+    about = "pull towards the reference; κ = β/2 unless the formula shows β"
+    return Option(default, about, above=0, auto=auto)
 
 
 @dataclass(frozen=True)

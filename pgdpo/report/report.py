@@ -59,7 +59,7 @@ def write_report(
         _sample(judged, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
     ]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
-    found = alarms(metrics, results, results.get("beta") or config["objective"].get("beta"))
+    found = alarms(metrics, results, results.get("beta") or _beta(config))
     report = out / "report.html"
     write_page(
         report,
@@ -171,12 +171,18 @@ def _not_evaluated(run_dir: Path, config: dict, metrics: list[dict]) -> dict:
     return empty | {
         "objective": config["objective"]["name"],
         "run": run_dir.name,
-        "beta": config["objective"].get("beta"),
+        "beta": _beta(config),
         "checkpoint": None,
         "steps": metrics[-1]["step"] if metrics else 0,
         "samples": [],
         "objectives": [],
     }
+
+
+def _beta(config: dict) -> float | None:
+    """None where the objective has none, or a run has not settled its `auto` yet."""
+    beta = config["objective"].get("beta")
+    return beta if is_number(beta) else None
 
 
 def _pair(run_dir: Path, pair: dict) -> dict:

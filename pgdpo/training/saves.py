@@ -33,7 +33,7 @@ class Saves:
     def begin(
         self, *, resume: bool, restart: bool, step: int | None, fallback: bool, allow_change: Sequence[str]
     ) -> None:
-        """Load the newest valid checkpoint if asked to, as `Trainer.train` says.
+        """Load the newest valid checkpoint if asked to, as `Trainer.train` says; `resumed`: its configuration.
 
         Raises InputError instead of training over another run.
         """
@@ -57,8 +57,11 @@ class Saves:
             check_resume(last, read_state(last), self._config, self._identity, allow_change)
             state = self._load(last)
             self._step.guard.load_state_dict(state["guard"])
-            self._step.done = state["step"]
+            self._step.done, self.resumed = state["step"], state["config"]
             self._leave_behind(state["step"], checkpoints=step is not None)
+
+    def explain(self) -> None:
+        """Let the run's folder say what the run is, before its next step."""
         explain_run(self._config, self._identity, done=self._step.done)
 
     def save(self) -> None:

@@ -18,7 +18,7 @@ from pgdpo.guards.beta import BetaWatch
 from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
 from pgdpo.objectives import ObjectiveOutput
-from pgdpo.reference import Reference
+from pgdpo.reference import Comparison, Reference
 from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.pairs import Task, pair_info
@@ -87,20 +87,13 @@ class Step:
         is `dpo`; another objective makes its own loss of the same errors.
         Returns (the objective's output, the errors, sigma `[B]`).
         """
-        family, device = self.policy.family, self.policy.ranks.device
-        cached = self.config.reference_mode == "cached"
-        sample = draw_sample(batch, self.config, family, device, cached=cached)
-        if self.config.diffusion.inversion_steps is not None:
-            sample = self._inverted(sample)
-        where = sample.noisy, sample.both, sample.conditioning
-        compare = self.reference.comparison(*where, batch)
-        pred = self.policy(*where)
+        sample, compare, pred = self._predicted(batch)
         segments = self.segments[sample.latents.shape[2]]
         compared = compare(pred, sample.target, segments=segments, mask=sample.mask)
-        pairs = pair_info(batch["rows"], sample.sigma * family.num_train_timesteps)
+        pairs = pair_info(batch["rows"], sample.sigma * self.policy.family.num_train_timesteps)
         if "masked" in self.objective.needs.pairs:
             pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region).errors())
-        pairs = without_stand_ins(pairs, batch, device)
+        pairs = without_stand_ins(pairs, batch, self.policy.ranks.device)
         if self.objective.fused:
             output, errors = self.objective.from_predictions(compared, pairs)
             self.guard.see_untrained(errors, pairs)
@@ -109,6 +102,32 @@ class Step:
             self.guard.see_untrained(errors, pairs)
             output = self.objective(errors, pairs)
         return output, errors, sample.sigma
+
+    def margin_gradient(self, loaded: Iterator[dict]) -> float:
+        """A backward pass of the mean margin over one step's micro-batches of `loaded`, and DeepSpeed's step.
+
+        For an optimizer that only looks on. Returns the gradient's norm before clipping.
+        """
+        for _ in range(self._micro_batches):
+            self._watch.signals.check()
+            batch = next(loaded)
+            seed_torch(self.config.train.seed, batch["pair_ids"], batch["draw"])
+            with self._watch.blocks():
+                sample, compare, pred = self._predicted(batch)
+                errors = compare(pred, sample.target, mask=sample.mask).errors()
+                norm = self.policy.backward((errors.excess_rejected - errors.excess_chosen).mean())
+        return norm
+
+    def _predicted(self, batch: dict) -> tuple[Sample, Comparison, torch.Tensor]:
+        """A micro-batch with its noise, what a prediction of it is compared with, and the policy's."""
+        cached = self.config.reference_mode == "cached"
+        family, device = self.policy.family, self.policy.ranks.device
+        sample = draw_sample(batch, self.config, family, device, cached=cached)
+        if self.config.diffusion.inversion_steps is not None:
+            sample = self._inverted(sample)
+        where = sample.noisy, sample.both, sample.conditioning
+        compare = self.reference.comparison(*where, batch)
+        return sample, compare, self.policy(*where)
 
     def _inverted(self, sample: Sample) -> Sample:
         """The sample with the noise that policy or reference finds for it, in place of drawn noise."""

@@ -24,6 +24,7 @@ from pgdpo.guards.watch import Watch
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import Stopped
 from pgdpo.models import open_family
+from pgdpo.objectives.spec import AUTO
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import Live
 from pgdpo.training.costs import Costs
@@ -33,6 +34,7 @@ from pgdpo.training.opening import require_images
 from pgdpo.training.pairs import Task, check_shapes
 from pgdpo.training.references import build_reference, open_cached
 from pgdpo.training.saves import Saves
+from pgdpo.training.steering.fitting_beta import Fit, fitting_beta
 from pgdpo.training.step import Step
 from pgdpo.training.trackers import Trackers, check_trackers
 
@@ -46,7 +48,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        # What a run settles before its first step, `objective.beta` and `evaluate.every_pairs`, is its own.
+        config = self.config = config.model_copy(update={"objective": dict(config.objective)})
         check_trackers(config)
         ranks = open_ranks(config, clips=config.evaluate.shows_clips)
         make_deterministic(config.train.deterministic)
@@ -86,8 +89,24 @@ class Trainer:
             self.saves.begin(
                 resume=resume, restart=restart, step=step, fallback=fallback, allow_change=allow_change
             )
+            fit = self._settle_beta()
+            self.saves.explain()
+            if fit is not None:
+                say(f"objective.beta auto: {fit}")
+                log_event(self.config.run_dir, 0, "beta", f"auto: {fit}")
             with failure_logged(self.config.run_dir, lambda: self.watch.step):
                 return self._train_on()
+
+    def _settle_beta(self) -> Fit | None:
+        """Put a number in the place of `objective.beta: auto`: a resumed run's own, else the one that fits."""
+        options, objective = self.step.objective.options, self.config.objective
+        if objective.get("beta") != AUTO:
+            return None
+        fit = fitting_beta(self.step, self.task) if not self.step.done else None
+        objective["beta"] = self.saves.resumed["objective"]["beta"] if fit is None else fit.beta
+        if options["beta"] == AUTO:  # else a resumed run's steering has set it
+            options["beta"] = objective["beta"]
+        return fit
 
     def _train_on(self) -> Path:
         """Train from the steps that are done to the last one. Returns the last checkpoint."""

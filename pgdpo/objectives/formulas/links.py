@@ -19,7 +19,7 @@ EXPONENT_LIMIT = 20.0  # e^20 = 5e8: beyond it f_dpo's exponentials go on flat
     summary="DPO that holds the chosen error down: punished when it rises above the reference's.",
     formula="ℓ(κ[m − λ·max(0, e_w)])",
     confidence="paper",
-    options={"beta": beta(), "penalty": Option(5.0, "λ; default ours", least=0)},
+    options={"beta": beta(auto=True), "penalty": Option(5.0, "λ; default ours", least=0)},
 )
 def dpop(batch: Batch, *, beta: float, penalty: float) -> Terms:
     z = batch.kappa(beta) * (batch.margin - penalty * batch.excess_chosen.relu())
@@ -31,7 +31,7 @@ def dpop(batch: Batch, *, beta: float, penalty: float) -> Terms:
     summary="A loss found by search: between the logistic and the exponential loss.",
     formula="(1−μ)ℓ(z) + μ·e^(−z), μ = σ(z/τ)",
     confidence="code",
-    options={"beta": beta(), "tau": Option(0.05, "τ", above=0, below=1)},
+    options={"beta": beta(auto=True), "tau": Option(0.05, "τ", above=0, below=1)},
 )
 def discopop(batch: Batch, *, beta: float, tau: float) -> Terms:
     z = batch.logit(beta)
@@ -102,7 +102,10 @@ def aot(batch: Batch, *, beta: float) -> Terms:
     summary="Both sides' gradients made alike: the chosen's is scaled to the rejected's; the value is DPO's.",
     formula="ℓ(z), ∂/∂r_w × sg √(E_pl/E_pw)",
     confidence="ours",
-    options={"beta": beta(), "limit": Option(10.0, "the scale stays within 1/limit..limit", least=1)},
+    options={
+        "beta": beta(auto=True),
+        "limit": Option(10.0, "the scale stays within 1/limit..limit", least=1),
+    },
 )
 def balanced_dpo(batch: Batch, *, beta: float, limit: float) -> Terms:
     scale = (batch.error_rejected / batch.error_chosen.clamp_min(1e-12)).detach().sqrt()
@@ -117,7 +120,7 @@ def balanced_dpo(batch: Batch, *, beta: float, limit: float) -> Terms:
     summary="Uncertain pairs weigh more: by a bounded term that is added.",
     formula="ℓ(z) + α(1 − σ(z))",
     confidence="notes",
-    options={"beta": beta(), "alpha": Option(1.0, "α, 0 to 8 in the paper; default ours", least=0)},
+    options={"beta": beta(auto=True), "alpha": Option(1.0, "α, 0 to 8 in the paper; default ours", least=0)},
 )
 def poly_dpo(batch: Batch, *, beta: float, alpha: float) -> Terms:
     z = batch.logit(beta)
@@ -137,7 +140,7 @@ def _near_dpo(options: Mapping[str, Any]) -> Near | None:
     summary="DPO with a denoising term; on the chosen sample, real clips in the paper.",
     formula="ℓ(z) + r·E_pw",
     confidence="notes",
-    options={"beta": beta(), "sft_weight": Option(1.0, "r; default ours", least=0)},
+    options={"beta": beta(auto=True), "sft_weight": Option(1.0, "r; default ours", least=0)},
     near=_near_dpo,
     note="At the defaults the denoising term has 8e-4 of the gradient: felt at an r of about β/4.",
 )

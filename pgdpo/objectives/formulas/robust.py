@@ -21,7 +21,7 @@ _EPSILON = Option(
     summary="Label smoothing: a share ε of the labels is taken to be wrong.",
     formula="(1−ε)ℓ(z) + εℓ(−z)",
     confidence="code",
-    options={"beta": beta(), "label_smoothing": _EPSILON},
+    options={"beta": beta(auto=True), "label_smoothing": _EPSILON},
 )
 def cdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
     z, eps = batch.logit(beta), _smoothing(batch, label_smoothing)
@@ -33,7 +33,7 @@ def cdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
     summary="DPO unbiased under wrong labels: the estimate of its loss when a share ε of them is wrong.",
     formula="[(1−ε)ℓ(z) − εℓ(−z)]/(1−2ε)",
     confidence="code",
-    options={"beta": beta(), "label_smoothing": _EPSILON},
+    options={"beta": beta(auto=True), "label_smoothing": _EPSILON},
     note="Unbounded below when ε > 0.",
 )
 def rdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
@@ -46,7 +46,7 @@ def rdpo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
     summary="Reverse KL to the smoothed label; of the policy's preference.",
     formula="KL(σ(z) ‖ 1−ε)",
     confidence="code",
-    options={"beta": beta(), "label_smoothing": Option(1e-3, "ε", above=0, below=0.5)},
+    options={"beta": beta(auto=True), "label_smoothing": Option(1e-3, "ε", above=0, below=0.5)},
 )
 def exo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
     z = batch.logit(beta)
@@ -58,7 +58,10 @@ def exo(batch: Batch, *, beta: float, label_smoothing: float) -> Terms:
     summary="EXO's divergence, stated for diffusion.",
     formula="KL(σ(z) ‖ 1−a)",
     confidence="code",
-    options={"beta": beta(), "a": Option(0.01, "target probability of the wrong order", above=0, below=0.5)},
+    options={
+        "beta": beta(auto=True),
+        "a": Option(0.01, "target probability of the wrong order", above=0, below=0.5),
+    },
 )
 def dmpo(batch: Batch, *, beta: float, a: float) -> Terms:
     z = batch.logit(beta)

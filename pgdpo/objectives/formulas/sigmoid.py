@@ -38,7 +38,7 @@ def unlike_a_switch(options: Mapping[str, float | str]) -> str | None:
     summary="Log-sigmoid of the implicit reward margin.",
     formula="ℓ(z)",
     confidence="code",
-    options={"beta": beta()},
+    options={"beta": beta(auto=True)},
     fused=always,
 )
 def dpo(batch: Batch, *, beta: float) -> Terms:
@@ -50,7 +50,7 @@ def dpo(batch: Batch, *, beta: float) -> Terms:
     summary="DPO on the noise of DDIM inversion: found for each sample, in place of fresh noise.",
     formula="ℓ(z), target (x_t^inv − √ᾱ·x₀)/√(1−ᾱ)",
     confidence="code",
-    options={"beta": beta(2000.0)},
+    options={"beta": beta(2000.0, auto=True)},
     needs=Needs(noisy="inverted", data="noisy latents and target from DDIM inversion (≤ 10 steps)"),
     trained_with=("diffusion.inversion_steps=2",),
     fused=always,
@@ -77,7 +77,7 @@ def ipo(batch: Batch, *, beta: float) -> Terms:
     summary="Pairs with a logit above 1 have no gradient.",
     formula="max(0, 1 − z)",
     confidence="code",
-    options={"beta": beta()},
+    options={"beta": beta(auto=True)},
     fused=always,
 )
 def hinge(batch: Batch, *, beta: float) -> Terms:
@@ -90,7 +90,7 @@ def hinge(batch: Batch, *, beta: float) -> Terms:
     formula="ℓ(κ(r_w − α·r_l)) + λ·g·ℓ(κ·r_w), α = sg σ(K₁(r_w − r_l)/(|r_l| + ε)), g = sg σ(K₂(logit − τ))",
     confidence="reconstructed",
     options={
-        "beta": beta(),
+        "beta": beta(auto=True),
         "ars": Option("adaptive", "scale the rejected term, or leave α = 1", choices=("adaptive", "none")),
         "reward": Option(
             "implicit", "what drives α: policy or reward model", choices=("implicit", "external")
@@ -151,7 +151,7 @@ def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) ->
     formula="ℓ(−z)",
     confidence="code",
     negative=True,
-    options={"beta": beta()},
+    options={"beta": beta(auto=True)},
     note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
     "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "
     "unconditional one: use the adapter so.",

@@ -16,7 +16,7 @@ _TAU = Option(1.0, "τ; default ours", above=0)
     formula="w(h)·ℓ(z), w(h) = 2σ(k(h₀ − h))",
     confidence="ours",
     options={
-        "beta": beta(),
+        "beta": beta(auto=True),
         "threshold": Option(1.0, "h₀, where w = 1"),
         "sharpness": Option(1.0, "k", above=0),
     },
@@ -34,7 +34,7 @@ def madpo(batch: Batch, *, beta: float, threshold: float, sharpness: float) -> T
     summary="Pairs whose label is uncertain count less.",
     formula="e^(−u/τ)·ℓ(z)",
     confidence="paper",
-    options={"beta": beta(), "tau": _TAU},
+    options={"beta": beta(auto=True), "tau": _TAU},
     needs=Needs(pairs=("uncertainty",)),
 )
 def uncertainty_dpo(batch: Batch, *, beta: float, tau: float) -> Terms:
@@ -66,7 +66,7 @@ def adaptive_dpo(batch: Batch, *, beta: float, tau: float, gamma: float) -> Term
     summary="Pairs with a rare score gap weigh more.",
     formula="(0.72/p)^b·ℓ(z)",
     confidence="code",
-    options={"beta": beta(), "rarity_power": Option(1.0, "b; default ours", least=0)},
+    options={"beta": beta(auto=True), "rarity_power": Option(1.0, "b; default ours", least=0)},
     needs=Needs(pairs=("gap_frequency",)),
     note="p, clamped at 1e-3, is the share of all pairs whose score gap lies in the same of equal bins: "
     "data.weight {by: gap_frequency, score: NAME} counts it from the rows' `scores`; 10 bins are ours.",
