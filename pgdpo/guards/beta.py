@@ -35,24 +35,24 @@ class BetaWatch:
     """
 
     def __init__(self, objective: Objective, run_dir: Path, group: dist.ProcessGroup) -> None:
-        self._beta = objective.options.get("beta")
+        self._objective: Objective | None = objective if "beta" in objective.options else None
         self._run_dir = run_dir
         self._group = group
         self._seen: list[torch.Tensor] = []
 
     def add(self, logits: torch.Tensor) -> None:
         """`logits` `[B]` of a micro-batch."""
-        if self._beta is not None:
+        if self._objective is not None:
             self._seen.append(logits.detach().abs().float())
 
     def report(self, step: int) -> None:
         """Call it after every step (from 1), on all ranks: after the 20th it speaks, then it is done."""
-        if step < WATCHED_STEPS or self._beta is None:
+        if step < WATCHED_STEPS or self._objective is None:
             return
         if step == WATCHED_STEPS and (warning := self._warning()):
             say(f": {warning}", first="warning")
             log_event(self._run_dir, step, "beta", warning)
-        self._beta, self._seen = None, []
+        self._objective, self._seen = None, []
 
     def _warning(self) -> str | None:
         seen = torch.cat(self._seen)
@@ -62,5 +62,5 @@ class BetaWatch:
         logits = logits[logits.isfinite()].tolist()
         advice = "every logit is 0: the policy still equals its reference"
         if any(logits):
-            advice = saturation_advice(logits, self._beta)
+            advice = saturation_advice(logits, self._objective.options["beta"])
         return advice and f"first {WATCHED_STEPS} steps, {len(logits)} pairs: {advice}"
