@@ -1,4 +1,4 @@
-"""A cap on the logit and a pull on the chosen: what they take and leave, where a case of `test_diffusion_dpo` can't see."""
+"""A cap on the logit and a pull on the chosen: what they take and what they leave."""
 
 import math
 
@@ -11,7 +11,6 @@ from pgdpo_kernels import PairErrors, diffusion_dpo_loss, preference_loss
 pytestmark = pytest.mark.quick
 
 KAPPA, CAP, PULL = 25.0, 8.0, 0.3
-LOGITS = [-1.0, 7.5, 8.5, math.inf, math.nan]
 
 
 def errors_at(logits: list[float]) -> tuple[PairErrors, torch.Tensor, torch.Tensor]:
@@ -36,7 +35,7 @@ def test_above_the_cap_the_value_is_that_at_the_cap_and_no_gradient(objective, b
     plain, *plain_slopes = losses_and_slopes(logits, objective=objective)
     at_cap = math.log1p(math.exp(-cap)) if objective == "dpo" else 1 - cap
     assert torch.equal(capped.losses[:2], plain.losses[:2])
-    assert capped.losses[2:4].tolist() == pytest.approx([at_cap] * 2, rel=1e-6)
+    assert capped.losses[2:4].tolist() == pytest.approx([at_cap] * 2, rel=1e-4)
     assert capped.losses[4].isnan()
     assert torch.equal(capped.logits[:4], plain.logits[:4])  # as they are
     for found, wanted in zip(slopes, plain_slopes, strict=True):
