@@ -94,7 +94,7 @@ def test_a_scalar_loss_that_is_not_the_mean_of_its_pairs_is_seen(monkeypatch):
 
 
 def test_who_takes_which():
-    """What `diffusion_dpo_loss` has goes straight; the rest has errors first, so other modifiers and external rewards."""
+    """What `diffusion_dpo_loss` has goes straight; other modifiers, external rewards and the rest have errors first."""
     assert {name for name in available() if build_objective(name).fused} == {
         "dpo",
         "inpo",
@@ -126,15 +126,9 @@ def test_what_the_roads_launch(monkeypatch):
     assert one["operators"] <= 4 and two["operators"] >= 3 * one["operators"]
 
 
+LIMITED = "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3}"
 RUNS = {
-    "live": (
-        "eager",
-        [
-            "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3}",
-            "train.micro_batch_pairs=3",
-            "train.steps=3",
-        ],
-    ),
+    "live": ("eager", [LIMITED, "train.micro_batch_pairs=3", "train.steps=3"]),
     "cached": (
         "eager",
         [
