@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -51,6 +52,8 @@ class Terms:
     logits: Tensor  # [B] the logit: > 0 where the policy agrees with the label
     reward_chosen: Tensor | None = None  # [B] implicit reward before beta; by default -excess
     reward_rejected: Tensor | None = None
+    excess_better: Tensor | None = None  # [B] what `chosen_pull` pulls down; by default the chosen's excess
+    limited: bool = False  # `logit_cap` and `chosen_pull` are in it, by `Batch.preference`
     stats: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -71,6 +74,7 @@ class Batch:
     seed: int = 0
     compared: Compared | None = None
     whole: PreferenceLoss | None = None  # what was made of `compared`, with the pairs' weights in it
+    limits: Mapping[str, float] = field(default_factory=dict)  # of `modifiers.LIMITS` those that are given
 
     @functools.cached_property
     def pooled(self) -> PairErrors:
@@ -85,8 +89,9 @@ class Batch:
         return self.shape[0]
 
     def preference(self, **options: Tensor | float | str | None) -> PreferenceLoss:
-        """`preference_loss` of these pairs with omega_t in its kappa, from errors or from predictions; options are its
-        own."""
+        """`preference_loss` of these pairs, omega_t in its kappa and `limits` in it, from errors or from predictions;
+        options are its own."""
+        options |= self.limits
         omega = self.info("timestep_weight") if self.has("timestep_weight") else None
         if self.compared is None:
             from pgdpo_kernels import preference_loss

@@ -26,10 +26,12 @@ def markdown() -> str:
         lines += [
             _line([_cell(row[column]) for column in COLUMNS]) for row in rows() if row["group"] == group
         ]
-    lines += ["", "Modifiers, for any objective:", "", *_header(("modifier", "options"))]
+    lines += ["", "Modifiers, for any objective:", "", *_header(("modifier", "options", "meaning"))]
     for name, known in MODIFIERS.items():
-        options = {name: known} if isinstance(known, Option) else known
-        lines.append(_line([f"`{name}`", _cell(_options(options))]))
+        single = isinstance(known, Option)
+        options = {name: known} if single else known
+        meaning = "; ".join(("" if single else f"{key}: ") + option.about for key, option in options.items())
+        lines.append(_line([f"`{name}`", _cell(_options(options)), _cell(meaning)]))
     lines += ["", *(f"*{key}*: {meaning}." for key, meaning in CONFIDENCE.items())]
     return "\n".join(lines) + "\n"
 

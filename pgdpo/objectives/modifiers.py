@@ -1,6 +1,7 @@
 """Modifiers that compose with any objective.
 
 Before the formula they scale gradients and leave every value as it is; after it they add a term or a weight.
+`logit_cap` and `chosen_pull` are part of the formula where that is `preference_loss`, and come after any other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
         "scope": Option("pair", "one scale per pair, or one per micro-batch", choices=("pair", "microbatch")),
     },
     "sft_weight": Option(0.0, "adds this times E_pw (RPO, arXiv 2405.16436)", least=0),
+    "logit_cap": Option("none", "a pair whose logit is above it has no gradient by it; form ours", above=0),
+    "chosen_pull": Option(
+        0.0,
+        "adds this times κ·e_w: a pull on the chosen in the preference's own units, 0 at the reference; form ours",
+        least=0,
+    ),
     "saturation_skip": {  # DPPO, DEPO; form ours
         "threshold": Option(8.0, "pairs with a larger logit are saturated"),
         "keep": Option(0.1, "probability that a saturated pair is kept, with weight 1/keep", above=0, most=1),
@@ -38,16 +45,24 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
         "high_end": Option(3.0, "and at most", least=1),
     },
 }
+LIMITS = ("logit_cap", "chosen_pull")  # keywords of `preference_loss` too
 HIGH_STEP, LOW_STEP = 0.05, 0.02  # of adaptive_clip's bounds
 RATIO_LIMIT = 20.0  # log of the largest ratio that is summed
 CHOSEN = ("policy_chosen", "excess_chosen", "drift_chosen")
 REJECTED = ("policy_rejected", "excess_rejected", "drift_rejected")
 
 
-def check(spec: Spec, where: str, key: str, value: Any) -> Any:
-    """A modifier's checked options. Raises InputError."""
-    if key == "adaptive_clip" and not ("beta" in spec.options and spec.needs.reference):
+def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: Any) -> Any:
+    """A modifier's checked options beside the objective's own `options`. Raises InputError."""
+    compares = spec.needs_with(options).reference
+    if key in ("adaptive_clip", "chosen_pull") and not ("beta" in options and compares):
         raise InputError(f"{where} needs an objective with `beta` and a reference")
+    if key == "logit_cap" and not compares:
+        raise InputError(f"{where} needs an objective with a reference")
+    if key in LIMITS and spec.name == "ipo":
+        raise InputError(
+            f"{where}: ipo regresses to a margin of its own; leave it out, or take another objective"
+        )
     known = MODIFIERS[key]
     if isinstance(known, Option):
         return known.check(where, value)
@@ -84,15 +99,42 @@ def before(batch: Batch, options: Mapping[str, Any]) -> tuple[Batch, dict[str, T
     return batch, stats
 
 
-def after(batch: Batch, terms: Terms, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The losses `[B]` with terms and weights added, and what to log."""
+def limits(options: Mapping[str, Any]) -> dict[str, float]:
+    """Those of `LIMITS` that are given: the keywords of `preference_loss`."""
+    return {key: options[key] for key in LIMITS if key in options}
+
+
+def after(
+    batch: Batch, terms: Terms, options: Mapping[str, Any], beta: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses `[B]` with terms and weights added, and what to log; `beta` is the objective's, where it has one."""
     per_pair, stats = terms.per_pair, {}
+    if not terms.limited:
+        per_pair = limited(batch, terms, beta, **limits(options))
     if options.get("sft_weight"):
         per_pair = per_pair + options["sft_weight"] * batch.error_chosen
     if "saturation_skip" in options:
         weight = saturation_skip(batch, terms.logits, **options["saturation_skip"])
         per_pair, stats = per_pair * weight, {"saturation_skip/weight": weight}
     return per_pair, stats
+
+
+def limited(
+    batch: Batch,
+    terms: Terms,
+    beta: float | None,
+    *,
+    logit_cap: float | None = None,
+    chosen_pull: float | None = None,
+) -> Tensor:
+    """The losses `[B]` of a formula that isn't `preference_loss`: capped at the same value, then pulled."""
+    per_pair = terms.per_pair
+    if logit_cap is not None:
+        per_pair = per_pair.detach().where(terms.logits.detach() > logit_cap, per_pair)
+    if chosen_pull is not None:
+        excess = batch.excess_chosen if terms.excess_better is None else terms.excess_better
+        per_pair = per_pair + chosen_pull * (batch.kappa(beta) * excess)
+    return per_pair
 
 
 def safeguard(batch: Batch, *, mu: float, scope: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -60,8 +60,8 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     for key, value in options.items():
         if key in spec.options:
             checked[key] = spec.options[key].check(f"{where}: `{key}`", value)
-        elif value is not None:
-            checked[key] = modifiers.check(spec, f"{where}: `{key}`", key, value)
+    for key in [key for key in options if key not in spec.options and options[key] is not None]:
+        checked[key] = modifiers.check(spec, checked, f"{where}: `{key}`", key, options[key])
     if wrong := spec.conflict(checked):
         raise InputError(f"{where}: {wrong}")
     return checked
@@ -89,7 +89,10 @@ def build_objective(
 
 @dataclass
 class Objective:
-    """`objective(errors, pairs) -> ObjectiveOutput`, differentiable through the fields of `errors`."""
+    """`objective(errors, pairs) -> ObjectiveOutput`, differentiable through the fields of `errors`.
+
+    Numbers among `options` may be set anew between steps, as steering does: nothing here keeps what it made of them.
+    """
 
     spec: Spec
     options: dict[str, Any]
@@ -130,7 +133,7 @@ class Objective:
         _check_present(self.name, self.needs, errors, pairs)
         batch, stats = modifiers.before(self._batch(errors, pairs), self.options)
         terms = self.spec.compute(batch, **self._own_options)
-        per_pair, more = modifiers.after(batch, terms, self._modifiers)
+        per_pair, more = modifiers.after(batch, terms, self._modifiers, self.options.get("beta"))
         if batch.has("weight"):
             per_pair = per_pair * batch.info("weight")
         stats = {**_rewards(batch, terms), **terms.stats, **stats, **more}
@@ -138,8 +141,9 @@ class Objective:
 
     @property
     def fused(self) -> bool:
-        """Whether `from_predictions` has it: a formula of `diffusion_dpo_loss`, and no modifier beside it."""
-        return self.spec.fused(self._own_options) and not any(self._modifiers.values())
+        """Whether `from_predictions` has it: a formula of `diffusion_dpo_loss`, and no modifier that isn't in it."""
+        beside = (value for key, value in self._modifiers.items() if key not in modifiers.LIMITS)
+        return self.spec.fused(self._own_options) and not any(beside)
 
     def from_predictions(
         self, compared: Compared, pairs: PairInfo | None = None
@@ -159,7 +163,16 @@ class Objective:
         return output, whole.errors
 
     def _batch(self, errors: PairErrors | None, pairs: PairInfo, compared: Compared | None = None) -> Batch:
-        return Batch(self.name, errors, pairs, self.state, self.process_group, self.seed, compared)
+        return Batch(
+            self.name,
+            errors,
+            pairs,
+            self.state,
+            self.process_group,
+            self.seed,
+            compared,
+            limits=modifiers.limits(self._modifiers),
+        )
 
     @property
     def _own_options(self) -> dict[str, Any]:

@@ -80,18 +80,21 @@ def pair_second_stage(full: bool) -> list[Case]:
     )
     pointers = dict.fromkeys(fp32, "fp32") | {"labels": "i64"}
     numbers = ("kappa", "half_inverse_beta", "smoothing", "ars_k", "ars_eps", "ars_clip", "ipr_weight")
-    numbers += ("ipr_sharpness", "ipr_threshold", "safeguard_keep")
-    for objective, ipr, labels in (
-        ("pg_dpo", "bt", False),
-        ("pg_dpo", "sft", True),
-        ("pg_dpo", "switch", False),
-        ("dpo", "none", False),
-        ("ipo", "none", False),
-        ("hinge", "none", True),
-    )[: None if full else 2]:
+    numbers += ("ipr_sharpness", "ipr_threshold", "logit_cap", "chosen_pull", "safeguard_keep")
+    for objective, ipr, labels, limited in (
+        ("pg_dpo", "bt", False, False),
+        ("pg_dpo", "bt", False, True),
+        ("pg_dpo", "sft", True, False),
+        ("pg_dpo", "switch", False, False),
+        ("dpo", "none", False, False),
+        ("ipo", "none", False, False),
+        ("hinge", "none", True, False),
+    )[: None if full else 3]:
         constants = dict(OBJECTIVE=objective, ARS=objective == "pg_dpo", IPR=ipr, SAFEGUARD=labels)
-        constants |= dict(HAS_OMEGA=labels, HAS_WEIGHT=True, LABELLED=labels, PAIRS=PAIRS)
-        name = f"preference_stage {objective} {ipr}" + " labels safeguard" * labels
+        constants |= dict(
+            CAPPED=limited, PULLED=limited, HAS_OMEGA=labels, HAS_WEIGHT=True, LABELLED=labels, PAIRS=PAIRS
+        )
+        name = f"preference_stage {objective} {ipr}" + " labels safeguard" * labels + " limited" * limited
         out.append(
             Case(
                 name,

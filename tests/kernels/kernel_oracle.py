@@ -103,7 +103,7 @@ def sides(errors, labels):
 
 
 def preference(errors, beta, objective="dpo", *, smoothing=0.0, weight=None, labels=None, ars=None, ipr=None,
-               omega=None):  # fmt: skip
+               omega=None, cap=None, pull=0.0):  # fmt: skip
     """Losses `[B]` and logits `[B]`; `ars` is (k, eps, clip), `ipr` is (weight, sharpness, threshold, form)."""
     e_w, e_l, won = sides(errors, labels)
     omega = 1.0 if omega is None else array(omega)
@@ -115,25 +115,35 @@ def preference(errors, beta, objective="dpo", *, smoothing=0.0, weight=None, lab
     if ipr and ipr[3] == "switch":
         kept = 1 - ipr[0] * sigmoid(np.clip(ipr[1] * (r_w - r_l) / (abs(r_w) + eps), -clip, clip))
     logits = beta / 2 * (r_w - alpha * kept * r_l)
+    z = logits if cap is None else np.minimum(logits, cap)
     if objective == "ipo":
         losses = (r_w - r_l - 1 / (2 * beta)) ** 2
     elif objective == "hinge":
-        losses = np.maximum(0, 1 - logits)
+        losses = np.maximum(0, 1 - z)
     else:
-        losses = (1 - smoothing) * softplus(-logits) + smoothing * softplus(logits)
+        losses = (1 - smoothing) * softplus(-z) + smoothing * softplus(z)
     if ipr and ipr[3] != "switch":
         amount, sharpness, threshold, form = ipr
         gate = sigmoid(sharpness * (logits - threshold))
         kept = {"bt": softplus(-beta / 2 * r_w), "hinge": np.maximum(0, e_w), "sft": won}[form]
         losses = losses + amount * gate * kept
+    losses = losses + pull * beta / 2 * e_w
     return (losses if weight is None else losses * array(weight)), logits
 
 
 def frozen_preference(errors, beta, alpha, gate, objective="dpo", *, smoothing=0.0, weight=None, labels=None,
-                      ars=None, ipr=None, omega=None):  # fmt: skip
+                      ars=None, ipr=None, omega=None, cap=None, pull=0.0):  # fmt: skip
     """The mean loss with alpha and gate as given numbers: what its gradient has to be the gradient of."""
     losses, _ = preference(
-        errors, beta, objective, smoothing=smoothing, weight=None, labels=labels, omega=omega
+        errors,
+        beta,
+        objective,
+        smoothing=smoothing,
+        weight=None,
+        labels=labels,
+        omega=omega,
+        cap=cap,
+        pull=pull,
     )
     if objective == "dpo" and (ars or ipr):
         e_w, e_l, won = sides(errors, labels)
@@ -141,7 +151,8 @@ def frozen_preference(errors, beta, alpha, gate, objective="dpo", *, smoothing=0
         e_w, e_l = e_w * scale, e_l * scale
         switched = ipr and ipr[3] == "switch"
         share = alpha * (1 - ipr[0] * gate) if switched else alpha
-        losses = softplus(-beta / 2 * (share * e_l - e_w))
+        logits = beta / 2 * (share * e_l - e_w)
+        losses = softplus(-(logits if cap is None else np.minimum(logits, cap))) + pull * beta / 2 * e_w
         if ipr and not switched:
             kept = {"bt": softplus(beta / 2 * e_w), "hinge": np.maximum(0, e_w), "sft": won}[ipr[3]]
             losses = losses + ipr[0] * gate * kept

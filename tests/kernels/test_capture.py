@@ -62,7 +62,7 @@ def test_a_whole_step(backend):
 
 
 def test_numbers_compile_nothing(monkeypatch):
-    """What a kernel is compiled for stays the same under another beta, threshold or weight."""
+    """What a kernel is compiled for stays the same under another beta, threshold, weight, cap or pull."""
     from pgdpo_kernels import launch as door
     from pgdpo_kernels.pairs import pair_launch, preference
 
@@ -76,9 +76,10 @@ def test_numbers_compile_nothing(monkeypatch):
     for module in (pair_launch, preference):
         monkeypatch.setattr(module, "launch", launch)
     options = (
-        {"beta": 1.0},
+        {"beta": 1.0, "logit_cap": 8.0, "chosen_pull": 0.0},
         {"beta": 16.0, "ars_k": 2.0, "ipr_threshold": 0.0, "ipr_weight": 1.0, "ars_clip": 1.0},
     )
+    options[1].update(logit_cap=1.0, chosen_pull=1.0)
     runs = []
     for given in options:
         seen.clear()

@@ -45,6 +45,14 @@ CASES = {
         {"ipr_form": "switch", "ipr_sharpness": 0.7, "ipr_weight": 0.8, "ars_eps": 1e-3},
         {"ars": (1, 1e-3, 10), "ipr": (0.8, 0.7, 1, "switch")},
     ),
+    "limited": (
+        {"objective": "dpo", "label_smoothing": 0.1, "weight": WEIGHT, "logit_cap": 0.05, "chosen_pull": 0.4},
+        {"smoothing": 0.1, "cap": 0.05, "pull": 0.4},
+    ),
+    "pg_dpo limited": (
+        {"logit_cap": 0.05, "chosen_pull": 0.4},
+        {"ars": (1, 1e-6, 10), "ipr": (1, 1, 1, "bt"), "cap": 0.05, "pull": 0.4},
+    ),
     "ars alone": ({"ipr_weight": 0.0}, {"ars": (1, 1e-6, 10)}),
 }
 

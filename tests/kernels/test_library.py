@@ -40,12 +40,13 @@ def test_opcheck_pairs():
         ops.pair_errors_backward.default,
         (errors, None, None, count, pred, target, None, *where, ones[0].clone(), ones),
     )
-    numbers = [150.0, 1 / 600, 0.0, 1.0, 1e-6, 10.0, 1.0, 1.0, 1.0, 0.1]
+    numbers = [150.0, 1 / 600, 0.0, 1.0, 1e-6, 10.0, 1.0, 1.0, 1.0, 8.0, 0.5, 0.1]
     two = torch.rand(2, 2, 2, device=DEVICE)
     for extra in ((count, ones, ones, torch.ones(2, 2, device=DEVICE)), (None,) * 4):
         guard = "none" if extra[0] is None else "pair"
         torch.library.opcheck(
-            ops.preference.default, (two, count, two + 1, *extra, "pg_dpo", True, "bt", guard, numbers)
+            ops.preference.default,
+            (two, count, two + 1, *extra, "pg_dpo", True, "bt", True, True, guard, numbers),
         )
 
 
@@ -83,7 +84,8 @@ def test_compiles_whole_for_a_beta_that_changes(backend):
     """From the second value on, dynamo takes a float for an unknown: no check may need to know it."""
 
     def step(pred, beta):
-        one = diffusion_dpo_loss(pred, target, ref, beta=beta, timestep_weight=weight)
+        limits = {"logit_cap": beta / 100, "chosen_pull": beta / 10}
+        one = diffusion_dpo_loss(pred, target, ref, beta=beta, timestep_weight=weight, **limits)
         return one.loss + preference_loss(pair_errors(pred, target, ref), beta=beta, weight=weight).loss
 
     pred, target, ref = make_pairs(SHAPE)
@@ -282,6 +284,26 @@ WRONG = {
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, objective="ppo"),
         ValueError,
         "objective must be one of.*'ppo'",
+    ),
+    "capped ipo": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, objective="ipo", logit_cap=8.0),
+        ValueError,
+        "logit_cap is not defined for ipo",
+    ),
+    "pulled ipo": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, objective="ipo", chosen_pull=0.0),
+        ValueError,
+        "chosen_pull is not defined for ipo",
+    ),
+    "a cap at zero": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, logit_cap=0.0),
+        ValueError,
+        "logit_cap must be a finite number above 0, got 0.0",
+    ),
+    "a push": (
+        lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, chosen_pull=-0.1),
+        ValueError,
+        "chosen_pull must be a finite number of 0 or more, got -0.1",
     ),
     "smoothed ipo": (
         lambda: diffusion_dpo_loss(PRED, TARGET, REF, beta=1.0, objective="ipo", label_smoothing=0.1),

@@ -11,7 +11,7 @@ from objective_rows import ROWS
 from objective_samples import FIELDS, random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.messages.errors import InputError
-from pgdpo.objectives import available, build_objective
+from pgdpo.objectives import available, build_objective, get_spec
 
 pytestmark = pytest.mark.quick
 
@@ -36,7 +36,7 @@ def info_for(objective, pairs: int = 5):
 
 
 def run(objective, errors):
-    output = objective(errors, info_for(objective))
+    output = objective(errors, info_for(objective, len(errors.policy_chosen)))
     leaves = [getattr(errors, field) for field in FIELDS.values()]
     gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True, materialize_grads=True)
     return output, dict(zip(FIELDS.values(), gradients, strict=True))
@@ -118,6 +118,100 @@ def test_sft_weight_adds_the_chosen_error(name):
     torch.testing.assert_close(fitted.per_pair, plain.per_pair + 0.3 * errors.policy_chosen[:, 0])
 
 
+def takes(name: str, *options: str) -> bool:
+    spec = get_spec(name)
+    return name != "ipo" and spec.needs.reference and all(option in spec.options for option in options)
+
+
+CAPPED = [name for name in available() if takes(name)]
+PULLED = [name for name in CAPPED if takes(name, "beta")]
+# Their value above the cap is that at the cap, log(1 + e^-cap); that of all others stays.
+FLAT = {"dpo", "inpo", "npo", "pg_dpo", "dense_dpo", "ld_dpo"}
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_above_the_cap_a_pair_has_no_gradient(name):
+    """The gradient is that of the other pairs' losses, whole. (PG-DPO's second term goes on: tests/kernels.)"""
+    options = ROWS[name][1][0] | ({"ipr_weight": 0.0} if name == "pg_dpo" else {})
+    errors = sample(pairs=12)
+    plain = build_objective(name, **options)
+    plain = plain(errors, info_for(plain, 12))
+    cap = plain.logits.max().item() / 2
+    below = plain.logits <= cap
+    assert cap > 0 and 0 < below.sum() < 12
+    capped, gradients = run(build_objective(name, **options, logit_cap=cap), errors)
+    leaves = [getattr(errors, field) for field in FIELDS.values()]
+    wanted = torch.autograd.grad(
+        (plain.per_pair * below).mean(), leaves, allow_unused=True, materialize_grads=True
+    )
+    for field, expected in zip(FIELDS.values(), wanted, strict=True):
+        torch.testing.assert_close(gradients[field], expected, msg=field)
+    assert torch.equal(capped.logits, plain.logits)
+    flat = plain.per_pair.where(below, np.log1p(np.exp(-cap))) if name in FLAT else plain.per_pair
+    torch.testing.assert_close(capped.per_pair, flat.clamp_min(1 - cap) if name == "hinge" else flat)
+
+
+def pulled_at(name, options, raw, info) -> tuple[np.ndarray, np.ndarray]:
+    """What the pull's excess error has of each side in each segment: the side that the formula prefers."""
+    share = raw.count / raw.count.sum(1, keepdims=True)
+    if name == "npo":
+        return 0 * share, share
+    if name == "ld_dpo":
+        return share * (1 - (1 - options["alpha"]) * info["tail"]), 0 * share
+    if name == "dense_dpo" or options.get("segments") == "labelled":
+        parts = share.shape[1] if options.get("form") == "mean" else 1
+        return (info["segment_labels"] > 0) / parts, (info["segment_labels"] < 0) / parts
+    return share, 0 * share
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in PULLED for options in ROWS[name][1]]
+)
+def test_the_pull_is_on_the_better_side_in_units_of_kappa(name, options):
+    rng = np.random.default_rng(4)
+    raw, info = random_errors(rng, 5, 3), random_info(rng, 5, 3)
+    info["masked"] = random_errors(rng, 5, 3)
+    errors, found = to_torch(raw), []
+    for added in ({}, {"chosen_pull": 0.3}):
+        objective = build_objective(name, **options, **added)
+        pairs = {key: info[key] for key in {*objective.needs.pairs, "weight", "timestep_weight"}}
+        found.append(objective(errors, to_pair_info(pairs)))
+    unit = 0.3 * objective.options["beta"] / 2 * (info["timestep_weight"] * info["weight"])[:, None]
+    parts = [unit * part for part in pulled_at(name, objective.options, raw, info)]
+    added = (parts[0] * raw.segments["e_w"] + parts[1] * raw.segments["e_l"]).sum(1)
+    plain, pulled = (output.per_pair for output in found)
+    np.testing.assert_allclose((pulled - plain).detach(), added, rtol=1e-6, atol=1e-12)
+    leaves = [getattr(errors, field) for field in FIELDS.values()]
+    slopes = torch.autograd.grad((pulled - plain).sum(), leaves, allow_unused=True, materialize_grads=True)
+    wanted = {"excess_chosen": parts[0], "excess_rejected": parts[1]}
+    for field, slope in zip(FIELDS.values(), slopes, strict=True):
+        np.testing.assert_allclose(slope, wanted.get(field, 0.0), rtol=1e-6, atol=1e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_a_policy_that_is_the_reference_loses_what_it_lost(name):
+    errors, untrained = sample(), []
+    for added in ({}, {"logit_cap": 8.0, "chosen_pull": 0.5}):
+        objective = build_objective(name, **ROWS[name][1][0], **added)
+        untrained.append(objective.untrained(errors, info_for(objective)))
+    assert torch.equal(*untrained)
+
+
+@pytest.mark.parametrize("name", ["dpo", "npo", "cdpo", "pg_dpo"])
+def test_numbers_may_change_between_steps(name):
+    """As a steered run changes them."""
+    errors = sample()
+    first, then = (
+        {"beta": b, "logit_cap": c, "chosen_pull": p} for b, c, p in ((500.0, 8.0, 0.0), (2e3, 0.5, 0.4))
+    )
+    steered = build_objective(name, **first)
+    run(steered, errors)
+    steered.options.update(then)
+    found, wanted = (run(objective, errors) for objective in (steered, build_objective(name, **then)))
+    assert torch.equal(found[0].per_pair, wanted[0].per_pair)
+    assert all(torch.equal(found[1][field], gradient) for field, gradient in wanted[1].items())
+
+
 def test_saturation_skip_keeps_the_expectation():
     """Over many draws the mean weight of saturated pairs is 1; the others always have weight 1."""
     errors = random_errors(np.random.default_rng(0), 200, 1)
@@ -191,3 +285,15 @@ def test_adaptive_clip_needs_a_ratio():
     for name in ("sft", "mapo", "simpo"):
         with pytest.raises(InputError, match=rf"`{name}`.*adaptive_clip.*beta"):
             build_objective(name, adaptive_clip={})
+
+
+def test_limits_need_a_logit_and_its_kappa():
+    for name in available():
+        for modifier, refused in (("logit_cap", name not in CAPPED), ("chosen_pull", name not in PULLED)):
+            if refused:
+                with pytest.raises(
+                    InputError, match=rf"`{name}`: `{modifier}`.*(reference|margin of its own)"
+                ):
+                    build_objective(name, **{modifier: 1.0})
+    with pytest.raises(InputError, match="logit_cap.*reference"):
+        build_objective("dro", form="direct", logit_cap=1.0)

@@ -92,6 +92,8 @@ BAD = [
     ("dpo", {"safeguard": {"scop": "pair"}}, "`safeguard` has no option `scop`; did you mean `scope`?"),
     ("dpo", {"safeguard": {"mu": 1.5}}, "`safeguard`: `mu` is 1.5; allowed: ≥ 0 and ≤ 1"),
     ("dpo", {"sft_weight": -1}, "`sft_weight` is -1"),
+    ("dpo", {"logit_cap": 0}, "`logit_cap` is 0; allowed: > 0"),
+    ("dpo", {"chosen_pull": -1}, "`chosen_pull` is -1; allowed: ≥ 0"),
     ("dpo", {"adaptive_clip": {"low_start": 0.95}}, "`low_start` is 0.95; allowed: ≤ `low_end`, 0.9"),
     (
         "pg_dpo",

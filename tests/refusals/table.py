@@ -261,6 +261,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "objectives.modifiers": {
         "check": {
             "needs an objective with `beta` and": By("no safeguard"),
+            "needs an objective with a reference": By("a cap without a reference"),
+            "ipo regresses to a margin of its own": By("a cap beside a margin"),
             "allowed: a mapping of": By("a safeguard's kind"),
             "allowed: ≤": By("a safeguard's order"),
         },

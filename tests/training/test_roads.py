@@ -18,6 +18,8 @@ SHAPE = (6, 1, 5, 3, 4)  # 3 pairs
 SEGMENTS = [0, 0, 1, 1, 1]
 LABELS = torch.tensor([[1.0, -1.0], [0.0, 1.0], [-1.0, -1.0]])
 
+LIMITS = {"logit_cap": 0.05, "chosen_pull": 0.3}
+
 FUSED = {
     "dpo": {},
     "inpo": {},
@@ -29,6 +31,10 @@ FUSED = {
     "pg_dpo switch": {"ipr_form": "switch", "ipr_weight": 0.8, "ars_eps": 1e-3},
     "pg_dpo labelled": {"segments": "labelled"},
     "pg_dpo labelled switch": {"segments": "labelled", "ipr_form": "switch"},
+    "dpo limited": LIMITS,
+    "hinge limited": LIMITS,
+    "pg_dpo limited": LIMITS,
+    "pg_dpo labelled limited": {"segments": "labelled", "ipr_form": "sft", **LIMITS},
     "pg_dpo ars none": {"ars": "none", "reward": "external", "ipr_weight": 0.0},
 }
 
@@ -88,7 +94,7 @@ def test_a_scalar_loss_that_is_not_the_mean_of_its_pairs_is_seen(monkeypatch):
 
 
 def test_who_takes_which():
-    """What `diffusion_dpo_loss` has goes straight; the rest has errors first, so modifiers and external rewards."""
+    """What `diffusion_dpo_loss` has goes straight; other modifiers, external rewards and the rest have errors first."""
     assert {name for name in available() if build_objective(name).fused} == {
         "dpo",
         "inpo",
@@ -104,6 +110,7 @@ def test_who_takes_which():
         {"adaptive_clip": {}},
     ):
         assert not build_objective("dpo", **added).fused
+        assert not build_objective("dpo", **added, **LIMITS).fused
     assert build_objective("dpo", sft_weight=0.0).fused
     assert not build_objective("pg_dpo", reward="external").fused
 
@@ -119,8 +126,9 @@ def test_what_the_roads_launch(monkeypatch):
     assert one["operators"] <= 4 and two["operators"] >= 3 * one["operators"]
 
 
+LIMITED = "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3}"
 RUNS = {
-    "live": ("eager", ["objective={name: pg_dpo, beta: 500}", "train.micro_batch_pairs=3", "train.steps=3"]),
+    "live": ("eager", [LIMITED, "train.micro_batch_pairs=3", "train.steps=3"]),
     "cached": (
         "eager",
         [

@@ -46,6 +46,8 @@ def diffusion_dpo_loss(
     ipr_sharpness: float = 1.0,
     ipr_threshold: float = 1.0,
     ipr_form: str = "bt",
+    logit_cap: float | None = None,
+    chosen_pull: float | None = None,
     safeguard_mu: float | None = None,
     safeguard_scope: str = "pair",
     frame_dim: int = 2,
@@ -76,6 +78,8 @@ def diffusion_dpo_loss(
         ipr_sharpness=ipr_sharpness,
         ipr_threshold=ipr_threshold,
         ipr_form=ipr_form,
+        logit_cap=logit_cap,
+        chosen_pull=chosen_pull,
         safeguard_mu=safeguard_mu,
         safeguard_scope=safeguard_scope,
     ).check(OP)
@@ -133,7 +137,7 @@ class _DiffusionDPO(torch.autograd.Function):
     def forward(
         ctx, pred, target, ref_pred, ref_errors, excess, omega, weight, labels, mask, index, axis, *arguments
     ):
-        guarded = arguments[3] != "none"
+        guarded = arguments[-2] != "none"
         errors, drift, cross = pair_errors_op(pred, target, ref_pred, mask, index, axis, guarded)
         excess = errors[3:5] if ref_errors is None else cached_excess(errors[:2], ref_errors, excess)
         loss, per_pair, slopes, loss_slopes = preference_op(
@@ -154,4 +158,4 @@ class _DiffusionDPO(torch.autograd.Function):
         grad = pair_errors_backward_op(
             slopes, None, None, slopes[2], pred, target, None, *where, grad_loss, weight
         )
-        return (grad, *[None] * 15)
+        return (grad, *[None] * 17)

@@ -103,10 +103,12 @@ def preference_stage(
     slopes,  # [5, B, S], as `errors` begins: of a pair's own loss by its errors, and the count
     loss_slopes,  # [2, B, S]: the loss by the error of either side
     pairs, segments, kappa, half_inverse_beta, smoothing, ars_k, ars_eps, ars_clip,
-    ipr_weight, ipr_sharpness, ipr_threshold, safeguard_keep,
+    ipr_weight, ipr_sharpness, ipr_threshold, logit_cap, chosen_pull, safeguard_keep,
     OBJECTIVE: tl.constexpr,
     ARS: tl.constexpr,
     IPR: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PULLED: tl.constexpr,
     SAFEGUARD: tl.constexpr,
     HAS_OMEGA: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -143,7 +145,7 @@ def preference_stage(
         scale = load_per_pair(omega, pair, inside, HAS_OMEGA)
         losses, logits, alpha, gate, slope_better, slope_worse, slope_won = preference(
             better, worse, won, scale, kappa, half_inverse_beta, smoothing, ars_k, ars_eps, ars_clip,
-            ipr_weight, ipr_sharpness, ipr_threshold, OBJECTIVE, ARS, IPR,
+            ipr_weight, ipr_sharpness, ipr_threshold, logit_cap, chosen_pull, OBJECTIVE, ARS, IPR, CAPPED, PULLED,
         )  # fmt: skip
         if SAFEGUARD:
             slope_worse *= safeguard(won, shared, safeguard_keep)

@@ -28,7 +28,7 @@ def constant_like(x, value):
 
 def preference(
     better, worse, won, omega, kappa, half_inverse_beta, smoothing, ars_k, ars_eps, ars_clip,
-    ipr_weight, ipr_sharpness, ipr_threshold, OBJECTIVE, ARS, IPR,
+    ipr_weight, ipr_sharpness, ipr_threshold, logit_cap, chosen_pull, OBJECTIVE, ARS, IPR, CAPPED, PULLED,
 ):  # fmt: skip
     """Per pair: loss, logits, alpha, gate, and the loss's slopes by `better`, `worse` and `won`.
 
@@ -52,12 +52,17 @@ def preference(
         gap = worse - better - half_inverse_beta
         losses, slope_better, slope_worse = gap * gap, -2.0 * gap, 2.0 * gap
     else:
+        judged = logits
+        if CAPPED:
+            judged = where(logits > logit_cap, logit_cap, logits)
         if OBJECTIVE == "hinge":
-            losses = where(logits < 1.0, 1.0 - logits, logits * 0.0)
-            slope = where(logits < 1.0, logits * 0.0 - 1.0, logits * 0.0)
+            losses = where(judged < 1.0, 1.0 - judged, judged * 0.0)
+            slope = where(judged < 1.0, judged * 0.0 - 1.0, judged * 0.0)
         else:
-            losses = (1.0 - smoothing) * softplus(-logits) + smoothing * softplus(logits)
-            slope = smoothing * sigmoid(logits) - (1.0 - smoothing) * sigmoid(-logits)
+            losses = (1.0 - smoothing) * softplus(-judged) + smoothing * softplus(judged)
+            slope = smoothing * sigmoid(judged) - (1.0 - smoothing) * sigmoid(-judged)
+        if CAPPED:
+            slope = where(logits > logit_cap, slope * 0.0, slope)
         slope_better, slope_worse = -kappa * slope, kappa * share * slope
     if IPR == "bt" or IPR == "hinge" or IPR == "sft":  # noqa: PLR1714, SIM102, Triton knows no `in`
         gate = sigmoid(ipr_sharpness * (logits - ipr_threshold))
@@ -71,6 +76,9 @@ def preference(
         else:
             losses += pull * won
             slope_won = pull
+    if PULLED:
+        losses += chosen_pull * (kappa * better)
+        slope_better += constant_like(better, chosen_pull) * kappa
     return losses, logits, alpha, gate, omega * slope_better, omega * slope_worse, slope_won
 
 

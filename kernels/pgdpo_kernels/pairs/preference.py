@@ -33,6 +33,8 @@ class Preference:
     ipr_sharpness: float = 1.0
     ipr_threshold: float = 1.0
     ipr_form: str = "bt"
+    logit_cap: float | None = None
+    chosen_pull: float | None = None
     safeguard_mu: float | None = None
     safeguard_scope: str = "pair"
 
@@ -49,18 +51,21 @@ class Preference:
         """A scale for the whole batch must be known before the first pair's slope: not in the kernel's one sweep."""
         return self.safeguard_mu is None or self.safeguard_scope == "pair"
 
-    def arguments(self) -> tuple[str, bool, str, str, tuple[float, ...]]:
-        """Objective, ARS, IPR's form, safeguard's scope, and the numbers in the order of `formula.preference`.
+    def arguments(self) -> tuple[str, bool, str, bool, bool, str, tuple[float, ...]]:
+        """Objective, ARS, IPR's form, whether capped and pulled, safeguard's scope, and the numbers in the order of
+        `formula.preference`.
 
         Only the numbers change from step to step, and no kernel is compiled for a number.
         """
         numbers = (0.5 * self.beta, 0.5 / self.beta, self.label_smoothing, self.ars_k or 0.0, self.ars_eps)
         numbers += (self.ars_clip, self.ipr_weight, self.ipr_sharpness, self.ipr_threshold)
-        numbers += (1 - (self.safeguard_mu or 0.0),)
+        numbers += (self.logit_cap or 0.0, self.chosen_pull or 0.0, 1 - (self.safeguard_mu or 0.0))
         return (
             self.objective,
             self.scales_rejected,
             self.ipr_form if self.regularizes else "none",
+            self.logit_cap is not None,
+            self.chosen_pull is not None,
             "none" if self.safeguard_mu is None else self.safeguard_scope,
             tuple(float(number) for number in numbers),
         )
@@ -90,6 +95,13 @@ class Preference:
             )
         check_number(op, "ipr_sharpness", self.ipr_sharpness)
         check_number(op, "ipr_threshold", self.ipr_threshold)
+        for name, bound in (("logit_cap", {"above": 0}), ("chosen_pull", {"least": 0})):
+            if getattr(self, name) is not None:
+                check_number(op, name, getattr(self, name), **bound)
+                if self.objective == "ipo":
+                    raise ValueError(
+                        f"{op}: {name} is not defined for ipo, which regresses to a margin of its own"
+                    )
         if self.safeguard_mu is not None:
             check_number(op, "safeguard_mu", self.safeguard_mu, least=0)
             if self.safeguard_mu > 1:
@@ -141,6 +153,11 @@ def preference_loss(
                 is `dpo` to the bit.
             ipr_form: `bt` (default, as above), `hinge` (gate * max(0, -r_w)), `sft` (gate * policy error) or
                 `switch`, with an ipr_weight of 1 at most and without ipr_threshold.
+            logit_cap: None by default. Where the logit is above it, l has its value at the cap and no gradient;
+                PG-DPO's second term and the logits that are told go on as they are. Not of `ipo`.
+            chosen_pull: None by default. Adds chosen_pull * kappa * (-r_w), omega_t in it as in the logit: a pull on
+                the better side that is 0 where the policy is the reference. Not of `ipo`, whose slopes have no
+                kappa.
             safeguard_mu: scale the rejected sample's gradient, not its value, by 1 where cross <= 0, else by
                 clip((1 - mu) E_pw / (cross + 1e-9), 0, 1) (Diffusion-SDPO, arXiv 2511.03317). Needs
                 `errors.cross`.
@@ -235,17 +252,17 @@ class _PreferenceLoss(torch.autograd.Function):
         if grad_losses is not None:
             grad = grad_losses if grad is None else grad + grad_losses
         if grad is None:
-            return (None,) * 15
+            return (None,) * 17
         grad = grad if weight is None else grad * weight.to(grad)
         policy_w, policy_l, _, excess_w, excess_l = (slopes * grad[:, None]).unbind(0)
-        return policy_w, policy_l, excess_w, excess_l, *[None] * 11
+        return policy_w, policy_l, excess_w, excess_l, *[None] * 13
 
 
 Stage = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def eager_stage(
-    policy, count, excess, cross, omega, weight, labels, objective, ars, ipr, scope, numbers
+    policy, count, excess, cross, omega, weight, labels, objective, ars, ipr, capped, pulled, scope, numbers
 ) -> Stage:
     """What `dpo_kernel.preference_stage` writes: loss, per_pair, slopes, loss_slopes."""
     if labels is None:
@@ -262,7 +279,7 @@ def eager_stage(
     given = torch.ones_like(better) if weight is None else weight.to(better)
     scale = torch.ones_like(better) if omega is None else omega.to(better)
     *values, slope_better, slope_worse, slope_won = formula.preference(
-        better, worse, won, scale, *numbers[:-1], objective, ars, ipr
+        better, worse, won, scale, *numbers[:-1], objective, ars, ipr, capped, pulled
     )
     if scope != "none":
         shared = ((plus + minus) * cross).sum(1)
@@ -297,6 +314,8 @@ def preference_op(
     objective: str,
     ars: bool,
     ipr: str,
+    capped: bool,
+    pulled: bool,
     safeguard: str,
     numbers: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -316,6 +335,8 @@ def preference_op(
         OBJECTIVE=objective,
         ARS=ars,
         IPR=ipr,
+        CAPPED=capped,
+        PULLED=pulled,
         SAFEGUARD=safeguard != "none",
         HAS_OMEGA=omega is not None,
         HAS_WEIGHT=weight is not None,

@@ -30,7 +30,8 @@ def dense_dpo(batch: Batch, *, beta: float, form: str) -> Terms:
     errors = batch.segments
     margins = labels * (errors.excess_rejected - errors.excess_chosen)  # (B, S)
     logits = batch.kappa(beta)[:, None] * margins
-    return Terms(nll(logits).mean(1), logits.sum(1))
+    better = (labels > 0) * errors.excess_chosen + (labels < 0) * errors.excess_rejected
+    return Terms(nll(logits).mean(1), logits.sum(1), excess_better=better.mean(1))
 
 
 @objective(

@@ -20,7 +20,7 @@ def preference(batch: Batch, **options) -> Terms:
     stats = {}
     if options["objective"] == "pg_dpo":
         stats = {"ars/alpha": result.ars_alpha, "ipr/gate": result.ipr_gate}
-    return Terms(result.losses, result.logits, stats=stats)
+    return Terms(result.losses, result.logits, limited=True, stats=stats)
 
 
 def unlike_a_switch(options: Mapping[str, float | str]) -> str | None:
@@ -152,7 +152,8 @@ def _externally_scaled(batch, labels, *, ars_k, ars_eps, ars_clip, **options) ->
     confidence="code",
     negative=True,
     options={"beta": beta(auto=True)},
-    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. Evaluation and "
+    note="Chosen and rejected in the metrics stay the data's: a fall of the margin is what is wanted. `logit_cap` caps "
+    "−z and `chosen_pull` pulls at the data's rejected, the side that this formula prefers. Evaluation and "
     "validation clips have the model's own weights in guidance's conditional branch and the trained ones in the "
     "unconditional one: use the adapter so.",
 )

@@ -41,8 +41,8 @@ class Fit:
 
     def __str__(self) -> str:
         return (
-            f"{self.beta:.4g}: a step moves the margin of {self.pairs} pairs by {self.change:.3g}, {self.steps:.0f} steps "
-            f"at the peak learning rate by {self.steps * self.change:.3g}, and half of beta times that is {TARGET:g}"
+            f"{self.beta:.4g}: a step moves the margin of {self.pairs} pairs by {self.change:.3g}, {self.steps:.0f} "
+            f"steps at the peak learning rate by {self.steps * self.change:.3g}; half of beta times that is {TARGET:g}"
         )
 
 
