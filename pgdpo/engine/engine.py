@@ -279,6 +279,10 @@ def step(engine: deepspeed.DeepSpeedEngine) -> float | None:
         )
         engine.unclipped_norm = norm  # for the guard, which is asked inside the step
     engine.step()
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() in (1, 2) and not any(zero.optimizer.state.values()):
+        # A first step that was not taken (guards, `fitting_beta`) left no moments to link; the next one makes them.
+        zero._hp_optimizer_states_linked = False
     return float(norm if norm is not None else engine.get_global_grad_norm()) if boundary else None
 
 
