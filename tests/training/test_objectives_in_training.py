@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
+from pgdpo.guards.beta import BetaWatch
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import PairInfo, build_objective
 from pgdpo.training.metrics import pair_metrics, watch_gradients
@@ -282,6 +284,17 @@ class TestBeta:
                 assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
         first, second = self.events(config_file, "one"), self.events(config_file, "two")
         assert first == second and len(first) == 1 and "80 pairs: beta 0.0001 does nothing" in first[0][2]
+
+    def test_the_advice_is_for_the_beta_of_its_step(self, tmp_path, monkeypatch):
+        """A steered run may have changed it since the first."""
+        monkeypatch.setattr(dist, "get_world_size", lambda group: 1)
+        monkeypatch.setattr(dist, "all_gather", lambda found, own, group: found[0].copy_(own))
+        objective = build_objective("dpo", beta=500.0)
+        watch = BetaWatch(objective, tmp_path, None)
+        watch.add(torch.full((4,), 1e-4))
+        objective.options["beta"] = 250.0
+        watch.report(20)
+        assert "4 pairs: beta 250 does nothing" in (tmp_path / "events.jsonl").read_text()
 
     def test_it_is_said_once_and_restart_forgets_it(self, config_file):
         idle = "objective={name: dpo, beta: 1.0e-4}"
