@@ -74,7 +74,7 @@ def eager_kernels():
 @pytest.fixture
 def undrawn(monkeypatch):
     """For commands that end in a report and are not about it: its curves take most of their time."""
-    monkeypatch.setattr("pgdpo.report.figures._draw", lambda *_: "")
+    monkeypatch.setattr("pgdpo.report.curves.svg.draw", lambda *_: ("", "{}"))
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pgdpo.guards.common_rise import EVENT as COMMON_RISE
 from pgdpo.messages.formats import is_number
+from pgdpo.training.held_out.statistics import share
 
 DISPLACEMENT = 0.5  # share of pairs; above it more chosen clips became less likely than more likely
 ACCURACY = 0.55  # share of pairs told apart; a coin reaches 0.5
@@ -18,7 +20,8 @@ TAIL = 0.1  # share of the last steps that stands for the end of a run
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing to look at. `state`: ok, warning or unknown (nothing measured); `value`: what was measured."""
+    """One thing to look at. `state`: ok, warning, open (its interval lies on both sides of the threshold) or unknown
+    (nothing measured); `value`: what was measured."""
 
     title: str
     state: str
@@ -27,18 +30,28 @@ class Alarm:
     threshold: str
 
 
-def alarms(metrics: list[dict], results: dict, beta: float | None) -> list[Alarm]:
+def alarms(
+    metrics: list[dict],
+    results: dict,
+    beta: float | None,
+    *,
+    looks: Sequence[dict] = (),
+    events: Sequence[dict] = (),
+) -> list[Alarm]:
     """Judge a run.
 
     Args:
         metrics: rows of `metrics.jsonl`; names that an objective does not log may be missing.
-        results: `results.json`; its held-out numbers are taken where it has them, the run's last tenth where not.
+        results: `results.json`; its held-out numbers are taken where it has them, else those of the newest of `looks`,
+            else the run's last tenth.
         beta: the objective's beta, None for one without.
+        looks, events: rows of `held_out.jsonl` and `events.jsonl`.
     """
-    held_out = results.get("displacement") or {}
+    common_rise = [_common_rise(metrics, events)] if results.get("objective") == "pg_dpo" else []
     return [
-        _displacement(held_out, metrics),
-        _accuracy(held_out, metrics),
+        _displacement(_held_out(results, looks, "displacement"), metrics),
+        _accuracy(_held_out(results, looks, "implicit_accuracy"), metrics),
+        *common_rise,
         _saturation(metrics, beta),
         _rejected_share(metrics),
         _reward_parts(results.get("reward")),
@@ -61,12 +74,10 @@ def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> floa
 
 
 def _displacement(held_out: dict, metrics: list[dict]) -> Alarm:
-    value, where = _held_out_or_tail(held_out, "value", metrics, "displacement")
-    return _judged(
+    return _judged_share(
         "Likelihood displacement",
-        value,
-        lambda v: v > DISPLACEMENT,
-        lambda v: f"{v:.0%} of {where}",
+        held_out or {"value": tail_mean(metrics, "displacement")},
+        lambda share: share > DISPLACEMENT,
         "The share of pairs whose chosen clip the model now explains worse than the reference did. Above a half, "
         "training makes the preferred clips less likely, even while the margin grows.",
         f"warns above {DISPLACEMENT:.0%}",
@@ -74,12 +85,10 @@ def _displacement(held_out: dict, metrics: list[dict]) -> Alarm:
 
 
 def _accuracy(held_out: dict, metrics: list[dict]) -> Alarm:
-    value, where = _held_out_or_tail(held_out, "implicit_accuracy", metrics, "implicit_accuracy")
-    return _judged(
+    return _judged_share(
         "Implicit accuracy",
-        value,
-        lambda v: v < ACCURACY,
-        lambda v: f"{v:.0%} of {where}",
+        held_out or {"value": tail_mean(metrics, "implicit_accuracy")},
+        lambda share: share < ACCURACY,
         "How often the model's own preference agrees with the label. Near 50% it cannot tell chosen from rejected: "
         "too few steps, too small a learning rate, or labels that are noise.",
         f"warns below {ACCURACY:.0%}",
@@ -166,10 +175,52 @@ def bucket_label(name: str | None) -> str:
     return f"σ {parts[1]}–{parts[2]}" if len(parts) == 3 else str(name)
 
 
-def _held_out_or_tail(held_out: dict, key: str, metrics: list[dict], name: str) -> tuple[float | None, str]:
-    if is_number(held_out.get(key)):
-        return held_out[key], "held-out pairs"
-    return tail_mean(metrics, name), "the last steps' training pairs"
+def _common_rise(metrics: list[dict], events: Sequence[dict]) -> Alarm:
+    said = next((row for row in events if row["event"] == COMMON_RISE), None)
+    return Alarm(
+        "What the loss falls by",
+        "unknown" if not metrics else "ok" if said is None else "warning",
+        "not measured"
+        if not metrics
+        else "the margin"
+        if said is None
+        else f"by what both clips share, seen at step {said['step']}",
+        "PG-DPO's loss also falls where both clips of a pair become likelier alike, and then nothing is learnt of the "
+        "labels: fit the model to the clips first, or set `objective.ars` to `none`.",
+        "warns where the margin makes less than a tenth of the logit",
+    )
+
+
+def _held_out(results: dict, looks: Sequence[dict], figure: str) -> dict:
+    """A share of held-out pairs with `low`, `high` and `pairs`, as it was measured last; empty where it never was."""
+    judged = results.get("displacement") or {}
+    value = judged.get("value" if figure == "displacement" else figure)
+    if is_number(value):
+        pairs = judged.get("pairs")
+        found = share(value * pairs, pairs) if pairs else {"value": value}
+        return found | {"pairs": pairs}
+    newest = looks[-1] if looks else {}
+    found = newest.get(figure) or {}
+    return {**found, "pairs": newest["pairs"]} if is_number(found.get("value")) else {}
+
+
+def _judged_share(
+    title: str, found: dict, alarming: Callable[[float], bool], meaning: str, threshold: str
+) -> Alarm:
+    """Of held-out pairs, whose interval must lie on one side of the threshold; of training pairs as it is."""
+    value, bounds = found["value"], [found.get("low"), found.get("high")]
+    if value is None or "pairs" not in found:
+        return _judged(
+            title, value, alarming, lambda v: f"{v:.0%} of the last steps' training pairs", meaning, threshold
+        )
+    shown = f"{value:.0%} of {found['pairs'] or ''} held-out pairs".replace("  ", " ")
+    if None in bounds:
+        return Alarm(title, "warning" if alarming(value) else "ok", shown, meaning, threshold)
+    shown += f" (95%: {bounds[0]:.0%} to {bounds[1]:.0%})"
+    verdicts = {alarming(bound) for bound in bounds}
+    if len(verdicts) == 2:
+        return Alarm(title, "open", f"{shown}: not enough pairs to say", meaning, threshold)
+    return Alarm(title, "warning" if verdicts == {True} else "ok", shown, meaning, threshold)
 
 
 def _judged(

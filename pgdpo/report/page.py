@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from markupsafe import Markup, escape
+
 from pgdpo.files.atomic import atomic_path
 from pgdpo.messages.formats import is_number, number, objective_name, percent, place, signed
 from pgdpo.video import probe_video
@@ -29,11 +31,21 @@ def write_page(out: Path, template: str, **parts) -> None:
         "signed": signed,
         "place": place,
         "objective_name": objective_name,
+        "code": with_code,
     }
     environment.tests["number"] = is_number
     page = environment.get_template(template).render(**parts)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def with_code(text: str) -> Markup:
+    """A message as HTML: what stands between backticks is code."""
+    words = str(text).split("`")
+    if len(words) % 2 == 0:  # one without its other
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(word) if place % 2 else word for place, word in enumerate(words))
 
 
 def embedded(clip: Path) -> dict:

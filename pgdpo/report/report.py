@@ -11,14 +11,16 @@ from pathlib import Path
 
 import yaml
 
+from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.runs import evaluation_of
 from pgdpo.config import Config, SampleSettings
 from pgdpo.messages.errors import InputError
-from pgdpo.messages.formats import duration, in_text, is_number, number, objective_name, power_of_ten
+from pgdpo.messages.formats import duration, in_text, is_number, number, objective_name, place, power_of_ten
 from pgdpo.report.alarms import alarms, bucket_label
+from pgdpo.report.curves.series import curves
 from pgdpo.report.ending import ending
-from pgdpo.report.figures import curves
 from pgdpo.report.page import embedded, write_page
+from pgdpo.report.preview import SIDES
 from pgdpo.report.sources import by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
 
@@ -59,7 +61,9 @@ def write_report(
         _sample(judged, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
     ]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
-    found = alarms(metrics, results, results.get("beta") or _beta(config))
+    looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
+    marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
+    found = alarms(metrics, results, results.get("beta") or _beta(config), looks=looks, events=events)
     report = out / "report.html"
     write_page(
         report,
@@ -69,18 +73,20 @@ def write_report(
         verdict=verdict(results),
         about=_about(results["objective"]),
         created=_created(results.get("created")),
-        alarms=sorted(found, key=lambda alarm: ("warning", "unknown", "ok").index(alarm.state)),
+        alarms=sorted(found, key=lambda alarm: ("warning", "open", "ok", "unknown").index(alarm.state)),
         warnings=sum(alarm.state == "warning" for alarm in found),
         samples=samples,
         tally={kind: sum(s["outcome"] == kind for s in samples) for kind in ("better", "equal", "worse")},
         steps=steps if len(steps) > 1 else [],
         other_steps=other_steps,
         step_curves=step_curves(steps),
-        pairs=[_pair(out, pair) for pair in preview["pairs"]],
+        pairs=_pairs(out, preview["pairs"]),
         pairs_of=preview["of"],
         events=events,
         ending=ending(events),
-        curves=curves(metrics),
+        curves=curves(metrics, held_out=looks, marks=marks),
+        held_out=looks,
+        marks=marks,
         reward_parts=_parts(results.get("reward") or {}),
         scales=_scales(results, samples),
         buckets=buckets,
@@ -185,11 +191,41 @@ def _beta(config: dict) -> float | None:
     return beta if is_number(beta) else None
 
 
+def _pairs(run_dir: Path, pairs: list[dict]) -> list[dict]:
+    """The training pairs that are shown; a score of theirs lies on one scale for all of them."""
+    scores = [_scores(pair) for pair in pairs]
+    values: dict[str, list[float]] = {}
+    for name, both in (each for found in scores for each in found.items()):
+        values.setdefault(name, []).extend(both.values())
+    scales = {name: _scale(found) for name, found in values.items()}
+    shown = []
+    for pair, found in zip(pairs, scores, strict=True):
+        placed = [
+            {"name": name, **both, "at": {side: place(value, scales[name]) for side, value in both.items()}}
+            for name, both in found.items()
+        ]
+        shown.append(_pair(run_dir, pair) | {"scores": placed})
+    return shown
+
+
+def _scores(pair: dict) -> dict[str, dict[str, float]]:
+    """Component -> its score of `chosen` and of `rejected`, of those that both have as numbers."""
+    chosen, rejected = (pair["about"].get(f"scores of {side}") or {} for side in SIDES)
+    return {
+        name: {"chosen": value, "rejected": rejected[name]}
+        for name, value in chosen.items()
+        if is_number(value) and is_number(rejected.get(name))
+    }
+
+
 def _pair(run_dir: Path, pair: dict) -> dict:
-    """A training pair with both clips embedded, and its columns as text."""
-    sides = {side: _side(run_dir, {"clip": pair[side]}) for side in ("chosen", "rejected")}
+    """A training pair with both clips embedded, and its other columns as text."""
+    sides = {side: _side(run_dir, {"clip": pair[side]}) for side in SIDES}
     frames, height, width = pair["size"]
-    about = {key: in_text(value) for key, value in pair["about"].items() if key != "segment_labels"}
+    apart = (
+        {"segment_labels", *(f"scores of {side}" for side in SIDES)} if _scores(pair) else {"segment_labels"}
+    )
+    about = {key: in_text(value) for key, value in pair["about"].items() if key not in apart}
     return (
         pair
         | sides
@@ -229,15 +265,19 @@ def _parts(reward: dict) -> list[str]:
 
 
 def _scales(results: dict, samples: list[dict]) -> dict[str, tuple[float, float]]:
-    """The line that each component is drawn on: 0 to 1 where all its scores lie there, else their own range."""
+    """The line that each component is drawn on."""
     scored = [(results.get("reward") or {}).get(side) or {} for side in ("reference", "aligned")]
     scored += [sample[side]["reward"] for sample in samples for side in ("reference", "aligned")]
     scales = {}
     for part in {part for reward in scored for part in reward}:
-        values = [reward[part] for reward in scored if is_number(reward.get(part))]
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        scales[part] = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+        scales[part] = _scale([reward[part] for reward in scored if is_number(reward.get(part))])
     return scales
+
+
+def _scale(values: list[float]) -> tuple[float, float]:
+    """0 to 1 where all of them lie there, else their own range."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
 def _side(run_dir: Path, side: dict) -> dict:
@@ -275,7 +315,7 @@ def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
     sampling = (results.get("settings") or {}).get("sampling") or {}
     return [
         ("Model", f"{model['family']}, {model['path']}"),
-        ("Clips", f"{data['num_frames']} frames of {data['width']}×{data['height']}"),
+        ("Clips", _sizes(data)),
         (
             "Trained",
             f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
@@ -290,6 +330,12 @@ def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
         ("Seed", str(train["seed"])),
         *((f"Sampled, {size}", str(SampleSettings(**how))) for size, how in sampling.items()),
     ]
+
+
+def _sizes(data: dict) -> str:
+    """Of all buckets, where there are several."""
+    sizes = data.get("buckets") or [(data["num_frames"], data["height"], data["width"])]
+    return "; ".join(f"{frames} frames of {width}×{height}" for frames, height, width in sizes)
 
 
 def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:

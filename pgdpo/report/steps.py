@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pgdpo.checkpoints.runs import read_results
-from pgdpo.report.figures import Line, Panel, curves
+from pgdpo.report.curves.panels import Line, Panel
+from pgdpo.report.curves.series import Drawn, curves
 
 PANELS = (
     Panel(
@@ -53,6 +54,6 @@ def _row(results: dict) -> dict:
     }
 
 
-def step_curves(rows: list[dict]) -> list:
-    """As `figures.curves`, of win rate, displacement and reward over the steps; none of a single step."""
-    return curves(rows, PANELS, name="step", marked=True) if len(rows) > 1 else []
+def step_curves(rows: list[dict]) -> list[Drawn]:
+    """Win rate, displacement and reward over the steps; none of a single step."""
+    return curves(rows, PANELS, measured=True) if len(rows) > 1 else []

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pgdpo.evaluation.summary import summary_table
 from pgdpo.messages.errors import InputError
-from pgdpo.report.figures import smooth
+from pgdpo.report.curves.series import smooth
 from pgdpo.report.report import write_report
 from pgdpo.report.sources import by_source
 from pgdpo.video import write_video
@@ -178,7 +178,7 @@ def test_report_works_in_a_browser(run, tmp_path):
         assert view["title"] == "PG-DPO · ours" and view["injected"] == 0
         assert "75%" in view["headline"]
         assert view["loops"] == 2 and view["apart"] < 0.125, view  # less than a frame
-        assert view["badges"] == 6 and view["curves"] > 20
+        assert view["badges"] == 7 and view["curves"] > 20
         assert [video["size"] for video in view["videos"]] == [[32, 32]] * 2 + [[128, 64]] * 2 + [
             [32, 32]
         ] * 2

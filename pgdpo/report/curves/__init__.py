@@ -1,0 +1,1 @@
+"""Curves of a page: what is drawn (panels), from which rows (series), and how (svg)."""

@@ -1,0 +1,101 @@
+"""The panels of a report: names in `metrics.jsonl` and `held_out.jsonl` that belong together, with a caption.
+
+Trackers' panels have the same titles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str  # in metrics.jsonl
+    label: str
+    colour: str = "accent"  # a CSS variable of the page
+    held_out: str | None = None  # the figure of held-out pairs that is drawn beside it
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot: `guide` is a value worth a dashed line, `unit` is number, share or rate."""
+
+    title: str
+    caption: str
+    lines: tuple[Line, ...]
+    guide: float | None = None
+    unit: str = "number"
+
+
+PANELS = (
+    Panel(
+        "Loss",
+        "What is minimised. Compare it within one objective only.",
+        (Line("loss", "loss", held_out="loss"),),
+    ),
+    Panel(
+        "Margin",
+        "Implicit reward of chosen minus rejected, before β. Above zero: told apart the right way.",
+        (Line("margin", "margin", held_out="margin"),),
+        guide=0.0,
+    ),
+    Panel(
+        "Error against the reference",
+        "Below zero: explained better than by the reference. The chosen line should stay there.",
+        (
+            Line("excess/chosen", "chosen", "chosen", held_out="excess/chosen"),
+            Line("excess/rejected", "rejected", "rejected", held_out="excess/rejected"),
+        ),
+        guide=0.0,
+    ),
+    Panel(
+        "Displacement",
+        "Share of pairs whose chosen clip became less likely. Lower is better.",
+        (Line("displacement", "displacement", held_out="displacement"),),
+        guide=0.5,
+        unit="share",
+    ),
+    Panel(
+        "Implicit accuracy",
+        "Share of pairs that the model ranks as labelled. Half is a coin toss.",
+        (Line("implicit_accuracy", "accuracy", held_out="implicit_accuracy"),),
+        guide=0.5,
+        unit="share",
+    ),
+    Panel(
+        "Saturated logits",
+        "Share of pairs with |logit| above 8, where the sigmoid is flat and a pair teaches nothing more.",
+        (Line("saturation", "saturated", held_out="saturation"),),
+        unit="share",
+    ),
+    Panel(
+        "Denoising error",
+        "Mean squared error of the model on both clips of a pair.",
+        (Line("error/chosen", "chosen", "chosen"), Line("error/rejected", "rejected", "rejected")),
+    ),
+    Panel(
+        "Gradient of the rejected half",
+        "Its share of the two gradient norms. High: the model mostly unlearns.",
+        (Line("gradient_share/rejected", "rejected", "rejected"),),
+        guide=0.5,
+        unit="share",
+    ),
+    Panel("Gradient norm", "Of all that trains, before clipping.", (Line("gradient_norm", "norm"),)),
+    Panel(
+        "Rejection scale and preference gate",
+        "PG-DPO's α on the rejected term, and the gate that keeps the chosen term alive.",
+        (Line("ars/alpha", "α (ARS)", "rejected"), Line("ipr/gate", "gate (IPR)", "chosen")),
+        unit="share",
+    ),
+    Panel("β", "As train.steer sets it.", (Line("steer/beta", "β"),), unit="rate"),
+    Panel(
+        "Pull on the chosen",
+        "train.steer's sft_weight, in units of the preference's own pull.",
+        (Line("steer/sft_weight", "weight", "chosen"),),
+        unit="rate",
+    ),
+    Panel(
+        "Learning rate", "After warm-up and schedule.", (Line("learning_rate", "learning rate"),), unit="rate"
+    ),
+    Panel("Throughput", "Pairs a second, over all ranks.", (Line("pairs_per_second", "pairs a second"),)),
+)

@@ -1,0 +1,124 @@
+"""Rows of a run's files -> series of a panel -> drawn panels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pgdpo.report.curves import svg
+from pgdpo.report.curves.panels import PANELS, Line, Panel
+
+SMOOTHING = 0.08  # share of the run that a smoothed point averages over
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel; values that are not finite leave gaps.
+
+    `kind`: `logged` is drawn thin, and thick as it is smoothed; `exact` as it is; `measured` as dots, with `low` and
+    `high` where they have an interval.
+    """
+
+    label: str
+    colour: str  # a CSS variable of the page
+    x: np.ndarray
+    y: np.ndarray
+    kind: str = "logged"
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        window = 2 * int(SMOOTHING * len(self.x) / 2) + 1
+        return self.y if self.kind != "logged" or window < 3 else smooth(self.y, window)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel on the page: its series, what it shows in words, its drawing, and the numbers behind it as JSON."""
+
+    panel: Panel
+    series: list[Series]
+    words: str
+    svg: str
+    data: str
+
+
+def curves(
+    metrics: list[dict],
+    panels: Sequence[Panel] = PANELS,
+    *,
+    held_out: Sequence[dict] = (),
+    marks: Sequence[tuple[int, str]] = (),
+    measured: bool = False,
+) -> list[Drawn]:
+    """Every panel that has something to draw.
+
+    Args:
+        metrics: rows of `metrics.jsonl`; `held_out`: of `held_out.jsonl`.
+        marks: (step, what was decided after it), told on the step axis.
+        measured: the rows are few, and what lies between them was not measured.
+    """
+    found = []
+    for panel in panels:
+        series = [each for line in panel.lines for each in _series(line, panel, metrics, held_out, measured)]
+        if series:
+            found.append(drawn(panel, series, marks))
+    return found
+
+
+def drawn(panel: Panel, series: list[Series], marks: Sequence[tuple[int, str]] = ()) -> Drawn:
+    picture, data = svg.draw(panel, series, marks)
+    return Drawn(panel, series, "; ".join(map(_in_words, series)), picture, data)
+
+
+def _series(
+    line: Line, panel: Panel, metrics: list[dict], held_out: Sequence[dict], measured: bool
+) -> list[Series]:
+    """What there is of a line: as it was trained, and on held-out pairs."""
+    kind = "measured" if measured else "exact" if panel.unit == "rate" else "logged"
+    found = [Series(line.label, line.colour, _steps(metrics), column(metrics, line.name), kind)]
+    if line.held_out is not None:
+        bounds = [_bound(held_out, line.held_out, bound) for bound in ("value", "low", "high")]
+        label = f"{line.label}, held out" if len(panel.lines) > 1 else "held out"
+        found.append(Series(label, line.colour, _steps(held_out), bounds[0], "measured", *bounds[1:]))
+    return [series for series in found if np.isfinite(series.y).any()]
+
+
+def _steps(rows: Sequence[dict]) -> np.ndarray:
+    return np.array([row["step"] for row in rows], dtype=np.float64)
+
+
+def column(rows: Sequence[dict], name: str) -> np.ndarray:
+    """A name of each row; NaN where it is missing or null."""
+    return _finite(row.get(name) for row in rows)
+
+
+def _bound(rows: Sequence[dict], figure: str, bound: str) -> np.ndarray:
+    return _finite((row.get(figure) or {}).get(bound) for row in rows)
+
+
+def _finite(values) -> np.ndarray:
+    found = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving mean of odd `window`, over the finite values inside it; NaN where there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values)
+    half = min(window // 2, len(values) - 1)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    total, number = sums[high] - sums[low], counts[high] - counts[low]
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
+
+
+def _in_words(series: Series) -> str:
+    finite = series.y[np.isfinite(series.y)]
+    return f"{series.label} from {finite[0]:.3g} to {finite[-1]:.3g}"
