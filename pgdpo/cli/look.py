@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,17 +47,29 @@ def evaluate(
 @command(LOOK)
 def report(
     run: RunArgument,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes, such as evaluate.report_pairs=40; or the folders of other runs, to compare with.",
+            metavar="[KEY=VALUE | RUN]...",
+        ),
+    ] = None,
     step: StepOption = None,
     out: OutOption = None,
 ) -> None:
     """Show the training pairs as the model receives them, and what there is of the run: one HTML file. At any time.
 
-    Example: pgdpo report quickstart.yaml evaluate.report_pairs=40
+    Of several runs: comparison.html in the current folder or --out.
+
+    Example: pgdpo report runs/quickstart/dpo runs/quickstart/pg_dpo
     """
     from pgdpo.checkpoints.runs import open_run, run_config, step_named
 
     overrides = overrides or []
+    others = [word for word in overrides if "=" not in word]
+    if others:
+        _compare([run, *others], [word for word in overrides if "=" in word], step, out)
+        return
     number = step_named(run, overrides, step)
     if number is None:
         config = run_config(run, overrides, must=True)
@@ -67,6 +80,17 @@ def report(
         from pgdpo.report.run import report_run
 
         report_run(config, step=number, out=out)
+
+
+def _compare(runs: list[str], changes: list[str], step: str | None, out: Path | None) -> None:
+    for name, given in (("--step", step), *((word, word) for word in changes)):
+        if given:
+            raise InputError(f"{name} is given beside several runs: it is for one")
+    from pgdpo.report.compare import compare_runs
+
+    folder = out or Path()
+    check_writable(folder)
+    compare_runs([Path(each) for each in runs], folder)
 
 
 @command(LOOK)

@@ -67,6 +67,9 @@ class EvaluateConfig(Section):
         20, ge=1, description="Training pairs shown in the report, as the model receives them."
     )
     report_clips: int = Field(12, ge=1, description="Prompts shown in the report.")
+    report_megabytes: float = Field(
+        15.0, gt=0, description="Of the report: its clips are shrunk, then left out, to stay below."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the initial noise, the same for both models.")
 
     @property

@@ -209,7 +209,8 @@ def _decides(run: Run, data: PreparedPairs) -> dict:
 
 def settings_of(config: Config, data: PreparedPairs, sampling: dict[str, SampleSettings]) -> dict:
     """What results must share to be compared: how clips of each size were sampled, how scored, the held-out pairs."""
-    shown = {"report_pairs", "report_clips", "every", "every_pairs", "every_prompts", "fps", "batch"}
+    shown = {"report_pairs", "report_clips", "report_megabytes", "fps", "batch"}
+    shown |= {"every", "every_pairs", "every_prompts"}
     resolved = {"sampling_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt"}
     return {
         **config.evaluate.model_dump(mode="json", exclude=shown | resolved),

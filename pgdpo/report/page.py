@@ -49,10 +49,13 @@ def with_code(text: str) -> Markup:
 
 
 def embedded(clip: Path) -> dict:
-    """An MP4 as `data`, a URL that holds it, with `width` and `height` and whether its pixels are meant to be seen."""
+    """An MP4 as `data`, a URL that holds it, with its `frames`, `fps`, `width` and `height` and whether its pixels are
+    meant to be seen."""
     info, data = probe_video(clip), base64.b64encode(clip.read_bytes()).decode("ascii")
     return {
         "data": f"data:video/mp4;base64,{data}",
+        "frames": info.num_frames,
+        "fps": info.fps,
         "width": info.width,
         "height": info.height,
         "pixel_art": info.width < PIXEL_ART,

@@ -80,11 +80,5 @@ def _is_of(data: PreparedPairs, identity: dict) -> bool:
     return identity["data_hash"] == data.fingerprint and rows in (None, rows_hash(data))
 
 
-def _write(path, frames: np.ndarray, fps: float) -> None:
-    short = min(frames.shape[1:3])
-    if short > LARGE:
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-        size = [round(side * LARGE / short / 2) * 2 for side in frames.shape[1:3]]
-        small = torch.nn.functional.interpolate(pixels, size=size, mode="area")
-        frames = small.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
-    write_video(path, frames, fps, scale=max(1, SMALL // min(frames.shape[1:3])))
+def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+    write_video(path, frames, fps, scale=max(1, SMALL // min(frames.shape[1:3])), short=LARGE)

@@ -6,8 +6,10 @@ The page asks nothing of the network (its own content policy forbids it), so it 
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -17,6 +19,7 @@ from pgdpo.config import Config, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import duration, in_text, is_number, number, objective_name, place, power_of_ten
 from pgdpo.report.alarms import alarms, bucket_label
+from pgdpo.report.budget import MEGABYTES, Fitted, fit
 from pgdpo.report.curves.series import curves
 from pgdpo.report.ending import ending
 from pgdpo.report.page import embedded, write_page
@@ -25,6 +28,7 @@ from pgdpo.report.sources import by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
 
 TEMPLATE = "report/templates/report.html.jinja"
+MODELS = ("reference", "aligned")
 ERRORS = ("margin", "excess/chosen", "excess/rejected")
 
 
@@ -57,13 +61,16 @@ def write_report(
     preview = _read(out / "pairs.json", json.loads, default={"of": 0, "pairs": []})
     steps, other_steps = evaluated_steps(judged, results)
     # Far more samples are scored than kept as clips.
-    samples = [
-        _sample(judged, s) for s in results["samples"] if s["reference"]["clip"] or s["aligned"]["clip"]
-    ]
+    shown = [s for s in results["samples"] if any(s[side]["clip"] for side in MODELS)]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
     marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
     found = alarms(metrics, results, results.get("beta") or _beta(config), looks=looks, events=events)
+    kept = [out / pair[side] for pair in preview["pairs"] for side in SIDES]
+    kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
+    megabytes = config.get("evaluate", {}).get("report_megabytes", MEGABYTES)
+    fitted = fit(kept, out / "small", megabytes)
+    samples = [_sample(judged, s, fitted, out) for s in shown]
     report = out / "report.html"
     write_page(
         report,
@@ -80,7 +87,8 @@ def write_report(
         steps=steps if len(steps) > 1 else [],
         other_steps=other_steps,
         step_curves=step_curves(steps),
-        pairs=_pairs(out, preview["pairs"]),
+        pairs=_pairs(out, preview["pairs"], fitted),
+        clips_note=fitted.words,
         pairs_of=preview["of"],
         events=events,
         ending=ending(events),
@@ -191,7 +199,7 @@ def _beta(config: dict) -> float | None:
     return beta if is_number(beta) else None
 
 
-def _pairs(run_dir: Path, pairs: list[dict]) -> list[dict]:
+def _pairs(out: Path, pairs: list[dict], fitted: Fitted) -> list[dict]:
     """The training pairs that are shown; a score of theirs lies on one scale for all of them."""
     scores = [_scores(pair) for pair in pairs]
     values: dict[str, list[float]] = {}
@@ -204,7 +212,7 @@ def _pairs(run_dir: Path, pairs: list[dict]) -> list[dict]:
             {"name": name, **both, "at": {side: place(value, scales[name]) for side, value in both.items()}}
             for name, both in found.items()
         ]
-        shown.append(_pair(run_dir, pair) | {"scores": placed})
+        shown.append(_pair(out, pair, fitted) | {"scores": placed})
     return shown
 
 
@@ -218,9 +226,9 @@ def _scores(pair: dict) -> dict[str, dict[str, float]]:
     }
 
 
-def _pair(run_dir: Path, pair: dict) -> dict:
+def _pair(out: Path, pair: dict, fitted: Fitted) -> dict:
     """A training pair with both clips embedded, and its other columns as text."""
-    sides = {side: _side(run_dir, {"clip": pair[side]}) for side in SIDES}
+    sides = {side: _side(out, {"clip": pair[side]}, fitted, out) for side in SIDES}
     frames, height, width = pair["size"]
     apart = (
         {"segment_labels", *(f"scores of {side}" for side in SIDES)} if _scores(pair) else {"segment_labels"}
@@ -237,10 +245,10 @@ def _pair(run_dir: Path, pair: dict) -> dict:
     )
 
 
-def _sample(run_dir: Path, sample: dict) -> dict:
+def _sample(judged: Path, sample: dict, fitted: Fitted, out: Path) -> dict:
     """One prompt and seed: both sides with their clip embedded, and which of them is better."""
-    sides = {side: _side(run_dir, sample[side]) for side in ("reference", "aligned")}
-    before, after = (sides[side]["total"] for side in ("reference", "aligned"))
+    sides = {side: _side(judged, sample[side], fitted, out) for side in MODELS}
+    before, after = (sides[side]["total"] for side in MODELS)
     change = after - before if is_number(before) and is_number(after) else None
     outcome = None
     if change is not None:
@@ -280,11 +288,15 @@ def _scale(values: list[float]) -> tuple[float, float]:
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
-def _side(run_dir: Path, side: dict) -> dict:
+def _side(folder: Path, side: dict, fitted: Fitted, out: Path) -> dict:
+    """`data`: the clip as a URL that holds it; `file`: where it lies whole, as the page names it."""
     reward = side.get("reward") or {}
-    shown = {"reward": reward, "total": reward.get("total"), "data": None}
+    shown = {"reward": reward, "total": reward.get("total"), "data": None, "file": None}
     if side["clip"]:
-        shown |= embedded(run_dir / side["clip"])
+        clip = folder / side["clip"]
+        shown["file"] = quote(os.path.relpath(clip, out))
+        if clip in fitted.files:
+            shown |= embedded(fitted.files[clip])
     return shown
 
 

@@ -14,7 +14,15 @@ BT709 = 1  # the value of colour primaries, transfer and matrix in ITU-T H.273
 MPEG_RANGE = 1
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 12, scale: int = 1) -> None:
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float,
+    *,
+    crf: int = 12,
+    scale: int = 1,
+    short: int | None = None,
+) -> None:
     """Encode a clip as H.264 (yuv420p, BT.709) in an MP4 that browsers play; equal input gives equal bytes.
 
     The file appears under its name only when it is complete.
@@ -25,6 +33,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 
         fps: frames a second.
         crf: x264's constant rate factor: 0 is lossless, 51 the worst.
         scale: whole factor by which every pixel is repeated along both sides.
+        short: the shorter side, in pixels, that a clip with a longer one is shrunk to.
 
     Raises:
         ValueError: frames of another dtype or shape, or an odd side after scaling (4:2:0 halves both sides).
@@ -38,6 +47,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: yuv420p needs even sides, {height}x{width} (height x width) given")
+    if short is not None and min(height, width) > short:
+        height, width = (round(side * short / min(height, width) / 2) * 2 for side in (height, width))
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +66,11 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, crf: int = 
             for array in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
                 frame = frame.reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=Interpolation.AREA
+                    width,
+                    height,
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    interpolation=Interpolation.AREA,
                 )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

@@ -64,7 +64,9 @@ def curves(
     """
     found = []
     for panel in panels:
-        series = [each for line in panel.lines for each in _series(line, panel, metrics, held_out, measured)]
+        series = [
+            each for line in panel.lines for each in line_series(line, panel, metrics, held_out, measured)
+        ]
         if series:
             found.append(drawn(panel, series, marks))
     return found
@@ -75,10 +77,10 @@ def drawn(panel: Panel, series: list[Series], marks: Sequence[tuple[int, str]] =
     return Drawn(panel, series, "; ".join(map(_in_words, series)), picture, data)
 
 
-def _series(
-    line: Line, panel: Panel, metrics: list[dict], held_out: Sequence[dict], measured: bool
+def line_series(
+    line: Line, panel: Panel, metrics: list[dict], held_out: Sequence[dict], measured: bool = False
 ) -> list[Series]:
-    """What there is of a line: as it was trained, and on held-out pairs."""
+    """What there is of a line: as it was trained, and last on held-out pairs."""
     kind = "measured" if measured else "exact" if panel.unit == "rate" else "logged"
     found = [Series(line.label, line.colour, _steps(metrics), column(metrics, line.name), kind)]
     if line.held_out is not None:

@@ -1,0 +1,94 @@
+"""A page's clips within so many megabytes: smaller copies first, then fewer clips, and what was done in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgdpo.files.atomic import sha256_of
+from pgdpo.messages.console import progress_bar
+from pgdpo.messages.errors import InputError
+from pgdpo.video import probe_video, read_video, write_video
+
+MEGABYTES = 15.0  # of a page, where nothing else is asked for
+REST = 0.1  # of the page, for what is no clip
+IN_BASE64 = 4 / 3  # bytes on the page for one of a file
+# (shorter side, x264's rate factor), each about half as large as the one before.
+LEVELS = ((320, 20), (256, 24), (192, 27), (160, 31), (128, 35))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`files`: clip -> the file whose bytes the page holds; a clip that found no room is not there."""
+
+    files: dict[Path, Path]
+    words: str = ""
+
+
+def fit(clips: Sequence[Path], folder: Path, megabytes: float) -> Fitted:
+    """The clips (in their order of importance, several may be one file) for a page of at most so many megabytes.
+
+    Smaller copies are kept in `folder` under their content's hash, so that the next page finds them. Raises InputError
+    for a clip that is not there.
+    """
+    clips = list(dict.fromkeys(clips))
+    for clip in clips:
+        if not clip.is_file():
+            raise InputError(
+                f"{clip}: not there: run `pgdpo evaluate` again, which samples it, or restore the file"
+            )
+    room = megabytes * 1e6 * (1 - REST) / IN_BASE64
+    if sum(clip.stat().st_size for clip in clips) <= room:
+        return Fitted({clip: clip for clip in clips})
+    level = _level(clips, folder, room)
+    with progress_bar("clips for the report", total=len(clips)) as bar:
+        found = {}
+        for clip in clips:
+            found[clip] = _smaller(clip, folder, *LEVELS[level])
+            bar.advance()
+    kept, used = {}, 0
+    for clip, small in found.items():
+        used += small.stat().st_size
+        if used > room:
+            break
+        kept[clip] = small
+    return Fitted(kept, _in_words(kept, len(clips), megabytes))
+
+
+def _level(clips: Sequence[Path], folder: Path, room: float) -> int:
+    """The first of LEVELS that the clips are expected to fit at, judged by four of them; else the last."""
+    some = clips[:: max(1, len(clips) // 4)][:4]
+    for number, level in enumerate(LEVELS):
+        mean = sum(_smaller(clip, folder, *level).stat().st_size for clip in some) / len(some)
+        if mean * len(clips) <= 0.95 * room:
+            return number
+    return len(LEVELS) - 1
+
+
+def _smaller(clip: Path, folder: Path, short: int, crf: int) -> Path:
+    """A copy with this shorter side, at most; the clip itself where that is no larger."""
+    copy = folder / f"{sha256_of(clip)[:16]}-{short}-{crf}.mp4"
+    if not copy.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_video(copy, read_video(clip), probe_video(clip).fps, crf=crf, short=short)
+    return copy if copy.stat().st_size < clip.stat().st_size else clip
+
+
+def _in_words(kept: dict[Path, Path], of: int, megabytes: float) -> str:
+    words = []
+    smaller = [(clip, small) for clip, small in kept.items() if clip != small]
+    if smaller:
+        largest = max(smaller, key=lambda each: each[0].stat().st_size)
+        full, shown = (probe_video(path) for path in largest)
+        size = f"{shown.width}×{shown.height}"
+        at = (
+            f"at {size} of {full.width}×{full.height}"
+            if size != f"{full.width}×{full.height}"
+            else "at a lower rate"
+        )
+        words.append(f"clips are shown {at}, their full files lie beside this page")
+    if len(kept) < of:
+        words.append(f"{of - len(kept)} of {of} found no room")
+    text = "; ".join(words)
+    return f"{text[:1].upper()}{text[1:]} (evaluate.report_megabytes is {megabytes:g})." if text else ""
