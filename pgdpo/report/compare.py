@@ -15,9 +15,10 @@ from pgdpo.files.atomic import read_json_lines
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import objective_name
-from pgdpo.report.curves.panels import PANELS, Line, Panel
-from pgdpo.report.curves.series import Drawn, Series, drawn, line_series
+from pgdpo.report.curves.series import Drawn, drawn, line_series
+from pgdpo.report.curves.svg import Series
 from pgdpo.report.page import write_page
+from pgdpo.training.panels import PANELS, Line, Panel
 
 TEMPLATE = "report/templates/comparison.html.jinja"
 COLOURS = 8  # that the page's style tells apart, `run1` and so on

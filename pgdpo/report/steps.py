@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pgdpo.checkpoints.runs import read_results
-from pgdpo.report.curves.panels import Line, Panel
 from pgdpo.report.curves.series import Drawn, curves
+from pgdpo.training.panels import Line, Panel
 
 PANELS = (
     Panel(

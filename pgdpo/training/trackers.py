@@ -9,9 +9,11 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +24,12 @@ from pgdpo.config import Config
 from pgdpo.files.atomic import atomic_path, read_json_lines
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
+from pgdpo.models.weights.reach import answers
 from pgdpo.ranks.agreement import is_out_of_space
+from pgdpo.training.panels import PANELS, Panel
 
 METRICS = "metrics.jsonl"
+SWANLAB = "https://api.swanlab.cn"
 
 
 class Tracker(Protocol):
@@ -142,6 +147,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=start + 1)
+        self._board.add_custom_scalars({"pgdpo": {panel.title: _together(panel) for panel in PANELS}})
 
     def log(self, step: int, values: dict) -> None:
         for name, value in scalars(values):
@@ -167,15 +173,33 @@ class TensorBoard:
         self._board.close()
 
 
+def _together(panel: Panel) -> list:
+    """One chart of TensorBoard's custom scalars: a panel's lines, each with its held-out figure; tags are patterns."""
+    names = [
+        name for line in panel.lines for name in (line.name, line.held_out and f"held_out/{line.held_out}")
+    ]
+    return ["Multiline", [f"^{name}$" for name in names if name]]
+
+
 class Service:
-    """wandb, trackio or swanlab, which share `init`, `log` and `finish`."""
+    """wandb, trackio or swanlab, which share `init`, `log` and `finish`.
+
+    Where wandb's or swanlab's server does not answer they go on in their offline mode, in files that can be sent later;
+    a mode that the user set is theirs. trackio keeps its runs on this machine.
+    """
 
     def __init__(self, package: str, config: Config) -> None:
         self._module = importlib.import_module(package)
+        mode = (
+            {}
+            if package == "trackio" or f"{package.upper()}_MODE" in os.environ
+            else _mode(package, self._module)
+        )
         self._module.init(
             project=config.train.tracker_project,
             name=config.run_dir.name,
             config=config.model_dump(mode="json"),
+            **mode,
         )
 
     def log(self, step: int, values: dict) -> None:
@@ -189,6 +213,18 @@ class Service:
 
     def close(self) -> None:
         self._module.finish()
+
+
+def _mode(package: str, module: ModuleType) -> dict[str, str]:
+    """`mode: offline` where the server does not answer, which is said: `init` would ask it for minutes."""
+    if package == "wandb":
+        address, later = module.Settings().base_url, "`wandb sync` on the folder that it names sends it later"
+    else:
+        address, later = SWANLAB, "`swanlab sync` sends it later"
+    if answers(address):
+        return {}
+    say(f": {address} does not answer: the run is logged on this machine; {later}", first=package)
+    return {"mode": "offline"}
 
 
 def check_trackers(config: Config) -> None:

@@ -69,7 +69,7 @@ def online(monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_asked_once(online, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(reach, "_answers", lambda address: bool(asked.append(address)))
+    monkeypatch.setattr(reach, "answers", lambda address: bool(asked.append(address)))
     config = load_config("wan21_1.3b.yaml")
     for _ in range(2):
         assert "was not reached" in open_to_plan(config.model)[1]
@@ -91,5 +91,5 @@ def test_an_answer_is_not_waited_for_longer_than_said(online, monkeypatch, ends)
 
     monkeypatch.setattr("huggingface_hub.get_session", Session)
     monkeypatch.setattr(reach, "SECONDS", 0.1 if ends == "silent" else 30.0)
-    assert reach._answers("https://x.invalid") == (ends == "well")
+    assert reach.answers("https://x.invalid") == (ends == "well")
     end.set()

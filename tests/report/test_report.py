@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pgdpo.evaluation.summary import summary_table
 from pgdpo.messages.errors import InputError
-from pgdpo.report.curves.series import smooth
+from pgdpo.report.curves.svg import smooth
 from pgdpo.report.report import write_report
 from pgdpo.report.sources import by_source
 from pgdpo.video import write_video

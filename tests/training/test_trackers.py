@@ -1,6 +1,7 @@
 """Numbers and clips reach every tracker, and a tracker that fails never stops a run."""
 
 import json
+import re
 import sqlite3
 
 import pytest
@@ -12,6 +13,10 @@ from pgdpo.training import trackers
 from tests.worlds import metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
+
+
+def looks(config_file, name) -> list[dict]:
+    return [json.loads(line) for line in (config_file.parent / "out" / name / "held_out.jsonl").open()]
 
 
 def board(output, run) -> EventAccumulator:
@@ -64,6 +69,61 @@ def test_a_service_gets_every_scalar(config_file, monkeypatch, tmp_path):
     logged = {step: json.loads(values) for step, values in rows}
     for row in metrics(config_file.parent / "out", "dpo"):
         assert logged[row["step"]]["loss"] == row["loss"]
+
+
+def test_held_out_figures_stand_in_tensorboard_under_the_reports_panels(config_file):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    run_pgdpo("train", config_file, "name=seen", "evaluate.every=2", "evaluate.every_prompts=0")
+    found = board(config_file.parent / "out", "seen")
+    (look,) = [row for row in looks(config_file, "seen") if row["step"] == 4]
+    for figure in ("loss", "displacement", "margin"):
+        assert [event.step for event in found.Scalars(f"held_out/{figure}")] == [0, 2, 4]
+        for tag, bound in (("", "value"), ("/low", "low"), ("/high", "high")):
+            shown = found.Scalars(f"held_out/{figure}{tag}")[-1].value
+            assert shown == pytest.approx(look[figure][bound], rel=1e-6)
+    bucket, figures = next(iter(look["buckets"].items()))
+    shown = found.Scalars(f"held_out/{bucket}/margin")[-1].value
+    assert shown == pytest.approx(figures["margin"]["value"], rel=1e-6)
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts["Loss"] == ["^loss$", "^held_out/loss$"]
+    tags = found.Tags()["scalars"]
+    for title in ("Loss", "Margin", "Displacement", "Gradient norm", "Throughput"):
+        assert all(any(re.search(pattern, tag) for tag in tags) for pattern in charts[title]), title
+
+
+class Fake:
+    """Stands for wandb, which is not installed here: what `init` is told."""
+
+    def __init__(self):
+        self.told = None
+
+    def Settings(self):  # noqa: N802, as wandb has it
+        return type("Settings", (), {"base_url": "https://api.wandb.invalid"})
+
+    def init(self, **told):
+        self.told = told
+
+
+@pytest.mark.parametrize(
+    ("answered", "own", "mode"), [(False, None, "offline"), (True, None, None), (False, "disabled", None)]
+)
+def test_a_server_that_does_not_answer_is_logged_for_later(
+    config_file, monkeypatch, capsys, answered, own, mode
+):
+    """And is not asked where the user says how to log."""
+    fake, asked = Fake(), []
+    monkeypatch.setattr("importlib.import_module", lambda name: fake)
+    monkeypatch.setattr(trackers, "answers", lambda address: asked.append(address) or answered)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if own is not None:
+        monkeypatch.setenv("WANDB_MODE", own)
+    trackers.Service("wandb", load_config(config_file))
+    assert fake.told.get("mode") == mode and fake.told["project"] == "pgdpo"
+    assert asked == ([] if own else ["https://api.wandb.invalid"])
+    assert ("wandb sync" in capsys.readouterr().out) == (mode == "offline")
 
 
 class Broken:

@@ -22,13 +22,16 @@ def reach(model: str) -> None:
     if constants.HF_HUB_OFFLINE:
         return
     say(f"looking for {model} on {constants.ENDPOINT}, {SECONDS:g} s at most (not with HF_HUB_OFFLINE=1)")
-    if not _answers(constants.ENDPOINT):
+    if not answers(constants.ENDPOINT):
         say(f"{constants.ENDPOINT} does not answer: what is stored on this machine is taken")
         constants.HF_HUB_OFFLINE = True
 
 
-def _answers(address: str) -> bool:
-    """In a thread of its own: a name server that is silent, and an address after the other, keep to no time limit."""
+def answers(address: str) -> bool:
+    """Whether anything does, within SECONDS.
+
+    In a thread of its own: a name server that is silent, and an address after the other, keep to no time limit.
+    """
     from huggingface_hub import get_session
 
     found = []

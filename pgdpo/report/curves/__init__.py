@@ -1,1 +1,1 @@
-"""Curves of a page: what is drawn (panels), from which rows (series), and how (svg)."""
+"""Curves of a page: from rows (series) to drawings (svg)."""

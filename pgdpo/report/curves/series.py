@@ -9,31 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pgdpo.report.curves import svg
-from pgdpo.report.curves.panels import PANELS, Line, Panel
-
-SMOOTHING = 0.08  # share of the run that a smoothed point averages over
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel; values that are not finite leave gaps.
-
-    `kind`: `logged` is drawn thin, and thick as it is smoothed; `exact` as it is; `measured` as dots, with `low` and
-    `high` where they have an interval.
-    """
-
-    label: str
-    colour: str  # a CSS variable of the page
-    x: np.ndarray
-    y: np.ndarray
-    kind: str = "logged"
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
-
-    @property
-    def smoothed(self) -> np.ndarray:
-        window = 2 * int(SMOOTHING * len(self.x) / 2) + 1
-        return self.y if self.kind != "logged" or window < 3 else smooth(self.y, window)
+from pgdpo.report.curves.svg import Series
+from pgdpo.training.panels import PANELS, Line, Panel
 
 
 @dataclass(frozen=True)
@@ -106,19 +83,6 @@ def _bound(rows: Sequence[dict], figure: str, bound: str) -> np.ndarray:
 def _finite(values) -> np.ndarray:
     found = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     return np.where(np.isfinite(found), found, np.nan)
-
-
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean of odd `window`, over the finite values inside it; NaN where there are none."""
-    values = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(values)
-    half = min(window // 2, len(values) - 1)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    low = np.maximum(np.arange(len(values)) - half, 0)
-    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    total, number = sums[high] - sums[low], counts[high] - counts[low]
-    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
 def _in_words(series: Series) -> str:

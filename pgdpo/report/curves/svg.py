@@ -6,17 +6,38 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pgdpo.report.curves.panels import Panel
-    from pgdpo.report.curves.series import Series
+from pgdpo.training.panels import Panel
 
 WIDTH, HEIGHT = 440, 250  # of the view box
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 24, 46  # of it, around the plot
 POINTS = 300  # of a line: longer ones are thinned, their extremes kept
+SMOOTHING = 0.08  # share of the run that a smoothed point averages over
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel; values that are not finite leave gaps.
+
+    `kind`: `logged` is drawn thin, and thick as it is smoothed; `exact` as it is; `measured` as dots, with `low` and
+    `high` where they have an interval.
+    """
+
+    label: str
+    colour: str  # a CSS variable of the page
+    x: np.ndarray
+    y: np.ndarray
+    kind: str = "logged"
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        window = 2 * int(SMOOTHING * len(self.x) / 2) + 1
+        return self.y if self.kind != "logged" or window < 3 else smooth(self.y, window)
 
 
 class Scale:
@@ -195,3 +216,16 @@ def _numbers(panel: Panel, scale: Scale, series: Sequence[Series]) -> dict:
 
 def _rounded(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
+
+
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving mean of odd `window`, over the finite values inside it; NaN where there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values)
+    half = min(window // 2, len(values) - 1)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    total, number = sums[high] - sums[low], counts[high] - counts[low]
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)

@@ -1,6 +1,6 @@
-"""The panels of a report: names in `metrics.jsonl` and `held_out.jsonl` that belong together, with a caption.
+"""What of a run belongs together: names in `metrics.jsonl` and `held_out.jsonl` under a panel's title.
 
-Trackers' panels have the same titles.
+The report draws these panels, and TensorBoard's custom scalars have them.
 """
 
 from __future__ import annotations
