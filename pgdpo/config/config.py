@@ -158,6 +158,11 @@ class Config(Section):
                 "train.steer.stop has no limit: set its `patience`, `displacement` or `accuracy`, or leave it out"
             )
         name, options = self.objective["name"], self.objective_options
+        if steer.sft_weight is not None and self.trains_negative_branch:
+            raise ValueError(
+                f"train.steer.sft_weight pulls the side up that the formula prefers, which objective `{name}` has swapped: "
+                "leave the rule out"
+            )
         for key in steer.options.keys() & options.keys():
             raise ValueError(f"objective.{key} is set by train.steer too: leave one of them out")
         check_options(name, **options, **steer.options)
