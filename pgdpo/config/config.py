@@ -160,7 +160,7 @@ class Config(Section):
         name, options = self.objective["name"], self.objective_options
         if steer.sft_weight is not None and self.trains_negative_branch:
             raise ValueError(
-                f"train.steer.sft_weight pulls up what the formula prefers, and objective `{name}` has the sides swapped: "
+                f"train.steer.sft_weight pulls up what the formula prefers, and `{name}` has the sides swapped: "
                 "leave the rule out"
             )
         for key in steer.options.keys() & options.keys():

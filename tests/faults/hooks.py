@@ -123,6 +123,23 @@ def slow_denoising(rank: int, *, seconds: float) -> None:
     progress._listeners.append(Slow())
 
 
+def slow_looks(rank: int, *, seconds: float) -> None:
+    """Each batch of held-out pairs takes so long; that a look at them begins is said."""
+    from pgdpo.training.held_out.measure import Measure
+
+    sample, whole = Measure._sample, Measure.numbers
+
+    def slowly(self, number):
+        time.sleep(seconds)
+        return sample(self, number)
+
+    def telling(self, *arguments):
+        print("looking", flush=True)
+        return whole(self, *arguments)
+
+    Measure._sample, Measure.numbers = slowly, telling
+
+
 def slow_rank(rank: int, *, victim: int, step: int, seconds: float) -> None:
     """One rank takes so long in a step (from 0), and all others wait for it in a collective."""
     from pgdpo.training.step import Step
