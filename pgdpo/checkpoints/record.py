@@ -18,7 +18,9 @@ from pgdpo.config.read import covered, validated
 from pgdpo.data.sources import shares_of
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
+from pgdpo.messages.formats import is_number
 from pgdpo.messages.problems import raise_errors
+from pgdpo.objectives.spec import AUTO
 
 MARK = "run.json"  # beside `config.yaml`, which may be anybody's
 # Where things lie. What lies there is compared by its hash, so that a run may move.
@@ -71,6 +73,12 @@ def is_free(key: str, config: Config) -> bool:
     if config.train.steer.rules and key in MEASURED:
         return False  # other figures would steer otherwise
     return covered(key, PLACES | COMMANDS)
+
+
+def settled(key: str, before: Any, now: Any) -> bool:
+    """Whether a configuration leaves open what a run settled before its first step: `before` is the run's own."""
+    left_open = now == AUTO or (key == "evaluate.every_pairs" and now is None)
+    return left_open and is_number(before)
 
 
 def fixed_of_data(before: DataConfig, now: DataConfig) -> set[str]:

@@ -21,14 +21,12 @@ import yaml
 from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.events import log_event
 from pgdpo.checkpoints.published import checkpoints_of, step_of
-from pgdpo.checkpoints.record import dumped, flat, is_free
+from pgdpo.checkpoints.record import dumped, flat, is_free, settled
 from pgdpo.config import Config
 from pgdpo.config.read import covered
 from pgdpo.files.atomic import atomic_path, write_json
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
-from pgdpo.messages.formats import is_number
-from pgdpo.objectives.spec import AUTO
 from pgdpo.version import __version__
 
 # Speak of one step, the last that they were written for.
@@ -79,7 +77,7 @@ def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple
         # a key that the older version did not have is a difference where it is not at its default
         if before.get(key) != now.get(key)
         and not (key not in before and key not in given)
-        and not (now.get(key) == AUTO and is_number(before.get(key)))  # the run's own settles it
+        and not settled(key, before.get(key), now.get(key))
     }
 
 

@@ -26,7 +26,16 @@ from pgdpo.checkpoints.published import (
     read_state,
     step_of,
 )
-from pgdpo.checkpoints.record import COMMANDS, MARK, dumped, fixed_of_data, identity_of, is_free, read_record
+from pgdpo.checkpoints.record import (
+    COMMANDS,
+    MARK,
+    dumped,
+    fixed_of_data,
+    identity_of,
+    is_free,
+    read_record,
+    settled,
+)
 from pgdpo.config import Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.files.atomic import sha256_of
@@ -34,10 +43,8 @@ from pgdpo.files.bounded import parse_json
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
-from pgdpo.messages.formats import is_number
 from pgdpo.messages.problems import raise_errors
 from pgdpo.models.weights.hub import is_hub_id, take
-from pgdpo.objectives.spec import AUTO
 
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
@@ -265,7 +272,7 @@ def _as_trained(
         key: (before.get(key, MISSING), now.get(key, MISSING))
         for key in sorted(before.keys() | now.keys())
         if before.get(key, MISSING) != now.get(key, MISSING)
-        and not (now.get(key) == AUTO and is_number(before.get(key)))  # the run settled it
+        and not settled(key, before.get(key), now.get(key))
     }
     both = record, given.loaded
     free = {key for key in differing if all(is_free(key, config) for config in both) or covered(key, allowed)}

@@ -15,9 +15,10 @@ from statistics import median
 import yaml
 from pydantic import ValidationError
 
+from pgdpo.checkpoints.events import STANDING, read_events
 from pgdpo.checkpoints.identity import rows_hash
-from pgdpo.checkpoints.record import identity_of
-from pgdpo.checkpoints.runs import open_run
+from pgdpo.checkpoints.record import dumped, identity_of, settled
+from pgdpo.checkpoints.runs import open_run, read_results
 from pgdpo.config import Config, StudyConfig
 from pgdpo.data.preparing.run import prepare_splits
 from pgdpo.evaluation.comparison import draw, study_table, summarise
@@ -138,7 +139,12 @@ def _refuse_other_settings(config: Config) -> None:
     if not saved.is_file():
         return
     try:
-        same = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8"))) == config
+        before = dumped(Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8"))))
+        now = dumped(config)
+        keys = before.keys() | now.keys()
+        same = all(
+            before.get(key) == now.get(key) or settled(key, before.get(key), now.get(key)) for key in keys
+        )
     except (ValidationError, InputError, yaml.YAMLError):
         same = False
     if not same:
@@ -162,5 +168,8 @@ def _refuse_other_data(config: Config) -> None:
 
 
 def _is_finished(config: Config) -> bool:
-    path = config.run_dir / "results.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["steps"] == config.train.steps
+    """Evaluated at its last step, or at the one that `train.steer.stop` ended it after."""
+    results = read_results(config.run_dir / "results.json")
+    standing = next((row for row in reversed(read_events(config.run_dir)) if row["event"] in STANDING), None)
+    ended = standing["step"] if standing is not None and standing["event"] == "finished" else None
+    return results is not None and results["steps"] in (config.train.steps, ended)

@@ -200,3 +200,21 @@ class TestFigures:
         assert study_table(self.result()).row_count == 4
         draw(self.result(), tmp_path / "study.png")
         assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_what_runs_settle_themselves_makes_them_no_other_runs(study_file, said):
+    """The pairs that are looked at, `beta: auto`, and a run that ended early: the same study is finished at once."""
+    study = yaml.safe_load(study_file.read_text())
+    still = "train.learning_rate=1e-30"
+    study["changes"] = ["train.steps=4", "evaluate.every=1", "evaluate.every_prompts=0"]
+    study["objectives"] = {
+        "fits": {"name": "dpo", "beta": "auto"},
+        "ends": {"name": "dpo", "changes": [still, "train.steer.stop={patience: 1, figure: displacement}"]},
+    }
+    study_file.write_text(yaml.safe_dump(study))
+    run_pgdpo("study", study_file)
+    found = json.loads((study_file.parent / "out" / "study.json").read_text())
+    assert {row["label"]: row["steps"] for row in found["runs"]} == {"fits": 4, "ends": 2}
+    said.clear()
+    run_pgdpo("study", study_file)
+    assert sum("is there already" in line for line in said) == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pgdpo.checkpoints.best import read_held_out
 from pgdpo.messages.errors import InputError
 from pgdpo.models.guidance import negative_branch
 from pgdpo.objectives import needs_of
@@ -14,6 +15,7 @@ from tests.training.test_objectives_in_training import prepare_with, refusal, tr
 from tests.worlds import run_pgdpo, share_pairs, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
+LOOK = ("evaluate.every=2", "evaluate.every_prompts=0")
 KINDS = ("kto", "dense_dpo", "local_dpo", "video_dpo", "linear_dpo", "smpo")  # of data; the others are slow
 
 
@@ -43,7 +45,7 @@ class TestTheCatalogue:
 
     def trained(self, catalogue, name):
         config, columns = catalogue
-        short = (columns, "train.steps=2", "train.checkpoint_every=2", *TRAINS[name])
+        short = (columns, "train.steps=2", "train.checkpoint_every=2", *TRAINS[name], *LOOK)
         return train(config, name, f"objective={{name: {name}}}", *short)
 
     @pytest.mark.parametrize(
@@ -55,6 +57,10 @@ class TestTheCatalogue:
         if needs_of(name).reference:
             assert rows[0]["margin"] == 0 != rows[-1]["margin"]  # the step between them moved the policy
         assert rows[0]["gradient_norm"] > 0
+        looks = read_held_out(catalogue[0].parent / "out" / name)
+        assert [look["step"] for look in looks] == [0, 2] and looks[0]["margin"]["value"] == 0 != looks[1][
+            "margin"
+        ]["value"]
 
     def test_the_columns_are_all_that_the_table_needs(self):
         needed = {column for name in TRAINS for column in needs_of(name).pairs}
