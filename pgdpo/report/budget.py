@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from pgdpo.video import probe_video, read_video, write_video
 MEGABYTES = 15.0  # of a page, where nothing else is asked for
 REST = 0.1  # of the page, for what is no clip
 IN_BASE64 = 4 / 3  # bytes on the page for one of a file
-# (shorter side, x264's rate factor), each about half as large as the one before.
-LEVELS = ((320, 20), (256, 24), (192, 27), (160, 31), (128, 35))
+# (shorter side, x264's rate factor), each about half to two thirds as large as the one before.
+LEVELS = ((480, 23), (320, 20), (320, 24), (256, 25), (192, 27), (160, 31), (128, 35))
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,18 @@ def fit(clips: Sequence[Path], folder: Path, megabytes: float) -> Fitted:
     room = megabytes * 1e6 * (1 - REST) / IN_BASE64
     if sum(clip.stat().st_size for clip in clips) <= room:
         return Fitted({clip: clip for clip in clips})
-    level = _level(clips, folder, room)
-    with progress_bar("clips for the report", total=len(clips)) as bar:
-        found = {}
-        for clip in clips:
-            found[clip] = _smaller(clip, folder, *LEVELS[level])
-            bar.advance()
+    level = LEVELS[_level(clips, folder, room)]
     kept, used = {}, 0
-    for clip, small in found.items():
-        used += small.stat().st_size
-        if used > room:
-            break
-        kept[clip] = small
+    pool = ThreadPoolExecutor(os.cpu_count())  # decoding and encoding leave Python free
+    with progress_bar("clips for the report", total=len(clips)) as bar:
+        smaller = pool.map(lambda clip: _smaller(clip, folder, *level), clips)
+        for clip, small in zip(clips, smaller, strict=True):
+            used += small.stat().st_size
+            if used > room:
+                break
+            kept[clip] = small
+            bar.advance()
+    pool.shutdown(cancel_futures=True)
     return Fitted(kept, _in_words(kept, len(clips), megabytes))
 
 
