@@ -301,3 +301,20 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     monkeypatch.setattr("pgdpo.ranks.agreement.gather", lambda value: pytest.fail("a gather in a sound step"))
     trainer.train()
     assert sizes == [40] * trainer_steps
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_first_step_that_is_not_taken_leaves_moments_for_the_next(config_file, monkeypatch, stage):
+    """DeepSpeed links a parameter's moments at its first step, also where that made none."""
+    inject(monkeypatch, {1}, lambda output: setattr(output, "per_pair", output.per_pair * math.nan))
+    start(
+        config_file,
+        config_file.parent / "out",
+        f"train.zero_stage={stage}",
+        "train.on_bad_step=skip",
+        "train.steps=2",
+    )
+    rows = metrics(config_file.parent / "out", "dpo")
+    assert [row["skipped_steps"] for row in rows] == [1, 1]
+    [file] = (config_file.parent / "out/dpo/checkpoints/step-00000002").glob("optimizer-*.safetensors")
+    assert any(name.startswith("exp_avg/") for name in load_file(file))
