@@ -43,7 +43,16 @@ def fit(clips: Sequence[Path], folder: Path, megabytes: float) -> Fitted:
     room = megabytes * 1e6 * (1 - REST) / IN_BASE64
     if sum(clip.stat().st_size for clip in clips) <= room:
         return Fitted({clip: clip for clip in clips})
-    level = LEVELS[_level(clips, folder, room)]
+    kept: dict[Path, Path] = {}
+    for level in LEVELS[_level(clips, folder, room) :]:
+        kept = _kept(clips, folder, level, room)
+        if len(kept) == len(clips):
+            break
+    return Fitted(kept, _in_words(kept, len(clips), megabytes))
+
+
+def _kept(clips: Sequence[Path], folder: Path, level: tuple[int, int], room: float) -> dict[Path, Path]:
+    """The first of the clips, as many as there is room for, with their copies."""
     kept, used = {}, 0
     pool = ThreadPoolExecutor(os.cpu_count())  # decoding and encoding leave Python free
     with progress_bar("clips for the report", total=len(clips)) as bar:
@@ -55,7 +64,7 @@ def fit(clips: Sequence[Path], folder: Path, megabytes: float) -> Fitted:
             kept[clip] = small
             bar.advance()
     pool.shutdown(cancel_futures=True)
-    return Fitted(kept, _in_words(kept, len(clips), megabytes))
+    return kept
 
 
 def _level(clips: Sequence[Path], folder: Path, room: float) -> int:

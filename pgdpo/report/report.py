@@ -209,7 +209,11 @@ def _pairs(out: Path, pairs: list[dict], fitted: Fitted) -> list[dict]:
     shown = []
     for pair, found in zip(pairs, scores, strict=True):
         placed = [
-            {"name": name, **both, "at": {side: place(value, scales[name]) for side, value in both.items()}}
+            {
+                "name": name,
+                **both,
+                "at": {side: round(place(value, scales[name]), 1) for side, value in both.items()},
+            }
             for name, both in found.items()
         ]
         shown.append(_pair(out, pair, fitted) | {"scores": placed})

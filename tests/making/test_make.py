@@ -153,6 +153,7 @@ def test_local_dpo_trains_on_masked_pairs_up_to_an_export(clips, tmp_path):
         f"output_dir={tmp_path}",
         f"data.train={tmp_path / 'pairs' / 'manifest.jsonl'}",
         "data.held_out=null",
+        "evaluate.every=null",
     ]
     run_pgdpo("prepare", "quickstart.yaml", *here)
     index = json.loads((tmp_path / "prepared/train/index.json").read_text())

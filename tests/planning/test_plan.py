@@ -215,7 +215,9 @@ def test_a_plan_counts_the_other_expert_of_wan_2_2(saved):
     folder = saved(KINDS["wan 2.2 t2v a14b low"].save)
     given = ["model.expert=low_noise", "model.encoders=pipeline", f"model.path={folder}", "data.fps=own"]
     sizes = ["data.num_frames=5", "data.height=16", "data.width=16"]
-    config = load_config("configs/quickstart.yaml", [*given, *sizes, "evaluate.every=1"])
+    config = load_config(
+        "configs/quickstart.yaml", [*given, *sizes, "evaluate.every=1", "evaluate.every_prompts=1"]
+    )
     planner = Planner(config)
     other = WanTransformer3DModel.from_pretrained(folder / "transformer_2")
     assert sum(size.numel for size in planner.sampled(config)) == sum(p.numel() for p in other.parameters())

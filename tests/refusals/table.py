@@ -131,6 +131,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
         "_check_results": {"it holds results of the run": Why.ANOTHER},
     },
+    "report.budget": {"fit": {"which samples it, or restore the file": Why.RUN}},
     "report.preview": {"write_preview": {"was prepared anew since, from other": Why.RUN}},
     "report.report": {
         "_read": {
@@ -313,6 +314,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "checkpoints.runs": {
         "open_run": {"_no_run(folder)": Why.ANOTHER, "holds no valid checkpoint: go on": Why.ANOTHER},
+        "step_named": {"expected a step such as 100, or `best`": Why.ANOTHER, "no best step": Why.ANOTHER},
         "open_steps": {"expected `all`, or steps such as": Why.ANOTHER},
         "run_config": {"_no_run(given.loaded.run_dir)": Why.ANOTHER},
         "_of_folder": {"no run": Why.ANOTHER, "one of them names the run": Why.ANOTHER},

@@ -58,6 +58,7 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         "check_selective": {"model.gradient_checkpointing is `selective`": By("what is kept")},
     },
     "training.held_out.held_out": {"HeldOut._start": {"not there, or of other held-out": Why.RUN}},
+    "training.steering.fitting_beta": {"fitting_beta": {"the gradient of the margin is nothing": Why.RUN}},
     "training.pairs": {
         "check_noise": {
             "prepared pairs hold none. Call it": By("siblings"),

@@ -24,8 +24,14 @@ def settled(run) -> float:
 @pytest.mark.usefixtures("eager_kernels")
 @pytest.mark.parametrize(
     "road",
-    [(), FULL, ("train.pair_batching=split",), ("train.schedule=cosine", "train.warmup_steps=2")],
-    ids=["lora", "full", "split", "schedule"],
+    [
+        pytest.param((), id="lora"),
+        pytest.param(FULL, id="full"),
+        pytest.param(("train.pair_batching=split",), id="split", marks=pytest.mark.slow),
+        pytest.param(
+            ("train.schedule=cosine", "train.warmup_steps=2"), id="schedule", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_auto_is_the_run_with_its_number(config_file, road):
     out = config_file.parent / "out"
@@ -103,9 +109,7 @@ def test_a_cached_reference_finds_the_same(config_file):
 
 
 def test_only_a_beta_that_scales_the_margin_may_be_auto(config_file):
-    with pytest.raises(
-        InputError, match="objective `ipo`: `beta` is 'auto'; allowed: > 0$|allowed: > 0[^,]*$"
-    ):
+    with pytest.raises(InputError, match="objective `ipo`: `beta` is 'auto'; allowed: > 0; leave it out"):
         load_config(config_file, ["objective={name: ipo, beta: auto}"])
     takes = [
         name for name, spec in REGISTRY.items() if spec.options.get("beta") and spec.options["beta"].auto
