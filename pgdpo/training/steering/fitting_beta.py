@@ -2,7 +2,8 @@
 
 A first update of Adam is lr * sign(g), whatever beta and the loss's scale. With g the gradient by one optimizer step's
 batch and G that of the mean margin of other pairs, both of the model as it begins, the margin of those moves by
-dm = lr * <G, sign(g)> a step. beta is chosen so that |kappa * dm|, summed over the run's learning rates, is TARGET.
+dm = lr * <G, sign(g)> a step: the mean over the batches of as many pairs, since one batch's direction is mostly noise.
+beta is chosen so that |kappa * dm|, summed over the run's learning rates, is TARGET.
 """
 
 from __future__ import annotations
@@ -52,23 +53,26 @@ def fitting_beta(step: Step, task: Task) -> Fit:
     Raises InputError where no pair's margin would move.
     """
     train = step.config.train
-    batches = 1 + math.ceil(PAIRS / train.global_batch_pairs)
+    batches = math.ceil(
+        PAIRS / train.global_batch_pairs
+    )  # for the directions, and for the pairs that are moved
     engine = step.policy.engine
     before = {name: getattr(engine, name) for name in COUNTERS if hasattr(engine, name)}
     directions: list[torch.Tensor] = []
     change = 0.0
-    order = task.batches(range(batches))
+    order = task.batches(range(2 * batches))
     with (
         contextlib.closing(load_batches(task.pairs, order, workers=step.config.data.workers)) as loaded,
         gradients_seen(engine) as seen,
     ):
-        for number in range(batches):
+        for number in range(2 * batches):
             norm = step.margin_gradient(loaded)
-            unclipped = max(1.0, (norm + 1e-6) / train.max_grad_norm)  # as DeepSpeed and torch clip
-            if number == 0:
-                directions = [gradient.sign() for gradient in seen]
+            if number < batches:
+                signs = [gradient.sign() / batches for gradient in seen]
+                directions = [a + b for a, b in zip(directions, signs, strict=True)] if directions else signs
             else:
-                change += unclipped * _product(directions, seen, engine) / (batches - 1)
+                unclipped = max(1.0, (norm + 1e-6) / train.max_grad_norm)  # as DeepSpeed and torch clip
+                change += unclipped * _product(directions, seen, engine) / batches
             seen.clear()
     vars(engine).update(before)
     rates = [learning_rate(train, number) for number in range(train.steps)]
@@ -79,7 +83,7 @@ def fitting_beta(step: Step, task: Task) -> Fit:
             "nothing, or not finite; write a number"
         )
     beta = float(f"{2 * TARGET / (change * steps):.4g}")  # no more digits than it is good for
-    return Fit(beta, change, (batches - 1) * train.global_batch_pairs, steps)
+    return Fit(beta, change, batches * train.global_batch_pairs, steps)
 
 
 @contextlib.contextmanager
