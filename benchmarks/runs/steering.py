@@ -52,7 +52,7 @@ def run(folder: Path, out: Path, best: list[str]) -> None:
 
 def _row(run: Path, found: dict, best: list[str]) -> dict:
     events = read_events(run)
-    last = read_results(run / "results.json")
+    last = read_results(evaluation_of(run, found["steps"]) / "results.json")
     seconds = sum(each["seconds"] for each in read_metrics(run))
     row = {
         "label": found["label"],
