@@ -173,17 +173,18 @@ def split_problems(train: Sequence[CheckedRow], held_out: Sequence[CheckedRow]) 
     """Held-out pairs that are trained on."""
     for what, names in (
         ("id", lambda row: [row.values["id"]]),
-        ("clip", lambda row: [row.clips["chosen"], row.clips["rejected"]]),
+        ("clip", lambda row: [row.clips[side] for side in row.sides]),
     ):
         seen = {name for row in train for name in names(row)}
         shared = [row for row in held_out if seen.intersection(names(row))]
         if shared:
-            name = next(name for name in names(shared[0]) if name in seen)
+            name, kind = next(name for name in names(shared[0]) if name in seen), shared[0].kind
             yield shared[0].problem(
-                f"{what} {shown(name)} of a held-out pair stands in data.train too ({len(shared)} of {len(held_out)})",
+                f"{what} {shown(name)} of a held-out {kind} stands in data.train too ({len(shared)} of "
+                f"{len(held_out)})",
                 key="data.held_out",
                 value=name,
-                allowed="pairs that are never trained on",
+                allowed=f"{kind}s that are never trained on",
                 suggestion="take them out of one of the two manifests; in one manifest, give them one prompt",
                 severity="warning",
             )
@@ -229,7 +230,8 @@ def amount_problems(
     if rows and len(rows) < batch:
         yield inspected.problem(
             key,
-            f"`{key}` is {batch}, and data.train has {len(rows)} pairs: some stand in one step more than once",
+            f"`{key}` is {batch}, and data.train has {len(rows)} {rows[0].kind}s: some stand in one step more than "
+            "once",
             value=batch,
             allowed=f"at most {len(rows)}",
             suggestion="take a smaller batch or more pairs",
@@ -240,7 +242,7 @@ def amount_problems(
     if held_out and stated and len(held_out) < wanted:
         yield inspected.problem(
             key,
-            f"`{key}` is {wanted}, and data.held_out has {len(held_out)} pairs: no more are sampled",
+            f"`{key}` is {wanted}, and data.held_out has {len(held_out)} {held_out[0].kind}s: no more are sampled",
             value=wanted,
             allowed=f"at most {len(held_out)}",
             suggestion="take fewer prompts (and evaluate.samples_per_prompt of each) or more held-out pairs",
