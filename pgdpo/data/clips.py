@@ -18,7 +18,8 @@ from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.manifest import SPAN_MARK, PairRow
-from pgdpo.rows.schema import best_of, kind_of, titled
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import kind_of, titled
 from pgdpo.video import VideoInfo, probe_video, read_frames
 from pgdpo.video.info import SAME_RATE
 from pgdpo.video.picture import is_picture, read_image, read_picture
@@ -263,7 +264,7 @@ def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] |
                 f"{said[:12]}...: the clip was cut or changed; fetch it again or correct the row"
             )
     starts = (
-        {"starts": best_of(row.extra)} if with_image and row.image is None and row.kind == "group" else {}
+        {"starts": ends(row.extra)[0]} if with_image and row.image is None and row.kind == "group" else {}
     )
     return hashes | {what: row.extra.get(what) for what in SAID} | starts
 
@@ -282,9 +283,9 @@ def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def first_picture(row: PairRow, frames: Mapping[str, np.ndarray], size: Size) -> np.ndarray:
-    """uint8 [H, W, 3] that all clips start from: the row's picture, or the first frame of `best_of` them."""
+    """uint8 [H, W, 3] that all clips start from: the row's picture, or the first frame of the best of them."""
     if row.image is None:
-        return frames[best_of(row.extra)][0]
+        return frames[ends(row.extra)[0]][0]
     try:
         return read_image(row.image, size[1:])
     except InputError as error:

@@ -26,7 +26,7 @@ KEYS_OF_A_SAMPLE: dict[str, Key] = {
     "sha256": SHA256,
     "source_fields": SOURCE_FIELDS,
 }
-RATINGS = ("score", "rank", "label", "advantage")  # all samples of a row have one, or none has
+RATINGS = ("rank", "score", "advantage", "label")  # all samples of a row have one, or none has
 OF_FILES = {"clip", "sha256", "source_fields"}  # what no objective reads of a sample
 
 

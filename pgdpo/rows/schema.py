@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.messages.problems import broken_text, shown
-from pgdpo.rows.columns import COLUMNS
+from pgdpo.rows.columns import COLUMNS, OF_GROUPS
 from pgdpo.rows.groups import KEYS_OF_A_SAMPLE, OF_FILES, SAMPLES, group_flaws
 from pgdpo.rows.values import (
     CLIP,
@@ -129,7 +129,7 @@ KEYS: dict[str, Key] = {
 
 # Keys that a group's row may hold as a pair's does.
 SHARED = (
-    "id", "prompt", "weight", "timestep_weight", "mask", "image", "fps", "num_frames", "width", "height", "source",
+    "id", "prompt", *OF_GROUPS, "mask", "image", "fps", "num_frames", "width", "height", "source",
     "licence", "source_fields",
 )  # fmt: skip
 OF_A_PAIR = tuple(key for key in dict.fromkeys((*KEYS, *COLUMNS)) if key not in (*SHARED, SAMPLES))
@@ -204,18 +204,12 @@ def said_of(row: Mapping[str, Any], side: str, part: str = "") -> Any:
     return samples[place].get(part or "clip") if isinstance(samples[place], Mapping) else None
 
 
-def best_of(row: Mapping[str, Any]) -> str:
-    """The clip whose first frame all of a row's clips start from, unless it names a picture: chosen; of a group the
-    sample of rank 0, else of the highest score, else the first."""
-    samples = row.get(SAMPLES)
-    if samples is None:
-        return SIDES[0]
-    places = range(len(samples))
-    if samples[0].get("rank") is not None:
-        return f"sample{min(places, key=lambda place: samples[place]['rank'])}"
-    if samples[0].get("score") is not None:
-        return f"sample{max(places, key=lambda place: samples[place]['score'])}"
-    return "sample0"
+def scores_of(row: Mapping[str, Any], side: str) -> dict[str, float]:
+    """Scores by name of one of a row's clips; of a group its `score` too, under that name."""
+    if row.get(SAMPLES) is None:
+        return (row.get("scores") or {}).get(side) or {}
+    own, scores = said_of(row, side, "score"), said_of(row, side, "scores") or {}
+    return scores if own is None else {"score": own, **scores}
 
 
 def captions_of(row: Mapping[str, Any]) -> dict[str, str]:

@@ -17,11 +17,11 @@ from pgdpo.files.locations import is_url
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.problems import Problem, shown
 from pgdpo.rows.manifest import PICTURES, CheckedRow, carried
+from pgdpo.rows.ranked import ends
 from pgdpo.rows.schema import (
     LABELS,
     MANIFEST,
     SAMPLES,
-    best_of,
     cut_labels,
     key_of,
     kind_of,
@@ -30,6 +30,7 @@ from pgdpo.rows.schema import (
     samples_of,
     spoken,
     titled,
+    worded,
 )
 
 
@@ -123,11 +124,12 @@ class Rows:
                     what = f"{_about(row, side)}: {values}"
                     kind = "prompt edited" if key == "caption" else "label edited"
                     yield _row(row, kind, what, f"{SAMPLES}.{key}", now.get(key))
-        if all(samples) and self.with_image and "image" not in row.clips and best_of(extra) != best_of(was):
-            what = (
-                f"{_titled(row)}: its clips start from that of {best_of(extra)}, prepared from {best_of(was)}"
-            )
-            yield _row(row, "picture that clips start from", what, SAMPLES, best_of(extra))
+        if not all(samples) or not self.with_image or "image" in row.clips:
+            return
+        start, started = ends(extra)[0], ends(was)[0]
+        if start != started:
+            what = f"{_titled(row)}: its clips start from that of {worded(start)}, prepared from {worded(started)}"
+            yield _row(row, "picture that clips start from", what, SAMPLES, start)
 
     def _files(self, row: CheckedRow) -> Iterator[Difference]:
         made = self.made[row.values["id"]]

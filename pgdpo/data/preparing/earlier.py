@@ -27,7 +27,7 @@ from pgdpo.data.shards import (
 from pgdpo.files.bounded import parse_json
 from pgdpo.models.protocols import Encoders
 from pgdpo.rows.manifest import PICTURES, PairRow
-from pgdpo.rows.schema import best_of
+from pgdpo.rows.ranked import ends
 
 READABLE = (
     INDEX - 1,
@@ -91,7 +91,7 @@ class Earlier:
         self, row: Mapping, files: Mapping[str, FileEntry], size: Sequence[int], view: str
     ) -> tuple:
         """What a row's tensors follow from, beside the encoders."""
-        starts = best_of(row) if self._image and "image" not in files else ""
+        starts = ends(row)[0] if self._image and "image" not in files else ""
         return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view, starts)
 
     def looked_at(
