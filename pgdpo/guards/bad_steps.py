@@ -96,13 +96,13 @@ class Guard:
     def see(self, output: ObjectiveOutput, errors: PairErrors, batch: dict) -> None:
         """A micro-batch's losses, errors and damaged pairs; nothing waits for the device."""
         finite = (
-            output.per_pair.isfinite()
+            output.per_group.isfinite()
             & errors.policy_chosen.isfinite().all(1)
             & errors.policy_rejected.isfinite().all(1)
         )
         self._ids += batch["ids"]
         self._finite.append(finite)
-        self._per_pair.append(output.per_pair.detach())
+        self._per_pair.append(output.per_group.detach())
         self._found |= dict(damage for damage in batch["damage"] if damage is not None)
 
     def settle(self, step: int) -> Fault | None:
@@ -186,9 +186,9 @@ class Guard:
 
     def _judge(self, *, gradients_finite: bool) -> None:
         self._asked = True
-        finite, per_pair = torch.cat(self._finite), torch.cat(self._per_pair)
-        untrained = torch.cat(self._untrained) if self._untrained else per_pair
-        loss = torch.where(finite, per_pair, 0).double().sum()
+        finite, per_group = torch.cat(self._finite), torch.cat(self._per_pair)
+        untrained = torch.cat(self._untrained) if self._untrained else per_group
+        loss = torch.where(finite, per_group, 0).double().sum()
         begun = torch.where(finite & untrained.isfinite(), untrained, 0).double().sum()
         counts = torch.tensor([len(finite), len(self._found)], dtype=torch.float64, device=loss.device)
         sums = torch.cat([counts, torch.stack([loss, begun, (~finite).sum().double()])])
@@ -201,7 +201,7 @@ class Guard:
         elif not gradients_finite:
             self._fault = Fault("the gradient's norm is not finite")
         else:
-            self._fault = self._spike(total / pairs, begun_total / pairs, per_pair)
+            self._fault = self._spike(total / pairs, begun_total / pairs, per_group)
 
     def _names(self, finite: torch.Tensor) -> list[str]:
         mine = [name for name, fine in zip(self._ids, finite.tolist(), strict=True) if not fine]
@@ -212,18 +212,18 @@ class Guard:
             self._newly_damaged |= {n: reason for n, reason in found.items() if n not in self._damaged}
         self._damaged |= self._newly_damaged
 
-    def _spike(self, loss: float, untrained: float, per_pair: torch.Tensor) -> Fault | None:
+    def _spike(self, loss: float, untrained: float, per_group: torch.Tensor) -> Fault | None:
         """A loss far above its scale; any other joins those that the next are held against."""
         factor = self._train.spike_factor
         reason = None if factor is None else self._scale.spike(loss, factor)
         if reason is None:
             self._scale.add(loss, untrained)
             return None
-        return Fault(reason, *self._shares(per_pair))
+        return Fault(reason, *self._shares(per_group))
 
-    def _shares(self, per_pair: torch.Tensor) -> tuple[list[str], list[float]]:
+    def _shares(self, per_group: torch.Tensor) -> tuple[list[str], list[float]]:
         """The pairs that make up most of the global batch's |loss|, and their shares of it; the same on every rank."""
-        mine = list(zip(self._ids, per_pair.double().abs().tolist(), strict=True))
+        mine = list(zip(self._ids, per_group.double().abs().tolist(), strict=True))
         sizes: dict[str, float] = defaultdict(float)  # a pair may stand in a batch twice
         for pairs in agreement.gather(mine):
             for name, size in pairs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives.batch import Batch, Terms, with_scaled_gradient
+from pgdpo.objectives.pairing import PAIRINGS
 from pgdpo.objectives.spec import Needs, Option, Spec, check_known
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
         ),
         "scope": Option("pair", "one scale per pair, or one per micro-batch", choices=("pair", "microbatch")),
     },
+    "pairing": Option(
+        "best_worst",
+        "of groups of three samples or more: the best against the worst, all pairs, or each against the next; equal "
+        "ranks are no pair; form ours",
+        choices=tuple(PAIRINGS),
+    ),
     "sft_weight": Option(0.0, "adds this times E_pw (RPO, arXiv 2405.16436)", least=0),
     "logit_cap": Option("none", "a pair whose logit is above it has no gradient by it; form ours", above=0),
     "chosen_pull": Option(
@@ -46,6 +53,10 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
     },
 }
 LIMITS = ("logit_cap", "chosen_pull")  # keywords of `preference_loss` too
+ON_PAIRS = (
+    "safeguard",
+    "adaptive_clip",
+)  # they scale the gradients of chosen and rejected; the first needs `cross`
 HIGH_STEP, LOW_STEP = 0.05, 0.02  # of adaptive_clip's bounds
 RATIO_LIMIT = 20.0  # log of the largest ratio that is summed
 CHOSEN = ("policy_chosen", "excess_chosen", "drift_chosen")
@@ -57,6 +68,8 @@ def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: A
     compares = spec.needs_with(options).reference
     if key in ("adaptive_clip", "chosen_pull") and not ("beta" in options and compares):
         raise InputError(f"{where} needs an objective with `beta` and a reference")
+    if key == "pairing" and spec.groups:
+        raise InputError(f"{where} is for objectives that compare pairs, and {spec.name} reads whole groups")
     if key == "logit_cap" and not compares:
         raise InputError(f"{where} needs an objective with a reference")
     if key in LIMITS and spec.name == "ipo":
@@ -108,15 +121,15 @@ def after(
     batch: Batch, terms: Terms, options: Mapping[str, Any], beta: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses `[B]` with terms and weights added, and what to log; `beta` is the objective's, where it has one."""
-    per_pair, stats = terms.per_pair, {}
+    losses, stats = terms.losses, {}
     if not terms.limited:
-        per_pair = limited(batch, terms, beta, **limits(options))
+        losses = limited(batch, terms, beta, **limits(options))
     if options.get("sft_weight"):
-        per_pair = per_pair + options["sft_weight"] * batch.error_chosen
+        losses = losses + options["sft_weight"] * batch.error_chosen
     if "saturation_skip" in options:
         weight = saturation_skip(batch, terms.logits, **options["saturation_skip"])
-        per_pair, stats = per_pair * weight, {"saturation_skip/weight": weight}
-    return per_pair, stats
+        losses, stats = losses * weight, {"saturation_skip/weight": weight}
+    return losses, stats
 
 
 def limited(
@@ -128,13 +141,13 @@ def limited(
     chosen_pull: float | None = None,
 ) -> Tensor:
     """The losses `[B]` of a formula that isn't `preference_loss`: capped at the same value, then pulled."""
-    per_pair = terms.per_pair
+    losses = terms.losses
     if logit_cap is not None:
-        per_pair = per_pair.detach().where(terms.logits.detach() > logit_cap, per_pair)
+        losses = losses.detach().where(terms.logits.detach() > logit_cap, losses)
     if chosen_pull is not None:
         excess = batch.excess_chosen if terms.excess_better is None else terms.excess_better
-        per_pair = per_pair + chosen_pull * (batch.kappa(beta) * excess)
-    return per_pair
+        losses = losses + chosen_pull * (batch.kappa(beta) * excess)
+    return losses
 
 
 def safeguard(batch: Batch, *, mu: float, scope: str) -> tuple[Tensor, dict[str, Tensor]]:

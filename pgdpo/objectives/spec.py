@@ -163,7 +163,8 @@ class Spec:
     # Whether its formula asks for nothing but `Batch.preference` and the pairs' own fields, under its options.
     fused: Callable[[Mapping[str, Any]], bool] = never
     conflict: Callable[[Mapping[str, Any]], str | None] = none_other  # what is wrong with options together
-    pools: bool = False  # its loss hangs on the other pairs of the batch
+    pools: bool = False  # its loss hangs on the other groups of the batch
+    groups: bool = False  # its formula reads groups of any size; any other compares pairs, by `pairing`
     # The settings, beside the columns of `needs.pairs`, with which a test trains it through the real trainer. None: no
     # prepared data hold the samples, or the start, that it was published with.
     trained_with: tuple[str, ...] | None = ()

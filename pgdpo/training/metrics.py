@@ -35,7 +35,7 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     """
     whole = errors.over_segments()
     metrics = {
-        "loss": output.per_pair,
+        "loss": output.per_group,
         "error/chosen": whole.policy_chosen[:, 0],
         "error/rejected": whole.policy_rejected[:, 0],
         "saturation": (output.logits.abs() > SATURATED).float(),
@@ -61,7 +61,7 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     ]
     if all(norm is not None for norm in norms):
         metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
-    pairs = len(output.per_pair)
+    pairs = len(output.per_group)
     known = {name: value for name, value in output.stats.items() if name not in metrics}
     return metrics | {
         name: value.detach().float().expand(pairs) for name, value in known.items() if value.ndim < 2

@@ -339,7 +339,7 @@ def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen:
         for factor in factors if rank == victim and at == [step] else []:
             output.loss = output.loss * factor
             if seen:
-                output.per_pair = output.per_pair * factor
+                output.per_group = output.per_group * factor
         see(self, output, errors, batch)
 
     Step.take, Guard.see = stepping, seeing

@@ -17,8 +17,8 @@ from pgdpo.messages.errors import InputError
 from pgdpo.objectives import available, build_objective, check_options, formulas, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.batch import Batch
-from pgdpo.objectives.docs import markdown, notes, rows
-from pgdpo.objectives.groups import GROUPS, TRAINS, grouped
+from pgdpo.objectives.catalogue.docs import markdown, notes, rows
+from pgdpo.objectives.catalogue.standing import STANDINGS, TRAINS, by_standing
 from pgdpo.objectives.registry import FORMULAS, REGISTRY
 from pgdpo.objectives.spec import CONFIDENCE, Spec
 
@@ -125,7 +125,7 @@ def test_listing_and_checking_import_no_torch():
     script = """
 import sys
 from pgdpo.objectives import available, check_options, build_objective
-from pgdpo.objectives.docs import markdown
+from pgdpo.objectives.catalogue.docs import markdown
 from pgdpo.objectives.advice import beta_report
 for name in available():
     check_options(name)
@@ -229,18 +229,18 @@ def test_saturation_advice():
     assert "near 1e+06 " in saturation_advice([5e-4] * 11 + [1.0] * 9, 500)
 
 
-def test_three_groups_hold_every_objective_once():
-    groups = grouped()
-    assert list(groups) == list(GROUPS)
-    assert sorted(spec.name for specs in groups.values() for spec in specs) == sorted(NAMES)
+def test_three_standings_hold_every_objective_once():
+    standings = by_standing()
+    assert list(standings) == list(STANDINGS)
+    assert sorted(spec.name for specs in standings.values() for spec in specs) == sorted(NAMES)
     assert set(TRAINS) <= set(NAMES)
-    for spec in groups["trains here"]:
+    for spec in standings["trains here"]:
         assert spec.confidence not in ("ours", "reconstructed") and spec.name in TRAINS
-    assert {row["name"]: row["group"] for row in rows()} == {
-        f"`{spec.name}`": group for group, specs in groups.items() for spec in specs
+    assert {row["name"]: row["standing"] for row in rows()} == {
+        f"`{spec.name}`": standing for standing, specs in standings.items() for spec in specs
     }
     headings = [line for line in markdown().splitlines() if line.startswith("**")]
-    assert [line.split("**")[1].lower() for line in headings] == list(GROUPS)
+    assert [line.split("**")[1].lower() for line in headings] == list(STANDINGS)
 
 
 @pytest.mark.parametrize("name", NAMES)

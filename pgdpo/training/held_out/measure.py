@@ -130,7 +130,7 @@ class Measure:
             losses = torch.full_like(logits, torch.nan)
         else:
             pairs = pair_info(batch["rows"], sample.sigma * self._family.num_train_timesteps)
-            logits, losses = self._now(errors, pairs).logits, self._configured(errors, pairs).per_pair
+            logits, losses = self._now(errors, pairs).logits, self._configured(errors, pairs).per_group
         return torch.stack([chosen, rejected, logits, losses], 1).double().tolist()
 
     def _arranged(self, found: list[list[list[float]]]) -> Numbers:
