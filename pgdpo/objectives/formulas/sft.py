@@ -13,6 +13,7 @@ from pgdpo.objectives.spec import Needs, Option, objective
     confidence="code",
     options={"on": Option("chosen", "which samples are fitted", choices=("chosen", "both"))},
     needs=Needs(reference=False),
+    reads_omega=False,
 )
 def sft(batch: Batch, *, on: str) -> Terms:
     chosen, rejected = batch.error_chosen, batch.error_rejected
