@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import shake_256
+from struct import unpack
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives.info import PairInfo
@@ -205,15 +206,28 @@ class Batch:
 
         return all_gather(local, self.process_group)
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Random numbers in 0..1 that depend on the seed and on how often they were drawn, alone."""
+    def uniform(self, count: int, *, stream: str) -> Tensor:
+        """`[B, count]` random numbers in [0, 1): a pair's own, by the seed, its id, its draw and the `stream`, which
+        keeps uses apart; the same in any batch, on any rank, in a resumed run.
+
+        Without `PairInfo.ids` and `.draw` they are by the pair's place and by how often numbers were drawn.
+        """
         import torch
 
+        keys = [f"{self.seed}/{pair}/{draw}/{stream}" for pair, draw in self._draws()]
+        digests = (shake_256(key.encode()).digest(4 * count) for key in keys)
+        # 24 bits each, as many as fp32 holds: none is rounded up to 1.
+        numbers = [[word >> 8 for word in unpack(f"<{count}I", digest)] for digest in digests]
+        return torch.tensor(numbers, dtype=torch.float32, device=self.error_chosen.device) / 2**24
+
+    def _draws(self) -> Iterable[tuple[int, int]]:
+        """(id, draw) of each pair."""
+        if self.pairs.ids is not None and self.pairs.draw is not None:
+            return zip(self._given("ids").tolist(), self._given("draw").tolist(), strict=True)
         draw = int(self.state.get("draws", 0))
         if self.learning():
             self.state["draws"] = draw + 1
-        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{draw}".encode()))
-        return torch.rand(shape, generator=generator).to(self.error_chosen.device)
+        return ((place, draw) for place in range(len(self)))
 
     def learning(self) -> bool:
         """Whether state may move: it stands still where gradients are off, as in validation."""
@@ -229,15 +243,19 @@ class Batch:
 
         Raises InputError if it is of another shape.
         """
-        value = getattr(self.pairs, name)
-        if tuple(value.shape) != (len(self), *tail):
-            shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
-            raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
-        value = value.detach()
+        value = self._given(name, *tail).detach()
         if self.compared is not None:
             return value.to(self.compared.pred.device).float()
         like = self.segments.policy if self.grouped else self.segments.policy_chosen
         return value.to(device=like.device, dtype=like.dtype)
+
+    def _given(self, name: str, *tail: int) -> Tensor:
+        """A field of `PairInfo` as it is. Raises InputError unless it is `[B, *tail]`."""
+        value = getattr(self.pairs, name)
+        if tuple(value.shape) != (len(self), *tail):
+            shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
+            raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
+        return value
 
 
 def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:

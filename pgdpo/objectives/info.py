@@ -35,5 +35,5 @@ class PairInfo:
     advantage: Tensor | None = None  # [B, K], or [B] of the chosen, the rejected having its negative
     label: Tensor | None = None  # [B, K] +1 desirable, -1 undesirable, 0 absent (unpaired data)
     masked: PairErrors | None = None  # the errors under the region mask
-    ids: Tensor | None = None  # [B] int64, which group it is, and
-    draw: Tensor | None = None  # [B] int64, which draw of it: random choices follow from both
+    ids: Tensor | None = None  # [B] int64, on the CPU: with `draw` what a group's random choices hang on
+    draw: Tensor | None = None  # [B] int64, on the CPU: how often the group was drawn before

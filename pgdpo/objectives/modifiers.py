@@ -33,6 +33,14 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
         "ranks are no pair; form ours",
         choices=tuple(PAIRINGS),
     ),
+    "timestep_weight": Option(
+        "none",
+        "ω(σ), a factor of β at the drawn noise level σ, from 0, clip, to 1, noise: flow_dpo is (1 − σ)² (flow models "
+        "alone; snr is the same there), snr and min_snr weigh the clip's error by the signal-to-noise ratio, up to 5 "
+        "(arXiv 2303.09556), a table is linear between its points; times the rows' own timestep_weight",
+        choices=("none", "flow_dpo", "snr", "min_snr"),
+        table=True,
+    ),
     "sft_weight": Option(0.0, "adds this times E_pw (RPO, arXiv 2405.16436)", least=0),
     "logit_cap": Option("none", "a pair whose logit is above it has no gradient by it; form ours", above=0),
     "chosen_pull": Option(
@@ -53,10 +61,10 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
     },
 }
 LIMITS = ("logit_cap", "chosen_pull")  # keywords of `preference_loss` too
-ON_PAIRS = (
-    "safeguard",
-    "adaptive_clip",
-)  # they scale the gradients of chosen and rejected; the first needs `cross`
+# They scale the gradients of chosen and rejected; the first reads their product.
+ON_PAIRS = ("safeguard", "adaptive_clip")
+# What `diffusion_dpo_loss` has of them, omega from `PairInfo`, where the trainer puts it; `pairing` is of groups.
+FUSED = (*LIMITS, "timestep_weight", "pairing")
 HIGH_STEP, LOW_STEP = 0.05, 0.02  # of adaptive_clip's bounds
 RATIO_LIMIT = 20.0  # log of the largest ratio that is summed
 CHOSEN = ("policy_chosen", "excess_chosen", "drift_chosen")
@@ -75,6 +83,10 @@ def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: A
     if key in LIMITS and spec.name == "ipo":
         raise InputError(
             f"{where}: ipo regresses to a margin of its own; leave it out, or take another objective"
+        )
+    if key == "timestep_weight" and value != "none" and not spec.reads_omega:
+        raise InputError(
+            f"{where} is a factor of β, and its loss has no β with a noise level's weight: leave it out"
         )
     known = MODIFIERS[key]
     if isinstance(known, Option):
@@ -198,7 +210,7 @@ def adaptive_clip(
 
 def saturation_skip(batch: Batch, logits: Tensor, *, threshold: float, keep: float) -> Tensor:
     """Weights `[B]` that drop most saturated pairs and leave the expectation as it is."""
-    drawn = (batch.uniform(len(batch)) < keep).to(logits) / keep
+    drawn = (batch.uniform(1, stream="saturation_skip")[:, 0] < keep).to(logits) / keep
     return drawn.where(logits.detach() > threshold, 1.0)
 
 

@@ -82,7 +82,7 @@ def build_objective(
 
     `process_group`: the ranks that share a batch, for the objectives that look at the whole batch (KTO's
     reference point, sorted and grouped losses) and the micro-batch safeguard; ranks hold equally many pairs.
-    `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks.
+    `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks; see `Batch.uniform`.
 
     Raises InputError as `check_options` does.
     """
@@ -125,6 +125,8 @@ class Objective:
         for column, then in self.spec.without.items():
             if column not in columns:
                 found.append(f"{self.name}: no row has `{column}`: {then}")
+        if self.options.get("timestep_weight", "none") != "none" and "timestep_weight" in columns:
+            found.append(f"{self.name}: beta is multiplied by objective.timestep_weight and by the rows' own")
         return found + [f"{self.name}: {POOLED}"] * self.spec.pools
 
     def __call__(self, errors: PairErrors | GroupErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
@@ -188,8 +190,7 @@ class Objective:
     @property
     def fused(self) -> bool:
         """Whether `from_predictions` has it: a formula of `diffusion_dpo_loss`, and no modifier that isn't in it."""
-        within = (*modifiers.LIMITS, "pairing")
-        beside = (value for key, value in self._modifiers.items() if key not in within)
+        beside = (value for key, value in self._modifiers.items() if key not in modifiers.FUSED)
         return self.spec.fused(self._own_options) and not any(beside)
 
     def from_predictions(
@@ -299,11 +300,12 @@ def _detached(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:
-    """Margin and implicit rewards before beta, `[B]`, where there is a reference."""
+    """Margin and implicit rewards before beta, `[B]`, where there is a reference, and omega_t where there is one."""
+    omega = {"timestep_weight": batch.info("timestep_weight")} if batch.has("timestep_weight") else {}
     chosen, rejected = terms.reward_chosen, terms.reward_rejected
     excess = batch.pooled.excess if batch.grouped else batch.pooled.excess_chosen
     if chosen is None and excess is not None:
         chosen, rejected = batch.reward_chosen, batch.reward_rejected
     if chosen is None:
-        return {"margin": batch.error_rejected - batch.error_chosen}
-    return {"margin": chosen - rejected, "reward/chosen": chosen, "reward/rejected": rejected}
+        return {"margin": batch.error_rejected - batch.error_chosen, **omega}
+    return {"margin": chosen - rejected, "reward/chosen": chosen, "reward/rejected": rejected, **omega}

@@ -9,6 +9,7 @@ import torch
 from pgdpo.config import Config
 from pgdpo.data.prepared import to_device, twice
 from pgdpo.diffusion.draws import sigma_at, sigmas
+from pgdpo.diffusion.timestep_weight import timestep_weight
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
 from pgdpo.models.weights.kept import compute_dtype
@@ -27,6 +28,7 @@ class Sample:
     target: torch.Tensor  # [2B, C, F, H, W]
     mask: torch.Tensor | None  # where the error counts
     region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the pairs' own masks
+    timestep_weight: torch.Tensor | None  # [B] omega(sigma) of `objective.timestep_weight`; None: 1
 
     @property
     def both(self) -> torch.Tensor:
@@ -69,9 +71,10 @@ def _noised(
     tensors = {name: batch[name] for name in ("latents", "mask") if batch[name] is not None}
     tensors = to_device(tensors, device)
     latents = tensors["latents"]
+    level = family.level(sigma)
     noisy, target = noise_pair(
         latents,
-        family.level(sigma),
+        level,
         seed=seed,
         pair_ids=batch["pair_ids"].to(device),
         draw=batch["draw"].to(device),
@@ -79,9 +82,9 @@ def _noised(
     )
     mask = family.loss_mask(latents, conditioning)
     noisy = noisy.to(compute_dtype(config))
-    return Sample(
-        latents, conditioning, sigma, noisy, target, mask, region_of(tensors.get("mask"), mask, latents)
-    )
+    region = region_of(tensors.get("mask"), mask, latents)
+    omega = timestep_weight(config.timestep_weight, sigma, level=level, prediction=family.prediction)
+    return Sample(latents, conditioning, sigma, noisy, target, mask, region, omega)
 
 
 def held_out_level(config: Config, family: Family, draw: int) -> float:

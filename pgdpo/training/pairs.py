@@ -17,6 +17,7 @@ from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, PairInfo, build_objective
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.training.noising import Sample
 from pgdpo.training.opening import open_pairs
 
 
@@ -57,8 +58,12 @@ class Task:
         )
 
 
-def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:
-    """`PairInfo` of a batch: the columns that its rows have, and `timestep` `[B]` in the model's own unit."""
+def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
+    """`PairInfo` of a batch (of `collate`): the columns that its rows have, and what its draws gave.
+
+    The timestep is in the model's own unit; omega is that of the noise level times the rows' own.
+    """
+    rows, timestep = batch["rows"], sample.sigma * family.num_train_timesteps
     values = {
         name: torch.tensor(
             [row[name] for row in rows],
@@ -68,7 +73,9 @@ def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:
         for name in COLUMNS
         if rows[0].get(name) is not None
     }
-    return PairInfo(timestep=timestep, **values)
+    if sample.timestep_weight is not None:
+        values["timestep_weight"] = sample.timestep_weight * values.get("timestep_weight", 1)
+    return PairInfo(timestep=timestep, ids=batch["pair_ids"], draw=batch["draw"], **values)
 
 
 def check_data(objective: Objective, config: Config, data: PreparedPairs) -> None:
@@ -114,6 +121,17 @@ def check_noise(name: str, needs: Needs, config: Config) -> None:
         )
     if config.diffusion.inversion_steps is not None:
         _check_inversion(config)
+    if config.timestep_weight == "flow_dpo":
+        _check_flow_dpo(config)
+
+
+def _check_flow_dpo(config: Config) -> None:
+    prediction = open_family(config.model).prediction
+    if prediction != "flow":
+        raise InputError(
+            f"objective.timestep_weight is `flow_dpo`: (1 - sigma)^2 is for flow matching, {config.model.family} "
+            f"predicts {prediction}; allowed: snr, min_snr or a table"
+        )
 
 
 def _check_inversion(config: Config) -> None:

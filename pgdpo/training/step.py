@@ -64,7 +64,7 @@ class Step:
                 norm = self.policy.backward(output.loss)
             metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, device), batch["rows"])
             self.beta_watch.add(output.logits)
-            self.common_rise.add(output, errors, batch["rows"])
+            self.common_rise.add(output, errors)
         fault = self.guard.settle(self.done)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
         if fault is None:
@@ -90,7 +90,7 @@ class Step:
         sample, compare, pred = self._predicted(batch)
         segments = self.segments[sample.latents.shape[2]]
         compared = compare(pred, sample.target, segments=segments, mask=sample.mask)
-        pairs = pair_info(batch["rows"], sample.sigma * self.policy.family.num_train_timesteps)
+        pairs = pair_info(batch, sample, self.policy.family)
         if "masked" in self.objective.needs.pairs:
             pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region).errors())
         pairs = without_stand_ins(pairs, batch, self.policy.ranks.device)
@@ -106,6 +106,7 @@ class Step:
     def margin_gradient(self, loaded: Iterator[dict]) -> float:
         """A backward pass of the mean margin over one step's micro-batches of `loaded`, and DeepSpeed's step.
 
+        Of the margin times omega, where there is one: that is what beta multiplies.
         For an optimizer that only looks on. Returns the gradient's norm before clipping.
         """
         for _ in range(self._micro_batches):
@@ -115,7 +116,9 @@ class Step:
             with self._watch.blocks():
                 sample, compare, pred = self._predicted(batch)
                 errors = compare(pred, sample.target, mask=sample.mask).errors()
-                norm = self.policy.backward((errors.excess_rejected - errors.excess_chosen).mean())
+                margin = (errors.excess_rejected - errors.excess_chosen)[:, 0]
+                omega = pair_info(batch, sample, self.policy.family).timestep_weight
+                norm = self.policy.backward((margin if omega is None else omega * margin).mean())
         return norm
 
     def _predicted(self, batch: dict) -> tuple[Sample, Comparison, torch.Tensor]:

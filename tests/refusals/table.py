@@ -258,7 +258,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
     },
-    "objectives.batch": {"Batch.info": {"PairInfo.": Why.CALLER}},
+    "objectives.batch": {"Batch._given": {"PairInfo.": Why.CALLER}},
     "objectives.modifiers": {
         "check": {
             "needs an objective with `beta` and": By("no safeguard"),

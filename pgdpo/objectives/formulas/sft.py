@@ -14,6 +14,7 @@ from pgdpo.objectives.spec import Needs, Option, objective
     confidence="code",
     options={"on": Option("chosen", "which samples are fitted", choices=("chosen", "both"))},
     needs=Needs(reference=False),
+    reads_omega=False,
 )
 def sft(batch: Batch, *, on: str) -> Terms:
     loss = batch.error_chosen if on == "chosen" else batch.each("policy").mean(1)

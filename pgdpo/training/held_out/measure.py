@@ -127,9 +127,10 @@ class Measure:
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
         if self.no_loss:
             logits = 0.5 * self._now.options.get("beta", torch.nan) * (rejected - chosen)
+            logits = logits if sample.timestep_weight is None else sample.timestep_weight * logits
             losses = torch.full_like(logits, torch.nan)
         else:
-            pairs = pair_info(batch["rows"], sample.sigma * self._family.num_train_timesteps)
+            pairs = pair_info(batch, sample, self._family)
             logits, losses = self._now(errors, pairs).logits, self._configured(errors, pairs).per_group
         return torch.stack([chosen, rejected, logits, losses], 1).double().tolist()
 
