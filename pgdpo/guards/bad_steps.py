@@ -26,7 +26,7 @@ from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import Objective, ObjectiveOutput, PairInfo
 from pgdpo.ranks import agreement
-from pgdpo_kernels import PairErrors
+from pgdpo_kernels import GroupErrors, PairErrors
 
 MOST = 0.95  # of a spike's loss: the pairs that make up so much of it are named, the largest first
 NAMED = 8  # and no more than so many
@@ -85,21 +85,18 @@ class Guard:
         step = optimizer.step
         optimizer.step = lambda *args, **options: step(*args, **options) if self._may_step() else None
 
-    def see_untrained(self, errors: PairErrors, pairs: PairInfo) -> None:
+    def see_untrained(self, errors: PairErrors | GroupErrors, pairs: PairInfo) -> None:
         """What the objective gives for a micro-batch where the policy is the reference; asked for in the first steps.
 
         Without a reference there is no such thing: the first steps' own losses stand for it.
         """
-        if not self._scale.known and errors.ref_chosen is not None:
+        reference = errors.ref_chosen if isinstance(errors, PairErrors) else errors.ref
+        if not self._scale.known and reference is not None:
             self._untrained.append(self._objective.untrained(errors, pairs))
 
-    def see(self, output: ObjectiveOutput, errors: PairErrors, batch: dict) -> None:
+    def see(self, output: ObjectiveOutput, errors: PairErrors | GroupErrors, batch: dict) -> None:
         """A micro-batch's losses, errors and damaged pairs; nothing waits for the device."""
-        finite = (
-            output.per_group.isfinite()
-            & errors.policy_chosen.isfinite().all(1)
-            & errors.policy_rejected.isfinite().all(1)
-        )
+        finite = output.per_group.isfinite() & _finite(errors)
         self._ids += batch["ids"]
         self._finite.append(finite)
         self._per_pair.append(output.per_group.detach())
@@ -235,6 +232,13 @@ class Guard:
             covered += size
             named[name] = round(size / whole, 4)
         return list(named), list(named.values())
+
+
+def _finite(errors: PairErrors | GroupErrors) -> torch.Tensor:
+    """bool `[B]`: the policy's errors of all samples are."""
+    if isinstance(errors, PairErrors):
+        return errors.policy_chosen.isfinite().all(1) & errors.policy_rejected.isfinite().all(1)
+    return errors.policy.isfinite().all(1).reshape(errors.groups, -1).all(0)
 
 
 def check_damage(data: PreparedPairs, config: Config) -> None:

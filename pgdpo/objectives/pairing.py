@@ -19,6 +19,8 @@ from pgdpo.objectives.info import PairInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pgdpo_kernels import GroupErrors, PairErrors
+
 SPREAD = 0x1E3779B97F4A7C15  # odd, so that products differ
 
 # (better, worse) places of a group of K samples that are ordered from best to worst.
@@ -81,17 +83,31 @@ class Pairing:
         return kept.sum(0) / self.counts.sum(0).clamp_min(1)
 
 
+def best_and_worst(errors: GroupErrors, info: PairInfo) -> tuple[PairErrors, Tensor]:
+    """(the errors of each group's best sample against its worst, `[B, S]`; the samples' places `[B, K]`).
+
+    Of a group of one, or of equals, both are the same sample.
+    """
+    import torch
+
+    size = errors.groups
+    places = places_of(info, len(errors.policy) // size, size, errors.policy.detach())
+    row = torch.arange(len(places), device=places.device)
+    best, worst = (place * len(places) + row for place in (places.argmin(1), places.argmax(1)))
+    return errors.pairs(best, worst), places
+
+
 def places_of(info: PairInfo, groups: int, size: int, like: Tensor) -> Tensor:
     """The place of each sample in its group, `[B, K]`, 0 the best, in the dtype of `like`.
 
-    By `rank`, else by falling `reward`, else by falling `label`; of pairs without any the first is the better one.
+    By `rank`, else by falling `reward`, `advantage` or `label`; of samples without any the first is the best.
     """
     import torch
 
     if info.rank is not None:
         return info.rank.to(like)
-    for value in (info.reward, info.label):
-        if value is not None:
+    for value in (info.reward, info.advantage, info.label):
+        if value is not None and value.ndim == 2:
             value = value.to(like)
             return (value[:, None, :] > value[:, :, None]).sum(2).to(like)
     return torch.arange(size, device=like.device).to(like).expand(groups, size)

@@ -183,6 +183,7 @@ class Spec:
     fused: Callable[[Mapping[str, Any]], bool] = never
     conflict: Callable[[Mapping[str, Any]], str | None] = none_other  # what is wrong with options together
     pools: bool = False  # its loss hangs on the other groups of the batch
+    of_groups: tuple[str, ...] = ()  # fields of samples that it needs of groups, beside `needs.pairs`
     groups: bool = False  # its formula reads groups of any size; any other compares pairs, by `pairing`
     # Whether what trains in it has beta times omega_t, by `Batch.kappa`, `scaled` or `preference`.
     reads_omega: bool = True

@@ -42,7 +42,7 @@ def attended(config: Config) -> None:
 
 def inverted(config: Config) -> None:
     from pgdpo.objectives import needs_of
-    from pgdpo.training.pairs import check_noise
+    from pgdpo.training.task.checks import check_noise
 
     name = config.objective["name"]
     check_noise(name, needs_of(name, **config.objective_options), config)

@@ -13,6 +13,7 @@ from pgdpo.objectives.spec import Option, beta, objective
     confidence="code",
     pools=True,
     groups=True,
+    of_groups=("label",),
     options={
         "beta": beta(1000.0),
         "desirable_weight": Option(1.0, "weight of desirable samples", least=0),
@@ -25,7 +26,7 @@ def kto(batch: Batch, *, beta: float, desirable_weight: float, undesirable_weigh
     import torch
 
     reward = -batch.each("excess")  # (B, K)
-    label = batch.of_each("label") if batch.has("label") else reward.new_tensor([1.0, -1.0]).expand_as(reward)
+    label = batch.of_each("label") if batch.has("label") else 1 - 2 * (batch.places > 0).to(reward)
     sums = torch.stack(((reward.detach() * label.abs()).sum(1), label.abs().sum(1)), 1)
     total, present = batch.gathered(sums)[0].sum(0)
     reference_point = (total / present.clamp_min(1)).relu()
