@@ -63,7 +63,7 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
 LIMITS = ("logit_cap", "chosen_pull")  # keywords of `preference_loss` too
 # They scale the gradients of chosen and rejected; the first reads their product.
 ON_PAIRS = ("safeguard", "adaptive_clip")
-# What `diffusion_dpo_loss` has of them, omega from `PairInfo`, where the trainer puts it; `pairing` is of groups.
+# In `diffusion_dpo_loss` too; omega comes to it in `PairInfo`, and `pairing` is of groups.
 FUSED = (*LIMITS, "timestep_weight", "pairing")
 HIGH_STEP, LOW_STEP = 0.05, 0.02  # of adaptive_clip's bounds
 RATIO_LIMIT = 20.0  # log of the largest ratio that is summed
@@ -86,7 +86,7 @@ def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: A
         )
     if key == "timestep_weight" and value != "none" and not spec.reads_omega:
         raise InputError(
-            f"{where} is a factor of β, and its loss has no β with a noise level's weight: leave it out"
+            f"{where} is a factor of β at each noise level, and this loss has no β that takes one: leave it out"
         )
     known = MODIFIERS[key]
     if isinstance(known, Option):

@@ -8,6 +8,7 @@ import torch
 from objective_oracle import Errors
 from objective_samples import FIELDS, random_errors, to_torch
 
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives import PairInfo, available, build_objective, check_options, get_spec
 from pgdpo_kernels import pair_errors
 
@@ -187,6 +188,30 @@ def test_timestep_weight_scales_beta():
         info |= {"masked": sample(2)} if "masked" in needs else {}
         doubled = run(name, sample(2), PairInfo(**info, timestep_weight=2 * ONES), beta=300.0)[0]
         assert_same(doubled, run(name, sample(2), PairInfo(**info), beta=600.0)[0])
+
+
+@pytest.mark.parametrize("name", available())
+def test_who_reads_omega(name):
+    """Whose pairs lose otherwise by it may ask for omega(sigma); the others are refused."""
+    spec = get_spec(name)
+    if "timestep_weight" in spec.needs.pairs:
+        assert not spec.reads_omega  # a step's own weight, which its data bring
+    else:
+        brought = {"segment_labels": (5, 2), "tail": (5, 2), "reward": (5, 2), "advantage": (5, 2)}
+        needs = build_objective(name).needs.pairs
+        info = {key: torch.rand(brought.get(key, (5,))) for key in needs if key != "masked"}
+        info |= {"masked": sample(2)} if "masked" in needs else {}
+        found = [
+            build_objective(name)(sample(2), PairInfo(**info, timestep_weight=omega)).per_group
+            for omega in (None, 0.3 * ONES)
+        ]
+        assert torch.equal(*found) != spec.reads_omega
+    if spec.reads_omega:
+        assert check_options(name, timestep_weight=[(0, 1), (1, 0)])["timestep_weight"] == [[0, 1], [1, 0]]
+    else:
+        assert check_options(name, timestep_weight="none")
+        with pytest.raises(InputError, match=f"`{name}`: `timestep_weight` is a factor of β"):
+            build_objective(name, timestep_weight="snr")
 
 
 def test_weights_scale_each_pair_s_loss():

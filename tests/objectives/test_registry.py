@@ -105,6 +105,22 @@ BAD = [
         {"ipr_form": "switch", "ipr_threshold": 2},
         "`ipr_threshold` is 2 with `ipr_form` switch, which doesn't read it; allowed: 1",
     ),
+    *(
+        ("dpo", {"timestep_weight": value}, f"objective `dpo`: `timestep_weight`{message}")
+        for value, message in (
+            ("sqrt", " is 'sqrt'; allowed: none | flow_dpo | snr | min_snr | [[sigma, weight], ...]"),
+            (2, " is 2; allowed: none | flow_dpo"),
+            ([], " is []; allowed: [[sigma, weight], ...], two points or more"),
+            ([[0, 1], 3], ": entry 2 is 3; allowed: [sigma, weight], sigma > 0, entry 1's and ≤ 1"),
+            ([[0, 1], [True, 1]], ": entry 2 is [True, 1]"),
+            ([[0, 1], [0, 2]], ": entry 2 is [0, 2]; allowed: [sigma, weight], sigma > 0, entry 1's and"),
+            ([[-0.1, 1], [1, 2]], ": entry 1 is [-0.1, 1]; allowed: [sigma, weight], sigma ≥ 0 and ≤ 1"),
+            ([[0, 1], [1.5, 2]], ": entry 2 is [1.5, 2]"),
+            ([[0, 1], [0.5, -1], [1, 1]], ": entry 2 is [0.5, -1]"),
+            ([[0, 1], [1, float("nan")]], ": entry 2 is [1, nan]"),
+            ([[0, 1], [1, float("inf")]], ": entry 2 is [1, inf]"),
+        )
+    ),
     (None, {}, "unknown objective `None`"),
     (["dpo"], {}, "unknown objective"),
 ]

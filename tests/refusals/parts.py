@@ -40,7 +40,7 @@ def attended(config: Config) -> None:
     check_attention(config, opened(config), torch.device("cpu"))
 
 
-def inverted(config: Config) -> None:
+def noised(config: Config) -> None:
     from pgdpo.objectives import needs_of
     from pgdpo.training.task.checks import check_noise
 
