@@ -11,16 +11,16 @@ from pgdpo.rows.importers.format import Found, first_of
 Name = TypeVar("Name", bound=Hashable)
 
 
-def grouped(prompt: str, samples: Sequence[Mapping[str, Any]], fields: Sequence[Any]) -> Found:
-    """The row of one prompt's `samples`, in the order of their ranks, with the source's `fields` of each.
+def grouped(prompt: str, samples: Sequence[Mapping[str, Any]]) -> Found:
+    """The row of one prompt's `samples`, in the order of their ranks.
 
-    A sample holds Media under `clip`, and what else a row's sample may hold; what not all of them hold (None, or no
-    such key) is left out of all.
+    A sample holds Media under `clip`, the source's own under `source_fields`, and what else a row's sample may hold;
+    what not all of them hold (None, or no such key) is left out of all.
     """
     keys = [key for key in samples[0] if all(each.get(key) is not None for each in samples)]
     order = sorted(range(len(samples)), key=lambda place: samples[place].get("rank", 0))
     listed = [{key: samples[place][key] for key in keys} for place in order]
-    return Found({"prompt": prompt, "samples": listed}, {"samples": [fields[place] for place in order]})
+    return Found({"prompt": prompt, "samples": listed}, {})
 
 
 def maker_of(record: Record) -> str | None:

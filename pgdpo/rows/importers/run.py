@@ -172,11 +172,16 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
 
 
 def _placed(samples: Sequence[Mapping[str, Any]], store: _Store) -> list[dict[str, Any]]:
-    """A group's samples with their clips in place; a digest of each, where the bytes of all were seen."""
+    """A group's samples with what they hold in place; a digest of each clip, where the bytes of all were seen."""
     placed = [store.place(sample["clip"]) for sample in samples]
     digests = [digest for _, digest in placed]
     return [
-        {**sample, "clip": clip, **({"sha256": digest} if None not in digests else {})}
+        {
+            **sample,
+            "clip": clip,
+            **({"sha256": digest} if None not in digests else {}),
+            "source_fields": store.as_json(sample["source_fields"]),
+        }
         for sample, (clip, digest) in zip(samples, placed, strict=True)
     ]
 

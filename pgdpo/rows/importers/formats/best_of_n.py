@@ -108,10 +108,11 @@ def _group(prompt: str, candidates: list[Candidate]) -> Found:
             "label": each.label,
             "scores": each.scores,
             "source": each.source,
+            "source_fields": each.fields if isinstance(each.fields, dict) else {"ratings": each.fields},
         }
         for each, rank in zip(candidates, ranks, strict=True)
     ]
-    return grouped(prompt, samples, [each.fields for each in candidates])
+    return grouped(prompt, samples)
 
 
 def _pairs_per_prompt(pairs: str) -> int | None:

@@ -171,10 +171,15 @@ class _Shown:
     def group(self, ranks: Mapping[str, int]) -> Found:
         pictures = [self.pictures[uid] for uid in ranks]
         samples = [
-            {"clip": picture.media(), "rank": rank, "source": picture.fields["model"] or None}
+            {
+                "clip": picture.media(),
+                "rank": rank,
+                "source": picture.fields["model"] or None,
+                "source_fields": picture.fields,
+            }
             for picture, rank in zip(pictures, ranks.values(), strict=True)
         ]
-        found = grouped(self.prompt, samples, [picture.fields for picture in pictures])
+        found = grouped(self.prompt, samples)
         compared = [each for each in self.comparisons if ranks.keys() & set(each[:2])]
         judged = any(share is not None and a != b and {a, b} <= ranks.keys() for a, b, share, _ in compared)
         found.row |= {"num_frames": 1} | ({} if judged else {"weight": 0.0})

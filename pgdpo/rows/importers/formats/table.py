@@ -137,8 +137,8 @@ def _labelled(record: Record, columns: Columns) -> Iterator[Found | Problem]:
     elif isinstance(label, Problem):
         yield label
     else:
-        sample = {"clip": clip, "label": label, "source": maker_of(record)}
-        found = grouped(str(prompt[1]), [sample], [record.values])
+        own = {"source": maker_of(record), "source_fields": record.values}
+        found = grouped(str(prompt[1]), [{"clip": clip, "label": label, **own}])
         found.row |= _id_of(record) | ({"weight": 0.0} if label == 0 else {})
         yield found
 
