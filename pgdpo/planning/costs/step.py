@@ -51,9 +51,9 @@ def plan_step(
     on_host: int,
 ) -> Step:
     """`group_size`: samples of a group on average. `tokens`: of one clip. `exchanged`: bytes of queries, keys, values
-    and outputs of all blocks, which Ulysses sends around attention. `reference_runs`: a forward of the reference a step.
-    `backward_passes`: micro-batches on a rank. `on_host`: bytes of activations that each of them sends to the host and
-    back."""
+    and outputs of all blocks, which Ulysses sends around attention. `reference_runs`: a forward of the reference a
+    step. `backward_passes`: micro-batches on a rank. `on_host`: bytes of activations that each of them sends to the
+    host and back."""
     train = config.train
     samples = round(group_size * train.global_batch_pairs)
     flops = samples * counted.model(config, reference_runs=reference_runs)
