@@ -13,13 +13,13 @@ from pgdpo.data.visits.loading import collate
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.reference import mean_errors
+from pgdpo.rows.ranked import ranked
 from pgdpo.rows.schema import MANIFEST, SAMPLES
 from pgdpo.sampling.clips import Job
 from pgdpo.training.held_out.measure import measurable
 from pgdpo.training.held_out.statistics import share
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo.training.noising import held_out_level, sample_at
-from pgdpo.training.task.info import ends_of
 
 
 class Errors:
@@ -52,8 +52,8 @@ class Errors:
         errors = mean_errors(predicted, sample.target, sample.mask, size=batch["groups"] or 2).tolist()
         if batch["groups"] is None:
             return errors
-        ends = [ends_of(row[SAMPLES]) for row in batch["rows"]]
-        return [[found[best], found[worst]] for found, (best, worst) in zip(errors, ends, strict=True)]
+        orders = [ranked(row[SAMPLES]) for row in batch["rows"]]
+        return [[found[order[0]], found[order[-1]]] for found, order in zip(errors, orders, strict=True)]
 
     def excess(self, reference: dict[str, list], aligned: dict[str, list]) -> dict[str, list]:
         """Lists `pair`, `sigma`, `chosen`, `rejected` with one entry per draw and pair, from what `of` gave for each of

@@ -9,7 +9,6 @@ import torch
 
 from pgdpo.models.family import Family
 from pgdpo.objectives import PairInfo
-from pgdpo.objectives.pairing import places_of
 from pgdpo.rows.columns import COLUMNS
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.training.noising import Sample
@@ -48,13 +47,6 @@ def sample_columns(groups: Sequence[list[dict]]) -> dict[str, list[list[float]]]
     }
     advantages = [list(advantages_of(samples)) for samples in groups]
     return found if [] in advantages else found | {"advantage": advantages}
-
-
-def ends_of(samples: list[dict]) -> tuple[int, int]:
-    """Places of a group's best and worst sample, as `best_and_worst` finds them."""
-    info = PairInfo(**{name: torch.tensor(column) for name, column in sample_columns([samples]).items()})
-    places = places_of(info, 1, len(samples), torch.zeros(()))
-    return int(places.argmin()), int(places.argmax())
 
 
 def advantages_of(samples: list[dict]) -> Iterator[float]:
