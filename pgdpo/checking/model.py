@@ -19,8 +19,8 @@ from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
 from pgdpo.data.curation.apply import curated
 from pgdpo.data.masks import read_mask
-from pgdpo.data.mixture import check_left
 from pgdpo.data.sources import shares_of
+from pgdpo.data.visits.mixture import check_left
 from pgdpo.engine.attention import check_attention
 from pgdpo.engine.engine import check_deepspeed, check_offload
 from pgdpo.engine.memory import check_selective
@@ -40,7 +40,7 @@ from pgdpo.rows.manifest import CheckedRow, PairRow, carried, spread
 from pgdpo.rows.schema import MANIFEST, columns, cut_labels
 from pgdpo.sampling import how_sampled
 from pgdpo.training.opening import compare_prepared, open_pairs, require_images
-from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
+from pgdpo.training.task.checks import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.trackers import check_trackers
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pgdpo.config import Config
 from pgdpo.config.read import Inspection
-from pgdpo.data.batches import check_batches
 from pgdpo.data.curation.order import read_margins
 from pgdpo.data.places import places_of
 from pgdpo.data.sources import shares_of
+from pgdpo.data.visits.batches import check_batches
 from pgdpo.files.tables import Record
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.errors import InputError

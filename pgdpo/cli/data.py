@@ -29,8 +29,18 @@ def import_(
         str | None, typer.Option(help="videoalign, rapidata: the aspect that decides, such as MQ.")
     ] = None,
     pairs: Annotated[
-        str, typer.Option(help="best_of_n, rated tables: all, best-worst, or so many pairs per prompt.")
-    ] = "best-worst",
+        str | None,
+        typer.Option(
+            help="best_of_n, rated tables: all, best-worst (the default), or so many pairs per prompt."
+        ),
+    ] = None,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="best_of_n, rated tables, pickapic: a row a prompt with all its clips, best first.",
+        ),
+    ] = False,
     prompt: Annotated[str | None, typer.Option(help="table: its column of the prompt.")] = None,
     chosen: Annotated[str | None, typer.Option(help="table: its column of the better clip.")] = None,
     rejected: Annotated[str | None, typer.Option(help="table: its column of the worse clip.")] = None,
@@ -50,6 +60,9 @@ def import_(
     score_b: Annotated[str | None, typer.Option(help="table: its column of b's score, or votes.")] = None,
     clip: Annotated[str | None, typer.Option(help="table of rated clips: its column of the clip.")] = None,
     score: Annotated[str | None, typer.Option(help="table of rated clips: its column of the score.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="table of rated clips: its column of good or bad, with --groups.")
+    ] = None,
     segment_seconds: Annotated[
         float, typer.Option(help="densedpo: seconds of a segment whose times are not given.", min=1e-3)
     ] = 1.0,
@@ -75,12 +88,13 @@ def import_(
         **dict(
             prompt=prompt, chosen=chosen, rejected=rejected, a=a, b=b, winner=winner, clip=clip, score=score
         ),
+        "label": label,
         **dict(score_a=score_a, score_b=score_b, a_wins=a_wins, b_wins=b_wins, tie=tie),
     }
-    said = {"--pairs": pairs if pairs != "best-worst" else None, "--name": name, "--licence": licence}
+    said = {"--pairs": pairs, "--name": name, "--licence": licence}
     more = [part for option, value in said.items() if value is not None for part in (option, value)]
-    command = (source, out, *more, *(["--copy"] if copy else []))
-    options = Options(dimension, pairs, segment_seconds, columns, command)
+    command = (source, out, *more, *(["--groups"] if groups else []), *(["--copy"] if copy else []))
+    options = Options(dimension, pairs, groups, segment_seconds, columns, command)
     run_import(format, source, out, options, name=name, licence=licence, copy=copy)
 
 

@@ -70,9 +70,16 @@ HeldOut = Annotated[
 
 
 class ToyConfig(Section):
-    train_pairs: int = Field(96, ge=1, description="Pairs to train on.")
-    held_out_pairs: int = Field(32, ge=1, description="Pairs that are never trained on.")
+    train_pairs: int = Field(96, ge=1, description="Pairs, or groups, to train on.")
+    held_out_pairs: int = Field(32, ge=1, description="Pairs, or groups, that are never trained on.")
     seed: int = Field(0, ge=0, description="Another seed gives other clips.")
+    samples: int = Field(
+        2,
+        ge=2,
+        le=8,
+        description="Clips of a prompt: 2 are a pair, more a group, of which each is damaged further than the one "
+        "before; its true reward is the `score`, and ranks it.",
+    )
 
 
 # What each rule of data.select reads: (keys it needs, keys it may have).

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pgdpo.config.model import TOY_FPS
 from pgdpo.toy.reward import ToyReward, true_reward
-from pgdpo.toy.scene import SPLITS, example, render
+from pgdpo.toy.scene import SPLITS, Scene, example, group, render
 from pgdpo.video import read_video, write_video
 
 __all__ = ["ToyReward", "example", "render", "render_dataset", "true_reward"]
 
 SIDE, NUM_FRAMES, FPS = 64, 12, int(TOY_FPS)
+SHAPE = {"fps": FPS, "num_frames": NUM_FRAMES, "width": SIDE, "height": SIDE}
 FORMAT = 1  # part of the parameters: clips of another version of the toy world are rendered anew
 
 
@@ -23,9 +24,10 @@ def render_dataset(
     train_pairs: int = 96,
     held_out_pairs: int = 32,
     seed: int = 0,
+    samples: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
-    """Render the toy world's pairs as mp4 clips of 64x64 pixels, 12 frames, 8 frames a second.
+    """Render the toy world's pairs, or groups, as mp4 clips of 64x64 pixels, 12 frames, 8 frames a second.
 
     Writes `train.jsonl`, `held_out.jsonl`, their clips under `clips/` and, last, `toy.json` with the
     parameters and the manifests' SHA-256. A finished dataset of the same parameters is left alone, an
@@ -34,12 +36,15 @@ def render_dataset(
 
     Args:
         folder: made when missing.
-        progress: called with (pairs done, pairs in all) after every pair.
+        train_pairs, held_out_pairs: rows of each manifest.
+        samples: clips of each row: 2 are a pair, more a group.
+        progress: called with (rows done, rows in all) after every row.
 
     Returns:
-        The paths of the training and the held-out manifest. Rows: id, prompt, chosen, rejected (relative to
+        The paths of the training and the held-out manifest. Rows of pairs: id, prompt, chosen, rejected (relative to
         the manifest), fps, num_frames, width, height, defect, strength, and `scores` with the ToyReward of
-        both clips as decoded.
+        both clips as decoded. Rows of groups: `samples` in place of chosen, rejected and scores, best first, each with
+        clip, score (the reward's total), rank (equal scores share one) and scores; `strength` is a list, one a sample.
     """
     folder = Path(folder)
     counts = {"train": train_pairs, "held_out": held_out_pairs}
@@ -50,6 +55,7 @@ def render_dataset(
         "side": SIDE,
         "num_frames": NUM_FRAMES,
         "fps": FPS,
+        **({"samples": samples} if samples != 2 else {}),
     }
     manifests = tuple(folder / f"{split}.jsonl" for split in SPLITS)
     record = folder / "toy.json"
@@ -63,7 +69,11 @@ def render_dataset(
     for split, manifest in zip(SPLITS, manifests, strict=True):
         rows = []
         for index in range(counts[split]):
-            rows.append(_render_pair(clips, seed, split, index))
+            rows.append(
+                _render_pair(clips, seed, split, index)
+                if samples == 2
+                else _render_group(clips, seed, split, index, samples)
+            )
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -78,13 +88,34 @@ def _render_pair(clips: Path, seed: int, split: str, index: int) -> dict:
     row = {"id": name, "prompt": pair.prompt}
     scores = {}
     for side, scene in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        clip = clips / f"{name}-{side}.mp4"
-        if not clip.exists():
-            write_video(clip, render(scene, SIDE), FPS)
-        row[side] = clip.relative_to(clips.parent.parent).as_posix()
-        scores[side] = asdict(true_reward(read_video(clip, num_frames=NUM_FRAMES), pair.prompt))
-    shape = {"fps": FPS, "num_frames": NUM_FRAMES, "width": SIDE, "height": SIDE}
-    return {**row, **shape, "defect": pair.defect, "strength": pair.strength, "scores": scores}
+        row[side], scores[side] = _render_clip(clips / f"{name}-{side}.mp4", scene)
+    return {**row, **SHAPE, "defect": pair.defect, "strength": pair.strength, "scores": scores}
+
+
+def _render_group(clips: Path, seed: int, split: str, index: int, samples: int) -> dict:
+    drawn = group(seed, index, samples, split=split, num_frames=NUM_FRAMES)
+    name = f"{split}-{index:05d}"
+    rendered = [
+        (*_render_clip(clips / f"{name}-{grade}.mp4", scene), strength)
+        for grade, (scene, strength) in enumerate(zip(drawn.scenes, drawn.strengths, strict=True))
+    ]
+    rendered.sort(key=lambda clip: -clip[1]["total"])
+    totals = sorted({scores["total"] for _, scores, _ in rendered}, reverse=True)
+    listed = [
+        {"clip": clip, "score": scores["total"], "rank": totals.index(scores["total"]), "scores": scores}
+        for clip, scores, _ in rendered
+    ]
+    strengths = [strength for *_, strength in rendered]
+    row = {"id": name, "prompt": drawn.prompt, "samples": listed}
+    return {**row, **SHAPE, "defect": drawn.defect, "strength": strengths}
+
+
+def _render_clip(clip: Path, scene: Scene) -> tuple[str, dict[str, float]]:
+    """(the clip as a row names it, its ToyReward as decoded)."""
+    if not clip.exists():
+        write_video(clip, render(scene, SIDE), FPS)
+    reward = true_reward(read_video(clip, num_frames=NUM_FRAMES), scene.prompt)
+    return clip.relative_to(clip.parents[2]).as_posix(), asdict(reward)
 
 
 def _record(parameters: dict, manifests: tuple[Path, ...]) -> str:
@@ -98,7 +129,15 @@ def _is_finished(record: Path, parameters: dict, manifests: tuple[Path, ...]) ->
     if record.read_text(encoding="utf-8") != _record(parameters, manifests):
         return False
     rows = [json.loads(line) for path in manifests for line in path.read_text(encoding="utf-8").splitlines()]
-    return all((record.parent / row[side]).is_file() for row in rows for side in ("chosen", "rejected"))
+    return all((record.parent / clip).is_file() for row in rows for clip in _clips_of(row))
+
+
+def _clips_of(row: dict) -> list[str]:
+    return (
+        [sample["clip"] for sample in row["samples"]]
+        if "samples" in row
+        else [row["chosen"], row["rejected"]]
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

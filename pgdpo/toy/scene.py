@@ -60,6 +60,17 @@ class Example:
     strength: float
 
 
+@dataclass(frozen=True)
+class Group:
+    """K clips of one prompt before rendering: `scenes[0]` is flawless, the others are the same with one `defect`, of
+    the `strengths` (0 for the flawless one), which rise."""
+
+    prompt: str
+    scenes: tuple[Scene, ...]
+    defect: str
+    strengths: tuple[float, ...]
+
+
 def prompt_words(prompt: str) -> tuple[str, str, str, str]:
     """(size, colour, shape, direction) that a toy prompt asks for; size is "" where the prompt says none.
 
@@ -96,6 +107,22 @@ def example(
     strength = drawn_strength if strength is None else strength
     rng = np.random.default_rng([seed, SPLITS.index(split), index, DEFECTS.index(defect)])
     return Example(chosen.prompt, chosen, _with_defect(rng, chosen, defect, strength), defect, strength)
+
+
+def group(seed: int, index: int, samples: int, *, split: str = "train", num_frames: int = 12) -> Group:
+    """Group `index` of a split: the prompt, the flawless scene and the defect of the pair of that index.
+
+    Args:
+        samples: clips, 2 or more. The strengths are one of each of `samples` - 1 equal parts of (0.1, 1], and each
+            clip's defect is drawn by itself.
+    """
+    pair = example(seed, index, split=split, num_frames=num_frames)
+    scenes, strengths = [pair.chosen], [0.0]
+    for grade in range(1, samples):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, DEFECTS.index(pair.defect), grade])
+        strengths.append(0.1 + 0.9 * (grade - rng.random()) / (samples - 1))
+        scenes.append(_with_defect(rng, pair.chosen, pair.defect, strengths[-1]))
+    return Group(pair.prompt, tuple(scenes), pair.defect, tuple(strengths))
 
 
 def render(scene: Scene, side: int = 64) -> np.ndarray:

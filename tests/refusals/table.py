@@ -258,10 +258,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
     },
-    "objectives.batch": {"Batch.info": {"PairInfo.": Why.CALLER}},
+    "objectives.batch": {"Batch._given": {"PairInfo.": Why.CALLER}},
     "objectives.modifiers": {
         "check": {
             "needs an objective with `beta` and": By("no safeguard"),
+            "a factor of β at each noise level": By("omega without a beta"),
             "needs an objective with a reference": By("a cap without a reference"),
             "ipo regresses to a margin of its own": By("a cap beside a margin"),
             "allowed: a mapping of": By("a safeguard's kind"),
@@ -281,6 +282,10 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Option.check": {
             "allowed: {}{}": By("an option's choice", "an option's kind", says=("; allowed: ",)),
             "allowed: {}$": By("an option's range", says=("is -1; allowed: > 0",)),
+        },
+        "check_table": {
+            "two points or more": By("one point"),
+            "entry {} is": By("points that fall", says=("entry 2 is [0.2, 0]", "sigma > 0.5, entry 1's")),
         },
         "check_known": {"has no option": By("an unknown option")},
     },

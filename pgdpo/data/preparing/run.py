@@ -55,6 +55,7 @@ def _render_toy(config: Config) -> None:
             train_pairs=toy.train_pairs,
             held_out_pairs=toy.held_out_pairs,
             seed=toy.seed,
+            samples=toy.samples,
             progress=lambda done, total: bar.advance(),
         )
         bar.finish()

@@ -29,7 +29,7 @@ def run_import(format: str, source: str, out: str, options: Options, **more) -> 
     summary = import_data(FORMATS[format], source, out, options, **more)
     table = Table(title=Text(out), title_justify="left", show_header=False)
     for label, value in (
-        ("pairs", summary.rows),
+        (_unit(summary), summary.rows),
         ("of them ties", summary.ties),
         ("of them judged by nobody (weight 0)", summary.weightless),
         ("records without a row", summary.dropped),
@@ -55,3 +55,12 @@ def run_import(format: str, source: str, out: str, options: Options, **more) -> 
         )
     say(f"next: set data.train={out} in a configuration, then `pgdpo check CONFIG`")
     return summary
+
+
+def _unit(summary: Summary) -> str:
+    """What the rows are: pairs, or groups and how many samples they have."""
+    if not summary.sizes:
+        return "pairs"
+    fewest, most = min(summary.sizes), max(summary.sizes)
+    many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"groups of {many} sample{'s' if most > 1 else ''}"

@@ -24,7 +24,8 @@ class Options:
     """What the user may choose; each format's summary says which it reads."""
 
     dimension: str | None = None  # videoalign, rapidata: the aspect that decides
-    pairs: str = "best-worst"  # best_of_n: all | best-worst | so many per prompt
+    pairs: str | None = None  # best_of_n: all | best-worst (None) | so many per prompt
+    groups: bool = False  # formats with `lists`: a row holds all clips of a prompt
     segment_seconds: float = 1.0  # densedpo: length of a segment whose times are not given
     columns: Mapping[str, Any] = field(default_factory=dict)  # table: what the user says of them, by option
     command: tuple[str, ...] = ()  # table: SOURCE, OUT and other options, for the command line that it shows
@@ -72,13 +73,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `renames`: columns of the source that stand unchanged under a native key."""
+    """One format. `renames`: columns of the source that stand unchanged under a native key; `lists`: whether it may
+    hold more than pairs, and `read` knows `groups`."""
 
     name: str
     summary: str
     layout: str  # what SOURCE holds
     read: Callable[[str, Options], Reading]
     renames: Mapping[str, str] = field(default_factory=dict)
+    lists: bool = False
 
 
 def read_rows(

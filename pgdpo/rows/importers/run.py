@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Summary:
     """What an import did; `left_over` and `missing` say what a reader should look at."""
 
     rows: int = 0
+    sizes: set[int] = field(default_factory=set)  # numbers of samples of the rows that are groups
     ties: int = 0
     weightless: int = 0  # rows of weight 0: nobody judged them
     dropped: int = 0  # records that gave no row: only where an option asked for some of them
@@ -68,7 +69,7 @@ def import_data(
     licence: str | None = None,
     copy: bool = False,
 ) -> Summary:
-    """Write a manifest `out` (JSONL or Parquet, path or URL) with all rows of `source`, none dropped.
+    """Write a manifest `out` (JSONL or Parquet, path or URL) with all pairs, or groups, of `source`.
 
     Every field of the source stands in its row: under a native key, or in `source_fields`. Clips that the source
     names stay where they are; bytes (and with `copy` all clips) are written beside the manifest by their hash.
@@ -80,7 +81,9 @@ def import_data(
     source, out = str(plain(source)), str(plain(out))
     if not is_url(out) and Path(out).resolve() == Path(source).resolve():
         raise InputError(f"OUT is {out}, the source itself: name another file")
-    reading = form.read(source, options or Options())
+    options = options or Options()
+    _check_groups(form, options)
+    reading = form.read(source, options)
     summary, problems, ids = Summary(), [], Counter()
     prefix = (
         f"{name or form.name}-{hashlib.sha256(Path(source).name.encode('utf-8', 'replace')).hexdigest()[:6]}"
@@ -109,17 +112,37 @@ def import_data(
                 if not errors:  # what is wrong may be what cannot be written
                     write(row)
                 summary.rows += 1
-                summary.ties += row.get("preference") == TIE
+                samples = row.get("samples", ())
+                summary.sizes |= {len(samples)} if samples else set()
+                summary.ties += row.get("preference") == TIE or _are_tied(samples)
                 summary.weightless += row.get("weight") == 0
                 bar.advance()
             raise_errors(problems, beside=out)
             if not summary.rows:
-                raise InputError(f"{source}: no pair in it; {form.name} reads {form.layout}")
+                unit = "group" if options.groups else "pair"
+                left = "".join(f" ({each})" for each in reading.left_over)
+                raise InputError(f"{source}: no {unit} in it{left}; {form.name} reads {form.layout}")
             bar.finish()
         undo.pop_all()
     summary.dropped, summary.left_over, summary.notes = reading.dropped, reading.left_over, reading.notes
     summary.outside = store.outside
     return summary
+
+
+def _check_groups(form: Format, options: Options) -> None:
+    if options.groups and not form.lists:
+        raise InputError(
+            f"--groups is for formats that hold lists; {form.name} reads {form.layout}: leave it out"
+        )
+    if options.groups and options.pairs is not None:
+        raise InputError(
+            f"--groups and --pairs {options.pairs} exclude each other: a row of all clips of a prompt, or pairs of them"
+        )
+
+
+def _are_tied(samples: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a group of several ranks none above another."""
+    return len(samples) > 1 and len({sample.get("rank") for sample in samples}) == 1
 
 
 def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Problem:
@@ -130,6 +153,8 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
                 row[key], digest = store.place(row[key])
                 if digest and f"sha256_{key}" in KEYS:
                     row[f"sha256_{key}"] = digest
+        if "samples" in row:
+            row["samples"] = _placed(row["samples"], store)
         fields = {str(key): store.as_json(value) for key, value in found.fields.items()}
     except ValueError as error:
         folder, what = error.args
@@ -144,6 +169,21 @@ def _native(form: Format, found: Found, store: _Store) -> dict[str, Any] | Probl
         if form.renames.get(key) not in row or value != row[form.renames[key]]
     }
     return {**row, "source_fields": kept}
+
+
+def _placed(samples: Sequence[Mapping[str, Any]], store: _Store) -> list[dict[str, Any]]:
+    """A group's samples with what they hold in place; a digest of each clip, where the bytes of all were seen."""
+    placed = [store.place(sample["clip"]) for sample in samples]
+    digests = [digest for _, digest in placed]
+    return [
+        {
+            **sample,
+            "clip": clip,
+            **({"sha256": digest} if None not in digests else {}),
+            "source_fields": store.as_json(sample["source_fields"]),
+        }
+        for sample, (clip, digest) in zip(samples, placed, strict=True)
+    ]
 
 
 def _unused(name: str, ids: Counter[str]) -> str:

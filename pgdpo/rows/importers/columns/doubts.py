@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pgdpo.rows.importers.columns.sample import SIDES, Sample, tokens
-from pgdpo.rows.importers.columns.verdicts import WORD_OF_TRUTH, Verdicts, are_turned, own_words, word
+from pgdpo.rows.importers.columns.verdicts import (
+    WORD_OF_TRUTH,
+    Verdicts,
+    are_turned,
+    label_of,
+    own_words,
+    word,
+)
 from pgdpo.rows.importers.format import is_decimal_comma, number
 from pgdpo.rows.schema import KEYS
 
@@ -91,6 +98,23 @@ def check_scores(table: Sample, guess: Mapping[str, Any], *names: str) -> bool:
             f"{unsure[0]!r} of {named} may be a thousand or a decimal: write numbers with a point"
         )
     return decimal
+
+
+def is_of_labels(table: Sample, name: str) -> bool:
+    """Whether a column calls each clip good or bad, in words that say which."""
+    words = {word(value) for value in table.values(name)}
+    clear = not words & {*WORD_OF_TRUTH, "-1"} or not set(tokens(name)) & (LOWER | TURNED)
+    return clear and not {"0", "-1"} <= words and table.all(name, lambda value: label_of(value) is not None)
+
+
+def check_label(table: Sample, name: str) -> None:
+    """Raises ValueError where a column does not say of each clip whether it is good or bad."""
+    if not is_of_labels(table, name):
+        held = ", ".join(dict.fromkeys(repr(value) for value in table.values(name)[:5]))
+        raise ValueError(
+            f"`{name}` ({held}) must call each clip good or bad: 1 and 0 (or -1), true and false, up and down, good "
+            "and bad, in a column that is true of a good clip; a scale of more than two is a --score"
+        )
 
 
 def check_chosen(table: Sample, guess: Mapping[str, Any], paired: set[str]) -> None:

@@ -14,14 +14,16 @@ from pgdpo.rows.importers.columns.doubts import (
     Unclear,
     aligned,
     check_chosen,
+    check_label,
     check_scores,
     check_winner,
     contradict,
     is_named,
+    is_of_labels,
     names_the_worse,
 )
 from pgdpo.rows.importers.columns.sample import CLIPS, SIDES, Sample, is_clip, is_there, tokens
-from pgdpo.rows.importers.columns.verdicts import Verdicts, understood, word
+from pgdpo.rows.importers.columns.verdicts import Verdicts, label_of, understood, word
 from pgdpo.rows.importers.format import number
 from pgdpo.rows.schema import TIE
 
@@ -36,20 +38,25 @@ SCORES = {
     "score", "scores", "reward", "rating", "votes", "vote", "mos", "elo", "stars", "points", "grade", "overall",
     "results",
 }  # fmt: skip
+LABELS = {
+    "label", "labels", "thumb", "thumbs", "feedback", "rating", "vote", "verdict", "judgment", "judgement", "reaction",
+    "like", "liked", "good", "desirable", "accepted", "approved",
+}  # fmt: skip
 VOTES = {"votes", "vote", "results"}  # of which the share is the preference
 DIRECT = (
     ("chosen", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred"), ("accepted", "rejected"),
     ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"), ("better", "worse"),
     ("best", "worst"), ("positive", "negative"), ("good", "bad"), ("w", "l"),
 )  # fmt: skip
-CHOICES = ("prompt", "chosen", "rejected", "a", "b", "winner", "score_a", "score_b", "clip", "score")
+CHOICES = ("prompt", "chosen", "rejected", "a", "b", "winner", "score_a", "score_b", "clip", "score", "label")
 WINS = {"a_wins": 1.0, "b_wins": 0.0, "tie": TIE}
 
 
 @dataclass(frozen=True)
 class Columns:
     """The names of a table's columns. Either chosen and rejected; or a, b and what decides: winner, or both scores;
-    or clip and score, of a table of ratings. `verdicts`: what the winner's values mean; `values`: as they stand."""
+    or, of a table of ratings, clip and score, or label (good or bad), or both. `verdicts`: what the winner's values
+    mean; `values`: as they stand."""
 
     prompt: str
     chosen: str | None = None
@@ -61,6 +68,7 @@ class Columns:
     score_b: str | None = None
     clip: str | None = None
     score: str | None = None
+    label: str | None = None
     decimal_comma: bool = False
     verdicts: Verdicts = field(default_factory=Verdicts)
     values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -94,8 +102,12 @@ def find(records: Sequence[Record], given: Mapping[str, Any]) -> Columns:
         raise Unclear(f"the prompt may be {held}" if held else "no column is the prompt's by its name", guess)
     if not pair:
         raise Unclear(
-            "no two columns, and no column with scores, hold clips by their names and values", guess
+            "no two columns, and no column with scores or labels, hold clips by their names and values", guess
         )
+    if "label" in guess:
+        check_label(table, guess["label"])
+    if "clip" in guess and "score" not in guess:
+        return Columns(**guess)
     if "score" in guess:
         return Columns(**guess, decimal_comma=check_scores(table, guess, guess["score"]))
     if "chosen" in guess:
@@ -118,7 +130,7 @@ def _existing(table: Sample, key: str, name: str) -> str:
 
 def _consistent(known: Mapping[str, str]) -> None:
     """Raises ValueError for options that exclude each other, or one without its other."""
-    ways = [{"chosen", "rejected"}, {"a", "b", "winner", "score_a", "score_b"}, {"clip", "score"}]
+    ways = [{"chosen", "rejected"}, {"a", "b", "winner", "score_a", "score_b"}, {"clip", "score", "label"}]
     ways = [sorted(set(known) & way) for way in ways]
     ways = [way for way in ways if way]
     if len(ways) > 1 or {"winner", "score_a"} <= set(known):
@@ -156,11 +168,11 @@ def _prompt(table: Sample, known: Mapping[str, str]) -> str | None:
 
 
 def _clips(table: Sample, known: Mapping[str, str]) -> dict[str, str]:
-    """{chosen, rejected}, {a, b} or {clip, score}: as given, else as found; empty if none is."""
-    for first, second in (("chosen", "rejected"), ("a", "b"), ("clip", "score")):
+    """{chosen, rejected}, {a, b} or {clip, score, label}: as given, else as found; empty if none is."""
+    for first, second in (("chosen", "rejected"), ("a", "b")):
         if first in known and second in known:
             return {first: known[first], second: known[second]}
-    rated = {"clip", "score"} & set(known)
+    rated = {"clip", "score", "label"} & set(known)
     if not rated:
         if not {"winner", "score_a"} & set(known) and (direct := _best(table, DIRECT, known)):
             return {"chosen": direct[0], "rejected": direct[1]}
@@ -172,21 +184,24 @@ def _clips(table: Sample, known: Mapping[str, str]) -> dict[str, str]:
 
 
 def _rated(table: Sample, known: Mapping[str, str]) -> dict[str, str]:
-    """{clip, score} of a table of ratings, as far as there are such columns; Unclear for several scores."""
+    """{clip, score or label, or both where both are given} of a table of ratings, if there are such columns; Unclear
+    for several."""
     clips = [
         name for name in table.names if table.holds_clips(name, tokens(name)) and name not in known.values()
     ]
     clips = [known["clip"]] if "clip" in known else sorted(clips, key=_place)
-    scores = [known["score"]] if "score" in known else [name for name in _scores(table) if name not in clips]
-    if not clips or not scores:
-        return {}
-    found = {"clip": clips[0], "score": scores[0]}
-    if len(scores) > 1:
-        prompt = known.get("prompt") or _prompt(table, known) or "COLUMN"
-        raise Unclear(
-            f"the score may be {', '.join(f'`{name}`' for name in scores)}", {"prompt": prompt, **found}
-        )
-    return found
+    given = {key: known[key] for key in ("score", "label") if key in known}
+    if clips and given:
+        return {"clip": clips[0], **given}
+    for key, named in (("score", _scores(table)), ("label", _labels(table))):
+        names = [name for name in named if name not in clips]
+        if clips and len(names) > 1:
+            prompt = known.get("prompt") or _prompt(table, known) or "COLUMN"
+            held = ", ".join(f"`{name}`" for name in names)
+            raise Unclear(f"the {key} may be {held}", {"prompt": prompt, "clip": clips[0], key: names[0]})
+        if clips and names:
+            return {"clip": clips[0], key: names[0]}
+    return {}
 
 
 def _place(name: str) -> int:
@@ -221,6 +236,12 @@ def _scores(table: Sample) -> list[str]:
     """Columns of numbers that are named as scores; one named so alone before others."""
     named = [name for name in table.names if set(tokens(name)) & SCORES and table.holds_numbers(name)]
     return [name for name in named if len(tokens(name)) == 1] or named
+
+
+def _labels(table: Sample) -> list[str]:
+    """Columns that are named as labels, and call some clips good and others bad."""
+    named = [name for name in table.names if is_named(name, LABELS) and is_of_labels(table, name)]
+    return [name for name in named if {1, -1} <= set(map(label_of, table.values(name)))]
 
 
 def _decided(table: Sample, guess: dict, known: Mapping[str, str], given: Mapping[str, Any]) -> Columns:

@@ -23,6 +23,14 @@ _SIDE = re.compile(
     r"(?:is|was)?(?:much|slightly|clearly)?(?:better|preferred|wins?|won|winner|chosen|votes?)?"
 )
 _NOT = re.compile(r"\s*[!~¬≠]")  # before a word: any but this one
+GOOD = {
+    "good", "up", "thumbsup", "thumbup", "upvote", "upvoted", "like", "liked", "positive", "desirable", "accept",
+    "accepted", "approve", "approved", "pass", "chosen",
+}  # fmt: skip
+BAD = {
+    "bad", "down", "thumbsdown", "thumbdown", "downvote", "downvoted", "dislike", "disliked", "negative", "undesirable",
+    "reject", "rejected", "disapprove", "disapproved", "fail",
+}  # fmt: skip
 WORD_OF_TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.5": TIE}
 
 
@@ -35,6 +43,14 @@ def word(value: Any) -> str:
         return f"{parsed:g}"
     sign = "not" if _NOT.match(str(value)) else ""
     return sign + re.sub(r"[\W_]+", "", str(value).lower())
+
+
+def label_of(value: Any) -> int | None:
+    """1 for a clip that is called good, -1 for one that is called bad; None for any other word or number."""
+    each = word(value)
+    if each in BAD or each == "-1" or WORD_OF_TRUTH.get(each) == 0:
+        return -1
+    return 1 if each in GOOD or WORD_OF_TRUTH.get(each) == 1 else None
 
 
 Own = tuple[frozenset[str], frozenset[str]]

@@ -1,4 +1,4 @@
-"""Scored clips, several of one prompt -> pairs: all, the best against the worst, or so many per prompt."""
+"""Scored clips, several of one prompt -> pairs (all, the best against the worst, or so many per prompt), or groups."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pgdpo.rows.importers.format import (
     tables_of,
     wrong,
 )
+from pgdpo.rows.importers.groups import grouped, maker_of, ranks_of
 from pgdpo.rows.schema import TIE
 
 CLIPS = ("video", "clip", "path", "file", "file_name", "video_path", "image", "url")
@@ -39,6 +40,8 @@ class Candidate:
     score: float
     scores: dict[str, float]
     fields: dict[str, Any] | list[dict[str, Any]]  # a record's; several where several rated the clip
+    source: str | None = None  # what made it
+    label: int | None = None  # 1: good, -1: bad, 0: judged by nobody
 
 
 def read(source: str, options: Options) -> Reading:
@@ -48,11 +51,13 @@ def read(source: str, options: Options) -> Reading:
 def paired(
     source: str, options: Options, candidate_of: Callable[[Record], tuple[str, str, Candidate] | Problem]
 ) -> Reading:
-    """A Reading of the pairs of a table's clips, of which `candidate_of` gives (group, prompt, clip with score).
+    """A Reading of the pairs or groups of a table's clips, of which `candidate_of` gives (group, prompt, clip with
+    score).
 
-    Only clips of one prompt are paired, and a clip that was rated more than once is one, of its scores' mean.
+    Only clips of one prompt stand together, and a clip that was rated more than once is one, of its scores' mean.
     """
-    most = _pairs_per_prompt(options.pairs)
+    asked = options.pairs or "best-worst"
+    most = _pairs_per_prompt(asked)
     rated: dict[tuple[str, str], list[Candidate]] = {}
     problems: list[Problem] = []
     for item in records_of(tables_of(source)):
@@ -63,6 +68,10 @@ def paired(
         group, prompt, candidate = found
         rated.setdefault((group, prompt), []).append(candidate)
     groups = {name: _merged(candidates) for name, candidates in rated.items()}
+    again = sum(isinstance(each.fields, list) for candidates in groups.values() for each in candidates)
+    notes = [f"{again} clips were rated more than once: the mean of their scores is taken"] if again else []
+    if options.groups:
+        return _listed(groups, problems, notes)
     chosen = {name: _choose(candidates, most) for name, candidates in groups.items()}
     rows = itertools.chain(
         problems,
@@ -74,10 +83,36 @@ def paired(
     )
     used = sum(len(set(itertools.chain.from_iterable(pairs))) for pairs in chosen.values())
     unused = sum(map(len, groups.values())) - used
-    left_over = [f"{unused} clips stand in no pair (--pairs {options.pairs})"] if unused else []
-    again = sum(isinstance(each.fields, list) for candidates in groups.values() for each in candidates)
-    notes = [f"{again} clips were rated more than once: the mean of their scores is taken"] if again else []
+    left_over = [f"{unused} clips stand in no pair (--pairs {asked})"] if unused else []
     return Reading(sum(map(len, chosen.values())) + len(problems), rows, left_over, notes)
+
+
+def _listed(
+    groups: dict[tuple[str, str], list[Candidate]], problems: list[Problem], notes: list[str]
+) -> Reading:
+    """A row a prompt; one clip alone ranks nothing, and stays where it has a label."""
+    kept = {name: clips for name, clips in groups.items() if len(clips) > 1 or clips[0].label is not None}
+    alone = len(groups) - len(kept)
+    left_over = [f"{alone} prompts have one clip: a list of one ranks nothing"] if alone else []
+    rows = (_group(prompt, candidates) for (_, prompt), candidates in kept.items())
+    return Reading(len(kept) + len(problems), itertools.chain(problems, rows), left_over, notes)
+
+
+def _group(prompt: str, candidates: list[Candidate]) -> Found:
+    ranks = ranks_of([each.score for each in candidates])
+    samples = [
+        {
+            "clip": each.clip,
+            "score": each.score,
+            "rank": rank,
+            "label": each.label,
+            "scores": each.scores,
+            "source": each.source,
+            "source_fields": each.fields if isinstance(each.fields, dict) else {"ratings": each.fields},
+        }
+        for each, rank in zip(candidates, ranks, strict=True)
+    ]
+    return grouped(prompt, samples)
 
 
 def _pairs_per_prompt(pairs: str) -> int | None:
@@ -110,7 +145,7 @@ def _candidate(record: Record) -> tuple[str, str, Candidate] | Problem:
     group = first_of(record, "group", "prompt_id", "group_id")
     # Clips of one prompt belong together, also where each has a seed of its own.
     score = next(iter(named.values()))
-    candidate = Candidate(media, score, named, record.values)
+    candidate = Candidate(media, score, named, record.values, maker_of(record))
     return str(group[1] if group else prompt[1]), str(prompt[1]), candidate
 
 
@@ -130,7 +165,10 @@ def _mean(several: list[Candidate]) -> Candidate:
         name: statistics.fmean(each.scores[name] for each in several if name in each.scores) for name in names
     }
     score = statistics.fmean(each.score for each in several)
-    return Candidate(several[0].clip, score, scores, [each.fields for each in several])
+    labels = [each.label for each in several if each.label is not None]
+    label = (sum(labels) > 0) - (sum(labels) < 0) if labels else None
+    fields = [each.fields for each in several]
+    return Candidate(several[0].clip, score, scores, fields, several[0].source, label)
 
 
 def _choose(candidates: list[Candidate], most: int | None) -> list[tuple[int, int]]:
@@ -144,9 +182,7 @@ def _choose(candidates: list[Candidate], most: int | None) -> list[tuple[int, in
 def _rows(
     prompt: str, group: int, candidates: list[Candidate], pairs: list[tuple[int, int]]
 ) -> Iterator[Found]:
-    ranks = {
-        score: rank for rank, score in enumerate(sorted({each.score for each in candidates}, reverse=True))
-    }
+    ranks = ranks_of([each.score for each in candidates])
     for better, worse in pairs:
         chosen, rejected = candidates[better], candidates[worse]
         shared = [name for name in chosen.scores if name in rejected.scores]
@@ -156,7 +192,7 @@ def _rows(
             "rejected": rejected.clip,
             "preference": TIE if chosen.score == rejected.score else 1.0,
             "group": group,
-            "rank": [ranks[chosen.score], ranks[rejected.score]],
+            "rank": [ranks[better], ranks[worse]],
             **scored(chosen.scores, rejected.scores, shared[0] if shared else None),
         }
         yield Found(row, {"chosen": chosen.fields, "rejected": rejected.fields})
@@ -164,7 +200,9 @@ def _rows(
 
 FORMAT = Format(
     "best_of_n",
-    "Scored clips: --pairs all, best-worst, or so many per prompt (the widest gaps); equal scores make ties.",
+    "Scored clips: --pairs all, best-worst, or so many per prompt (the widest gaps), or --groups; equal scores make "
+    "ties.",
     "a table with prompt, video (or path, clip, file) and score (or reward, or scores: {name: number})",
     read,
+    lists=True,
 )

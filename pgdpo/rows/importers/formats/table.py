@@ -1,4 +1,5 @@
-"""A table as people have it: a row per pair with a winner, scores or chosen and rejected; or a row per rated clip."""
+"""A table as people have it: a row per pair with a winner, scores or chosen and rejected; or a row per rated clip,
+of which scores make pairs and groups, and labels groups of one."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
 from pgdpo.rows.importers.columns.told import Columns, Unclear, find
+from pgdpo.rows.importers.columns.verdicts import label_of
 from pgdpo.rows.importers.format import (
     Format,
     Found,
@@ -31,6 +33,7 @@ from pgdpo.rows.importers.format import (
     wrong,
 )
 from pgdpo.rows.importers.formats.best_of_n import Candidate, paired
+from pgdpo.rows.importers.groups import grouped, maker_of
 from pgdpo.rows.schema import TIE
 
 SAMPLE = 1000  # records that the columns are told by
@@ -49,7 +52,18 @@ def read(source: str, options: Options) -> Reading:
         raise InputError(f"{source}: {error}") from error
     except Unclear as unclear:
         raise InputError(_how_to_say(source, sample, unclear, options)) from unclear
-    _say_what_is_taken(files[0], sample, columns, _command(source, columns.named | columns.values, options))
+    if options.groups and columns.clip is None:
+        raise InputError(
+            f"{source}: holds pairs; --groups is for a row a clip, with score or label: leave it out"
+        )
+    if columns.label is not None and not options.groups:
+        raise InputError(
+            f"{source}: `{columns.label}` calls each clip good or bad, which makes no pairs: give --groups, for "
+            "objectives that read `label` (kto)"
+        )
+    _say_what_is_taken(files[0], sample, columns, options, source)
+    if columns.clip is not None and columns.score is None:
+        return read_rows(source, lambda record: _labelled(record, columns))
     if columns.clip is not None:
         return paired(source, options, lambda record: _candidate(record, columns))
     return read_rows(source, lambda record: _row(record, columns))
@@ -67,10 +81,13 @@ def _row(record: Record, columns: Columns) -> Iterator[Found | Problem]:
     if isinstance(row, Problem):
         yield row
         return
+    yield Found({**row, **_id_of(record), "prompt": str(prompt[1])}, record.values)
+
+
+def _id_of(record: Record) -> dict[str, str]:
     name = record.values.get("id")
-    if isinstance(name, (str, int)) and not isinstance(name, bool) and str(name).strip():
-        row["id"] = str(name)
-    yield Found({**row, "prompt": str(prompt[1])}, record.values)
+    is_name = isinstance(name, (str, int)) and not isinstance(name, bool) and str(name).strip()
+    return {"id": str(name)} if is_name else {}
 
 
 def _compared(record: Record, columns: Columns, clips: Sequence[Any]) -> dict[str, Any] | Problem:
@@ -111,6 +128,33 @@ def _by_scores(record: Record, columns: Columns, clips: Sequence[Any]) -> dict[s
     return row | scored({"score": better}, {"score": worse}, "score")
 
 
+def _labelled(record: Record, columns: Columns) -> Iterator[Found | Problem]:
+    """A clip by itself: a group of one."""
+    prompt, clip = first_of(record, columns.prompt), media_of(record, record.values.get(columns.clip))
+    label = _label_of(record, columns)
+    if prompt is None or clip is None:
+        yield lacks(record, columns.prompt if prompt is None else columns.clip)
+    elif isinstance(label, Problem):
+        yield label
+    else:
+        own = {"source": maker_of(record), "source_fields": record.values}
+        found = grouped(str(prompt[1]), [{"clip": clip, "label": label, **own}])
+        found.row |= _id_of(record) | ({"weight": 0.0} if label == 0 else {})
+        yield found
+
+
+def _label_of(record: Record, columns: Columns) -> int | Problem | None:
+    """1 for a good clip, -1 for a bad one, 0 for one that was judged by nobody; None without such a column."""
+    if columns.label is None:
+        return None
+    value = record.values.get(columns.label)
+    label = 0 if is_missing(value) else label_of(value)
+    if label is not None:
+        return label
+    allowed = "1 or 0 (or -1), true or false, up or down, good or bad; empty where nobody judged"
+    return wrong(record, columns.label, value, allowed, "mend it, or leave the record out")
+
+
 def _candidate(record: Record, columns: Columns) -> tuple[str, str, Candidate] | Problem:
     """(group, prompt, the clip with its score) of a rated clip."""
     prompt, clip = first_of(record, columns.prompt), media_of(record, record.values.get(columns.clip))
@@ -123,7 +167,10 @@ def _candidate(record: Record, columns: Columns) -> tuple[str, str, Candidate] |
             record, columns.score, value, "a finite number", "score the clip, or leave the record out"
         )
     group = first_of(record, "group", "prompt_id", "group_id") or prompt
-    candidate = Candidate(clip, score, {columns.score: score}, record.values)
+    label = _label_of(record, columns)
+    if isinstance(label, Problem):
+        return label
+    candidate = Candidate(clip, score, {columns.score: score}, record.values, maker_of(record), label)
     return str(group[1]), str(prompt[1]), candidate
 
 
@@ -156,11 +203,13 @@ def _how_to_say(source: str, sample: Sequence[Record], unclear: Unclear, options
     )
 
 
-def _say_what_is_taken(file: str, sample: Sequence[Record], columns: Columns, command: str) -> None:
+def _say_what_is_taken(
+    file: str, sample: Sequence[Record], columns: Columns, options: Options, source: str
+) -> None:
     with readable(file):
         dialect = dialect_of(file)
     roles = ", ".join(f"{key} `{name}`" for key, name in columns.named.items())
-    say(f"{file}{f' ({dialect})' if dialect else ''} is read so: {roles}{_meaning(columns)}")
+    say(f"{file}{f' ({dialect})' if dialect else ''} is read so: {roles}{_meaning(columns, options)}")
     if columns.clip is None:
         for record in sample[:ROWS]:
             say(f"  {record.problem('').where.removeprefix(file).lstrip(':, ')}: {_as_read(record, columns)}")
@@ -168,10 +217,14 @@ def _say_what_is_taken(file: str, sample: Sequence[Record], columns: Columns, co
         for record in sample[:ROWS]:
             values = ", ".join(f"{name}={_brief(record.values.get(name))}" for name in columns.named.values())
             say(f"  {values}")
-    say(f"the same, typed: {command}")
+    say(f"the same, typed: {_command(source, columns.named | columns.values, options)}")
 
 
-def _meaning(columns: Columns) -> str:
+def _meaning(columns: Columns, options: Options) -> str:
+    if columns.clip is not None and columns.score is None:
+        return "; each clip is a group of one, good (label 1) or bad (-1)"
+    if options.groups:
+        return "; clips of one prompt are a group, ranked by their scores"
     if columns.clip is not None:
         return "; clips of one prompt are paired by their scores (--pairs)"
     if columns.chosen is not None:
@@ -205,7 +258,8 @@ FORMAT = Format(
     "table",
     "Any table: its columns are told by their names and values, shown, and may be said (--prompt, --a, --b, ...).",
     "a table with a prompt and either two clips and which is better (a winner, or a score for each), chosen and "
-    "rejected, or one clip and its score",
+    "rejected, or one clip and its score, or with --groups its label (good or bad)",
     read,
     {"id": "id"},
+    lists=True,
 )
