@@ -238,6 +238,8 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         else:
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
+            for size in sorted(set(data.group_sizes)) if data.kind == "group" else ():
+                objective.check_groups(size)
             _left(config, data.rows)
             frame_segments(objective, config, data)
     except InputError as error:
@@ -313,7 +315,10 @@ def _to_prepare(
         for (row, plan), more in zip(taken, carried([row for row, _ in taken]), strict=True)
     ]
     frames = [family.latent_shape(*size)[1] for size in data.sizes]
+    objective = build_objective(config.objective["name"], **config.objective_options)
+    sizes = sorted({len(row.sides) for row in rows if row.kind == "group"})
     checks: dict[str, Callable[[], object]] = {
+        "objective": lambda: [objective.check_groups(size) for size in sizes],
         "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
         "data.select": lambda: _left(
             config, curated(pairs, _without_embeddings(data), spread=_alike, seed=config.train.seed)[0]

@@ -17,6 +17,7 @@ from pgdpo.files.tables import Record
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
+from pgdpo.objectives import get_spec
 from pgdpo.objectives.spec import Needs
 from pgdpo.rows.columns import COLUMNS, FROM_SAMPLES, OF_GROUPS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.groups import RATINGS
@@ -78,9 +79,8 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
 
 def _sample_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
     """What the objective reads of pairs alone, and what it reads of samples, and some have not."""
-    read = [
-        column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep", "group")
-    ]
+    spec = get_spec(name)
+    read = [column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep")]
     alone = [column for column in read if column not in FROM_SAMPLES]
     if alone or needs.soft:
         column = "probability" if needs.soft else alone[0]
@@ -92,12 +92,20 @@ def _sample_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Ite
             suggestion="write pairs, or choose another objective",
         )
         return
+    single = [row for row in rows if len(row.sides) == 1]
+    if single and not spec.groups:
+        yield single[0].problem(
+            f"objective `{name}` compares samples, and {len(single)} of {len(rows)} groups have one, this one first",
+            key=SAMPLES,
+            allowed="two samples or more",
+            suggestion="leave it out, or take `kto` or `sft`",
+        )
+    read += spec.of_groups
     for keys in [FROM_SAMPLES[column] for column in read] or [RATINGS]:
         lacking = [
             row
             for row in rows
-            for samples in [samples_of(row.values)]
-            if not any(key in samples[0] for key in keys) and (read or len(samples) > 1)
+            if not any(key in samples_of(row.values)[0] for key in keys) and (read or len(row.sides) > 1)
         ]
         if lacking:
             named = " or ".join(f"`{key}`" for key in keys)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,15 +39,16 @@ def group(name, *clips, **more):
 
 
 def check(folder, rows, *changes, **options):
-    """4 frames of 16x16 pixels are asked for."""
+    """4 frames of 16x16 pixels are asked for, and one group a step."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     data = {"train": str(folder / "rows.jsonl"), "held_out": None}
-    config = write_config(folder / "config.yaml", folder / "out", "toy", data=data)
+    train = {"global_batch_pairs": 1, "micro_batch_pairs": 1}
+    config = write_config(folder / "config.yaml", folder / "out", "toy", data=data, train=train)
     return run_check(str(config), list(changes), json_file=folder / "found.json", **options)
 
 
 def test_good_groups_are_counted_with_their_samples(folder, capsys):
-    findings = check(folder, [group("a", 0, 1, 2), group("b", 3), group("c", 4, 5)])
+    findings = check(folder, [group("a", 0, 1, 2), group("b", 3), group("c", 4, 5)], "objective={name: sft}")
     assert findings.problems == [] and findings.exit_code == 0 and len(findings.clips) == 6
     said = capsys.readouterr().out
     assert "3 sound groups of 1 to 3 samples in train" in said and "3 groups of 8 frames a second" in said
@@ -143,7 +145,7 @@ def test_a_group_is_mended_as_a_pair_is(folder):
         group("page", 0, "page"),
         group("some", 0, 1),
     ]
-    rows[1]["samples"][0]["sha256"] = sha256_of(folder / "clips/0.mp4")
+    rows[1]["samples"][1]["sha256"] = sha256_of(folder / "clips/wide.mp4")
     del rows[4]["samples"][1]["rank"]
     findings = check(folder, rows, fix=str(folder / "new.jsonl"))
     assert findings.exit_code == 0
@@ -158,9 +160,9 @@ def test_a_group_is_mended_as_a_pair_is(folder):
     assert {(info.width, info.height, info.fps, info.num_frames) for info in infos} == {(16, 16, 8.0, 6)}
     assert [sample["rank"] for sample in odd.values["samples"]] == [0, 1, 2, 3]
     assert (
-        odd.values["samples"][0]["sha256"]
-        == sha256_of(odd.clips["sample0"])
-        != rows[1]["samples"][0]["sha256"]
+        odd.values["samples"][1]["sha256"]
+        == sha256_of(Path(odd.clips["sample1"]))
+        != rows[1]["samples"][1]["sha256"]
     )
     again = check(folder, [row.values for row in found])
     assert again.problems == []
@@ -196,3 +198,10 @@ def test_held_out_clips_of_groups_that_are_trained_on(folder):
     findings = check(folder, [group("a", 0, 1, 2)], f"data.held_out={folder / 'held.jsonl'}")
     [problem] = [one for one in findings.problems if one.key == "data.held_out"]
     assert "clip" in problem.what and "of a held-out group stands in data.train too (1 of 1)" in problem.what
+
+
+def test_modifiers_of_pairs_are_refused_before_anything_is_encoded(folder):
+    rows = [group("a", 0, 1), group("b", 2, 3)]
+    findings = check(folder, rows, "objective={name: dpo, beta: 100, safeguard: {}}")
+    [problem] = findings.problems
+    assert problem.key == "objective" and "`safeguard` looks at the two samples of a pair" in problem.what

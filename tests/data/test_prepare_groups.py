@@ -107,7 +107,7 @@ def test_a_group_stands_in_its_shard_sample_by_sample(world, capfd):
         assert all(f"sha256_{side}" in row for side in sides) and row["span"] == [0.0, 0.5]
     assert index["pairs"][2]["weight"] == 2.0 and "rejected" not in index["pairs"][2]
     data = PreparedPairs(Path("out/prepared/train"))
-    assert data.has_text("its own words") and [len(bucket) for bucket in data.buckets] == [4]
+    assert data.has_text("its own words") and data.group_sizes == [1, 2, 3, 6]
 
 
 def test_a_pair_and_a_group_of_its_clips_have_the_same_bytes(world):

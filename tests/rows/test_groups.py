@@ -99,7 +99,7 @@ WRONG = {  # row: key, parts of what is said, whether it is an error
     ),
     "no prompt": (changed(prompt=None), "prompt", ["needs id, prompt, samples"], True),
     "a broken text": (changed(sample1_caption="nul \0"), "samples", ["a NUL character"], True),
-    "twice": (changed(sample1_clip="clips/a.mp4"), "samples.clip", ["sample 1 is 'clips/a.mp4'", "same file as sample 0"], False),
+    "twice": (changed(sample1_clip="clips/a.mp4"), "samples.clip", ["sample 1 is 'clips/a.mp4'", "as sample 0"], False),
     "misspelt": (changed(sample1_caption_="x"), "samples.caption_", ["did you mean `caption`?"], False),
     "row misspelt": (changed(wieght=2, weight=None), "wieght", ["did you mean `weight`?"], False),
 }  # fmt: skip

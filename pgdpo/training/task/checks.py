@@ -12,7 +12,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, get_spec
-from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.rows.columns import COLUMNS, FROM_SAMPLES, OF_GROUPS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.schema import SAMPLES
 
 
@@ -39,16 +39,6 @@ def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
         _check_column(column, data, name if column in needs.pairs else None)
     if needs.soft and are_hard(row["probability"] for row in data.rows):
         raise InputError(f"{data.folder / 'index.json'}: {hard_labels(name, len(data.rows))}")
-
-
-# Keys of samples, one of which each needs, and the columns that groups have as pairs do.
-FROM_SAMPLES = {
-    "reward": ("score",),
-    "reward_margin": ("score",),
-    "advantage": ("advantage", "score"),
-    "label": ("label",),
-}
-OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
 
 
 def _check_groups(name: str, needs: Needs, data: PreparedPairs) -> None:
