@@ -27,7 +27,9 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import in_text, number
 from pgdpo.messages.problems import Problem
 from pgdpo.report.page import PIXEL_ART, embedded, write_page
+from pgdpo.rows.groups import RATINGS
 from pgdpo.rows.manifest import CheckedRow, decided_rows, spread
+from pgdpo.rows.ranked import drawn
 from pgdpo.rows.schema import LABELS, SAMPLES, said_of, samples_of, worded
 from pgdpo.video import VideoInfo, fit_picture, read_frames, write_video
 
@@ -37,7 +39,6 @@ BUDGET = 10_000_000  # bytes of the page's clips, all together
 AT_A_TIME = min(4, os.cpu_count() or 1)  # pairs; each holds its frames in memory
 SECONDS = 6.0  # of a clip as shot, about the span that is taken
 FASTEST = 60.0  # frames a second that a clip as shot is played at
-SHOWN = ("rank", "score", "label", "advantage")  # of a sample, above its clip
 # (pixels of the longer side, x264's rate factor, every how many frames): the first at which a pair is small enough.
 LEVELS = ((384, 23, 1), (288, 27, 1), (224, 31, 1), (160, 34, 2), (128, 38, 4), (96, 44, 8))
 LIGHTS = {"sdr": "SDR", "pq": "HDR (PQ), shown in SDR", "hlg": "HDR (HLG), shown in SDR"}
@@ -184,7 +185,7 @@ class Pair:
             "kind": self.row.kind,
             "sides": [
                 (side, name, shown.get((side, "shot")), shown.get((side, "model")))
-                for side, name in _ordered(self.row).items()
+                for side, name in drawn(self.row.values).items()
             ],
             "crop": crop(plan.like, plan.size) if plan else None,
             "facts": _facts(plan, own) | _labels(self.row),
@@ -260,24 +261,6 @@ def _note(films: Mapping[tuple, Film], level: tuple) -> str:
     return f"on this page {', '.join(parts)}" if parts else ""
 
 
-def _ordered(row: CheckedRow) -> dict[str, str]:
-    """Clips in the order in which they are drawn -> what stands above each: of a group the best first."""
-    samples = samples_of(row.values)
-    if not samples:
-        return {side: side for side in row.sides}
-    places = sorted(
-        range(len(samples)),
-        key=lambda place: (samples[place].get("rank", 0), -samples[place].get("score", 0)),
-    )
-    return {
-        row.sides[place]: " · ".join(
-            [worded(row.sides[place])]
-            + [f"{key} {in_text(samples[place][key])}" for key in SHOWN if key in samples[place]]
-        )
-        for place in places
-    }
-
-
 def _facts(plan: PairPlan | None, own: Mapping[str, Clip]) -> dict[str, str]:
     """What is done to the clips, in words."""
     infos = [clip.info for clip in own.values() if not clip.error]
@@ -332,6 +315,6 @@ def _labels(row: CheckedRow) -> dict[str, str]:
     kept = [key for key in (*LABELS, "mask", "image", "licence") if key not in OF_FILES]
     facts |= {key: in_text(values[key]) for key in kept if values.get(key) is not None}
     for side, sample in zip(row.sides, samples_of(values), strict=False):
-        told = {key: value for key, value in sample.items() if key not in SHOWN}
+        told = {key: value for key, value in sample.items() if key not in RATINGS}
         facts |= {worded(side): in_text(told)} if told else {}
     return facts | {f"{worded(side)} file": said_of(values, side) for side in row.sides}

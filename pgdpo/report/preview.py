@@ -1,4 +1,4 @@
-"""The training pairs as the model receives them: decoded again from the prepared latents, chosen beside rejected."""
+"""The training pairs or groups as the model receives them: decoded again from the prepared latents."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.rows.schema import MANIFEST
+from pgdpo.rows.ranked import drawn
+from pgdpo.rows.schema import MANIFEST, SAMPLES, scores_of, sides_of, worded
 from pgdpo.training.opening import open_pairs
 from pgdpo.video import write_video
 
-SIDES = ("chosen", "rejected")
 SMALL, LARGE = (
     192,
     320,
@@ -28,7 +28,7 @@ SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", M
 
 
 def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) -> None:
-    """`pairs.json` and `pairs/` in the folder `out`: the first `evaluate.report_pairs` pairs that training visits.
+    """`pairs.json` and `pairs/` in the folder `out`: the first `evaluate.report_pairs` rows that training visits.
 
     They are what is left after `data.select`, buckets, crops and the VAE. `trained_on`: the identity of a run
     that was trained: pairs of other files or rows, or none, are said and not shown.
@@ -56,13 +56,15 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
             item = data[number, 0]
             row = item["row"]
             pair = {"id": row["id"], "prompt": row["prompt"], "about": {k: row[k] for k in SHOWN if k in row}}
-            for side in SIDES:
-                frames = decoder.decode_video(item[side])
+            if SAMPLES in row:
+                pair["names"] = drawn(row)
+            for side, latents in zip(sides_of(row), item["samples"], strict=True):
+                frames = decoder.decode_video(latents)
                 pair["size"] = list(frames.shape[:3])
                 pair[side] = f"pairs/{number:03d}-{side}.mp4"
                 _write(out / pair[side], frames, config.evaluate.fps or _rate(row, len(frames)))
-                pair["about"][f"scores of {side}"] = (row.get("scores") or {}).get(side)
-            pair["about"] = {key: value for key, value in pair["about"].items() if value is not None}
+                pair["about"][f"scores of {worded(side)}"] = scores_of(row, side)
+            pair["about"] = {key: value for key, value in pair["about"].items() if value not in (None, {})}
             pairs.append(pair)
             bar.advance()
     write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})

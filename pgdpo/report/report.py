@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -23,9 +24,9 @@ from pgdpo.report.budget import MEGABYTES, Fitted, fit
 from pgdpo.report.curves.series import curves
 from pgdpo.report.ending import ending
 from pgdpo.report.page import embedded, write_page
-from pgdpo.report.preview import SIDES
 from pgdpo.report.sources import by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
+from pgdpo.rows.schema import SIDES
 
 TEMPLATE = "report/templates/report.html.jinja"
 MODELS = ("reference", "aligned")
@@ -66,7 +67,7 @@ def write_report(
     looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
     marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
     found = alarms(metrics, results, results.get("beta") or _beta(config), looks=looks, events=events)
-    kept = [out / pair[side] for pair in preview["pairs"] for side in SIDES]
+    kept = [out / pair[side] for pair in preview["pairs"] for side in _sides(pair)]
     kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
     megabytes = config.get("evaluate", {}).get("report_megabytes", MEGABYTES)
     fitted = fit(kept, out / "small", megabytes)
@@ -220,6 +221,11 @@ def _pairs(out: Path, pairs: list[dict], fitted: Fitted) -> list[dict]:
     return shown
 
 
+def _sides(pair: dict) -> Iterable[str]:
+    """Its clips in the order in which they are drawn; a group has a name for each."""
+    return pair.get("names", SIDES)
+
+
 def _scores(pair: dict) -> dict[str, dict[str, float]]:
     """Component -> its score of `chosen` and of `rejected`, of those that both have as numbers."""
     chosen, rejected = (pair["about"].get(f"scores of {side}") or {} for side in SIDES)
@@ -231,8 +237,8 @@ def _scores(pair: dict) -> dict[str, dict[str, float]]:
 
 
 def _pair(out: Path, pair: dict, fitted: Fitted) -> dict:
-    """A training pair with both clips embedded, and its other columns as text."""
-    sides = {side: _side(out, {"clip": pair[side]}, fitted, out) for side in SIDES}
+    """A training pair or group with its clips embedded, and its other columns as text."""
+    sides = {side: _side(out, {"clip": pair[side]}, fitted, out) for side in _sides(pair)}
     frames, height, width = pair["size"]
     apart = (
         {"segment_labels", *(f"scores of {side}" for side in SIDES)} if _scores(pair) else {"segment_labels"}
@@ -242,6 +248,8 @@ def _pair(out: Path, pair: dict, fitted: Fitted) -> dict:
         pair
         | sides
         | {
+            "names": pair.get("names"),
+            "first": next(iter(sides.values())),
             "size": f"{frames} frames of {width}×{height}",
             "about": about,
             "segments": pair["about"].get("segment_labels") or [],

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgdpo.rows.schema import SAMPLES, sides_of
+from pgdpo.messages.formats import in_text
+from pgdpo.rows.groups import RATINGS
+from pgdpo.rows.schema import SAMPLES, sides_of, worded
 
 FALLING = ("score", "advantage", "label")  # the higher the better
 
@@ -29,3 +31,18 @@ def ends(row: Mapping[str, Any]) -> tuple[str, str]:
         return sides
     order = ranked(row[SAMPLES])
     return sides[order[0]], sides[order[-1]]
+
+
+def drawn(row: Mapping[str, Any]) -> dict[str, str]:
+    """Clips in the order in which they are drawn, a group's best first -> what stands above each."""
+    sides, samples = sides_of(row), row.get(SAMPLES)
+    if samples is None:
+        return {side: side for side in sides}
+    return {
+        sides[place]: " · ".join([worded(sides[place]), *_ratings(samples[place])])
+        for place in ranked(samples)
+    }
+
+
+def _ratings(sample: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {in_text(sample[key])}" for key in RATINGS if sample.get(key) is not None]

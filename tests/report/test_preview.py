@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pgdpo.video import read_video
-from tests.worlds import run_pgdpo
+from pgdpo.video import read_video, write_video
+from tests.worlds import run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -66,3 +66,31 @@ def test_segments_are_drawn(config_file):
     page = (config_file.parent / "out" / "dpo" / "report.html").read_text()
     assert 'aria-label="Preference by segment: 1, -1"' in page
     assert page.count('<i class="chosen"></i>') == 1 and page.count('<i class="rejected"></i>') == 1
+
+
+def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
+    """From a group's manifest to the page: K clips, with what is said of each above it."""
+    rows = []
+    for number in range(2):
+        samples = []
+        for place in range(3):
+            name = f"{number}-{place}.mp4"
+            write_video(tmp_path / name, np.full((4, 16, 16, 3), 40 * number + 60 * place, np.uint8), 8)
+            samples.append({"clip": name, "rank": 2 - place, "score": 0.25 * place})
+        rows.append({"id": f"g{number}", "prompt": "a red ball", "samples": samples})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "rows.jsonl"), "held_out": None}
+    train = {"global_batch_pairs": 1, "micro_batch_pairs": 1}
+    config = write_config(tmp_path / "config.yaml", tmp_path / "out", tiny_wan, data=data, train=train)
+    run_pgdpo("prepare", config)
+    run_pgdpo("report", config, "evaluate.report_pairs=1")
+    run = tmp_path / "out" / "dpo"
+    [group] = json.loads((run / "pairs.json").read_text())["pairs"]
+    assert [*group["names"]] == ["sample2", "sample1", "sample0"]
+    for place in range(3):
+        shown = read_video(run / group[f"sample{place}"], num_frames=4, size=(16, 16))
+        assert abs(shown.mean() - 60 * place) < 12
+    page = (run / "report.html").read_text()
+    assert page.count("<video") == 3 and "1 of 2 training groups" in page
+    names = [f"sample {place} · rank {2 - place} · score" for place in (2, 1, 0)]
+    assert sorted(names, key=page.index) == names
