@@ -153,10 +153,15 @@ def place_problems(inspected: Inspection) -> Iterator[Problem]:
 
 def toy_rows(config: Config) -> list[CheckedRow]:
     """Stand-ins for the toy's rows, which `prepare` writes: their keys, with what a rule may read of them."""
-    scores = {side: {score.name: 0.0 for score in fields(ToyReward)} for side in SIDES}
-    values = {"id": "train-00000", "prompt": "", "defect": "text", "strength": 0.0, "scores": scores}
+    scores, toy = {score.name: 0.0 for score in fields(ToyReward)}, config.data.toy
+    values = {"id": "train-00000", "prompt": "", "defect": "text"}
+    if toy.samples == 2:
+        values |= {"strength": 0.0, "scores": dict.fromkeys(SIDES, scores)}
+    else:
+        sample = {"clip": "", "score": 0.0, "rank": 0, "scores": scores}
+        values |= {"strength": [0.0] * toy.samples, "samples": [sample] * toy.samples}
     record = Record(str(config.output_dir / "toy" / "train.jsonl"), values, line=1)
-    return [CheckedRow(record, {})] * config.data.toy.train_pairs
+    return [CheckedRow(record, {})] * toy.train_pairs
 
 
 def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterator[Problem]:

@@ -145,7 +145,8 @@ def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: A
     except InputError as error:
         what, _, allowed = re.sub(r" Its options: |; allowed: ", "\0", str(error), count=1).partition("\0")
         option = get_spec(name).options.get(key)
-        mend = f"leave it out for the default, {option.default}" if option else "take one of these"
+        mend = "take one of these" if allowed else ""
+        mend = f"leave it out for the default, {option.default}" if option else mend
         line = line_of(lines, ("objective", key))
         return [Problem(file, what, f"objective.{key}", value, allowed, mend, line)]
     return []

@@ -32,10 +32,12 @@ class Compared:
 
     def errors(self, *, cross: bool = False) -> PairErrors | GroupErrors:
         """Each differentiable by `pred`; `cross`: of pairs."""
-        from pgdpo_kernels import group_errors, pair_errors
-
         if self.groups is not None:
+            from pgdpo_kernels import group_errors
+
             return group_errors(self.pred, self.target, groups=self.groups, **self._where)
+        from pgdpo_kernels import pair_errors
+
         return pair_errors(self.pred, self.target, **self._where, cross=cross)
 
     def loss(self, **options: Tensor | float | str | None) -> PreferenceLoss:

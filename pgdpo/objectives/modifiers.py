@@ -86,7 +86,8 @@ def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: A
         )
     if key == "timestep_weight" and value != "none" and not spec.reads_omega:
         raise InputError(
-            f"{where} is a factor of β at each noise level, and this loss has no β that takes one: leave it out"
+            f"{where} is a factor of β at each noise level, and this loss has no β that takes one: leave it out, or "
+            "take another objective"
         )
     known = MODIFIERS[key]
     if isinstance(known, Option):

@@ -94,7 +94,7 @@ def check_table(where: str, points: Sequence[Any]) -> list[list[float]]:
         if not (rises and 0 <= point[1] < math.inf):
             allowed = f"[sigma, weight], sigma {least} and ≤ 1, weight ≥ 0"
             raise InputError(f"{where}: entry {number} is {point!r}; allowed: {allowed}")
-        least = f"> {point[0]:g}, entry {number}'s"
+        least = f"above entry {number}'s {point[0]:g}"
     return [[float(sigma), float(weight)] for sigma, weight in points]
 
 

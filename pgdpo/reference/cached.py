@@ -108,14 +108,14 @@ def compared_with(
     return Compared(pred, target, {"ref_errors": mean(sums), "excess": mean(excess)}, segments, mask, groups)
 
 
-def _counts(target: torch.Tensor, mask: torch.Tensor | None, size: int) -> torch.Tensor:
+def _counts(target: torch.Tensor, mask: torch.Tensor | None, samples: int) -> torch.Tensor:
     """How many elements of each frame count, float64 `[B | 1, 1, F]`."""
     _, channels, frames, *size = target.shape
     if mask is None:
         return torch.full(
             (1, 1, frames), float(channels * math.prod(size)), dtype=torch.float64, device=target.device
         )
-    weights = broadcast_mask(mask, target, size).double()
+    weights = broadcast_mask(mask, target, samples).double()
     weights = weights.expand(-1, channels, frames, *size).movedim(FRAME_AXIS, 1)
     return weights.flatten(2).sum(2)[:, None]
 

@@ -73,7 +73,7 @@ def sample_latents(
     settings = sample_settings(config.evaluate, family.card, data.size_of(jobs[0][0])[1:])
     items = [data[index, seed] for index, seed in jobs]
     noise = pair_noise(
-        (len(jobs), *items[0]["chosen"].shape),
+        (len(jobs), *items[0]["samples"][0].shape),
         seed=config.evaluate.seed,
         pair_ids=torch.tensor([item["pair_id"] for item in items], device=device),
         draw=torch.tensor([item["draw"] for item in items], device=device),

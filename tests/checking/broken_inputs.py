@@ -185,6 +185,8 @@ OBJECTIVES = [
     key("objective.beta", -1, "> 0"),
     key("objective.beta", NAN, "> 0"),
     key("objective.beta", "5e3", "5.0e+3"),
+    key("objective.timestep_weight", "sqrt", "flow_dpo"),
+    key("objective.timestep_weight", [[0, 1], [1, -1]], "weight ≥ 0", "entry 2 is [1, -1]"),
     Broken("options that exclude each other", "objective.ipr_weight", "2", "≤ 1",
            {"objective": {"name": "pg_dpo", "ipr_form": "switch", "ipr_weight": 2}}),
     Broken("safeguard's mu", "objective.safeguard", "3", "≤ 1", {"objective.safeguard": {"mu": 3}}),

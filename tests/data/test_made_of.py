@@ -120,8 +120,8 @@ def test_the_swapped_row_is_what_is_trained_on_after_prepare(changed_world):
     run_pgdpo("prepare", "config.yaml", "output_dir=back")
     back = PreparedPairs(changed_world / "back/prepared/train")
     for index in range(4):
-        assert data[index, 0]["chosen"].equal(back[index, 0]["rejected"])
-        assert data[index, 0]["rejected"].equal(back[index, 0]["chosen"])
+        assert data[index, 0]["samples"][0].equal(back[index, 0]["samples"][1])
+        assert data[index, 0]["samples"][1].equal(back[index, 0]["samples"][0])
     assert back.fingerprint == PreparedPairs(changed_world / "back/prepared/train").fingerprint
     run_pgdpo(
         "train", "config.yaml", "output_dir=back", "name=again", "train.steps=2", "train.deterministic=true"

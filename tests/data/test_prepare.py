@@ -100,9 +100,9 @@ def test_buckets_from_clips_to_evaluation(tmp_path, configured):
     assert data.latent_shape == (48, 4, 2, 4)
     for bucket, shape in zip(data.buckets, data.latent_shapes, strict=True):
         for index in bucket:
-            item = data[index, 0]
-            assert item["chosen"].shape == item["rejected"].shape == shape
-            assert not item["chosen"].equal(item["rejected"])
+            chosen, rejected = data[index, 0]["samples"]
+            assert chosen.shape == rejected.shape == shape
+            assert not chosen.equal(rejected)
     run_pgdpo("train", config)
     whole = losses(tmp_path / "out", "dpo")
     assert len(whole) == 5 and np.isfinite(whole).all()

@@ -285,7 +285,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_table": {
             "two points or more": By("one point"),
-            "entry {} is": By("points that fall", says=("entry 2 is [0.2, 0]", "sigma > 0.5, entry 1's")),
+            "entry {} is": By("points that fall", says=("entry 2 is [0.2, 0]", "sigma above entry 1's 0.5")),
         },
         "check_known": {"has no option": By("an unknown option")},
     },

@@ -33,6 +33,8 @@ def test_each_alarm_goes_off_at_its_own_defect_alone():
     assert worse(metrics={"reward/chosen": 0.04, "reward/rejected": 0.04}) == []
     scaled = {"reward/chosen": 0.04, "reward/rejected": 0.04, "ars/alpha": 0.5}
     assert worse(metrics=scaled) == ["Saturated logits"]
+    # Omega, which multiplies beta: 250 * 0.5 * 0.02.
+    assert worse(metrics={"reward/chosen": 0.02, "reward/rejected": 0.0, "timestep_weight": 0.5}) == []
     assert worse(metrics={"gradient_share/rejected": 0.7}) == ["Gradient of the rejected half"]
     assert worse(reward={"smoothness": 0.5}) == ["Every part of the reward"]
     assert worse(metrics={"loss": math.nan}) == ["Non-finite numbers"]

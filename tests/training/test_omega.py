@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import collate
+from pgdpo.data.visits.loading import collate
 from pgdpo.guards.common_rise import CommonRise
 from pgdpo.messages.errors import InputError
 from pgdpo.training.held_out.measure import Measure
