@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.preparing.made_of import entries
 from pgdpo.messages.errors import InputError
 from pgdpo.toy.encoders import ToyEncoders
-from pgdpo.video import write_video
+from pgdpo.video import read_video, write_video
 from tests.data.changed_data import stale_differences
+from tests.models.families import KINDS
 from tests.worlds import run_pgdpo, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
@@ -246,3 +248,50 @@ def test_every_clip_of_every_group_is_encoded_as_by_itself(world, counted, sizes
     assert all(tensor.equal(same[0]) for same in found.values() for tensor in same)
     distinct = [same[0] for same in found.values()]
     assert not any(a.equal(b) for i, a in enumerate(distinct) for b in distinct[:i])
+
+
+def test_a_group_starts_from_its_best_sample_unless_it_names_a_picture(tmp_path, monkeypatch):
+    """Where a model wants a picture, a rank that makes another sample the best makes the group anew, and it alone."""
+    monkeypatch.chdir(tmp_path)
+    KINDS["wan 2.1 i2v"].save(tmp_path / "model")
+    rows = []
+    for number in range(2):
+        rows.append(group(tmp_path / "data", number, 3))
+        for place in range(3):
+            clip(tmp_path / "data" / rows[number]["samples"][place]["clip"], 10 * number + place, 5)
+    save(rows)
+    data = {"train": "data/train.jsonl", "held_out": None, "num_frames": 5, "fps": 8}
+    write_config(Path("config.yaml"), "out", "model", data=data, model={"encoders": "pipeline"})
+
+    def prepared(out="out"):
+        run_pgdpo("prepare", "config.yaml", f"output_dir={out}")
+        index = index_of(out)
+        assert index["image"]
+        return [
+            {name: held for name, held in tensors_of(row, index, out).items() if name in index["image"]}
+            for row in index["pairs"]
+        ]
+
+    def alike(one, other):
+        return all(one[name].equal(other[name]) for name in one)
+
+    first = prepared()
+    rows[0]["samples"][0]["score"] = 7.0  # ranks decide
+    save(rows)
+    [found] = stale_differences("config.yaml")
+    assert found.kind == "label edited" and all(map(alike, prepared(), first))
+    rows[0]["samples"][0]["rank"], rows[0]["samples"][2]["rank"] = 0, 2
+    save(rows)
+    kinds = [found.kind for found in stale_differences("config.yaml")]
+    assert kinds == ["label edited", "label edited", "picture that clips start from"]
+    second = prepared()
+    assert not alike(second[0], first[0]) and alike(second[1], first[1])
+    assert all(map(alike, second, prepared("fresh"))) and stale_differences("config.yaml") == []
+    Image.fromarray(read_video(Path("data") / rows[0]["samples"][2]["clip"])[0]).save("data/start.png")
+    rows[0]["image"] = "start.png"
+    save(rows)
+    named = prepared()
+    rows[0]["samples"][0]["rank"], rows[0]["samples"][2]["rank"] = 2, 0
+    save(rows)
+    assert {found.kind for found in stale_differences("config.yaml")} == {"label edited"}
+    assert all(map(alike, prepared(), named))
