@@ -13,6 +13,7 @@ from tests.refusals.making import (
     WHOLE,
     Input,
     Q,
+    bad_groups,
     bad_rows,
     black_mask,
     broken_config,
@@ -194,6 +195,7 @@ INPUTS = {
     "no weights": Input(read, tensors(None)),
     # rows and clips
     "bad rows": Input("prepare", bad_rows),
+    "bad groups": Input("prepare", bad_groups),
     "an empty mask": Input("prepare", black_mask),
     "a picture": Input("prepare", broken_picture),
     "no bucket": Input("prepare", no_bucket),

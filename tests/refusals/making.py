@@ -202,6 +202,17 @@ def bad_rows(place: Place) -> list[str]:
     return rows(place, [good_row(name) | change for name, change in wrong.items()])
 
 
+def bad_groups(place: Place) -> list[str]:
+    """As `bad_rows`, with one sample at fault in each."""
+    write_clips(place.folder / "clips")
+    samples = {
+        "wide": [{"clip": "clips/0a.mp4"}, {"clip": "clips/wide.mp4"}],
+        "short": [{"clip": "clips/0a.mp4"}, {"clip": "clips/0b.mp4"}, {"clip": "clips/short.mp4"}],
+        "hash": [{"clip": "clips/0a.mp4", "sha256": "0" * 64}],
+    }
+    return rows(place, [{"id": name, "prompt": "red", "samples": each} for name, each in samples.items()])
+
+
 BAD = ("short", "page", "empty", "sound", "none", "huge.avi")
 
 

@@ -26,14 +26,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "data.clips": {
-        "probe_pair": {"{}: {}: {}": By("bad rows", says=("width is 32 in",))},
+        "probe_pair": {"{odd.what}: {odd.mend}": By("bad rows", "bad groups", says=("width is 32 in",))},
         "Sampling.first": {"take fewer segments, fewer frames": By("too many spans")},
         "bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
-        "check_clip": {"too_short(info": By("bad rows", says=("the clip holds 3 frames at 8",))},
-        "clip_identity": {"the SHA-256 of": By("bad rows", says=("SHA-256", "000000000000"))},
-        "first_picture": {"{}: {}, {}": By("a picture", says=("cannot be read as a picture",))},
+        "check_clip": {"too_short(info": By("bad rows", "bad groups", says=("the clip holds 3 frames at 8",))},
+        "clip_identity": {"the SHA-256 of": By("bad rows", "bad groups", says=("SHA-256", "000000000000"))},
+        "first_picture": {"{error}, {mend}": By("a picture", says=("cannot be read as a picture",))},
         "check_mask": {"a mask has the size of its": By("bad rows")},
-        "_named": {"{}: {}": Why.PASSED_ON},
+        "_named": {"titled(name, sides, side)": Why.PASSED_ON},
     },
     "data.curation.order": {
         "read_margins": {"cannot be read": By("no margins")},
@@ -60,7 +60,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "fetch": {"check the URL and your access, or": By("a URL")},
     },
     "data.masks": {
-        "read_mask": {"nothing in it is white, so the region": By("an empty mask"), "{}: {}": Why.PASSED_ON},
+        "read_mask": {"nothing in it is white, so the region": By("an empty mask"), "'mask')}: {error}": Why.PASSED_ON},
     },
     "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
     "data.batches": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
