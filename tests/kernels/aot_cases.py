@@ -143,16 +143,18 @@ def noises(full: bool) -> list[Case]:
 
     out = []
     every = itertools.product(("bf16", "fp32"), ("flow", "epsilon", "v", "noise"))
-    for kind, prediction in every if full else [("bf16", "v"), ("fp32", "flow"), ("bf16", "noise")]:
+    every = [(*case, 2) for case in every] + [("bf16", "v", 1), ("bf16", "flow", 8)]
+    quick = [("bf16", "v", 2), ("fp32", "flow", 2), ("bf16", "noise", 2), ("bf16", "v", 1)]
+    for kind, prediction, members in every if full else quick:
         pointers = dict.fromkeys(("latents", "noisy", "target"), kind)
         pointers |= {"level": "fp32", "pair_ids": "i64", "draw": "i64"}
-        constants = dict(PREDICTION=prediction, ALIGN=8, GROUPS=GROUPS, EMULATE_BF16=False)
+        constants = dict(PREDICTION=prediction, MEMBERS=members, ALIGN=8, GROUPS=GROUPS, EMULATE_BF16=False)
         each = 2 if kind == "fp32" else 1
-        loads = 0 if prediction == "noise" else 8 * each
-        stores = 4 * each if prediction == "noise" else 16 * each
+        loads = 0 if prediction == "noise" else 4 * members * each
+        stores = 4 * each if prediction == "noise" else 8 * members * each
         out.append(
             Case(
-                f"noise {kind} {prediction}",
+                f"noise {kind} {prediction}" + f" K={members}" * (members != 2),
                 noise_kernel,
                 pointers,
                 constants,
