@@ -38,8 +38,8 @@ def pair_sums(full: bool) -> list[Case]:
             if has
         )
         pointers = dict.fromkeys(("pred", "target", "ref"), kind)
-        pointers |= {"mask": "fp32", "table": "i64", "partials": "fp32"}
-        constants = dict(HAS_REF=ref, HAS_MASK=mask, SHORT_MASK=False, HAS_TABLE=table, CROSS=cross)
+        pointers |= {"mask": "fp32", "table": "i64", "partials": "fp32", "addresses": "i64", "groups": "i64"}
+        constants = dict(MEMBERS=2, SEPARATE=False, HAS_REF=ref, HAS_MASK=mask, HAS_GROUPS=False, SHORT_MASK=False, HAS_TABLE=table, CROSS=cross)
         constants |= dict(ALIGN=8, CHUNK=16384, BLOCK=BLOCK)
         loads = (6 if ref else 4) * (2 if kind == "fp32" else 1)
         out.append(
@@ -58,11 +58,11 @@ def pair_sums(full: bool) -> list[Case]:
 
 def pair_second_stage(full: bool) -> list[Case]:
     from pgdpo_kernels.pairs.dpo_kernel import PAIRS, preference_stage
-    from pgdpo_kernels.pairs.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
+    from pgdpo_kernels.pairs.pair_means_kernel import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
     for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:
-        constants = dict(HAS_REF=True, HAS_TABLE=table, CROSS=True, PAIRS=TILE // parts, PARTS=parts)
+        constants = dict(MEMBERS=2, HAS_REF=True, HAS_TABLE=table, CROSS=True, PAIRS=TILE // parts, PARTS=parts)
         pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
         name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
         out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
@@ -126,9 +126,9 @@ def pair_gradients(full: bool) -> list[Case]:
         name = f"pair_gradient {kind}" + "".join(f" {word}" for word, has in flags if has)
         pointers = dict.fromkeys(("pred", "target", "ref", "out"), kind)
         fp32 = ("mask", "grad_loss", "pair_weight", "slopes", "drift_slopes", "cross_slopes", "count")
-        pointers |= dict.fromkeys(fp32, "fp32") | {"table": "i64"}
+        pointers |= dict.fromkeys(fp32, "fp32") | {"table": "i64", "addresses": "i64", "groups": "i64"}
         constants = dict(
-            FUSED=fused, HAS_WEIGHT=fused, HAS_REF=True, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False
+            FUSED=fused, HAS_WEIGHT=fused, MEMBERS=2, SEPARATE=False, HAS_GROUPS=False, HAS_REF=True, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False
         )
         constants |= dict(HAS_TABLE=table, CROSS=cross, ALIGN=8, CHUNK=16384, BLOCK=BLOCK, EMULATE_BF16=False)
         each = 2 if kind == "fp32" else 1
