@@ -60,7 +60,9 @@ def pair_errors(
     given = checked_arguments(op, pred, target, ref_pred, ref_errors, excess, segments, mask, frame_dim)
     if takes_triton(op, pred):
         rows, index = mask_rows(given.mask, pred.shape), given.index or ()
-        found = _PairErrors.apply(pred, given.target, given.ref_pred, rows, index, given.axis, cross, 2, None)
+        found = PairErrorsFunction.apply(
+            pred, given.target, given.ref_pred, rows, index, given.axis, cross, 2, None
+        )
         errors = PairErrors(**unpack_errors(*found))
     else:
         where = given.index, given.axis, given.mask
@@ -199,7 +201,7 @@ def pair_errors_backward_op(
     return launch_gradient(rows, dense_like(pred), *slopes, count.contiguous(), grad_loss, weight)
 
 
-class _PairErrors(torch.autograd.Function):
+class PairErrorsFunction(torch.autograd.Function):
     """`errors`, `drift` and `cross` as `sizes_of_errors` says, each differentiable by `pred`."""
 
     @staticmethod

@@ -49,25 +49,14 @@ def part_bounds(
 
 @triton.jit
 def part_of_row(pointer, addresses, row, stride, start, SEPARATE: tl.constexpr, ALIGN: tl.constexpr):
-    """Where the part begins: in a row of one tensor, whose stride is in units of ALIGN, or of one at its own address."""
+    """Where the part begins: in a row of one tensor, `stride` in units of ALIGN, or in one at its own address."""
     if SEPARATE:
-        address = tl.load(addresses + row)
-        if ALIGN > 1:  # `separate_rows` sees to it
-            address = tl.multiple_of(address, 16)
-        begin = address.to(pointer.dtype)
+        begin = tl.load(addresses + row).to(pointer.dtype) + start
+        if ALIGN > 1:  # bytes: `own_row` sees to it; a hint on the address itself is lost in the cast
+            begin = tl.multiple_of(begin, 16)
     else:
-        begin = pointer + row * (stride.to(tl.int64) * ALIGN)
-    return begin + start
-
-
-@triton.jit
-def mask_group(groups, pair, HAS_GROUPS: tl.constexpr):
-    """The mask's row of a pair: its own, or that of the sample's group."""
-    if HAS_GROUPS:
-        group = tl.load(groups + pair)
-    else:
-        group = pair
-    return group
+        begin = pointer + row * (stride.to(tl.int64) * ALIGN) + start
+    return begin
 
 
 @triton.jit
@@ -171,7 +160,7 @@ def partial_sums(
         if HAS_REF:
             ref_l = part_of_row(ref, refs, pair + pairs, ref_row, start, SEPARATE, ALIGN)
     if HAS_MASK:
-        group = mask_group(groups, pair, HAS_GROUPS)
+        group = tl.load(groups + pair) if HAS_GROUPS else pair
 
     zero = tl.zeros([BLOCK], tl.float32)
     policy_w, policy_l, reference_w, reference_l = zero, zero, zero, zero
@@ -308,7 +297,7 @@ def pair_gradient(
         if DRIFT:
             ref_l = part_of_row(ref, refs, pair + pairs, ref_row, start, SEPARATE, ALIGN)
     if HAS_MASK:
-        group = mask_group(groups, pair, HAS_GROUPS)
+        group = tl.load(groups + pair) if HAS_GROUPS else pair
     turn = 0
     while turn < size:
         within = turn + tl.arange(0, BLOCK)

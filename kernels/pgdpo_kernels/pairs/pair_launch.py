@@ -205,7 +205,8 @@ def unpack_groups(
     errors: torch.Tensor, drift: torch.Tensor, cross: torch.Tensor, members: int
 ) -> dict[str, torch.Tensor]:
     """The fields of `GroupErrors` by name, samples member by member."""
-    policy, count, *against = errors.split([members, 1, *[members] * (errors.shape[0] // members - 1)])
+    has_ref = errors.shape[0] > members + 1
+    policy, count, *against = errors.split([members, 1, *[members, members] * has_ref])
     fields = {"policy": policy, "count": count.expand(members, -1, -1)}
     fields |= dict(zip(("excess", "ref", "drift"), (*against, drift), strict=False)) if against else {}
     fields = {name: x.flatten(0, 1) for name, x in fields.items()}
