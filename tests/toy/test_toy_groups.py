@@ -62,6 +62,7 @@ def test_a_group_is_one_scene_with_rising_damage(seed, index, samples, split):
     assert np.array_equal(clips[0], render(pair.chosen)) and drawn.defect == pair.defect
     assert len({clip.tobytes() for clip in clips}) == samples
     assert drawn.strengths[0] == 0 and np.all(np.diff(drawn.strengths) > 0)
+    assert not set(drawn.strengths[1:]) & set(group(seed, index + 1, samples, split=split).strengths)
     edges = 0.1 + 0.9 * np.arange(samples) / (samples - 1)  # one grade in each part
     assert np.all(edges[:-1] < drawn.strengths[1:]) and np.all(drawn.strengths[1:] <= edges[1:])
 
