@@ -28,8 +28,9 @@ from statistics import median
 import torch
 
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import PreparedPairs, load_batches
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.shards import INDEX, prompt_key, tensors_sha256, write
+from pgdpo.data.visits.loading import load_batches
 from pgdpo.evaluation.evaluate import machine, versions
 from pgdpo.files.atomic import sha256_of, write_json
 from pgdpo.planning import hardware
@@ -47,7 +48,8 @@ READER = """
 import sys, time
 from pathlib import Path
 import torch
-from pgdpo.data.prepared import PreparedPairs, collate
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.visits.loading import collate
 torch.set_num_threads(1)
 data = PreparedPairs(Path(sys.argv[1]))
 for _ in sys.stdin:

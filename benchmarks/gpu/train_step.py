@@ -250,7 +250,7 @@ def this_trainer(config, device: torch.device, done: Callable[[dict], None]) -> 
 
 def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -> list[dict]:
     """Diffusion-DPO as it stands in public trainers, in plain diffusers, peft and torch."""
-    from pgdpo.data.prepared import collate
+    from pgdpo.data.visits.loading import collate
     from pgdpo.models import open_family
     from pgdpo.models.adapters.adapter import add_adapter
     from pgdpo.planning.costs.flops import SampleFlops, utilisation

@@ -23,7 +23,8 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import padded_text, stack_conditioning
+from pgdpo.data.prepared import padded_text
+from pgdpo.data.visits.loading import stack_conditioning
 from pgdpo.engine.attention import additive, choose_attention, chooses_backend
 from pgdpo.evaluation.evaluate import machine, versions
 from pgdpo.files.atomic import write_json

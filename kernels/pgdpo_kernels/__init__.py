@@ -10,9 +10,10 @@ from .pairs.noise import noise_pair, pair_noise
 from .pairs.pair_errors import pair_errors
 from .pairs.preference import mean_loss, preference_loss
 from .patch import apply_to, revert
-from .types import PairErrors, PreferenceLoss
+from .types import GroupErrors, PairErrors, PreferenceLoss
 
 __all__ = [
+    "GroupErrors",
     "PairErrors",
     "PreferenceLoss",
     "apply_to",

@@ -1,4 +1,4 @@
-"""Clips, each decoded to its end: whether they can be trained on, and whether the two of a pair are alike."""
+"""Clips, each decoded to its end: whether they can be trained on, and whether those of a row are alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pgdpo.files.locations import fetch, is_url
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
 from pgdpo.rows.manifest import SPAN_MARK, CheckedRow, spread
-from pgdpo.rows.schema import SIDES
+from pgdpo.rows.schema import SAMPLES, key_of, said_of, spoken, titled, worded
 from pgdpo.video import VideoInfo, verify_video
 
 
@@ -52,7 +52,7 @@ def inspect_clips(rows: Sequence[CheckedRow], advance: Callable[[], None]) -> di
 
 def clips_of(rows: Sequence[CheckedRow]) -> list[str]:
     """Where the clips of `rows` lie, each once."""
-    return sorted({row.clips[side] for row in rows for side in SIDES})
+    return sorted({row.clips[side] for row in rows for side in row.sides})
 
 
 def _inspect(location: str) -> Clip:
@@ -75,20 +75,20 @@ def clip_problems(
 ) -> Iterator[Problem]:
     """What is wrong with each row's clips. `sizes`: what the configuration asks for; none where it is unknown."""
     for row in rows:
-        pair = {side: clips[row.clips[side]] for side in SIDES}
-        for side, clip in pair.items():
+        own = {side: clips[row.clips[side]] for side in row.sides}
+        for side, clip in own.items():
             if clip.error:
                 mend = "fetch it again or leave it out"
                 yield _about(row, side, clip.error, "a clip that decodes to its end", mend)
-        if any(clip.error for clip in pair.values()):
+        if any(clip.error for clip in own.values()):
             continue
-        chosen, rejected = (clip.info for clip in pair.values())
-        for odd in (*unlike(chosen, rejected), *unsaid(row.values, chosen, rejected)):
-            what = f"pair `{row.values['id']}`: {odd.what}"
+        infos = {side: clip.info for side, clip in own.items()}
+        for odd in (*unlike(infos), *unsaid(row.values, infos)):
+            what = f"{titled(row.values['id'], row.sides)}: {odd.what}"
             yield row.problem(what, key=odd.key, value=odd.value, allowed=odd.allowed, suggestion=odd.mend)
-        yield from _hashes(row, pair)
-        yield from _against_sizes(row, pair, sizes, sampling)
-        yield from _mask(row, chosen)
+        yield from _hashes(row, own)
+        yield from _against_sizes(row, infos, sizes, sampling)
+        yield from _mask(row, infos[row.sides[0]])
 
 
 def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | None:
@@ -96,8 +96,8 @@ def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | 
     try:
         if sizes:
             check_clip(info, (min(size[0] for size in sizes), 0, 0), sampling)
-            size = sizes[bucket_of("", (info, info), sizes, sampling)]
-            planned(f"{SPAN_MARK}1", (info, info), size, sampling)
+            size = sizes[bucket_of("", {"chosen": info}, sizes, sampling)]
+            planned(f"{SPAN_MARK}1", {"chosen": info}, size, sampling)
     except InputError as error:
         return str(error).removeprefix(f"{info.path}: ").removeprefix(f"pair `{SPAN_MARK}1`: ")
     return None
@@ -106,33 +106,42 @@ def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | 
 def _about(
     row: CheckedRow, side: str, what: str, allowed: str, mend: str, severity: str = "error"
 ) -> Problem:
-    value = row.values[side]
-    what = f"`{side}` of pair `{row.values['id']}`, {shown(value)}: {what}"
-    return row.problem(what, key=side, value=value, allowed=allowed, suggestion=mend, severity=severity)
+    value = said_of(row.values, side)
+    what = f"{spoken(row.values['id'], row.sides, side)}, {shown(value)}: {what}"
+    return row.problem(
+        what, key=key_of(side), value=value, allowed=allowed, suggestion=mend, severity=severity
+    )
 
 
-def _hashes(row: CheckedRow, pair: Mapping[str, Clip]) -> Iterator[Problem]:
-    for side, clip in pair.items():
-        digest = row.values.get(f"sha256_{side}")
+def _hashes(row: CheckedRow, own: Mapping[str, Clip]) -> Iterator[Problem]:
+    there: dict[str, str] = {}
+    for side, clip in own.items():
+        digest = said_of(row.values, side, "sha256")
         if digest is not None and digest != clip.sha256:
+            name = spoken(row.values["id"], row.sides, side)
             yield row.problem(
-                f"`{side}` of pair `{row.values['id']}`: its SHA-256 is {clip.sha256[:12]}..., not {digest[:12]}...",
-                key=f"sha256_{side}",
+                f"{name}: its SHA-256 is {clip.sha256[:12]}..., not {digest[:12]}...",
+                key=key_of(side, "sha256"),
                 value=digest,
                 allowed=clip.sha256,
                 suggestion="the clip was changed or damaged: fetch it again",
             )
-    if pair["chosen"].sha256 == pair["rejected"].sha256 and row.clips["chosen"] != row.clips["rejected"]:
-        what = "the same bytes as `chosen`: the pair teaches nothing"
-        yield _about(row, "rejected", what, "another clip than `chosen`", "leave the row out", "warning")
+        first = there.setdefault(clip.sha256, side)
+        if first == side or row.clips[first] == row.clips[side]:
+            continue
+        if row.kind == "pair":
+            what = "the same bytes as `chosen`: the pair teaches nothing"
+            yield _about(row, side, what, "another clip than `chosen`", "leave the row out", "warning")
+        else:
+            what = f"the same bytes as {worded(first)}"
+            yield _about(row, side, what, "each clip once", "leave one of the two out", "warning")
 
 
 def _against_sizes(
-    row: CheckedRow, pair: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
+    row: CheckedRow, infos: Mapping[str, VideoInfo], sizes: Sequence[Size], sampling: Sampling
 ) -> Iterator[Problem]:
-    infos = tuple(clip.info for clip in pair.values())
     fits = True
-    for side, info in zip(SIDES, infos, strict=True):
+    for side, info in infos.items():
         try:
             check_clip(info, (min((size[0] for size in sizes), default=0), 0, 0), sampling)
         except InputError as error:
@@ -155,30 +164,44 @@ def _against_sizes(
             str(error), key="data.clip", value=sampling.clip, allowed="clips that are long enough"
         )
         return
-    lengths = [info.frames_at(sampling.fps) for info in infos]
-    if lengths[0] != lengths[1] and not any(unlike(*infos)):
-        what = f"its clips give {lengths[0]} and {lengths[1]} frames: {min(lengths)} from the start are common to both"
-        yield _about(row, "rejected", what, "clips of one length", "look whether one was cut", "warning")
-    info, (_, height, width) = infos[0], size
+    if not any(unlike(infos)):
+        yield from _lengths(row, [info.frames_at(sampling.fps) for info in infos.values()])
+    info, (_, height, width) = infos[row.sides[0]], size
     if info.height < height or info.width < width:
         what = f"{info.width}x{info.height} pixels, and {width}x{height} are trained on: it is enlarged"
         mend = "take smaller sizes (data.width and data.height, or data.buckets), or larger clips"
-        yield _about(row, "chosen", what, f"{width}x{height} pixels or more", mend, "warning")
+        yield _about(row, row.sides[0], what, f"{width}x{height} pixels or more", mend, "warning")
+
+
+def _lengths(row: CheckedRow, lengths: Sequence[int]) -> Iterator[Problem]:
+    """Clips that give other numbers of frames."""
+    if len(set(lengths)) == 1:
+        return
+    allowed, mend = "clips of one length", "look whether one was cut"
+    if row.kind == "pair":
+        what = f"its clips give {lengths[0]} and {lengths[1]} frames: {min(lengths)} from the start are common to both"
+        yield _about(row, "rejected", what, allowed, mend, "warning")
+    else:
+        name, span = titled(row.values["id"], row.sides), f"{min(lengths)} to {max(lengths)} frames"
+        what = f"{name}: its clips give {span}: {min(lengths)} from the start are common to all"
+        yield row.problem(
+            what, key=SAMPLES, value=list(lengths), allowed=allowed, suggestion=mend, severity="warning"
+        )
 
 
 def views_of(
     rows: Sequence[CheckedRow], clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
 ) -> Iterator[tuple[float, str]]:
-    """(frames a second, what is done to them) of each pair that can be prepared."""
-    sound = [row for row in rows if not any(clips[row.clips[side]].error for side in SIDES)]
+    """(frames a second, what is done to them) of each row that can be prepared."""
+    sound = [row for row in rows if not any(clips[row.clips[side]].error for side in row.sides)]
     for row in spread(sound, sampling.spans):
-        infos = tuple(clips[row.clips[side]].info for side in SIDES)
-        if any(unlike(*infos)):
+        infos = {side: clips[row.clips[side]].info for side in row.sides}
+        if any(unlike(infos)):
             continue
         with contextlib.suppress(InputError):
             name = row.values["id"]
             plan = planned(name, infos, sizes[bucket_of(name, infos, sizes, sampling)], sampling)
-            yield plan.chosen.fps, plan.view
+            yield plan.like.fps, plan.view
 
 
 def _mask(row: CheckedRow, info: VideoInfo) -> Iterator[Problem]:
@@ -186,7 +209,7 @@ def _mask(row: CheckedRow, info: VideoInfo) -> Iterator[Problem]:
     if location is None:
         return
     try:
-        check_mask(fetch(location) if is_url(location) else Path(location), info)
+        check_mask(fetch(location) if is_url(location) else Path(location), info, row.kind)
     except InputError as error:
-        allowed = f"a picture of {info.width}x{info.height} pixels, or a clip like the pair's"
+        allowed = f"a picture of {info.width}x{info.height} pixels, or a clip like the {row.kind}'s"
         yield _about(row, "mask", str(error), allowed, "make it anew, or leave the key out")

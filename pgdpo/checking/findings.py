@@ -16,6 +16,7 @@ from pgdpo.checking.mend import Mended
 from pgdpo.messages.console import console, say
 from pgdpo.messages.problems import ALIKE, Problem, kinds_of
 from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.schema import counted
 
 SHOWN = 60  # problems in the table; the JSON has all
 TABLE_WIDTH = 100  # columns of a terminal that a table can be read in
@@ -38,6 +39,11 @@ class Findings:
     skipped: list[str] = field(default_factory=list)
     mended: Mended | None = None
     page: tuple[Path, int] | None = None  # where pairs are shown, and how many
+
+    @property
+    def kind(self) -> str:
+        """What the rows are: `pair` or `group`."""
+        return next((row.kind for rows in self.scanned.values() for row in rows), "pair")
 
     @property
     def counts(self) -> Counter:
@@ -81,17 +87,23 @@ def show(findings: Findings) -> None:
     for line in findings.views:
         say(f"  {line}")
     for split, count in findings.left_out.items():
-        say(f"{count} pairs of {split} will be left out (data.on_bad_data)")
+        say(f"{count} {findings.kind}s of {split} will be left out (data.on_bad_data)")
     for skipped in findings.skipped:
         say(f"not checked: {skipped}")
     if findings.mended is not None:
         _show_mended(findings.mended)
     if findings.page is not None:
         page, count = findings.page
-        say(f"--show: {count} pairs, as shot and as the model will see them -> {page.resolve()}")
-    pairs = "".join(f"; {len(rows)} sound rows in {split}" for split, rows in findings.rows.items())
+        say(f"--show: {count} {findings.kind}s, as shot and as the model will see them -> {page.resolve()}")
+    pairs = "".join(f"; {_sound(rows)} in {split}" for split, rows in findings.rows.items())
     clips = f"; {len(findings.clips)} clips decoded" if findings.clips else ""
     say(f"{findings.counts['error']} errors, {findings.counts['warning']} warnings{pairs}{clips}")
+
+
+def _sound(rows: Sequence[CheckedRow]) -> str:
+    """`20 sound rows`, or `120 sound groups of 2 to 6 samples`."""
+    number, what = counted([row.values for row in rows]).split(" ", 1)
+    return f"{number} sound {'rows' if what == 'pairs' else what}"
 
 
 def _table(title: str, problems: Sequence[tuple[Problem, int]]) -> None:

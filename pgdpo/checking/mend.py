@@ -18,7 +18,7 @@ from pgdpo.files.tables import writer
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.rows.manifest import CheckedRow
-from pgdpo.rows.schema import SIDES
+from pgdpo.rows.schema import SAMPLES, said_of, worded
 from pgdpo.video import VideoInfo, read_video, write_video
 
 FACTS = ("width", "height", "num_frames", "fps", "light")
@@ -58,8 +58,8 @@ def mend(
     """Write `out` (JSONL or Parquet) from the sound `rows` of the manifest `source`.
 
     Left out: rows with an error in them, with a clip that is missing, damaged, too short or of another hash.
-    Re-encoded, both clips alike so that no codec tells them apart: pairs that differ in size, rate or length,
-    at the smaller of each. Corrected: what a row says of its clips' size, rate and length.
+    Re-encoded, all clips of a row so that no codec tells them apart: rows whose clips differ in size, rate or length,
+    at the smallest of each. Corrected: what a row says of its clips' size, rate and length.
 
     Raises InputError if `out` is the source, or no row is left.
     """
@@ -92,60 +92,64 @@ def _mended(
     row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling, result: Mended
 ) -> dict | None:
     """The row as it stands in the new manifest; None if it is dropped."""
-    name, pair = row.values["id"], {side: clips[row.clips[side]] for side in SIDES}
-    why = _unmendable(row, pair, sizes, sampling)
-    infos = [clip.info for clip in pair.values()]
-    if why is None and any(unlike(*infos)):
+    name, own = row.values["id"], {side: clips[row.clips[side]] for side in row.sides}
+    why = _unmendable(row, own, sizes, sampling)
+    infos = {side: clip.info for side, clip in own.items()}
+    if why is None and any(unlike(infos)):
         why = _not_made_alike(row, infos)
-    if why is None and any(unlike(*infos)):
+    if why is None and any(unlike(infos)):
         try:
-            pair = _reencode(pair, Path(result.manifest), sizes, sampling)
-            result.reencoded[name] = "{0.width}x{0.height}, {0.num_frames} frames, {0.fps:g} fps".format(
-                pair["chosen"].info
-            )
+            own = _reencode(own, Path(result.manifest), sizes, sampling, row.kind)
+            info = own[row.sides[0]].info
+            result.reencoded[name] = f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps"
         except InputError as error:
             why = str(error)
     if why is not None:
         result.dropped[name] = why
         return None
-    infos = [clip.info for clip in pair.values()]
-    facts = {odd.key: _fact(odd.key, infos) for odd in unsaid(row.values, *infos)}
+    infos = {side: clip.info for side, clip in own.items()}
+    facts = {odd.key: _fact(odd.key, infos) for odd in unsaid(row.values, infos)}
     wrong = list(facts)
     if wrong and name not in result.reencoded:
         result.corrected[name] = ", ".join(
             f"{key} {row.values[key]:g} -> {'left out' if facts[key] is None else f'{facts[key]:g}'}"
             for key in wrong
         )
-    named = {key: _relative(row, key, pair, result) for key in row.clips}
-    hashes = {
-        f"sha256_{side}": clip.sha256 for side, clip in pair.items() if row.values.get(f"sha256_{side}")
-    }
-    return {**row.values, **{key: facts[key] for key in wrong}, **named, **hashes}
+    named = {key: _relative(row, key, own, result) for key in row.clips}
+    hashes = {side: clip.sha256 for side, clip in own.items() if said_of(row.values, side, "sha256")}
+    values = {**row.values, **{key: facts[key] for key in wrong}}
+    if row.kind == "pair":
+        return {**values, **named, **{f"sha256_{side}": digest for side, digest in hashes.items()}}
+    samples = [
+        sample | {"clip": named.pop(side)} | ({"sha256": hashes[side]} if side in hashes else {})
+        for side, sample in zip(row.sides, values[SAMPLES], strict=True)
+    ]
+    return {**values, SAMPLES: samples, **named}
 
 
 def _unmendable(
-    row: CheckedRow, pair: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
+    row: CheckedRow, own: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
 ) -> str | None:
-    for side, clip in pair.items():
-        digest = row.values.get(f"sha256_{side}")
+    for side, clip in own.items():
+        digest = said_of(row.values, side, "sha256")
         if clip.error:
-            return f"{side}: {clip.error}"
+            return f"{worded(side)}: {clip.error}"
         if digest is not None and digest != clip.sha256:
-            return f"{side}: its SHA-256 is {clip.sha256[:12]}..., the row says {digest[:12]}..."
+            return f"{worded(side)}: its SHA-256 is {clip.sha256[:12]}..., the row says {digest[:12]}..."
         if why := misfit(clip.info, sizes, sampling):
-            return f"{side}: {why}"
+            return f"{worded(side)}: {why}"
     return None
 
 
-def _fact(key: str, infos: Sequence[VideoInfo]) -> float | None:
-    """What a row may say of both clips; None where they are not the same."""
-    first, second = (getattr(info, key) for info in infos)
-    return first if key != "num_frames" or first == second else None
+def _fact(key: str, infos: Mapping[str, VideoInfo]) -> float | None:
+    """What a row may say of its clips; None where they are not the same."""
+    first, *others = (getattr(info, key) for info in infos.values())
+    return first if key != "num_frames" or all(other == first for other in others) else None
 
 
-def _not_made_alike(row: CheckedRow, infos: Sequence[VideoInfo]) -> str | None:
-    """Why a pair that differs is not encoded again."""
-    if not all(info.fps for info in infos):
+def _not_made_alike(row: CheckedRow, infos: Mapping[str, VideoInfo]) -> str | None:
+    """Why a row whose clips differ is not encoded again."""
+    if not all(info.fps for info in infos.values()):
         return "pictures of two sizes or lights: make them alike by hand"
     if row.clips.get("mask") is not None:
         return "its clips differ, and its mask would have to be made anew with them"
@@ -153,23 +157,23 @@ def _not_made_alike(row: CheckedRow, infos: Sequence[VideoInfo]) -> str | None:
 
 
 def _reencode(
-    pair: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size], sampling: Sampling
+    own: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size], sampling: Sampling, kind: str
 ) -> dict[str, Clip]:
-    """Both clips at the smaller size, rate and length, beside the new manifest, named by what they are made of."""
+    """All clips at the smallest size, rate and length, beside the new manifest, named by what they are made of."""
     size = tuple(
-        min(getattr(clip.info, key) for clip in pair.values()) // 2 * 2 for key in ("height", "width")
+        min(getattr(clip.info, key) for clip in own.values()) // 2 * 2 for key in ("height", "width")
     )
-    fps = min(clip.info.fps for clip in pair.values())
+    fps = min(clip.info.fps for clip in own.values())
     frames = {}
-    for side, clip in pair.items():
+    for side, clip in own.items():
         frames[side] = read_video(clip.path, fps=fps, size=size)
     length = min(map(len, frames.values()))
     times = tuple(Fraction(number) / Fraction(fps).limit_denominator(1001) for number in range(length))
     info = VideoInfo(size[1], size[0], fps, length, "h264", stored=size[::-1], times=times)
     if why := misfit(info, sizes, sampling):
-        raise InputError(f"as a pair at {fps:g} frames a second: {why}")
+        raise InputError(f"as a {kind} at {fps:g} frames a second: {why}")
     made = {}
-    for side, clip in pair.items():
+    for side, clip in own.items():
         form = f"{clip.sha256} {size} {fps:g} {length}"
         name = hashlib.sha256(form.encode()).hexdigest()
         path = manifest.parent / f"{manifest.stem}.media" / name[:2] / f"{name}.mp4"
@@ -179,11 +183,11 @@ def _reencode(
     return made
 
 
-def _relative(row: CheckedRow, key: str, pair: Mapping[str, Clip], result: Mended) -> str:
+def _relative(row: CheckedRow, key: str, own: Mapping[str, Clip], result: Mended) -> str:
     """How the new manifest names a clip or mask."""
     location = row.clips[key]
-    if key in pair and not is_url(location) or key in pair and row.values["id"] in result.reencoded:
-        location = str(pair[key].path)
+    if key in own and (not is_url(location) or row.values["id"] in result.reencoded):
+        location = str(own[key].path)
     if is_url(location):
         return location
     relative = os.path.relpath(location, folder_of(result.manifest))

@@ -19,8 +19,8 @@ from pgdpo.data.buckets import size_name
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
 from pgdpo.data.curation.apply import curated
 from pgdpo.data.masks import read_mask
-from pgdpo.data.mixture import check_left
 from pgdpo.data.sources import shares_of
+from pgdpo.data.visits.mixture import check_left
 from pgdpo.engine.attention import check_attention
 from pgdpo.engine.engine import check_deepspeed, check_offload
 from pgdpo.engine.memory import check_selective
@@ -37,10 +37,10 @@ from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.objectives import build_objective, needs_of
 from pgdpo.rows.manifest import CheckedRow, PairRow, carried, spread
-from pgdpo.rows.schema import MANIFEST, SIDES, columns, cut_labels
+from pgdpo.rows.schema import MANIFEST, columns, cut_labels
 from pgdpo.sampling import how_sampled
 from pgdpo.training.opening import compare_prepared, open_pairs, require_images
-from pgdpo.training.pairs import check_noise, check_reference, check_rows, divide_frames, frame_segments
+from pgdpo.training.task.checks import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.trackers import check_trackers
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
@@ -264,13 +264,13 @@ def _pictures(
     """Masks in which nothing is left at the size that is trained on, and images that are none."""
     for row, plan in pairs:
         files = {key: _local(row.clips[key]) for key in ("mask", "image") if key in row.clips}
-        pair = PairRow(row.values["id"], row.values["prompt"], Path(), Path(), **files)
+        pair = PairRow(row.values["id"], row.values["prompt"], dict.fromkeys(row.sides, Path()), **files)
         checks: dict[str, Callable[[], object]] = {}
         if pair.mask is not None:
             grid = family.latent_shape(*plan.size)[1:]
             checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid)
         if pair.image is not None and encoders.needs_image:
-            checks["image"] = lambda pair=pair, plan=plan: first_picture(pair, np.empty(0), plan.size)
+            checks["image"] = lambda pair=pair, plan=plan: first_picture(pair, {}, plan.size)
         for key, check in checks.items():
             try:
                 check()
@@ -290,7 +290,7 @@ def _planned(
     """Every pair that the rows give, and which part of its clips is taken; they are without errors."""
     sampling, sizes = Sampling.of(config.data, config.fps), config.data.sizes
     for row in spread(list(rows), sampling.spans):
-        name, infos = row.values["id"], tuple(clips[row.clips[side]].info for side in SIDES)
+        name, infos = row.values["id"], {side: clips[row.clips[side]].info for side in row.sides}
         yield row, planned(name, infos, sizes[bucket_of(name, infos, sizes, sampling)], sampling)
 
 
@@ -309,7 +309,7 @@ def _to_prepare(
     taken = list(_planned(config, rows, clips))
     pairs = [
         {"id": row.values["id"], "prompt": row.values["prompt"], **cut_labels(more, plan.span)}
-        | {f"sha256_{side}": clips[row.clips[side]].sha256 for side in SIDES}
+        | {f"sha256_{side}": clips[row.clips[side]].sha256 for side in row.sides}
         for (row, plan), more in zip(taken, carried([row for row, _ in taken]), strict=True)
     ]
     frames = [family.latent_shape(*size)[1] for size in data.sizes]

@@ -12,6 +12,7 @@ from pgdpo.models.encoders.cuts import Cut, cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.schema import SAMPLES, captions_of, spoken, titled
 from pgdpo.toy.encoders import ToyEncoders
 
 
@@ -20,19 +21,25 @@ def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Itera
 
     Raises OSError where a tokenizer is on a hub that cannot be reached, as `negative_prompt_problems` does.
     """
-    cuts = cut_prompts(encoders, [row.values["prompt"] for row in rows])
-    for row in rows:
-        prompt, about = row.values["prompt"], f"`prompt` of pair `{row.values['id']}`"
+    captions = [captions_of(row.values) for row in rows]
+    texts = [row.values["prompt"] for row in rows] + [text for own in captions for text in own.values()]
+    cuts = cut_prompts(encoders, texts)
+    for row, own in zip(rows, captions, strict=True):
+        prompt, about = row.values["prompt"], f"`prompt` of {titled(row.values['id'], row.sides)}"
         if not prompt.strip():
             yield row.problem(
                 f"{about} is empty",
                 key="prompt",
                 value=prompt,
-                allowed="what both clips were made for",
+                allowed=f"what {'both' if row.kind == 'pair' else 'all'} clips were made for",
                 suggestion="write the prompt, unless the model is trained without any",
                 severity="warning",
             )
         yield from _too_long(encoders, prompt, cuts.get(prompt, []), row.problem, "prompt", about)
+        for side, caption in own.items():
+            about = f"the caption of {spoken(row.values['id'], row.sides, side)}"
+            key = "caption_rejected" if row.kind == "pair" else f"{SAMPLES}.caption"
+            yield from _too_long(encoders, caption, cuts.get(caption, []), row.problem, key, about)
 
 
 def negative_prompt_problems(inspected: Inspection, family: Family, encoders: Encoders) -> Iterator[Problem]:

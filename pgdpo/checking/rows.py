@@ -9,18 +9,20 @@ from pathlib import Path
 
 from pgdpo.config import Config
 from pgdpo.config.read import Inspection
-from pgdpo.data.batches import check_batches
 from pgdpo.data.curation.order import read_margins
 from pgdpo.data.places import places_of
 from pgdpo.data.sources import shares_of
+from pgdpo.data.visits.batches import check_batches
 from pgdpo.files.tables import Record
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
 from pgdpo.objectives.spec import Needs
-from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
+from pgdpo.rows.columns import COLUMNS, FROM_SAMPLES, OF_GROUPS, are_hard, hard_labels, how_to_get
+from pgdpo.rows.groups import RATINGS
 from pgdpo.rows.manifest import CheckedRow
-from pgdpo.rows.schema import SIDES, TIE, columns
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import SAMPLES, SIDES, TIE, columns, samples_of, scores_of
 from pgdpo.toy.reward import ToyReward
 
 OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt by heart
@@ -28,10 +30,15 @@ OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt
 
 def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
     """Columns that the objective lacks, that some rows lack, or whose lengths differ between rows."""
+    grouped = rows[0].kind == "group"
+    if grouped:
+        yield from _sample_problems(rows, name, needs)
     values = [{**columns(row.values), **row.values} for row in rows]
     if any(row.get("preference") is not None for row in values):
         values = [{"probability": 1.0, **row} for row in values]
     for column, kind in COLUMNS.items():
+        if grouped and column not in OF_GROUPS:
+            continue
         present = [row.get(column) is not None for row in values]
         needed = column in needs.pairs
         if not needed and not any(present):
@@ -59,7 +66,7 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
                 allowed="one length in all rows",
                 suggestion="cut all clips into equally many segments",
             )
-    if "masked" in needs.pairs and any(row.values.get("mask") is None for row in rows):
+    if "masked" in needs.pairs and not grouped and any(row.values.get("mask") is None for row in rows):
         lacking = next(row for row in rows if row.values.get("mask") is None)
         yield lacking.problem(
             f"`mask` is missing; objective `{name}` needs it",
@@ -67,6 +74,40 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
             allowed="a path or a URL, in every row",
             suggestion="name each pair's mask",
         )
+
+
+def _sample_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
+    """What the objective reads of pairs alone, and what it reads of samples, and some have not."""
+    read = [
+        column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep", "group")
+    ]
+    alone = [column for column in read if column not in FROM_SAMPLES]
+    if alone or needs.soft:
+        column = "probability" if needs.soft else alone[0]
+        what = "a region mask" if column == "masked" else f"`{column}`"
+        yield rows[0].problem(
+            f"objective `{name}` needs {what}, which is of pairs, and the rows are groups (`samples`)",
+            key=SAMPLES,
+            allowed="an objective that reads groups",
+            suggestion="write pairs, or choose another objective",
+        )
+        return
+    for keys in [FROM_SAMPLES[column] for column in read] or [RATINGS]:
+        lacking = [
+            row
+            for row in rows
+            for samples in [samples_of(row.values)]
+            if not any(key in samples[0] for key in keys) and (read or len(samples) > 1)
+        ]
+        if lacking:
+            named = " or ".join(f"`{key}`" for key in keys)
+            what = f"objective `{name}` {'needs' if read else 'orders the samples by'}"
+            yield lacking[0].problem(
+                f"{what} {named}, which is missing in {len(lacking)} of {len(rows)} groups, this one first",
+                key=f"{SAMPLES}.{keys[0]}",
+                allowed=f"{named} in every sample",
+                suggestion=f"write `{keys[0]}` into every sample, or choose another objective",
+            )
 
 
 def preference_problems(rows: Sequence[CheckedRow], ties: str, name: str, needs: Needs) -> Iterator[Problem]:
@@ -124,14 +165,18 @@ def curation_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iter
         if getattr(rule, "file", None) is not None:
             yield from _file_problems(inspected, f"{where}.file", rule.file)
         sides = SIDES[:1] if rule.by == "chosen_score" else SIDES
-        lacking = [row for row in rows if rule.score is not None and not _has_score(row, rule.score, sides)]
+        lacking = [
+            row for row in rows if rule.score is not None and not _has_score(row, rule.score, len(sides))
+        ]
         if lacking:
             yield lacking[0].problem(
                 f"score `{rule.score}` is missing in {len(lacking)} of {len(rows)} rows, this one first; "
                 f"{where} reads it",
                 key="scores",
                 value=lacking[0].values.get("scores"),
-                allowed=" and ".join(f"scores.{side}.{rule.score}" for side in sides) + ", in every row",
+                allowed=" and ".join(f"scores.{side}.{rule.score}" for side in sides) + ", in every row"
+                if lacking[0].kind == "pair"
+                else f"scores.{rule.score}, in every sample",
                 suggestion="name a score that all rows have, or add it",
             )
         quality = getattr(rule, "quality", None)
@@ -167,28 +212,30 @@ def _file_problems(inspected: Inspection, key: str, file: Path) -> Iterator[Prob
         yield inspected.problem(key, str(error), value=str(file))
 
 
-def _has_score(row: CheckedRow, name: str, sides: Sequence[str]) -> bool:
-    if name == "reward_margin" and len(sides) == 2 and row.values.get("reward_margin") is not None:
+def _has_score(row: CheckedRow, name: str, clips: int) -> bool:
+    """Whether the best clip (1), or best and worst (2), have a score of that name."""
+    if name == "reward_margin" and clips == 2 and row.values.get("reward_margin") is not None:
         return True
-    scores = row.values.get("scores") or {}
-    return all(isinstance((scores.get(side) or {}).get(name), (int, float)) for side in sides)
+    sides = ends(row.values)[:clips]
+    return all(isinstance(scores_of(row.values, side).get(name), (int, float)) for side in sides)
 
 
 def split_problems(train: Sequence[CheckedRow], held_out: Sequence[CheckedRow]) -> Iterator[Problem]:
     """Held-out pairs that are trained on."""
     for what, names in (
         ("id", lambda row: [row.values["id"]]),
-        ("clip", lambda row: [row.clips["chosen"], row.clips["rejected"]]),
+        ("clip", lambda row: [row.clips[side] for side in row.sides]),
     ):
         seen = {name for row in train for name in names(row)}
         shared = [row for row in held_out if seen.intersection(names(row))]
         if shared:
-            name = next(name for name in names(shared[0]) if name in seen)
+            name, kind = next(name for name in names(shared[0]) if name in seen), shared[0].kind
             yield shared[0].problem(
-                f"{what} {shown(name)} of a held-out pair stands in data.train too ({len(shared)} of {len(held_out)})",
+                f"{what} {shown(name)} of a held-out {kind} stands in data.train too ({len(shared)} of "
+                f"{len(held_out)})",
                 key="data.held_out",
                 value=name,
-                allowed="pairs that are never trained on",
+                allowed=f"{kind}s that are never trained on",
                 suggestion="take them out of one of the two manifests; in one manifest, give them one prompt",
                 severity="warning",
             )
@@ -234,7 +281,8 @@ def amount_problems(
     if rows and len(rows) < batch:
         yield inspected.problem(
             key,
-            f"`{key}` is {batch}, and data.train has {len(rows)} pairs: some stand in one step more than once",
+            f"`{key}` is {batch}, and data.train has {len(rows)} {rows[0].kind}s: some stand in one step more than "
+            "once",
             value=batch,
             allowed=f"at most {len(rows)}",
             suggestion="take a smaller batch or more pairs",
@@ -245,7 +293,7 @@ def amount_problems(
     if held_out and stated and len(held_out) < wanted:
         yield inspected.problem(
             key,
-            f"`{key}` is {wanted}, and data.held_out has {len(held_out)} pairs: no more are sampled",
+            f"`{key}` is {wanted}, and data.held_out has {len(held_out)} {held_out[0].kind}s: no more are sampled",
             value=wanted,
             allowed=f"at most {len(held_out)}",
             suggestion="take fewer prompts (and evaluate.samples_per_prompt of each) or more held-out pairs",

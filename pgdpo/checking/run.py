@@ -37,7 +37,6 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
 from pgdpo.rows.manifest import CheckedRow
-from pgdpo.rows.schema import SIDES
 
 SPLITS = ("train", "held_out")
 PICTURES = ("mask", "image")  # keys of rows whose files `prepare` reads with the clips
@@ -163,7 +162,7 @@ def _check_clips(findings: Findings, inspected: Inspection, data: Mapping, *, me
     findings.problems += clip_problems(others, findings.clips, sizes, sampling)
     if config is not None:
         rows = [row for split in (*findings.rows.values(), others) for row in split]
-        findings.views = list(views_said(views_of(rows, findings.clips, sizes, sampling)))
+        findings.views = list(views_said(views_of(rows, findings.clips, sizes, sampling), rows[0].kind))
 
 
 def _leave_out(
@@ -191,7 +190,7 @@ def _leave_out(
         findings.rows[split] = [row for place, row in places if place not in bad]
         findings.left_out[split] = count
     return [
-        replace(problem, severity="warning", what=f"{problem.what}; the pair will be left out")
+        replace(problem, severity="warning", what=f"{problem.what}; the {findings.kind} will be left out")
         if problem.severity == "error" and problem.where in bad
         else problem
         for problem in problems
@@ -199,7 +198,7 @@ def _leave_out(
 
 
 def _here(findings: Findings, row: CheckedRow) -> bool:
-    return all(findings.clips[row.clips[side]].here for side in SIDES)
+    return all(findings.clips[row.clips[side]].here for side in row.sides)
 
 
 def _sampling(config: Config | None) -> Sampling:

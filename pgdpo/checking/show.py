@@ -1,4 +1,4 @@
-"""The page of `check --show`: pairs of each split as shot and as the model will see them, before anything is encoded.
+"""The page of `check --show`: rows of each split as shot and as the model will see them, before anything is encoded.
 
 The right-hand clips are read through the plan that `prepare` follows, so that the page cannot disagree with it.
 """
@@ -28,7 +28,7 @@ from pgdpo.messages.formats import in_text, number
 from pgdpo.messages.problems import Problem
 from pgdpo.report.page import PIXEL_ART, embedded, write_page
 from pgdpo.rows.manifest import CheckedRow, decided_rows, spread
-from pgdpo.rows.schema import LABELS, SIDES
+from pgdpo.rows.schema import LABELS, SAMPLES, said_of, samples_of, worded
 from pgdpo.video import VideoInfo, fit_picture, read_frames, write_video
 
 TEMPLATE = "checking/check.html.jinja"
@@ -37,10 +37,19 @@ BUDGET = 10_000_000  # bytes of the page's clips, all together
 AT_A_TIME = min(4, os.cpu_count() or 1)  # pairs; each holds its frames in memory
 SECONDS = 6.0  # of a clip as shot, about the span that is taken
 FASTEST = 60.0  # frames a second that a clip as shot is played at
+SHOWN = ("rank", "score", "label", "advantage")  # of a sample, above its clip
 # (pixels of the longer side, x264's rate factor, every how many frames): the first at which a pair is small enough.
 LEVELS = ((384, 23, 1), (288, 27, 1), (224, 31, 1), (160, 34, 2), (128, 38, 4), (96, 44, 8))
 LIGHTS = {"sdr": "SDR", "pq": "HDR (PQ), shown in SDR", "hlg": "HDR (HLG), shown in SDR"}
-OF_FILES = {"fps", "num_frames", "width", "height", "sha256_chosen", "sha256_rejected"}  # no labels of a pair
+OF_FILES = {
+    "fps",
+    "num_frames",
+    "width",
+    "height",
+    "sha256_chosen",
+    "sha256_rejected",
+    SAMPLES,
+}  # no labels of a row
 
 
 def check_page(out: Path) -> None:
@@ -85,6 +94,7 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
         splits=splits,
         shown=total,
         views=findings.views,
+        kind=findings.kind,
         others=sorted(others, key=lambda problem: problem.severity),
         rate=config.fps,
     )
@@ -122,12 +132,12 @@ def _plan(
     row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling
 ) -> PairPlan | str:
     """What is taken of a row's clips, or why nothing is."""
-    pair = [clips[row.clips[side]] for side in SIDES]
-    infos = (pair[0].info, pair[1].info)
-    for side, clip in zip(SIDES, pair, strict=True):
+    own = {side: clips[row.clips[side]] for side in row.sides}
+    infos = {side: clip.info for side, clip in own.items()}
+    for side, clip in own.items():
         if clip.error:
-            return f"{side}: {clip.error}"
-    for odd in (*unlike(*infos), *unsaid(row.values, *infos)):
+            return f"{worded(side)}: {clip.error}"
+    for odd in (*unlike(infos), *unsaid(row.values, infos)):
         return odd.what
     try:
         name = row.values["id"]
@@ -138,7 +148,7 @@ def _plan(
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair with what `prepare` would do to it, or why it would refuse, and what was found wrong with it."""
+    """A pair or group with what `prepare` would do to it, or why it would refuse, and what was found wrong with it."""
 
     row: CheckedRow
     plan: PairPlan | str
@@ -151,15 +161,15 @@ class Pair:
         if isinstance(self.plan, str):
             return wrong
         view = re.sub(" from .*? s", "", self.plan.view)
-        info, size = self.plan.chosen, self.plan.size
+        info, size = self.plan.like, self.plan.size
         return wrong, view, round(info.fps, 2), info.light, size, round(share_shown(size, info), 1)
 
     def card(self, clips: Mapping[str, Clip], share: int) -> dict:
         """What the template shows of it; its clips take `share` bytes of the page at most, or as few as can be."""
         plan = None if isinstance(self.plan, str) else self.plan
-        pair = {side: clips[self.row.clips[side]] for side in SIDES}
+        own = {side: clips[self.row.clips[side]] for side in self.row.sides}
         films = {}
-        for side, clip in pair.items():
+        for side, clip in own.items():
             if not clip.error:
                 films[side, "shot"] = _as_shot(clip.info, plan)
             if plan is not None:
@@ -171,9 +181,13 @@ class Pair:
             "prompt": values["prompt"],
             "refused": None if plan else self.plan,
             "problems": self.problems,
-            "sides": [(side, shown.get((side, "shot")), shown.get((side, "model"))) for side in SIDES],
-            "crop": crop(plan.chosen, plan.size) if plan else None,
-            "facts": _facts(plan, pair) | _labels(values),
+            "kind": self.row.kind,
+            "sides": [
+                (side, name, shown.get((side, "shot")), shown.get((side, "model")))
+                for side, name in _ordered(self.row).items()
+            ],
+            "crop": crop(plan.like, plan.size) if plan else None,
+            "facts": _facts(plan, own) | _labels(self.row),
             "note": _note(films, level),
         }
 
@@ -246,17 +260,37 @@ def _note(films: Mapping[tuple, Film], level: tuple) -> str:
     return f"on this page {', '.join(parts)}" if parts else ""
 
 
-def _facts(plan: PairPlan | None, pair: Mapping[str, Clip]) -> dict[str, str]:
-    """What is done to both clips, in words."""
-    infos = [clip.info for clip in pair.values() if not clip.error]
+def _ordered(row: CheckedRow) -> dict[str, str]:
+    """Clips in the order in which they are drawn -> what stands above each: of a group the best first."""
+    samples = samples_of(row.values)
+    if not samples:
+        return {side: side for side in row.sides}
+    places = sorted(
+        range(len(samples)),
+        key=lambda place: (samples[place].get("rank", 0), -samples[place].get("score", 0)),
+    )
+    return {
+        row.sides[place]: " · ".join(
+            [worded(row.sides[place])]
+            + [f"{key} {in_text(samples[place][key])}" for key in SHOWN if key in samples[place]]
+        )
+        for place in places
+    }
+
+
+def _facts(plan: PairPlan | None, own: Mapping[str, Clip]) -> dict[str, str]:
+    """What is done to the clips, in words."""
+    infos = [clip.info for clip in own.values() if not clip.error]
     if plan is None:
         return {
-            side: f"{clip.info.width}×{clip.info.height}, {clip.info.num_frames} frames, {_rate(clip.info.fps)}, "
+            worded(
+                side
+            ): f"{clip.info.width}×{clip.info.height}, {clip.info.num_frames} frames, {_rate(clip.info.fps)}, "
             + _seconds(clip.info.duration)
-            for side, clip in pair.items()
+            for side, clip in own.items()
             if not clip.error
         }
-    info, (frames, height, width) = plan.chosen, plan.size
+    info, (frames, height, width) = plan.like, plan.size
     lengths = dict.fromkeys(str(each.num_frames) for each in infos)
     durations = dict.fromkeys(f"{each.duration:.3g}" for each in infos)
     numbers = plan.numbers(info)
@@ -290,10 +324,14 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _labels(values: Mapping) -> dict[str, str]:
-    """The prompt's length, and what the row says of its pair."""
+def _labels(row: CheckedRow) -> dict[str, str]:
+    """The prompt's length, and what the row says of its clips."""
+    values = row.values
     prompt = values["prompt"]
     facts = {"prompt": f"{len(prompt.split())} words, {len(prompt)} characters"}
     kept = [key for key in (*LABELS, "mask", "image", "licence") if key not in OF_FILES]
     facts |= {key: in_text(values[key]) for key in kept if values.get(key) is not None}
-    return facts | {f"{side} file": values[side] for side in SIDES}
+    for side, sample in zip(row.sides, samples_of(values), strict=False):
+        told = {key: value for key, value in sample.items() if key not in SHOWN}
+        facts |= {worded(side): in_text(told)} if told else {}
+    return facts | {f"{worded(side)} file": said_of(values, side) for side in row.sides}

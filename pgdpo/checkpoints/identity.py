@@ -61,7 +61,7 @@ def told_rounded(config: Config) -> dict:
 
 
 # Columns that came when there were runs already: in the hash only of rows that have them, so that older hashes stay.
-LATER_LABELS = ("gap_frequency",)
+LATER_LABELS = ("gap_frequency", "samples")
 
 
 def rows_hash(data: PreparedPairs) -> str:

@@ -64,7 +64,7 @@ def objectives(
 
     Example: pgdpo objectives pg_dpo
     """
-    from pgdpo.objectives import docs, listing
+    from pgdpo.objectives.catalogue import docs, listing
 
     if markdown:
         put(docs.markdown())

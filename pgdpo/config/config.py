@@ -29,7 +29,11 @@ class Config(Section):
     output_dir: Path = Field(description="Holds prepared data (shared by runs) and one folder per run.")
     data: DataConfig
     model: ModelConfig
-    objective: dict[str, Any] = Field(description="`name` and its options; `pgdpo objectives` lists them.")
+    objective: dict[str, Any] = Field(
+        description="`name` and its options; `pgdpo objectives` lists them. For any with a β also `timestep_weight`: "
+        "ω(σ), a factor of β by the drawn noise level: none, flow_dpo ((1 - sigma)^2, of flow models), snr (for a flow "
+        "model the same), min_snr, or points [[sigma, weight], ...] of a line."
+    )
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -69,6 +73,11 @@ class Config(Section):
     @property
     def objective_options(self) -> dict[str, Any]:
         return {key: value for key, value in self.objective.items() if key != "name"}
+
+    @property
+    def timestep_weight(self) -> str | list[list[float]]:
+        """Which omega(sigma) multiplies beta: a form's name, `none` for none, or a table of [sigma, weight]s."""
+        return self.objective_options.get("timestep_weight") or "none"
 
     @property
     def trains_negative_branch(self) -> bool:

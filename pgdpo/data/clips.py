@@ -1,4 +1,4 @@
-"""A pair's two clips, held against each other and against what their row says, and which part of both is taken."""
+"""A row's clips, held against each other and against what the row says, and which part of all of them is taken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.manifest import SPAN_MARK, PairRow
-from pgdpo.rows.schema import SIDES
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import kind_of, titled
 from pgdpo.video import VideoInfo, probe_video, read_frames
 from pgdpo.video.info import SAME_RATE
 from pgdpo.video.picture import is_picture, read_image, read_picture
@@ -26,11 +27,12 @@ from pgdpo.video.read import too_short
 
 KINDS_SAID = 8
 SAID = ("width", "height", "num_frames", "fps")  # what a row may say of both clips
-ALIKE = ("width", "height", "fps", "light")  # in which the clips of a pair must not differ; lengths are cut
+ALIKE = ("width", "height", "fps", "light")  # in which the clips of a row must not differ; lengths are cut
 MEND_UNLIKE = (
-    "both clips of a pair must be of one size, rate and light; re-encode one of them (`pgdpo check --fix` does) or "
-    "leave the row out"
+    "{} must be of one size, rate and light; re-encode {} of them (`pgdpo check --fix` does) or leave the "
+    "row out"
 )
+BOTH = {"pair": ("both clips of a pair", "one"), "group": ("all clips of a group", "some")}
 MEND_UNSAID = "the clip was cut or changed; fetch it again or correct the row (`pgdpo check --fix` does)"
 
 
@@ -77,18 +79,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Which frames of a pair's clips are taken: `size[0]` at the sampling's rate from `first` on, the same of both."""
+    """Which frames of a row's clips are taken: `size[0]` at the sampling's rate from `first` on, the same of all."""
 
-    chosen: VideoInfo
-    rejected: VideoInfo
+    clips: Mapping[str, VideoInfo]  # by side
     sampling: Sampling
     size: Size
     first: int
 
     @property
+    def like(self) -> VideoInfo:
+        """The first of them: size, rate and light are those of all."""
+        return next(iter(self.clips.values()))
+
+    @property
     def rate(self) -> float:
         """Frames a second of what is taken."""
-        return float(self.chosen.rate_at(self.sampling.fps) or self.chosen.fps)
+        return float(self.like.rate_at(self.sampling.fps) or self.like.fps)
 
     @property
     def span(self) -> list[float]:
@@ -98,9 +104,14 @@ class PairPlan:
 
     @property
     def whole(self) -> bool:
-        """Whether that is all of both clips, but for a frame."""
-        most = max(info.frames_at(self.sampling.fps) for info in (self.chosen, self.rejected))
+        """Whether that is all of the clips, but for a frame."""
+        most = max(info.frames_at(self.sampling.fps) for info in self.clips.values())
         return most - self.size[0] <= 1
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the clips have other lengths than each other."""
+        return len({info.num_frames for info in self.clips.values()}) > 1
 
     def numbers(self, info: VideoInfo) -> list[int]:
         """The frames of one of the clips, or of a mask like them."""
@@ -109,59 +120,56 @@ class PairPlan:
     @property
     def view(self) -> str:
         """What is done to the clips besides scaling and cropping; empty where their first frames are taken one by one,
-        as they are. With the clips' bytes and the size, the pair's tensors follow from it."""
-        infos = (self.chosen, self.rejected)
+        as they are. With the clips' bytes and the size, the row's tensors follow from it."""
+        infos = self.clips.values()
         numbers = [self.numbers(info) for info in infos]
         parts = []
         if any(each != list(range(self.size[0])) for each in numbers):
-            how = (
-                "every frame" if self.chosen.rate_at(self.sampling.fps) is None else f"{self.rate:g} a second"
-            )
+            how = "every frame" if self.like.rate_at(self.sampling.fps) is None else f"{self.rate:g} a second"
             digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
             parts = [f"{how} from {self.span[0]:g} s ({digest})"]
         return ", ".join(parts + sorted({info.treatment for info in infos} - {""}))
 
 
 def plan_pair(row: PairRow, size: Size, sampling: Sampling) -> PairPlan:
-    """Looks at both clips. Raises InputError, naming pair and clip, where they are not alike, not as the row says, too
+    """Looks at all clips. Raises InputError, naming row and clip, where they are not alike, not as the row says, too
     slow or too short."""
     return planned(row.id, probe_pair(row), size, sampling)
 
 
-def planned(name: str, clips: tuple[VideoInfo, VideoInfo], size: Size, sampling: Sampling) -> PairPlan:
-    """As `plan_pair`, of clips that were looked at."""
-    for side, info in zip(SIDES, clips, strict=True):
-        with _named(name, side):
+def planned(name: str, clips: Mapping[str, VideoInfo], size: Size, sampling: Sampling) -> PairPlan:
+    """As `plan_pair`, of clips, by side, that were looked at."""
+    for side, info in clips.items():
+        with _named(name, clips, side):
             check_clip(info, size, sampling)
-    there = min(info.frames_at(sampling.fps) for info in clips)
-    with _named(name):
+    there = min(info.frames_at(sampling.fps) for info in clips.values())
+    with _named(name, clips):
         first = sampling.first(name, there, size[0])
-    return PairPlan(*clips, sampling, size, first)
+    return PairPlan(clips, sampling, size, first)
 
 
-def bucket_of(
-    name: str, clips: tuple[VideoInfo, VideoInfo], sizes: Sequence[Size], sampling: Sampling
-) -> int:
-    """The size that a pair is cut to; of one there is no choice. Raises InputError where it fits none of several."""
+def bucket_of(name: str, clips: Mapping[str, VideoInfo], sizes: Sequence[Size], sampling: Sampling) -> int:
+    """The size that a row's clips are cut to; of one there is no choice. Raises InputError where they fit none."""
     if len(sizes) == 1:
         return 0
     clip = shown_as(clips, sampling.fps)
     bucket = choose_bucket(sizes, clip)
     if bucket is None:
+        named = ", ".join(map(size_name, sizes))
         raise InputError(
-            f"pair `{name}`: its clips ({clip.path}) have {clip.num_frames} frames of {clip.height}x{clip.width} "
-            f"(height x width) and fit none of data.buckets ({', '.join(map(size_name, sizes))}): those are longer, or "
+            f"{titled(name, clips)}: its clips ({clip.path}) have {clip.num_frames} frames of "
+            f"{clip.height}x{clip.width} (height x width) and fit none of data.buckets ({named}): those are longer, or "
             "would leave less than half of the picture; add a bucket, or leave the row out"
         )
     return bucket
 
 
-def views_said(seen: Iterable[tuple[float, str]]) -> Iterator[str]:
-    """A line for each kind of (frames a second, PairPlan.view): what is done to how many pairs."""
+def views_said(seen: Iterable[tuple[float, str]], what: str = "pair") -> Iterator[str]:
+    """A line for each kind of (frames a second, PairPlan.view): what is done to how many pairs (or groups)."""
     kinds = Counter((fps, re.sub(r" from \S+ s \(\w+\)", "", view)) for fps, view in seen)
     for (fps, view), count in kinds.most_common(KINDS_SAID):
-        what = f"of {fps:g} frames a second" if fps else "of pictures"
-        yield f"{count} pairs {what}: {f'taken at {view}' if view[:1].isdigit() else view or 'as they are'}"
+        rate = f"of {fps:g} frames a second" if fps else "of pictures"
+        yield f"{count} {what}s {rate}: {f'taken at {view}' if view[:1].isdigit() else view or 'as they are'}"
     if len(kinds) > KINDS_SAID:
         yield f"and {len(kinds) - KINDS_SAID} kinds of clips more"
 
@@ -174,26 +182,26 @@ def check_clip(info: VideoInfo, size: Size, sampling: Sampling) -> None:
         raise too_short(info, sampling.fps, size[0])
 
 
-def shown_as(clips: tuple[VideoInfo, VideoInfo], fps: float | None) -> VideoInfo:
-    """A pair's clips as one at that rate, as long as the shorter: what a bucket is chosen for."""
-    rate = clips[0].rate_at(fps)
-    length = min(info.frames_at(fps) for info in clips)
-    return replace(clips[0], num_frames=length, fps=float(rate or clips[0].fps))
+def shown_as(clips: Mapping[str, VideoInfo], fps: float | None) -> VideoInfo:
+    """A row's clips as one at that rate, as long as the shortest: what a bucket is chosen for."""
+    first, *_ = clips.values()
+    length = min(info.frames_at(fps) for info in clips.values())
+    return replace(first, num_frames=length, fps=float(first.rate_at(fps) or first.fps))
 
 
-def probe_pair(row: PairRow) -> tuple[VideoInfo, VideoInfo]:
-    """What both clips are: of the row's sizes and rate, and of each other's.
+def probe_pair(row: PairRow) -> dict[str, VideoInfo]:
+    """What the clips are, by side: of the row's sizes and rate, and of each other's.
 
-    Chosen and rejected must differ in what was judged, not in these; of two lengths the common span is taken. Raises
-    InputError naming pair and clip.
+    They must differ in what was judged, not in these; of several lengths the common span is taken. Raises InputError
+    naming row and clip.
     """
-    infos = []
-    for side in SIDES:
-        with _named(row.id, side):
-            infos.append(probe_video(getattr(row, side)))
-    for odd in (*unlike(*infos), *unsaid(row.extra, *infos)):
-        raise InputError(f"pair `{row.id}`: {odd.what}: {odd.mend}")
-    return tuple(infos)
+    infos = {}
+    for side, path in row.clips.items():
+        with _named(row.id, row.clips, side):
+            infos[side] = probe_video(path)
+    for odd in (*unlike(infos), *unsaid(row.extra, infos)):
+        raise InputError(f"{titled(row.id, row.clips)}: {odd.what}: {odd.mend}")
+    return infos
 
 
 @dataclass(frozen=True)
@@ -207,22 +215,24 @@ class Odd:
     mend: str
 
 
-def unlike(chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
-    """Chosen and rejected must differ in what was judged, not in these."""
+def unlike(clips: Mapping[str, VideoInfo]) -> Iterator[Odd]:
+    """The clips of a row must differ in what was judged, not in these."""
+    both, one = BOTH[kind_of(clips)]
     for key in ALIKE:
-        first, second = getattr(chosen, key), getattr(rejected, key)
-        if key == "fps" and 0 in (first, second):
-            continue  # a picture has none
-        if not _same(key, first, second):
-            what = f"{key} is {_text(first)} in {chosen.path} and {_text(second)} in {rejected.path}"
-            yield Odd(key, what, [first, second], "one value in both clips of a pair", MEND_UNLIKE)
+        # A picture has no rate.
+        known = [info for info in clips.values() if key != "fps" or info.fps]
+        other = next((i for i in known if not _same(key, getattr(known[0], key), getattr(i, key))), None)
+        if other is not None:
+            first, second = getattr(known[0], key), getattr(other, key)
+            what = f"{key} is {_text(first)} in {known[0].path} and {_text(second)} in {other.path}"
+            yield Odd(key, what, [first, second], f"one value in {both}", MEND_UNLIKE.format(both, one))
 
 
-def unsaid(row: Mapping, chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd]:
-    """What a row says of both clips, and one of them is not."""
+def unsaid(row: Mapping, clips: Mapping[str, VideoInfo]) -> Iterator[Odd]:
+    """What a row says of its clips, and one of them is not."""
     for key in SAID:
         said = row.get(key)
-        for info in (chosen, rejected) if said is not None else ():
+        for info in clips.values() if said is not None else ():
             found = [getattr(info, key)]
             if key in (
                 "width",
@@ -236,53 +246,57 @@ def unsaid(row: Mapping, chosen: VideoInfo, rejected: VideoInfo) -> Iterator[Odd
 
 
 def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] | None = None) -> dict:
-    """What a pair's tensors follow from: SHA-256 of `chosen`, `rejected`, the row's `mask` and, if asked, its `image`,
-    and what the row says of the clips. Raises InputError where it says another hash.
+    """What a row's tensors follow from: SHA-256 of its clips, its `mask` and, if asked, its `image`, and what it says
+    of the clips. Raises InputError where it says another hash.
+
+    Where a group's clips start from one of them, which one is a matter of its labels: it is named too.
 
     `hashes`: the files' SHA-256 by key, where they are known; by default the files are read.
     """
-    keys = files_of(row, with_image=with_image)
-    hashes = {key: sha256_of(getattr(row, key)) if hashes is None else hashes[key] for key in keys}
-    for side in SIDES:
+    files = files_of(row, with_image=with_image)
+    hashes = {key: sha256_of(file) if hashes is None else hashes[key] for key, file in files.items()}
+    for side, clip in row.clips.items():
         found = hashes[side]
         said = row.extra.get(f"sha256_{side}")
         if said is not None and found != said:
             raise InputError(
-                f"pair `{row.id}`, {side}: the SHA-256 of {getattr(row, side)} is {found[:12]}..., its row says "
+                f"{titled(row.id, row.clips, side)}: the SHA-256 of {clip} is {found[:12]}..., its row says "
                 f"{said[:12]}...: the clip was cut or changed; fetch it again or correct the row"
             )
-    return hashes | {what: row.extra.get(what) for what in SAID}
+    starts = (
+        {"starts": ends(row.extra)[0]} if with_image and row.image is None and row.kind == "group" else {}
+    )
+    return hashes | {what: row.extra.get(what) for what in SAID} | starts
 
 
-def files_of(row: PairRow, *, with_image: bool) -> list[str]:
-    """Keys of the files that a pair's tensors follow from."""
-    keys = (*SIDES, "mask", *(["image"] if with_image else []))
-    return [key for key in keys if getattr(row, key) is not None]
+def files_of(row: PairRow, *, with_image: bool) -> dict[str, Path]:
+    """The files that a row's tensors follow from, by key."""
+    return {key: file for key, file in row.files.items() if with_image or key != "image"}
 
 
 def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
-    """(side, uint8 frames [F, H, W, 3] at the plan's size) of both clips, one after the other. Raises InputError."""
-    for side in SIDES:
-        info = getattr(plan, side)
-        with _named(row.id, side):
+    """(side, uint8 frames [F, H, W, 3] at the plan's size) of all clips, one after the other. Raises InputError."""
+    for side, info in plan.clips.items():
+        with _named(row.id, plan.clips, side):
             frames = read_frames(info, plan.numbers(info), plan.size[1:])
         yield side, frames
 
 
-def first_picture(row: PairRow, chosen: np.ndarray, size: Size) -> np.ndarray:
-    """uint8 [H, W, 3] that both clips start from: the row's picture, or the chosen clip's first frame."""
+def first_picture(row: PairRow, frames: Mapping[str, np.ndarray], size: Size) -> np.ndarray:
+    """uint8 [H, W, 3] that all clips start from: the row's picture, or the first frame of the best of them."""
     if row.image is None:
-        return chosen[0]
+        return frames[ends(row.extra)[0]][0]
     try:
         return read_image(row.image, size[1:])
     except InputError as error:
-        mend = "or leave `image` out to take the chosen clip's first frame"
-        raise InputError(f"pair `{row.id}`, image: {error}, {mend}") from error
+        best = "chosen clip" if row.kind == "pair" else "best clip"
+        mend = f"or leave `image` out to take the {best}'s first frame"
+        raise InputError(f"{titled(row.id, row.clips, 'image')}: {error}, {mend}") from error
 
 
-def check_mask(path: Path, clip: VideoInfo) -> VideoInfo | None:
+def check_mask(path: Path, clip: VideoInfo, kind: str = "pair") -> VideoInfo | None:
     """What a mask is, None of a picture that holds for all frames. Raises InputError unless it can be read and is as
-    large as the pair's clips (of which `clip` is one), and one that is a clip as long and of their rate."""
+    large as the row's clips (of which `clip` is one), and one that is a clip as long and of their rate."""
     info = None
     if path.is_file() and is_picture(path):
         height, width = read_picture(path).shape[:2]
@@ -294,8 +308,8 @@ def check_mask(path: Path, clip: VideoInfo) -> VideoInfo | None:
         wanted = getattr(clip, what)
         if not _same(what, value, wanted):
             raise InputError(
-                f"{path}: {what} is {value:g} and the pair's clips have {wanted:g}: a mask has the size of its clips, "
-                "and one that is a clip also their length and rate; make it anew or leave the row out"
+                f"{path}: {what} is {value:g} and the {kind}'s clips have {wanted:g}: a mask has the size of its "
+                "clips, and one that is a clip also their length and rate; make it anew or leave the row out"
             )
     return info
 
@@ -311,9 +325,9 @@ def _text(value: float | str) -> str:
 
 
 @contextlib.contextmanager
-def _named(name: str, side: str = "") -> Iterator[None]:
-    """Puts pair and side before the message of what is refused inside."""
+def _named(name: str, sides: Iterable[str], side: str = "") -> Iterator[None]:
+    """Puts row and side before the message of what is refused inside."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"pair `{name}`{f', {side}' if side else ''}: {error}") from error
+        raise InputError(f"{titled(name, sides, side)}: {error}") from error

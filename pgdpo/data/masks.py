@@ -1,8 +1,6 @@
-"""Region masks: where a pair's clips differ, brought to the grid of their latents."""
+"""Region masks: where a row's clips differ, brought to the grid of their latents."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +8,7 @@ import torch
 from pgdpo.data.clips import PairPlan, check_mask
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.manifest import PairRow
+from pgdpo.rows.schema import titled
 from pgdpo.video import fit_picture, read_frames
 from pgdpo.video.picture import read_picture
 
@@ -17,18 +16,18 @@ INSIDE = 128  # of 255: a codec makes neither white nor black out of what was th
 
 
 def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch.Tensor:
-    """A pair's mask on the latent grid, float16 `[1, *grid]`: the share of each element's pixels that lie inside.
+    """A row's mask on the latent grid, float16 `[1, *grid]`: the share of each element's pixels that lie inside.
 
-    The mask is a picture that holds for all frames, or a clip as long as the pair's; either has the size of the clips,
+    The mask is a picture that holds for all frames, or a clip as long as the row's; either has the size of the clips,
     is sampled, scaled, cropped and cut as they are, and then counts as inside from half of white up. An element
     of the latents stands for the pixels of its patch, in the frames that the VAE joins in it: the first frame alone,
     the others in groups of equal length.
 
-    Raises InputError, naming pair and file, if it cannot be read, is not like the clips, or holds nothing inside.
+    Raises InputError, naming row and file, if it cannot be read, is not like the clips, or holds nothing inside.
     """
     size = plan.size
     try:
-        frames = _frames(row.mask, plan)
+        frames = _frames(row, plan)
         inside = torch.from_numpy(frames.sum(-1, dtype=np.uint16) >= 3 * INSIDE)  # (1 | F, H, W)
         share = pooled(inside.expand(size[0], -1, -1), grid)
         if not share.any():
@@ -37,7 +36,7 @@ def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch
                 f"{size[1]}x{size[2]}): mend the mask or leave the row out"
             )
     except InputError as error:
-        raise InputError(f"pair `{row.id}`, mask: {error}") from error
+        raise InputError(f"{titled(row.id, row.clips, 'mask')}: {error}") from error
     return share.half()[None]
 
 
@@ -50,9 +49,9 @@ def pooled(inside: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
     return torch.cat([first, rest.unflatten(0, (grid[0] - 1, -1)).mean(1)])
 
 
-def _frames(path: Path, plan: PairPlan) -> np.ndarray:
+def _frames(row: PairRow, plan: PairPlan) -> np.ndarray:
     """uint8 `[F, H, W, 3]` at the plan's size, one frame of a picture."""
-    info = check_mask(path, plan.chosen)
+    info = check_mask(row.mask, plan.like, row.kind)
     if info is None:
-        return fit_picture(read_picture(path), plan.size[1:])[None]
+        return fit_picture(read_picture(row.mask), plan.size[1:])[None]
     return read_frames(info, plan.numbers(info), plan.size[1:])

@@ -1,4 +1,4 @@
-"""Prepared pairs, read back: an index-based data set whose every read is checked against the index."""
+"""Prepared groups, pairs mostly, read back: a source whose every read is checked against the index."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pgdpo.data.mixture import Mixture
-from pgdpo.data.order import Order
-from pgdpo.data.preparing.ahead import ahead
 from pgdpo.data.shards import INDEX, prompt_key, tensors_sha256
 from pgdpo.data.verified import MEND, add_to_note, look_at, wrong_size
+from pgdpo.data.visits.mixture import Mixture
+from pgdpo.data.visits.order import Order
 from pgdpo.diffusion.draws import uniform
 from pgdpo.files.bounded import parse_json
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.schema import MANIFEST
-
-WORKERS = 2  # threads that read ahead beside a GPU: one hashes while another waits for the disk
+from pgdpo.rows.schema import MANIFEST, captions_of, kind_of, sides_of, titled
 
 
 def alone(work: Callable[[int, int], object]) -> list:
@@ -71,10 +67,22 @@ class PreparedPairs:
         self.sources: list[str] = []  # names of the manifests, where there are several, and
         self.shares: dict[str, Fraction] | None = None  # of the visits, where they have any
         self._restriction = ""
+        self._check_captions()
         self._handles: dict[str, object] = {}
         self.damaged_files = self._verify(full, shared)
         if self.damaged_files and not stand_in:
             raise InputError(next(iter(self.damaged_files.values())))
+
+    def _check_captions(self) -> None:
+        """Raises InputError where a sample's own caption was not embedded: earlier versions did not read it."""
+        for row in self.rows:
+            for side, caption in captions_of(row).items():
+                if not self.has_text(caption):
+                    raise InputError(
+                        f"{self.folder / 'index.json'}: {titled(row['id'], sides_of(row), side)}: its own caption, "
+                        f"{caption!r}, was not embedded: an earlier version prepared this and passed it over; run "
+                        "`pgdpo prepare` again, which embeds the captions and encodes no clip"
+                    )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,16 +113,21 @@ class PreparedPairs:
             "draw": draw,
             "row": row,
             "damage": None,
-            "chosen": tensors.pop("chosen"),
-            "rejected": tensors.pop("rejected"),
+            "samples": [tensors.pop(side) for side in sides_of(row)],
             "mask": tensors.pop("mask", None),
             "conditioning": {**self.text("" if dropped else row["prompt"]), **tensors},
+            "captions": {} if dropped else self._captions(row),
         }
 
+    def _captions(self, row: dict) -> dict[int, dict[str, torch.Tensor]]:
+        """Conditioning of the samples that have a caption of their own, by their place."""
+        sides = sides_of(row)
+        return {sides.index(side): self.text(caption) for side, caption in captions_of(row).items()}
+
     def _pair(self, row: dict) -> dict[str, torch.Tensor]:
-        names = ["chosen", "rejected", *self.index["image"], *(["mask"] if has_mask(row) else [])]
+        names = [*sides_of(row), *self.index["image"], *(["mask"] if has_mask(row) else [])]
         entry = self.index["shards"][row["shard"]]
-        return self._checked(entry, row["key"], names, row["sha256"], f"pair `{row['id']}`")
+        return self._checked(entry, row["key"], names, row["sha256"], titled(row["id"], sides_of(row)))
 
     def size_of(self, index: int) -> tuple[int, int, int]:
         """(frames, height, width) that a pair's clips were encoded at."""
@@ -175,11 +188,23 @@ class PreparedPairs:
 
     @functools.cached_property
     def buckets(self) -> list[list[int]]:
-        """Indexes of the pairs of each size, in the order of the configuration; every size that has any."""
-        sizes = {tuple(size): [] for size in self.index["sizes"]}
+        """Indexes of the groups of each size of clips, in the order of the configuration, and of each number of
+        samples, rising; all that have any."""
+        sizes = {tuple(size): place for place, size in enumerate(self.index["sizes"])}
+        found: dict[tuple[int, int], list[int]] = {}
         for index, row in enumerate(self.rows):
-            sizes[tuple(self.index["shards"][row["shard"]]["size"])].append(index)
-        return [bucket for bucket in sizes.values() if bucket]
+            found.setdefault((sizes[self.size_of(index)], len(sides_of(row))), []).append(index)
+        return [found[key] for key in sorted(found)]
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Samples of a group in each of `buckets`: 2 of pairs."""
+        return [len(sides_of(self.rows[bucket[0]])) for bucket in self.buckets]
+
+    @property
+    def kind(self) -> str:
+        """`pair` or `group`: what its rows are."""
+        return kind_of(sides_of(self.rows[0]))
 
     @functools.cached_property
     def latent_shapes(self) -> list[tuple[int, ...]]:
@@ -218,13 +243,18 @@ class PreparedPairs:
         for derived in ("fingerprint", "buckets", "latent_shapes"):
             self.__dict__.pop(derived, None)
 
-    def order(self, *, group: int, seed: int) -> Order | Mixture:
-        """In which the pairs are visited, in groups of `group`."""
+    def order(self, *, micro_batch: int, seed: int) -> Order | Mixture:
+        """In which the groups are visited, so many in a micro-batch."""
         if self.shares is None:
-            return Order(self.buckets, group=group, seed=seed, stages=self.stages)
+            return Order(self.buckets, micro_batch=micro_batch, seed=seed, stages=self.stages)
         named = [row[MANIFEST] for row in self.rows]
         return Mixture(
-            self.buckets, sources=named, shares=self.shares, group=group, seed=seed, stages=self.stages
+            self.buckets,
+            sources=named,
+            shares=self.shares,
+            micro_batch=micro_batch,
+            seed=seed,
+            stages=self.stages,
         )
 
     def described_shares(self, visits: int) -> Iterator[str]:
@@ -274,6 +304,12 @@ def read_index(folder: Path) -> dict:
     return index
 
 
+def mean_group_size(data: PreparedPairs) -> float:
+    """Samples of a group on average: 2 of pairs."""
+    parts = zip(data.buckets, data.group_sizes, strict=True)
+    return sum(len(bucket) * size for bucket, size in parts) / len(data)
+
+
 def pair_hash(pair_id: str) -> int:
     """The 63-bit number by which a pair's draws are keyed."""
     return int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:8], "little") >> 1
@@ -284,76 +320,9 @@ def has_mask(row: dict) -> bool:
     return row.get("mask_share") is not None
 
 
-def load_batches(
-    data: PreparedPairs, batches: Iterable[list[tuple[int, int]]], *, workers: int | None = None
-) -> Iterator[dict]:
-    """Batches (of `collate`) of these (index, draw)s, in their order, in pinned memory where there is a GPU.
-
-    `workers`: threads that read ahead, two batches each at most; 0: what is asked for is read then. By default
-    `WORKERS` beside a GPU, which computes meanwhile, and none without: what computes there is what would read.
-    """
-    gpu = torch.cuda.is_available()
-    workers = (WORKERS if gpu else 0) if workers is None else workers
-
-    def read(jobs: list[tuple[int, int]]) -> dict:
-        batch = collate([data[job] for job in jobs])
-        return _pinned(batch) if gpu else batch
-
-    if workers == 0:
-        yield from map(read, batches)
-        return
-    with contextlib.closing(ahead(read, batches, threads=workers, most=2 * workers)) as reads:
-        for _, batch in reads:
-            yield batch.result()
-
-
-def _pinned(value: Any) -> Any:
-    """The same with its tensors in pinned memory."""
-    if isinstance(value, torch.Tensor):
-        return value.pin_memory()
-    return {name: _pinned(part) for name, part in value.items()} if isinstance(value, dict) else value
-
-
-def collate(items: list[dict]) -> dict:
-    """Items -> a batch, in the dtypes of the files: `to_device` has them in fp32.
-
-    `latents` [2B, C, F, H, W] (chosen half first), `conditioning` (a dict of tensors [B, ...], which `twice` has for
-    both halves), `mask` [B, 1, F, H, W] (None unless every pair has one), `pair_ids` and `draw` [B], `ids`, `rows`;
-    `damage`: (id, what is wrong) of each damaged pair that another one stands in for, else None.
-    """
-    latents = torch.stack([item["chosen"] for item in items] + [item["rejected"] for item in items])
-    masks = [item["mask"] for item in items]
-    return {
-        "ids": [item["id"] for item in items],
-        "rows": [item["row"] for item in items],
-        "damage": [item["damage"] for item in items],
-        "pair_ids": torch.tensor([item["pair_id"] for item in items]),
-        "draw": torch.tensor([item["draw"] for item in items]),
-        "latents": latents,
-        "mask": None if any(mask is None for mask in masks) else torch.stack(masks),
-        "conditioning": stack_conditioning([item["conditioning"] for item in items]),
-    }
-
-
-def stack_conditioning(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Conditioning of single samples -> of a batch, `[N, ...]` under each name."""
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
-
-
 def padded_text(encoded: dict[str, torch.Tensor], text_length: int) -> dict[str, torch.Tensor]:
     """`Encoders.encode_prompts`'s dict of one prompt, with `prompt` zero-padded and `prompt_mask` beside it."""
     embedding = encoded["prompt"]
     padded = embedding.new_zeros(text_length, embedding.shape[1])
     padded[: len(embedding)] = embedding
     return {**encoded, "prompt": padded, "prompt_mask": torch.arange(text_length) < len(embedding)}
-
-
-def to_device(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """On `device`, in fp32 what is floating. The copy of pinned memory goes on while the host does."""
-    there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in there.items()}
-
-
-def twice(conditioning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Conditioning `[B, ...]` of pairs -> of both their clips, `[2B, ...]`, the chosen half first."""
-    return {name: torch.cat([tensor, tensor]) for name, tensor in conditioning.items()}

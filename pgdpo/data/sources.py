@@ -28,6 +28,7 @@ from pgdpo.rows.manifest import (
     PairRow,
     decided_rows,
     id_problem,
+    of_one_kind,
     pair_rows,
     scan_manifest,
     spread,
@@ -113,11 +114,14 @@ def _plain(text: str) -> str:
 
 
 def scan_sources(data: DataConfig, split: str, toy: Path, *, clips_there: bool = True) -> Scanned:
-    """Every row of a split's manifests, as `scan_manifest` reads them; ids must be unique over all of them."""
-    parts, problems, seen = [], [], {}
+    """Every row of a split's manifests, as `scan_manifest` reads them; ids must be unique over all of them,
+    and all be pairs, or all groups."""
+    parts, problems, seen, kind = [], [], {}, None
     for source in sources_of(data, split, toy):
         rows, found = scan_manifest(source.manifest, data.media_root, clips_there=clips_there)
-        problems += found
+        kind = kind or (rows[0].kind if rows else None)
+        rows, mixed = of_one_kind(rows, kind)
+        problems += [*found, *mixed]
         kept = []
         for row in rows:
             first = seen.setdefault(row.values["id"], row)
@@ -213,8 +217,9 @@ def _side(
     ]
     if split == "held_out":
         here, total = sum(map(len, held)), sum(map(len, parts))
+        kind = next(row.kind for rows in parts for row in rows)
         say(
-            f"data.held_out: {here} of {total} pairs are held out, {here / total:.1%} ({share:.1%} was asked for): "
+            f"data.held_out: {here} of {total} {kind}s are held out, {here / total:.1%} ({share:.1%} was asked for): "
             f"those of {sum(place < share for place in found)} of {len(found)} prompts"
         )
     return held, []

@@ -15,7 +15,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from pgdpo.engine.pair_batching import Joint
+from pgdpo.engine.group_batching import Joint
 from pgdpo.engine.parallel import Ranks
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pgdpo.config import Config, TrainConfig
 from pgdpo.config.deepspeed import QUANTIZED, READ_AT, deepspeed_notes
-from pgdpo.data.batches import check_batches
+from pgdpo.data.visits.batches import check_batches
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError, MachineError
 from pgdpo.ranks.joined import name_interface
@@ -29,8 +29,6 @@ from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3  # noqa: E
 
 from pgdpo.engine.zero.gather import gather_in_bf16  # noqa: E402
 from pgdpo.engine.zero.traces import keep_traces_apart  # noqa: E402
-
-SIDES = {"joint": 1, "split": 2}  # DeepSpeed's micro-batches in one of ours: see pair_batching.py
 
 # Elements of the buffer in which ZeRO reduces gradients, in fp32: DeepSpeed allocates it whole at the first backward
 # pass, 2 GB, also for an adapter of some MB.
@@ -168,8 +166,10 @@ def _no_async_io(key: str, reason: str) -> MachineError:
     )
 
 
-def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.DeepSpeedEngine:
-    """Wrap the model's trainable parameters into a DeepSpeed engine with AdamW.
+def build_engine(
+    transformer: torch.nn.Module, config: Config, *, group_size: int
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap the model's trainable parameters into a DeepSpeed engine with AdamW; `group_size`: of the largest group.
 
     torch's AdamW also where the optimizer is offloaded: DeepSpeed's CPU Adam is compiled on first use.
     """
@@ -186,7 +186,11 @@ def build_engine(transformer: torch.nn.Module, config: Config) -> deepspeed.Deep
         model=transformer,
         model_parameters=parameters,
         optimizer=optimizer,
-        config=deepspeed_config(train, trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters)),
+        config=deepspeed_config(
+            train,
+            trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
+            pieces=group_size if train.pair_batching == "split" else 1,
+        ),
     )
     if train.zero_stage == 3:
         keep_traces_apart(engine)
@@ -218,9 +222,9 @@ def _gathers_in_bf16(config: Config) -> bool:
     return config.train.precision == "bf16" and config.model.adapter is None
 
 
-def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
+def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET, pieces: int = 1) -> dict:
     """DeepSpeed's configuration, `train.deepspeed` in it. `trained`: parameters that train; no buffer for gradients
-    need be larger."""
+    need be larger. `pieces`: its micro-batches in one of ours (group_batching.py)."""
     data_ranks = dist.get_world_size() // train.sequence_parallel
     offloads = {"offload_optimizer": train.offload_optimizer, "offload_param": train.offload_parameters}
     given = train.deepspeed
@@ -239,7 +243,7 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET) -> dict:
         "steps_per_print": 2**31,
         **given,
         "train_micro_batch_size_per_gpu": train.micro_batch_pairs,
-        "gradient_accumulation_steps": check_batches(train, data_ranks) * SIDES[train.pair_batching],
+        "gradient_accumulation_steps": check_batches(train, data_ranks) * pieces,
         "gradient_clipping": 0.0 if train.deterministic else train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

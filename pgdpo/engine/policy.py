@@ -19,8 +19,8 @@ from pgdpo.engine.engine import (
     forward_config,
     start_distributed,
 )
+from pgdpo.engine.group_batching import Joint, Split
 from pgdpo.engine.memory import check_selective, save_memory, with_activation_offload
-from pgdpo.engine.pair_batching import Joint, Split
 from pgdpo.engine.parallel import Ranks, arrange_ranks
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.engine.zero.load import gather_in_forward, load_sharded
@@ -108,14 +108,17 @@ def _load(
     return transformer
 
 
-def open_policy(config: Config, family: Family, ranks: Ranks) -> Joint:
-    """The policy as it trains: its transformer, with room for what the reference holds in it, in DeepSpeed's engine."""
+def open_policy(config: Config, family: Family, ranks: Ranks, *, group_size: int = 2) -> Joint:
+    """The policy as it trains: its transformer, with room for what the reference holds in it, in DeepSpeed's engine.
+
+    `group_size`: samples of the largest group that it is asked about.
+    """
     _, transformer = build_policy(config, ranks.device, ranks=ranks)
     _make_room(transformer, config)
-    engine = build_engine(transformer, config)
+    engine = build_engine(transformer, config, group_size=group_size)
     forward = with_activation_offload(engine, ranks.device) if config.model.activation_offload else engine
     if config.train.pair_batching == "split":
-        return Split(engine, forward, family, ranks)
+        return Split(engine, forward, family, ranks, train=config.train, group_size=group_size)
     if config.train.deterministic:
         return Deterministic(engine, forward, family, ranks, max_norm=config.train.max_grad_norm)
     return Joint(engine, forward, family, ranks)

@@ -8,11 +8,15 @@ from collections.abc import Iterator
 import torch
 
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs, collate
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.visits.loading import collate
+from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
 from pgdpo.reference import mean_errors
-from pgdpo.rows.schema import MANIFEST
+from pgdpo.rows.ranked import ranked
+from pgdpo.rows.schema import MANIFEST, SAMPLES
 from pgdpo.sampling.clips import Job
+from pgdpo.training.held_out.measure import measurable
 from pgdpo.training.held_out.statistics import share
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo.training.noising import held_out_level, sample_at
@@ -23,24 +27,33 @@ class Errors:
 
     def __init__(self, config: Config, family: Family, data: PreparedPairs, device: torch.device) -> None:
         self.config, self.family, self.data, self.device = config, family, data, device
+        if not measurable(data):
+            raise InputError(
+                f"{data.folder / 'index.json'}: all held-out rows are single clips, which have no margin: name a "
+                "manifest of pairs, or of groups of two samples or more, in data.held_out"
+            )
         self.batches: dict[str, list[Job]] = {
             f"errors-{number:05d}.json": items for number, items in enumerate(self._batches())
         }
 
     def _batches(self) -> Iterator[list[Job]]:
         for draw in range(self.config.evaluate.draws_per_pair):
-            items = [(index, draw) for index in range(len(self.data))]
+            items = [(index, draw) for index in measurable(self.data)]
             yield from self.data.batches(items, self.config.evaluate.batch)
 
     def level(self, draw: int) -> float:
         return held_out_level(self.config, self.family, draw)
 
     def of(self, transformer: torch.nn.Module, items: list[Job]) -> list[list[float]]:
-        """[chosen, rejected] mean squared errors of each item, (index, draw)s of one draw."""
+        """[chosen, rejected] mean squared errors of each item, (index, draw)s of one draw; of groups best, worst."""
         batch, level = collate([self.data[item] for item in items]), self.level(items[0][1])
         sample = sample_at(batch, level, self.config, self.family, self.device)
-        predicted = self.family.predict(transformer, sample.noisy, sample.both, sample.conditioning)
-        return mean_errors(predicted, sample.target, sample.mask).tolist()
+        predicted = self.family.predict(transformer, sample.noisy, sample.each, sample.conditioning)
+        errors = mean_errors(predicted, sample.target, sample.mask, size=batch["groups"] or 2).tolist()
+        if batch["groups"] is None:
+            return errors
+        orders = [ranked(row[SAMPLES]) for row in batch["rows"]]
+        return [[found[order[0]], found[order[-1]]] for found, order in zip(errors, orders, strict=True)]
 
     def excess(self, reference: dict[str, list], aligned: dict[str, list]) -> dict[str, list]:
         """Lists `pair`, `sigma`, `chosen`, `rejected` with one entry per draw and pair, from what `of` gave for each of

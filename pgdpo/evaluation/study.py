@@ -32,7 +32,7 @@ from pgdpo.messages.formats import duration
 from pgdpo.objectives import build_objective
 from pgdpo.training.metrics import read_metrics
 from pgdpo.training.opening import open_pairs
-from pgdpo.training.pairs import check_data, frame_segments
+from pgdpo.training.task.checks import check_data, frame_segments
 from pgdpo.training.trainer import Trainer
 
 

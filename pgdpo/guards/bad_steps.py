@@ -26,7 +26,7 @@ from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import Objective, ObjectiveOutput, PairInfo
 from pgdpo.ranks import agreement
-from pgdpo_kernels import PairErrors
+from pgdpo_kernels import GroupErrors, PairErrors
 
 MOST = 0.95  # of a spike's loss: the pairs that make up so much of it are named, the largest first
 NAMED = 8  # and no more than so many
@@ -85,24 +85,21 @@ class Guard:
         step = optimizer.step
         optimizer.step = lambda *args, **options: step(*args, **options) if self._may_step() else None
 
-    def see_untrained(self, errors: PairErrors, pairs: PairInfo) -> None:
+    def see_untrained(self, errors: PairErrors | GroupErrors, pairs: PairInfo) -> None:
         """What the objective gives for a micro-batch where the policy is the reference; asked for in the first steps.
 
         Without a reference there is no such thing: the first steps' own losses stand for it.
         """
-        if not self._scale.known and errors.ref_chosen is not None:
+        reference = errors.ref_chosen if isinstance(errors, PairErrors) else errors.ref
+        if not self._scale.known and reference is not None:
             self._untrained.append(self._objective.untrained(errors, pairs))
 
-    def see(self, output: ObjectiveOutput, errors: PairErrors, batch: dict) -> None:
+    def see(self, output: ObjectiveOutput, errors: PairErrors | GroupErrors, batch: dict) -> None:
         """A micro-batch's losses, errors and damaged pairs; nothing waits for the device."""
-        finite = (
-            output.per_pair.isfinite()
-            & errors.policy_chosen.isfinite().all(1)
-            & errors.policy_rejected.isfinite().all(1)
-        )
+        finite = output.per_group.isfinite() & _finite(errors)
         self._ids += batch["ids"]
         self._finite.append(finite)
-        self._per_pair.append(output.per_pair.detach())
+        self._per_pair.append(output.per_group.detach())
         self._found |= dict(damage for damage in batch["damage"] if damage is not None)
 
     def settle(self, step: int) -> Fault | None:
@@ -186,9 +183,9 @@ class Guard:
 
     def _judge(self, *, gradients_finite: bool) -> None:
         self._asked = True
-        finite, per_pair = torch.cat(self._finite), torch.cat(self._per_pair)
-        untrained = torch.cat(self._untrained) if self._untrained else per_pair
-        loss = torch.where(finite, per_pair, 0).double().sum()
+        finite, per_group = torch.cat(self._finite), torch.cat(self._per_pair)
+        untrained = torch.cat(self._untrained) if self._untrained else per_group
+        loss = torch.where(finite, per_group, 0).double().sum()
         begun = torch.where(finite & untrained.isfinite(), untrained, 0).double().sum()
         counts = torch.tensor([len(finite), len(self._found)], dtype=torch.float64, device=loss.device)
         sums = torch.cat([counts, torch.stack([loss, begun, (~finite).sum().double()])])
@@ -201,7 +198,7 @@ class Guard:
         elif not gradients_finite:
             self._fault = Fault("the gradient's norm is not finite")
         else:
-            self._fault = self._spike(total / pairs, begun_total / pairs, per_pair)
+            self._fault = self._spike(total / pairs, begun_total / pairs, per_group)
 
     def _names(self, finite: torch.Tensor) -> list[str]:
         mine = [name for name, fine in zip(self._ids, finite.tolist(), strict=True) if not fine]
@@ -212,18 +209,18 @@ class Guard:
             self._newly_damaged |= {n: reason for n, reason in found.items() if n not in self._damaged}
         self._damaged |= self._newly_damaged
 
-    def _spike(self, loss: float, untrained: float, per_pair: torch.Tensor) -> Fault | None:
+    def _spike(self, loss: float, untrained: float, per_group: torch.Tensor) -> Fault | None:
         """A loss far above its scale; any other joins those that the next are held against."""
         factor = self._train.spike_factor
         reason = None if factor is None else self._scale.spike(loss, factor)
         if reason is None:
             self._scale.add(loss, untrained)
             return None
-        return Fault(reason, *self._shares(per_pair))
+        return Fault(reason, *self._shares(per_group))
 
-    def _shares(self, per_pair: torch.Tensor) -> tuple[list[str], list[float]]:
+    def _shares(self, per_group: torch.Tensor) -> tuple[list[str], list[float]]:
         """The pairs that make up most of the global batch's |loss|, and their shares of it; the same on every rank."""
-        mine = list(zip(self._ids, per_pair.double().abs().tolist(), strict=True))
+        mine = list(zip(self._ids, per_group.double().abs().tolist(), strict=True))
         sizes: dict[str, float] = defaultdict(float)  # a pair may stand in a batch twice
         for pairs in agreement.gather(mine):
             for name, size in pairs:
@@ -235,6 +232,13 @@ class Guard:
             covered += size
             named[name] = round(size / whole, 4)
         return list(named), list(named.values())
+
+
+def _finite(errors: PairErrors | GroupErrors) -> torch.Tensor:
+    """bool `[B]`: the policy's errors of all samples are."""
+    if isinstance(errors, PairErrors):
+        return errors.policy_chosen.isfinite().all(1) & errors.policy_rejected.isfinite().all(1)
+    return errors.policy.isfinite().all(1).reshape(errors.groups, -1).all(0)
 
 
 def check_damage(data: PreparedPairs, config: Config) -> None:

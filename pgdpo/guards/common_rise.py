@@ -37,15 +37,14 @@ class CommonRise:
         self._window: deque[torch.Tensor] = deque(maxlen=WINDOW)
 
     @torch.no_grad()
-    def add(self, output: ObjectiveOutput, errors: PairErrors, rows: list[dict]) -> None:
-        """A micro-batch; `rows`: of its pairs. Nothing waits for the device."""
+    def add(self, output: ObjectiveOutput, errors: PairErrors) -> None:
+        """A micro-batch. Nothing waits for the device."""
         if not self._watches:
             return
         whole = errors.over_segments()
         chosen, rejected = -whole.excess_chosen[:, 0], -whole.excess_rejected[:, 0]
-        omega = torch.tensor([row.get("timestep_weight") or 1.0 for row in rows], device=chosen.device)
         margin = chosen - rejected
-        explained = 0.5 * self._objective.options["beta"] * omega * margin
+        explained = 0.5 * self._objective.options["beta"] * output.stats.get("timestep_weight", 1.0) * margin
         accurate = (margin > 0).float() + 0.5 * (margin == 0).float()
         values = (torch.ones_like(margin), output.logits, explained, accurate, chosen, rejected)
         self._step = self._step + torch.stack(values).double().sum(1)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from pgdpo.config import Config, sample_settings
-from pgdpo.data.prepared import padded_text, pair_hash, stack_conditioning, to_device
+from pgdpo.data.prepared import padded_text, pair_hash
+from pgdpo.data.visits.loading import stack_conditioning, to_device
 from pgdpo.engine.policy import build_policy
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError

@@ -106,7 +106,7 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
         for name, (row, number) in mine.items():
             made = pair_of(row, number)
             if made is not None:
-                seen += [(made.plan.chosen.fps, made.plan.view)] if made.plan is not None else []
+                seen += [(made.plan.like.fps, made.plan.view)] if made.plan is not None else []
                 done[name] = _write(out, name, row, made, kind, config, reward)
                 file.write(json.dumps({"row": done[name], "made_from": made_from[row.id]}) + "\n")
                 file.flush()
@@ -277,7 +277,9 @@ def _frames(config: Config, row: Source, number: int) -> tuple[np.ndarray, PairP
     info = probe_video(row.video)
     check_clip(info, size, sampling)
     name = f"{row.id}{SPAN_MARK}{number % data.pairs_per_row + 1}"
-    plan = PairPlan(info, info, sampling, size, sampling.first(name, info.frames_at(config.fps), size[0]))
+    plan = PairPlan(
+        {"chosen": info}, sampling, size, sampling.first(name, info.frames_at(config.fps), size[0])
+    )
     return read_frames(info, plan.numbers(info), size[1:]), plan
 
 

@@ -7,8 +7,8 @@
 Importing this package, listing the objectives and checking their options doesn't import torch.
 """
 
-from pgdpo.objectives.batch import PairInfo
 from pgdpo.objectives.compared import Compared
+from pgdpo.objectives.info import PairInfo
 from pgdpo.objectives.objective import (
     Objective,
     ObjectiveOutput,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import shake_256
+from struct import unpack
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from pgdpo.messages.errors import InputError
+from pgdpo.objectives.info import PairInfo
+from pgdpo.objectives.pairing import places_of
 
 if TYPE_CHECKING:
     import torch
@@ -16,39 +19,17 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from pgdpo.objectives.compared import Compared
-    from pgdpo_kernels import PairErrors, PreferenceLoss
+    from pgdpo_kernels import GroupErrors, PairErrors, PreferenceLoss
 
 
-@dataclass
-class PairInfo:
-    """What the data may bring with a pair; every field is optional. Shapes: `B` pairs, `S` temporal segments.
-
-    Fields of shape `[B, 2]` hold a number for the chosen sample and one for the rejected sample.
-    """
-
-    weight: Tensor | None = None  # [B] weight of the pair; the loss is the mean over B of weight * loss
-    probability: Tensor | None = None  # [B] in 0..1: that the chosen is better
-    reward_margin: Tensor | None = None  # [B] a reward model's score of the chosen minus that of the rejected
-    reward: Tensor | None = None  # [B, 2] a reward model's scores
-    label_smoothing: Tensor | None = None  # [B] in 0..0.5: share of wrong labels; takes the option's place
-    segment_labels: Tensor | None = None  # [B, S] +1: chosen better here, -1: rejected better, 0: tie
-    tail: Tensor | None = None  # [B, S] in 0..1: share of the segment that lies beyond the shorter clip
-    group: Tensor | None = None  # [B] integer id of the list or prompt; by default each pair is its own
-    rank: Tensor | None = None  # [B, 2] place in the list, 0 is best, negative: not in the list
-    uncertainty: Tensor | None = None  # [B] >= 0
-    gap_frequency: Tensor | None = None  # [B] in 0..1: share of all pairs with a score gap like this one
-    timestep: Tensor | None = None  # [B] in the model's own unit
-    timestep_weight: Tensor | None = None  # [B] omega_t, a factor of beta in the logit
-    advantage: Tensor | None = None  # [B, 2], or [B] of the chosen, the rejected having its negative
-    label: Tensor | None = None  # [B, 2] +1 desirable, -1 undesirable, 0 absent (unpaired data)
-    masked: PairErrors | None = None  # the errors under the region mask
+SIDES = ("chosen", "rejected")
 
 
 @dataclass
 class Terms:
     """What an objective's formula gives, before weights and modifiers."""
 
-    per_pair: Tensor  # [B] loss of each pair, differentiable
+    losses: Tensor  # [B] of each pair or group, differentiable
     logits: Tensor  # [B] the logit: > 0 where the policy agrees with the label
     reward_chosen: Tensor | None = None  # [B] implicit reward before beta; by default -excess
     reward_rejected: Tensor | None = None
@@ -59,15 +40,18 @@ class Terms:
 
 @dataclass
 class Batch:
-    """Pair errors under the names of the formulas.
+    """Errors of pairs, or of groups, under the names of the formulas.
 
     r_w = `reward_chosen`, r_l = `reward_rejected`, m = `margin`, e_w = `excess_chosen`,
     E_pw = `error_chosen`, D_w = `drift_chosen`; all `[B]`, over all segments. `segments` keeps the errors
     per segment, `[B, S]`. Where there are predictions in their place (`compared`), `preference` makes them.
+
+    Formulas of groups read `each`, `[B, K]`; of a pair these are chosen and rejected. Chosen and rejected of a group
+    are its best and its worst sample.
     """
 
     name: str
-    segments: PairErrors | None
+    segments: PairErrors | GroupErrors | None
     pairs: PairInfo
     state: dict[str, Any]  # of this objective, kept from batch to batch
     process_group: ProcessGroup | None = None
@@ -77,13 +61,50 @@ class Batch:
     limits: Mapping[str, float] = field(default_factory=dict)  # of `modifiers.LIMITS` those that are given
 
     @functools.cached_property
-    def pooled(self) -> PairErrors:
+    def pooled(self) -> PairErrors | GroupErrors:
         return self.segments.over_segments()
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Pairs and segments, (B, S)."""
-        return tuple(self.segments.policy_chosen.shape) if self.compared is None else self.compared.shape
+        """Groups, or pairs, and segments, (B, S)."""
+        if self.compared is not None:
+            return self.compared.shape
+        if self.grouped:
+            samples, segments = self.segments.policy.shape
+            return samples // self.segments.groups, segments
+        return tuple(self.segments.policy_chosen.shape)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether these are errors of groups, member by member."""
+        return self.segments is not None and hasattr(self.segments, "groups")
+
+    @property
+    def size(self) -> int:
+        """Samples of a group, K."""
+        return self.segments.groups if self.grouped else 2
+
+    def each(self, name: str) -> Tensor:
+        """`policy`, `ref`, `excess` or `drift` of every sample, `[B, K]`."""
+        import torch
+
+        if self.grouped:
+            return getattr(self.pooled, name)[:, 0].reshape(self.size, -1).T
+        return torch.stack([getattr(self.pooled, f"{name}_{side}")[:, 0] for side in SIDES], 1)
+
+    @functools.cached_property
+    def places(self) -> Tensor:
+        """`[B, K]`: of each sample the place in its group, 0 the best; equal ones are ties."""
+        if not self.grouped:
+            return self.error_chosen.new_tensor([0.0, 1.0]).expand(len(self), 2)
+        return places_of(self.pairs, len(self), self.size, self.pooled.policy.detach())
+
+    def _of(self, name: str, side: str) -> Tensor:
+        """One side's, `[B]`."""
+        if not self.grouped:
+            return getattr(self.pooled, f"{name}_{side}")[:, 0]
+        place = (self.places.argmin if side == SIDES[0] else self.places.argmax)(1, keepdim=True)
+        return self.each(name).gather(1, place)[:, 0]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -104,19 +125,19 @@ class Batch:
 
     @property
     def error_chosen(self) -> Tensor:
-        return self.pooled.policy_chosen[:, 0]
+        return self._of("policy", "chosen")
 
     @property
     def error_rejected(self) -> Tensor:
-        return self.pooled.policy_rejected[:, 0]
+        return self._of("policy", "rejected")
 
     @property
     def excess_chosen(self) -> Tensor:
-        return self.pooled.excess_chosen[:, 0]
+        return self._of("excess", "chosen")
 
     @property
     def excess_rejected(self) -> Tensor:
-        return self.pooled.excess_rejected[:, 0]
+        return self._of("excess", "rejected")
 
     @property
     def reward_chosen(self) -> Tensor:
@@ -132,11 +153,11 @@ class Batch:
 
     @property
     def drift_chosen(self) -> Tensor:
-        return self.pooled.drift_chosen[:, 0]
+        return self._of("drift", "chosen")
 
     @property
     def drift_rejected(self) -> Tensor:
-        return self.pooled.drift_rejected[:, 0]
+        return self._of("drift", "rejected")
 
     def kappa(self, beta: float) -> Tensor:
         """kappa = beta/2 * omega_t, `[B]`, the factor of an implicit reward in a logit."""
@@ -153,6 +174,10 @@ class Batch:
         kappa = self.kappa(beta)
         return kappa * self.reward_chosen, kappa * self.reward_rejected
 
+    def scores(self, beta: float) -> Tensor:
+        """kappa * r of every sample, `[B, K]`."""
+        return -self.kappa(beta)[:, None] * self.each("excess")
+
     def logit(self, beta: float) -> Tensor:
         """z = kappa * m."""
         return self.kappa(beta) * self.margin
@@ -165,30 +190,44 @@ class Batch:
         """`[B, S]` of -1, 0, +1."""
         return self.info("segment_labels", self.shape[1])
 
-    def sided(self, name: str) -> Tensor:
-        """`[B, 2]`, of a field that may also be `[B]`: the rejected then has its negative."""
-        if getattr(self.pairs, name).dim() > 1:
-            return self.info(name, 2)
+    def of_each(self, name: str) -> Tensor:
+        """A field of samples, `[B, K]`; of a pair it may also be `[B]`: the rejected then has its negative."""
+        if getattr(self.pairs, name).dim() > 1 or self.size != 2:
+            return self.info(name, self.size)
         signed = self.info(name)
         return signed[:, None] * signed.new_tensor([1.0, -1.0])
 
     def gathered(self, local: Tensor) -> tuple[Tensor, int]:
-        """`[n, ...]` of every rank in rank order, differentiable, and the row where this rank's begin."""
+        """`[n, ...]` of every rank in rank order, differentiable, and the row where this rank's begin; ranks may have
+        unequally many."""
         if self.process_group is None:
             return local, 0
         from pgdpo.objectives.gather import all_gather
 
         return all_gather(local, self.process_group)
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Random numbers in 0..1 that depend on the seed and on how often they were drawn, alone."""
+    def uniform(self, count: int, *, stream: str) -> Tensor:
+        """`[B, count]` random numbers in [0, 1): a pair's own, by the seed, its id, its draw and the `stream`, which
+        keeps uses apart; the same in any batch, on any rank, in a resumed run.
+
+        Without `PairInfo.ids` and `.draw` they are by the pair's place and by how often numbers were drawn.
+        """
         import torch
 
+        keys = [f"{self.seed}/{pair}/{draw}/{stream}" for pair, draw in self._draws()]
+        digests = (shake_256(key.encode()).digest(4 * count) for key in keys)
+        # 24 bits each, as many as fp32 holds: none is rounded up to 1.
+        numbers = [[word >> 8 for word in unpack(f"<{count}I", digest)] for digest in digests]
+        return torch.tensor(numbers, dtype=torch.float32, device=self.error_chosen.device) / 2**24
+
+    def _draws(self) -> Iterable[tuple[int, int]]:
+        """(id, draw) of each pair."""
+        if self.pairs.ids is not None and self.pairs.draw is not None:
+            return zip(self._given("ids").tolist(), self._given("draw").tolist(), strict=True)
         draw = int(self.state.get("draws", 0))
         if self.learning():
             self.state["draws"] = draw + 1
-        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{draw}".encode()))
-        return torch.rand(shape, generator=generator).to(self.error_chosen.device)
+        return ((place, draw) for place in range(len(self)))
 
     def learning(self) -> bool:
         """Whether state may move: it stands still where gradients are off, as in validation."""
@@ -204,15 +243,19 @@ class Batch:
 
         Raises InputError if it is of another shape.
         """
+        value = self._given(name, *tail).detach()
+        if self.compared is not None:
+            return value.to(self.compared.pred.device).float()
+        like = self.segments.policy if self.grouped else self.segments.policy_chosen
+        return value.to(device=like.device, dtype=like.dtype)
+
+    def _given(self, name: str, *tail: int) -> Tensor:
+        """A field of `PairInfo` as it is. Raises InputError unless it is `[B, *tail]`."""
         value = getattr(self.pairs, name)
         if tuple(value.shape) != (len(self), *tail):
             shapes = f"{tuple(value.shape)}, expected {(len(self), *tail)}"
             raise InputError(f"objective `{self.name}`: PairInfo.{name} has shape {shapes}")
-        value = value.detach()
-        if self.compared is not None:
-            return value.to(self.compared.pred.device).float()
-        like = self.segments.policy_chosen
-        return value.to(device=like.device, dtype=like.dtype)
+        return value
 
 
 def with_scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:

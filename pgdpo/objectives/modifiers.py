@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives.batch import Batch, Terms, with_scaled_gradient
+from pgdpo.objectives.pairing import PAIRINGS
 from pgdpo.objectives.spec import Needs, Option, Spec, check_known
 
 if TYPE_CHECKING:
@@ -26,6 +27,20 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
         ),
         "scope": Option("pair", "one scale per pair, or one per micro-batch", choices=("pair", "microbatch")),
     },
+    "pairing": Option(
+        "best_worst",
+        "of groups of three samples or more: the best against the worst, all pairs, or each against the next; equal "
+        "ranks are no pair; form ours",
+        choices=tuple(PAIRINGS),
+    ),
+    "timestep_weight": Option(
+        "none",
+        "ω(σ), a factor of β at the drawn noise level σ, from 0, clip, to 1, noise: flow_dpo is (1 − σ)² (flow models "
+        "alone; snr is the same there), snr and min_snr weigh the clip's error by the signal-to-noise ratio, up to 5 "
+        "(arXiv 2303.09556), a table is linear between its points; times the rows' own timestep_weight",
+        choices=("none", "flow_dpo", "snr", "min_snr"),
+        table=True,
+    ),
     "sft_weight": Option(0.0, "adds this times E_pw (RPO, arXiv 2405.16436)", least=0),
     "logit_cap": Option("none", "a pair whose logit is above it has no gradient by it; form ours", above=0),
     "chosen_pull": Option(
@@ -46,6 +61,10 @@ MODIFIERS: dict[str, Option | dict[str, Option]] = {
     },
 }
 LIMITS = ("logit_cap", "chosen_pull")  # keywords of `preference_loss` too
+# They scale the gradients of chosen and rejected; the first reads their product.
+ON_PAIRS = ("safeguard", "adaptive_clip")
+# In `diffusion_dpo_loss` too; omega comes to it in `PairInfo`, and `pairing` is of groups.
+FUSED = (*LIMITS, "timestep_weight", "pairing")
 HIGH_STEP, LOW_STEP = 0.05, 0.02  # of adaptive_clip's bounds
 RATIO_LIMIT = 20.0  # log of the largest ratio that is summed
 CHOSEN = ("policy_chosen", "excess_chosen", "drift_chosen")
@@ -57,11 +76,17 @@ def check(spec: Spec, options: Mapping[str, Any], where: str, key: str, value: A
     compares = spec.needs_with(options).reference
     if key in ("adaptive_clip", "chosen_pull") and not ("beta" in options and compares):
         raise InputError(f"{where} needs an objective with `beta` and a reference")
+    if key == "pairing" and spec.groups:
+        raise InputError(f"{where} is for objectives that compare pairs, and {spec.name} reads whole groups")
     if key == "logit_cap" and not compares:
         raise InputError(f"{where} needs an objective with a reference")
     if key in LIMITS and spec.name == "ipo":
         raise InputError(
             f"{where}: ipo regresses to a margin of its own; leave it out, or take another objective"
+        )
+    if key == "timestep_weight" and value != "none" and not spec.reads_omega:
+        raise InputError(
+            f"{where} is a factor of β at each noise level, and this loss has no β that takes one: leave it out"
         )
     known = MODIFIERS[key]
     if isinstance(known, Option):
@@ -108,15 +133,15 @@ def after(
     batch: Batch, terms: Terms, options: Mapping[str, Any], beta: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses `[B]` with terms and weights added, and what to log; `beta` is the objective's, where it has one."""
-    per_pair, stats = terms.per_pair, {}
+    losses, stats = terms.losses, {}
     if not terms.limited:
-        per_pair = limited(batch, terms, beta, **limits(options))
+        losses = limited(batch, terms, beta, **limits(options))
     if options.get("sft_weight"):
-        per_pair = per_pair + options["sft_weight"] * batch.error_chosen
+        losses = losses + options["sft_weight"] * batch.error_chosen
     if "saturation_skip" in options:
         weight = saturation_skip(batch, terms.logits, **options["saturation_skip"])
-        per_pair, stats = per_pair * weight, {"saturation_skip/weight": weight}
-    return per_pair, stats
+        losses, stats = losses * weight, {"saturation_skip/weight": weight}
+    return losses, stats
 
 
 def limited(
@@ -128,13 +153,13 @@ def limited(
     chosen_pull: float | None = None,
 ) -> Tensor:
     """The losses `[B]` of a formula that isn't `preference_loss`: capped at the same value, then pulled."""
-    per_pair = terms.per_pair
+    losses = terms.losses
     if logit_cap is not None:
-        per_pair = per_pair.detach().where(terms.logits.detach() > logit_cap, per_pair)
+        losses = losses.detach().where(terms.logits.detach() > logit_cap, losses)
     if chosen_pull is not None:
         excess = batch.excess_chosen if terms.excess_better is None else terms.excess_better
-        per_pair = per_pair + chosen_pull * (batch.kappa(beta) * excess)
-    return per_pair
+        losses = losses + chosen_pull * (batch.kappa(beta) * excess)
+    return losses
 
 
 def safeguard(batch: Batch, *, mu: float, scope: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,7 +210,7 @@ def adaptive_clip(
 
 def saturation_skip(batch: Batch, logits: Tensor, *, threshold: float, keep: float) -> Tensor:
     """Weights `[B]` that drop most saturated pairs and leave the expectation as it is."""
-    drawn = (batch.uniform(len(batch)) < keep).to(logits) / keep
+    drawn = (batch.uniform(1, stream="saturation_skip")[:, 0] < keep).to(logits) / keep
     return drawn.where(logits.detach() > threshold, 1.0)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import did_you_mean
 from pgdpo.objectives import modifiers
-from pgdpo.objectives.batch import Batch, PairInfo, Terms
+from pgdpo.objectives.batch import Batch, Terms
+from pgdpo.objectives.info import PairInfo
+from pgdpo.objectives.pairing import Pairing, places_of
 from pgdpo.objectives.registry import REGISTRY
 from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known
 
@@ -18,17 +20,17 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from pgdpo.objectives.compared import Compared
-    from pgdpo_kernels import PairErrors
+    from pgdpo_kernels import GroupErrors, PairErrors
 
 
 @dataclass
 class ObjectiveOutput:
-    """A loss and what to log with it."""
+    """A loss and what to log with it, of `B` groups, or of pairs, which are groups of two."""
 
-    loss: Tensor  # scalar, the mean of `per_pair`
-    per_pair: Tensor  # [B], weighted; differentiable where it was made of errors
+    loss: Tensor  # scalar, the mean of `per_group`
+    per_group: Tensor  # [B], weighted; differentiable where it was made of errors
     logits: Tensor  # [B], detached; > 0 where the policy agrees with the label
-    stats: dict[str, Tensor]  # detached: [B] for a pair's figure, scalar for the batch's
+    stats: dict[str, Tensor]  # detached: [B] for a group's figure, scalar for the batch's
     # The loss by the errors of chosen and rejected, [B, S] each, where it wasn't made of errors.
     slopes: tuple[Tensor, Tensor] | None = None
 
@@ -80,7 +82,7 @@ def build_objective(
 
     `process_group`: the ranks that share a batch, for the objectives that look at the whole batch (KTO's
     reference point, sorted and grouped losses) and the micro-batch safeguard; ranks hold equally many pairs.
-    `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks.
+    `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks; see `Batch.uniform`.
 
     Raises InputError as `check_options` does.
     """
@@ -123,26 +125,72 @@ class Objective:
         for column, then in self.spec.without.items():
             if column not in columns:
                 found.append(f"{self.name}: no row has `{column}`: {then}")
+        if self.options.get("timestep_weight", "none") != "none" and "timestep_weight" in columns:
+            found.append(f"{self.name}: beta is multiplied by objective.timestep_weight and by the rows' own")
         return found + [f"{self.name}: {POOLED}"] * self.spec.pools
 
-    def __call__(self, errors: PairErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
-        """`errors`: fields `[B, S]`. Raises InputError if they or `pairs` lack what the objective needs."""
-        from pgdpo_kernels import mean_loss
+    def __call__(self, errors: PairErrors | GroupErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
+        """`errors`: of pairs, or of groups of K samples, member by member; `pairs`: what the data say of them.
 
-        pairs = PairInfo() if pairs is None else pairs
-        _check_present(self.name, self.needs, errors, pairs)
-        batch, stats = modifiers.before(self._batch(errors, pairs), self.options)
+        An objective that compares pairs has those of each group that `pairing` names, and a group's loss is their mean.
+        Raises InputError if errors or `pairs` lack what the objective needs, or groups have another size than it takes.
+        """
+        from pgdpo_kernels import PairErrors, mean_loss
+
+        info = PairInfo() if pairs is None else pairs
+        if isinstance(errors, PairErrors):
+            per_group, logits, stats = self._terms(errors, info)
+        else:
+            self.check_groups(errors.groups)
+            per_group, logits, stats = (self._terms if self.spec.groups else self._of_pairs)(errors, info)
+        if info.weight is not None:
+            per_group = per_group * _weight(self.name, info.weight, per_group)
+        return ObjectiveOutput(mean_loss(per_group), per_group, logits.detach(), _detached(stats))
+
+    def check_groups(self, size: object) -> None:
+        """Raises InputError unless the objective takes groups of this size, with its modifiers."""
+        where = f"objective `{self.name}`"
+        if not isinstance(size, int):
+            raise InputError(
+                f"{where} takes groups of one size at a time, member by member: part the others first"
+            )
+        if size == 1 and not self.spec.groups:
+            raise InputError(f"{where} compares samples, and these are groups of one: take `kto`, or `sft`")
+        for key in modifiers.ON_PAIRS[: 2 if self.spec.groups else 1]:
+            if key in self.options:
+                raise InputError(
+                    f"{where}: `{key}` looks at the two samples of a pair, not at groups: leave it out"
+                )
+
+    def _terms(
+        self, errors: PairErrors | GroupErrors, info: PairInfo
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(losses, logits, stats) of the formula with its modifiers, without weights."""
+        _check_present(self.name, self.needs, errors, info)
+        batch, stats = modifiers.before(self._batch(errors, info), self.options)
         terms = self.spec.compute(batch, **self._own_options)
-        per_pair, more = modifiers.after(batch, terms, self._modifiers, self.options.get("beta"))
-        if batch.has("weight"):
-            per_pair = per_pair * batch.info("weight")
-        stats = {**_rewards(batch, terms), **terms.stats, **stats, **more}
-        return ObjectiveOutput(mean_loss(per_pair), per_pair, terms.logits.detach(), _detached(stats))
+        losses, more = modifiers.after(batch, terms, self._modifiers, self.options.get("beta"))
+        return losses, terms.logits, {**_rewards(batch, terms), **terms.stats, **stats, **more}
+
+    def _of_pairs(self, errors: GroupErrors, info: PairInfo) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """`_terms` of the pairs that `pairing` makes of groups, a mean over each group's."""
+        pairing = self.pairing(errors, info)
+        losses, logits, stats = self._terms(
+            errors.pairs(pairing.chosen, pairing.rejected), pairing.info(info)
+        )
+        stats = {name: pairing.per_group(value) if value.dim() else value for name, value in stats.items()}
+        return pairing.per_group(losses), pairing.per_group(logits), stats
+
+    def pairing(self, errors: GroupErrors, info: PairInfo) -> Pairing:
+        """The pairs that an objective on pairs compares of these groups."""
+        size = errors.groups
+        places = places_of(info, len(errors.policy) // size, size, errors.policy.detach())
+        return Pairing.of(self.options.get("pairing", "best_worst"), places)
 
     @property
     def fused(self) -> bool:
         """Whether `from_predictions` has it: a formula of `diffusion_dpo_loss`, and no modifier that isn't in it."""
-        beside = (value for key, value in self._modifiers.items() if key not in modifiers.LIMITS)
+        beside = (value for key, value in self._modifiers.items() if key not in modifiers.FUSED)
         return self.spec.fused(self._own_options) and not any(beside)
 
     def from_predictions(
@@ -162,7 +210,9 @@ class Objective:
         output = ObjectiveOutput(whole.loss, whole.losses, whole.logits, _detached(stats), slopes)
         return output, whole.errors
 
-    def _batch(self, errors: PairErrors | None, pairs: PairInfo, compared: Compared | None = None) -> Batch:
+    def _batch(
+        self, errors: PairErrors | GroupErrors | None, pairs: PairInfo, compared: Compared | None = None
+    ) -> Batch:
         return Batch(
             self.name,
             errors,
@@ -182,8 +232,8 @@ class Objective:
     def _modifiers(self) -> dict[str, Any]:
         return {key: value for key, value in self.options.items() if key not in self.spec.options}
 
-    def untrained(self, errors: PairErrors, pairs: PairInfo | None = None) -> Tensor:
-        """The losses `[B]` of a policy that is the reference, on the same pairs; the state stays as it is.
+    def untrained(self, errors: PairErrors | GroupErrors, pairs: PairInfo | None = None) -> Tensor:
+        """The losses `[B]` of a policy that is the reference, on the same groups; the state stays as it is.
 
         `errors` must hold the reference's.
         """
@@ -192,7 +242,7 @@ class Objective:
         if pairs is not None and pairs.masked is not None:
             pairs = replace(pairs, masked=_of_reference(pairs.masked))
         with torch.no_grad():
-            return self(_of_reference(errors), pairs).per_pair
+            return self(_of_reference(errors), pairs).per_group
 
     def state_dict(self) -> dict[str, float]:
         """What must outlive the run's end, as plain numbers."""
@@ -203,24 +253,30 @@ class Objective:
         self.state.update(state)
 
 
-def _of_reference(errors: PairErrors) -> PairErrors:
+def _of_reference(errors: PairErrors | GroupErrors) -> PairErrors | GroupErrors:
     """The errors as they are where the policy is the reference. (`cross` scales gradients alone, and stays.)"""
     import torch
 
-    nothing = ("excess_chosen", "excess_rejected", "drift_chosen", "drift_rejected")
-    same = {name: torch.zeros_like(value) for name in nothing if (value := getattr(errors, name)) is not None}
-    return replace(errors, policy_chosen=errors.ref_chosen, policy_rejected=errors.ref_rejected, **same)
+    found = {field.name: getattr(errors, field.name) for field in fields(errors)}
+    for name, value in found.items():
+        if name.startswith("policy"):
+            found[name] = found[name.replace("policy", "ref")]
+        elif name.startswith(("excess", "drift")) and value is not None:
+            found[name] = torch.zeros_like(value)
+    return type(errors)(**found)
 
 
-def _check_present(name: str, needs: Needs, errors: PairErrors, pairs: PairInfo) -> None:
+def _check_present(name: str, needs: Needs, errors: PairErrors | GroupErrors, pairs: PairInfo) -> None:
+    side = "_chosen" if hasattr(errors, "policy_chosen") else ""
     wanted = (
-        (needs.reference, "excess_chosen", "the reference's errors"),
-        (needs.predictions, "drift_chosen", "the reference's predictions"),
+        (needs.reference, f"excess{side}", "the reference's errors"),
+        (needs.predictions, f"drift{side}", "the reference's predictions"),
         (needs.cross, "cross", "pair_errors(cross=True)"),
     )
     for needed, field_name, what in wanted:
         if needed and getattr(errors, field_name) is None:
-            raise InputError(f"objective `{name}` needs {what}: PairErrors.{field_name} is missing")
+            kind = type(errors).__name__
+            raise InputError(f"objective `{name}` needs {what}: {kind}.{field_name} is missing")
     _check_pairs(name, needs, pairs)
     if "masked" in needs.pairs and pairs.masked.excess_chosen is None:
         raise InputError(f"objective `{name}` needs the reference's errors in PairInfo.masked too")
@@ -232,15 +288,24 @@ def _check_pairs(name: str, needs: Needs, pairs: PairInfo) -> None:
             raise InputError(f"objective `{name}` needs PairInfo.{field_name}, and the data doesn't hold it")
 
 
+def _weight(name: str, weight: Tensor, like: Tensor) -> Tensor:
+    if weight.shape != like.shape:
+        shapes = f"{tuple(weight.shape)}, expected {tuple(like.shape)}"
+        raise InputError(f"objective `{name}`: PairInfo.weight has shape {shapes}")
+    return weight.detach().to(like)
+
+
 def _detached(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in stats.items()}
 
 
 def _rewards(batch: Batch, terms: Terms) -> dict[str, Tensor]:
-    """Margin and implicit rewards before beta, `[B]`, where there is a reference."""
+    """Margin and implicit rewards before beta, `[B]`, where there is a reference, and omega_t where there is one."""
+    omega = {"timestep_weight": batch.info("timestep_weight")} if batch.has("timestep_weight") else {}
     chosen, rejected = terms.reward_chosen, terms.reward_rejected
-    if chosen is None and batch.pooled.excess_chosen is not None:
+    excess = batch.pooled.excess if batch.grouped else batch.pooled.excess_chosen
+    if chosen is None and excess is not None:
         chosen, rejected = batch.reward_chosen, batch.reward_rejected
     if chosen is None:
-        return {"margin": batch.error_rejected - batch.error_chosen}
-    return {"margin": chosen - rejected, "reward/chosen": chosen, "reward/rejected": rejected}
+        return {"margin": batch.error_rejected - batch.error_chosen, **omega}
+    return {"margin": chosen - rejected, "reward/chosen": chosen, "reward/rejected": rejected, **omega}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ CONFIDENCE = {
 }
 
 AUTO = "auto"
+TABLE = "[[sigma, weight], ...]"
 
 POOLED = (
     "the batch that its pairs are compared in is one micro-batch of all ranks (ranks x train.micro_batch_pairs), not "
@@ -45,25 +46,28 @@ class Option:
     below: float | None = None  # allowed: value < below
     choices: tuple[str, ...] = ()
     auto: bool = False  # `auto` stands for a number that a run finds before its first step
+    table: bool = False  # points of a function of sigma stand for it too, as `check_table` has them
 
     @property
     def allowed(self) -> str:
         if self.choices:
-            return " | ".join(self.choices)
+            return " | ".join((*self.choices, *[TABLE] * self.table))
         bounds = (("≥", self.least), (">", self.above), ("≤", self.most), ("<", self.below))
         given = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
         return (" and ".join(given) or "any number") + (f", or {AUTO}" if self.auto else "")
 
-    def check(self, where: str, value: Any) -> float | str:
+    def check(self, where: str, value: Any) -> float | str | list[list[float]]:
         """The value, numbers as float. Raises InputError with `where` (objective and key) if not allowed."""
         if self.auto and value == AUTO:
             return value
+        if self.table and isinstance(value, (list, tuple)):
+            return check_table(where, value)
         if self.choices:
             if value in self.choices:
                 return value
             hint = did_you_mean(value, self.choices)
             raise InputError(f"{where} is {value!r}; allowed: {self.allowed}{hint}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_real(value):
             text = isinstance(value, str) and _is_number(value)
             hint = " (YAML reads 5e3 as text; write 5.0e+3)" if text else ""
             raise InputError(f"{where} is {value!r}; allowed: {self.allowed}{hint}")
@@ -77,6 +81,21 @@ class Option:
         if not inside:
             raise InputError(f"{where} is {value!r}; allowed: {self.allowed}")
         return float(value)
+
+
+def check_table(where: str, points: Sequence[Any]) -> list[list[float]]:
+    """Points `[[sigma, weight], ...]` of a function of sigma, as floats. Raises InputError naming the entry."""
+    if len(points) < 2:
+        raise InputError(f"{where} is {points!r}; allowed: {TABLE}, two points or more")
+    least = "≥ 0"
+    for number, point in enumerate(points, start=1):
+        pair = isinstance(point, (list, tuple)) and len(point) == 2 and all(map(_is_real, point))
+        rises = pair and 0 <= point[0] <= 1 and (number == 1 or point[0] > points[number - 2][0])
+        if not (rises and 0 <= point[1] < math.inf):
+            allowed = f"[sigma, weight], sigma {least} and ≤ 1, weight ≥ 0"
+            raise InputError(f"{where}: entry {number} is {point!r}; allowed: {allowed}")
+        least = f"> {point[0]:g}, entry {number}'s"
+    return [[float(sigma), float(weight)] for sigma, weight in points]
 
 
 def beta(default: float = 5000.0, *, auto: bool = False) -> Option:
@@ -163,7 +182,11 @@ class Spec:
     # Whether its formula asks for nothing but `Batch.preference` and the pairs' own fields, under its options.
     fused: Callable[[Mapping[str, Any]], bool] = never
     conflict: Callable[[Mapping[str, Any]], str | None] = none_other  # what is wrong with options together
-    pools: bool = False  # its loss hangs on the other pairs of the batch
+    pools: bool = False  # its loss hangs on the other groups of the batch
+    of_groups: tuple[str, ...] = ()  # fields of samples that it needs of groups, beside `needs.pairs`
+    groups: bool = False  # its formula reads groups of any size; any other compares pairs, by `pairing`
+    # Whether what trains in it has beta times omega_t, by `Batch.kappa`, `scaled` or `preference`.
+    reads_omega: bool = True
     # The settings, beside the columns of `needs.pairs`, with which a test trains it through the real trainer. None: no
     # prepared data hold the samples, or the start, that it was published with.
     trained_with: tuple[str, ...] | None = ()
@@ -199,6 +222,10 @@ def check_known(where: str, options: Mapping[str, Any], known: Mapping[str, Any]
         if key not in known:
             hint = did_you_mean(key, known) or "."
             raise InputError(f"{where} has no option `{key}`{hint} Its options: {', '.join(known) or 'none'}")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_number(text: str) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from pgdpo.config import Config, sample_settings
-from pgdpo.data.batches import check_batches
 from pgdpo.data.preparing.room import conditioning_bytes
+from pgdpo.data.visits.batches import check_batches
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.parallel import check_sequence_parallel
 from pgdpo.messages.errors import InputError
@@ -19,7 +20,7 @@ from pgdpo.models.adapters.targets import check_targets
 from pgdpo.models.family import Family
 from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.objectives import build_objective
-from pgdpo.planning.costs.disk import Disk, count_pairs, plan_disk
+from pgdpo.planning.costs.disk import Disk, count_groups, plan_disk
 from pgdpo.planning.costs.flops import SampleFlops
 from pgdpo.planning.costs.held_out import pairs_to_measure
 from pgdpo.planning.costs.hours import (
@@ -78,8 +79,9 @@ class Plan:
 class Planner:
     """Plans of one model and data, under any memory and engine settings; what was traced is kept.
 
-    Of several sizes the largest is planned for. `latent_shapes`: those of prepared pairs; by default what the VAE's
-    configuration gives for `data.*`. `opened`: what `open_to_plan` found, if it was asked before. Raises InputError as
+    Of several sizes the largest is planned for, and of groups the memory of the largest and the time of the mean one.
+    `latent_shapes`, `group_sizes`: those of prepared data; by default what the VAE's configuration gives for `data.*`,
+    and what the manifests hold. `opened`: what `open_to_plan` found, if it was asked before. Raises InputError as
     that and `Family.check_clip` do.
     """
 
@@ -87,6 +89,7 @@ class Planner:
         self,
         config: Config,
         latent_shapes: list[tuple[int, ...]] | None = None,
+        group_sizes: list[int] | None = None,
         *,
         opened: tuple[Family, str | None] | None = None,
     ) -> None:
@@ -107,6 +110,9 @@ class Planner:
             config.objective["name"], **config.objective_options
         ).needs_reference
         self._traced: dict[tuple, Activations] = {}
+        counted = self._groups["train"] or Counter()
+        self.group_size = max(group_sizes or counted or [2])
+        self.mean_size = _mean_size(counted)
 
     def plan(self, config: Config, machine: Machine) -> Plan:
         """`config` differs from the planner's own in `train.*` and in how the model is held alone.
@@ -119,7 +125,7 @@ class Planner:
         if machine.gpus % degree:
             raise InputError(f"train.sequence_parallel is {degree}: it must divide the {machine.gpus} GPUs")
         check_sequence_parallel(config, self.family, self.latent_shape)
-        backward_passes = check_batches(train, machine.gpus // degree) * (2 if split else 1)
+        backward_passes = check_batches(train, machine.gpus // degree) * (self.group_size if split else 1)
         sharding = Sharding(
             train.zero_stage,
             machine.gpus,
@@ -128,7 +134,7 @@ class Planner:
             train.offload_parameters,
             train.deepspeed.get("zero_optimization", {}),
         )
-        samples = train.micro_batch_pairs * (1 if split else 2)
+        samples = train.micro_batch_pairs * (1 if split else self.group_size)
         kept = self.activations(config, samples)
         on_host = kept.saved if config.model.activation_offload else 0
         memory = rank_memory(
@@ -136,7 +142,7 @@ class Planner:
             self._reference(config),
             sharding,
             kept.offloaded() if on_host else kept,
-            inputs=self._inputs(2 * train.micro_batch_pairs),
+            inputs=self._inputs(self.group_size * train.micro_batch_pairs),
             sampled=self.sampled(config),
         )
         memory = replace(memory, host=memory.host + on_host)
@@ -147,6 +153,7 @@ class Planner:
             self.sizes,
             sharding,
             machine,
+            group_size=self.mean_size,
             tokens=self.family.tokens(self.latent_shape),
             exchanged=self._exchanged,
             reference_runs=runs,
@@ -158,15 +165,21 @@ class Planner:
             config,
             self.sizes,
             self.latent_shape,
-            counts=self._pairs,
+            counts=self._groups,
             conditioning=self._stored_conditioning(config),
             moving=trained(self.sizes) if moves else 0,
             bandwidth=machine.disk,
         )
         sampler, evaluation = self._evaluation(config, sharding, machine)
         forward = self.flops.policy.forward.total()
+        held_out = self._groups["held_out"] or Counter()
         measured, _ = pairs_to_measure(
-            config, self.flops, of=self._pairs["held_out"] or 0, reference_runs=runs
+            config,
+            self.flops,
+            of=held_out.total(),
+            samples=_mean_size(held_out),
+            group_size=self.mean_size,
+            reference_runs=runs,
         )
         return Plan(
             machine,
@@ -175,7 +188,14 @@ class Planner:
             trained(self.sizes),
             memory,
             step,
-            training_hours(config, step.seconds, disk.checkpoint_seconds, sampler, forward, measured),
+            training_hours(
+                config,
+                step.seconds,
+                disk.checkpoint_seconds,
+                sampler,
+                forward,
+                measured * _mean_size(held_out),
+            ),
             evaluation,
             disk,
             tuple(self.notes(machine)),
@@ -209,12 +229,12 @@ class Planner:
             sampling_weights(held, sharding),
             self._inputs(samples),
             self._sampling_activations(samples),
-            *evaluation_hours(config, sampler, forwards, self._pairs["held_out"]),
+            *evaluation_hours(config, sampler, forwards, self._groups["held_out"]),
         )
 
     @functools.cached_property
-    def _pairs(self) -> dict[str, int | None]:
-        return {split: count_pairs(self.config, split) for split in ("train", "held_out")}
+    def _groups(self) -> dict[str, Counter[int] | None]:
+        return {split: count_groups(self.config, split) for split in ("train", "held_out")}
 
     @functools.cached_property
     def sampling_sizes(self) -> list[Size]:
@@ -303,3 +323,8 @@ class Planner:
         with torch.device("meta"):
             tensors = self.family.example_conditioning(samples, self.latent_shape).values()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _mean_size(groups: Counter[int]) -> float:
+    """Samples of a group; 2 where nothing is known of them."""
+    return sum(size * count for size, count in groups.items()) / groups.total() if groups else 2.0

@@ -16,25 +16,38 @@ from pgdpo.planning.plan import Planner
 
 
 def check_memory(
-    config: Config, latent_shapes: list[tuple[int, ...]], device: torch.device, world: int
+    config: Config,
+    latent_shapes: list[tuple[int, ...]],
+    group_sizes: list[int],
+    device: torch.device,
+    world: int,
 ) -> None:
-    """On a GPU, compare the plan with its memory; on a CPU do nothing. Raises InputError as `refuse_too_large`."""
+    """`latent_shapes`, `group_sizes`: of each bucket. On a GPU, compare the plan with its memory; on a CPU do nothing.
+
+    Raises InputError as `refuse_too_large`.
+    """
     if device.type != "cuda":
         return
     memory = torch.cuda.get_device_properties(device).total_memory
     nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    refuse_too_large(config, latent_shapes, memory=memory, gpus=world, nodes=nodes)
+    refuse_too_large(config, latent_shapes, group_sizes, memory=memory, gpus=world, nodes=nodes)
 
 
 def refuse_too_large(
-    config: Config, latent_shapes: list[tuple[int, ...]], *, memory: float, gpus: int, nodes: int
+    config: Config,
+    latent_shapes: list[tuple[int, ...]],
+    group_sizes: list[int] | None = None,
+    *,
+    memory: float,
+    gpus: int,
+    nodes: int,
 ) -> None:
     """Raises InputError, with what would make it fit, unless `train.check_memory` asks for a warning alone."""
     name, note = this_gpu(), ""
     if name is not None and find_card(name) is None:  # its memory is known all the same
         name, note = "H100", f"\ntimes are those of an H100: the rate of a {name} is not known"
     on = machine(gpus=gpus, nodes=nodes, name=name, memory_gb=memory / 1e9, mfu=0.35, disk_gb_per_s=1.0)
-    planner = Planner(config, latent_shapes)
+    planner = Planner(config, latent_shapes, group_sizes)
     plan = planner.plan(config, on)
     if plan.fits:
         return

@@ -42,7 +42,7 @@ def table(plan: Plan, title: str) -> Table:
     if memory.host:
         shown.add_row("host memory", size_text(memory.host * machine.per_node), "a node, offloaded")
     shown.add_section()
-    shown.add_row("tokens a step", f"{step.tokens:,}", f"{step.pairs} pairs, two clips each")
+    shown.add_row("tokens a step", f"{step.tokens:,}", _clips(step))
     shown.add_row("FLOPs a step", si(step.flops), f"{si(step.executed_flops)} with what is computed again")
     shown.add_row("seconds a step", f"{step.seconds:.3g}", _parts(step))
     shown.add_row(
@@ -64,6 +64,12 @@ def table(plan: Plan, title: str) -> Table:
         "disk in all", size_text(disk.total), f"{free} free" if disk.fits else f"[red]only {free} free[/]"
     )
     return shown
+
+
+def _clips(step: Step) -> str:
+    if step.clips == 2 * step.pairs:
+        return f"{step.pairs} pairs, two clips each"
+    return f"{step.pairs} groups, {step.clips} clips"
 
 
 def _parts(step: Step) -> str:

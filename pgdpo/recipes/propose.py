@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,10 @@ from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import raise_errors
 from pgdpo.rows.manifest import CheckedRow, PairRow, decided_rows, scan_manifest
-from pgdpo.rows.schema import SIDES
 from pgdpo.video import VideoInfo
 from pgdpo.video.info import SAME_RATE
 
-MOST_PAIRS = 100  # that are looked at: two clips each
+MOST_PAIRS = 100  # that are looked at: pairs, or groups
 MOST_BUCKETS = 4
 FAIR = 0.05  # of the pairs, at least, go to each bucket
 GAIN = 0.02  # of all pictures, at least, is what a bucket shows more than those that are there
@@ -33,7 +32,7 @@ AS_GOOD = 0.95  # of the picture is left: then the model's own size is taken
 MORE = 1.05  # times the model's own pixels
 KINDS_SAID = 8
 
-Clips = tuple[VideoInfo, VideoInfo]
+Clips = Mapping[str, VideoInfo]  # by side
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class Survey:
         yield told + (f"; {self.remote} have a remote clip, which is not fetched" if self.remote else "")
         groups: dict[tuple, list[Clips]] = {}
         for clips in self.pairs.values():
-            info = clips[0]
+            info = _first(clips)
             treatment = info.treatment or "SDR"
             groups.setdefault((info.width, info.height, round(info.fps, 2), treatment), []).append(clips)
         ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
         for (width, height, fps, treatment), members in ordered[:KINDS_SAID]:
-            seconds = sorted(min(info.duration for info in clips) for clips in members)
+            seconds = sorted(min(info.duration for info in clips.values()) for clips in members)
             rate = f"{fps:g} frames a second, {_span(seconds)} s" if fps else "pictures"
             yield f"  {len(members):4} pairs of {width}x{height}, {rate}, {treatment}"
         if len(ordered) > KINDS_SAID:
@@ -64,6 +63,11 @@ class Survey:
         if self.refused:
             first = next(iter(self.refused.values()))
             yield f"{len(self.refused)} pairs cannot be taken, first: {first}"
+
+
+def _first(clips: Clips) -> VideoInfo:
+    """Size, rate and light of all of them are its."""
+    return next(iter(clips.values()))
 
 
 def _span(seconds: Sequence[float]) -> str:
@@ -86,7 +90,7 @@ def look(manifests: Sequence[str], config: Config) -> Survey:
         found, problems = scan_manifest(manifest, config.data.media_root)
         raise_errors(problems)
         rows += decided_rows(found, config.data.ties)
-    local = [row for row in rows if not any(is_url(row.clips[side]) for side in SIDES)]
+    local = [row for row in rows if not any(is_url(row.clips[side]) for side in row.sides)]
     some = local[:: max(1, math.ceil(len(local) / MOST_PAIRS))]
     pairs: dict[str, Clips] = {}
     refused: dict[str, str] = {}
@@ -101,9 +105,9 @@ def look(manifests: Sequence[str], config: Config) -> Survey:
 
 
 def _probe(row: CheckedRow) -> Clips | str:
-    clips = (Path(row.clips[side]) for side in SIDES)
+    clips = {side: Path(row.clips[side]) for side in row.sides}
     try:
-        return probe_pair(PairRow(row.values["id"], row.values["prompt"], *clips, extra=row.values))
+        return probe_pair(PairRow(row.values["id"], row.values["prompt"], clips, extra=row.values))
     except InputError as error:
         return str(error)
 
@@ -118,7 +122,7 @@ def propose(survey: Survey, config: Config, form: Form) -> Proposal:
     settings, notes = _rate(survey, config)
     config = _changed(config, settings)
     sampling = Sampling.of(config.data, config.fps)
-    fast = {name: clips for name, clips in survey.pairs.items() if not _too_slow(clips[0], sampling)}
+    fast = {name: clips for name, clips in survey.pairs.items() if not _too_slow(_first(clips), sampling)}
     if not fast:
         return Proposal(settings, [*notes, "no pair is fast enough: sizes are left as they are"])
     shapes = _shapes([shown_as(clips, sampling.fps) for clips in fast.values()], config, form)
@@ -138,7 +142,7 @@ def propose(survey: Survey, config: Config, form: Form) -> Proposal:
 def _rate(survey: Survey, config: Config) -> tuple[dict[str, object], list[str]]:
     """The clips' own rate in place of a faster one of the model, where all have it."""
     fps = config.fps
-    rates = [clips[0].fps for clips in survey.pairs.values() if clips[0].num_frames > 1]
+    rates = [info.fps for info in map(_first, survey.pairs.values()) if info.num_frames > 1]
     if fps is None or not rates:
         return {}, []
     slow = [rate for rate in rates if rate < fps * (1 - SAME_RATE)]
@@ -297,9 +301,9 @@ def _told(sizes: Sequence[Size], survey: Survey, sampling: Sampling) -> Iterator
             why.append(str(error))
             continue
         counts[size] += 1
-        enlarged += _enlarges(size[1:], clips[0])
-        cut += share_shown(size, clips[0]) < LEAST_SHOWN
-        longest = max(longest, min(info.duration for info in clips) - taken.span[1])
+        enlarged += _enlarges(size[1:], _first(clips))
+        cut += share_shown(size, _first(clips)) < LEAST_SHOWN
+        longest = max(longest, min(info.duration for info in clips.values()) - taken.span[1])
     for size in sizes:
         yield f"{counts[size]} pairs go to {size_name(size)} (frames x height x width)"
     if why:

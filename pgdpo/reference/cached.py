@@ -1,6 +1,6 @@
 """The reference as numbers computed beforehand: no second model, and no forward of it in a training step.
 
-What is kept of a (pair, draw) is the sum over each latent frame of the reference's squared residuals, in float64 from
+What is kept of a (group, draw) is the sum over each latent frame of the reference's squared residuals, in float64 from
 the predictions as they are. The policy's are summed by the same function, and the excess is their difference, in
 float64 too: it is exactly 0 where policy and reference agree to the last bit, and its rounding, 1e-16 of an error, is
 beyond what fp32 can show. The difference of fp32 means would be good to 1e-7 of an error, which a beta of 5000 turns
@@ -26,26 +26,28 @@ from pgdpo.objectives import Compared
 from pgdpo.reference.protocol import Comparison, Reference
 from pgdpo.reference.store import MEND, ErrorRows
 
-FRAME_AXIS = 2  # of [2B, C, F, H, W]
+FRAME_AXIS = 2  # of [N, C, F, H, W]
 
 
 @torch.no_grad()
 def frame_sums(
-    pred: torch.Tensor,  # [2B, C, F, H, W], chosen half first
+    pred: torch.Tensor,  # [K * B, C, F, H, W], member by member: of pairs the chosen half first
     target: torch.Tensor,
-    mask: torch.Tensor | None = None,  # as `pair_errors` takes it
+    mask: torch.Tensor | None = None,  # of the groups, as `group_errors` takes it
+    *,
+    size: int = 2,  # samples of a group, K
 ) -> torch.Tensor:
-    """Sum of squared residuals per frame, float64 `[B, 2, F]`: chosen, rejected.
+    """Sum of squared residuals per frame, float64 `[B, K, F]`.
 
     Sample by sample, so that the order of summation, and with it every bit, does not depend on the batch.
     """
-    pairs = len(pred) // 2
-    weights = [None] * pairs if mask is None else broadcast_mask(mask, pred)
+    groups = len(pred) // size
+    weights = [None] * groups if mask is None else broadcast_mask(mask, pred, size)
     rows = [
-        _frame_sum(sample, goal, weights[number % pairs])
+        _frame_sum(sample, goal, weights[number % groups])
         for number, (sample, goal) in enumerate(zip(pred, target, strict=True))
     ]
-    return torch.stack([torch.stack(rows[:pairs]), torch.stack(rows[pairs:])], 1)
+    return torch.stack(rows).unflatten(0, (size, groups)).transpose(0, 1)
 
 
 def _frame_sum(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -55,65 +57,71 @@ def _frame_sum(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | 
     return squares.movedim(FRAME_AXIS - 1, 0).flatten(1).sum(1)
 
 
-def broadcast_mask(mask: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
-    """`[B, C | 1, F | 1, H | 1, W | 1]` of any mask that `pair_errors` takes."""
+def broadcast_mask(mask: torch.Tensor, pred: torch.Tensor, size: int = 2) -> torch.Tensor:
+    """`[B, C | 1, F | 1, H | 1, W | 1]` of any mask that `group_errors` takes, for groups of `size` samples."""
     if mask.ndim < pred.ndim:  # frame weights, [F] or [B, F]
         mask = mask.reshape(-1, 1, mask.shape[-1], *[1] * (pred.ndim - FRAME_AXIS - 1))
-    return mask.expand(len(pred) // 2, *mask.shape[1:])
+    return mask.expand(len(pred) // size, *mask.shape[1:])
 
 
 def mean_errors(
-    pred: torch.Tensor,  # [2B, C, F, H, W], chosen half first
+    pred: torch.Tensor,  # [K * B, C, F, H, W], member by member
     target: torch.Tensor,
-    mask: torch.Tensor | None = None,  # as `pair_errors` takes it
+    mask: torch.Tensor | None = None,  # as `group_errors` takes it
+    *,
+    size: int = 2,
 ) -> torch.Tensor:
-    """Mean squared error of each clip where the mask counts, float64 `[B, 2]`: chosen, rejected.
+    """Mean squared error of each clip where the mask counts, float64 `[B, K]`.
 
     Two models' difference is their excess, exactly 0 where their predictions agree to the last bit.
     """
-    clip = target[: len(target) // 2]
-    weights = torch.ones_like(clip) if mask is None else broadcast_mask(mask, pred).expand_as(clip)
+    clip = target[: len(target) // size]
+    weights = torch.ones_like(clip) if mask is None else broadcast_mask(mask, pred, size).expand_as(clip)
     count = weights.double().flatten(1).sum(1, keepdim=True)
-    return frame_sums(pred, target, mask).sum(-1) / count
+    return frame_sums(pred, target, mask, size=size).sum(-1) / count
 
 
 def compared_with(
-    sums: torch.Tensor,  # fp64 [B, 2, F], the reference's `frame_sums`
-    pred: torch.Tensor,  # [2B, C, F, H, W]
+    sums: torch.Tensor,  # fp64 [B, K, F], the reference's `frame_sums`
+    pred: torch.Tensor,  # [K * B, C, F, H, W]
     target: torch.Tensor,
     *,
     segments: Sequence[int] | None = None,
     mask: torch.Tensor | None = None,
+    groups: int | None = None,
 ) -> Compared:
-    """The predictions against a reference of which only the errors are known; its errors have no `drift_*`.
+    """The predictions against a reference of which only the errors are known; its errors have no drift.
+
+    `groups`: K of groups; None: they are pairs.
 
     The excess has the policy error's gradient, 2 rho_p / N, which is what it has beside a live reference.
     """
-    count = _over_segments(_counts(target, mask), segments)  # (B, 1, S)
+    size = sums.shape[1]
+    count = _over_segments(_counts(target, mask, size), segments)  # (B, 1, S)
 
     def mean(total: torch.Tensor) -> torch.Tensor:
-        """`[B, 2, F]` -> `[2B, S]`."""
+        """`[B, K, F]` -> `[K * B, S]`."""
         means = _over_segments(total, segments) / count.clamp_min(1e-300)
         return torch.cat(torch.where(count > 0, means, 0.0).float().unbind(1))
 
-    against = {"ref_errors": mean(sums), "excess": mean(frame_sums(pred, target, mask) - sums)}
-    return Compared(pred, target, against, segments, mask)
+    excess = frame_sums(pred, target, mask, size=size) - sums
+    return Compared(pred, target, {"ref_errors": mean(sums), "excess": mean(excess)}, segments, mask, groups)
 
 
-def _counts(target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _counts(target: torch.Tensor, mask: torch.Tensor | None, size: int) -> torch.Tensor:
     """How many elements of each frame count, float64 `[B | 1, 1, F]`."""
     _, channels, frames, *size = target.shape
     if mask is None:
         return torch.full(
             (1, 1, frames), float(channels * math.prod(size)), dtype=torch.float64, device=target.device
         )
-    weights = broadcast_mask(mask, target).double()
+    weights = broadcast_mask(mask, target, size).double()
     weights = weights.expand(-1, channels, frames, *size).movedim(FRAME_AXIS, 1)
     return weights.flatten(2).sum(2)[:, None]
 
 
 def _over_segments(sums: torch.Tensor, segments: Sequence[int] | None) -> torch.Tensor:
-    """`[B, 2, F]` -> `[B, 2, S]`."""
+    """`[B, K, F]` -> `[B, K, S]`."""
     if segments is None:
         return sums.sum(-1, keepdim=True)
     of_frame = torch.nn.functional.one_hot(torch.tensor(segments, device=sums.device))  # (F, S)
@@ -121,7 +129,7 @@ def _over_segments(sums: torch.Tensor, segments: Sequence[int] | None) -> torch.
 
 
 class CachedErrors(Reference):
-    """Rows of errors for the pairs of a data set and the draws 0 .. K-1 of each."""
+    """Rows of errors for the groups of a data set and the first draws of each."""
 
     def __init__(
         self, rows: ErrorRows | None, *, pair_ids: list[int], draws: int, device: torch.device
@@ -148,5 +156,6 @@ class CachedErrors(Reference):
                 f"the cached errors of the pairs {', '.join(batch['ids'])} are of other noise levels than this run "
                 f"draws: they were written by another version; remove them and {MEND}"
             )
-        sums = self._rows.sums[where][..., : noisy.shape[FRAME_AXIS]]  # behind them stand zeros
+        # Behind those of smaller groups, and of shorter clips, stand zeros.
+        sums = self._rows.sums[where][:, : batch["groups"] or 2, : noisy.shape[FRAME_AXIS]]
         return functools.partial(compared_with, sums.to(self._device))

@@ -11,7 +11,7 @@ from pgdpo.models.protocols import Conditioning
 from pgdpo.objectives import Compared
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
-Comparison = Callable[..., Compared]  # (pred, target, *, segments, mask)
+Comparison = Callable[..., Compared]  # (pred, target, *, segments, mask, groups)
 
 
 class Reference:
@@ -22,7 +22,7 @@ class Reference:
     ) -> Comparison:
         """What a prediction of this micro-batch is compared with, the reference's part filled in.
 
-        `noisy` `[2B, C, F, H, W]`, `sigma` `[2B]`, `batch` as `collate` makes it. Call it before the policy's forward,
+        `noisy` `[N, C, F, H, W]`, `sigma` `[N]`, `batch` as `collate` makes it. Call it before the policy's forward,
         so that a reference model runs while no activations are held.
         """
         return functools.partial(Compared, against={})

@@ -28,12 +28,12 @@ MEND = "run `pgdpo reference CONFIG` with this run's configuration and changes"
 
 @dataclass(frozen=True)
 class ErrorRows:
-    """Errors of the reference on `R` (pair, draw)s with `F` latent frames."""
+    """Errors of the reference on `R` (group, draw)s of `K` samples, two of a pair, with `F` latent frames."""
 
     pair_id: torch.Tensor  # int64 [R]
     draw: torch.Tensor  # int64 [R]
     sigma: torch.Tensor  # fp32 [R], the noise level of the draw
-    sums: torch.Tensor  # fp64 [R, 2, F], sum of squared residuals per frame: chosen, rejected
+    sums: torch.Tensor  # fp64 [R, K, F], sum of squared residuals per frame, zeros beyond a group's own
 
     def items(self) -> list[tuple[int, int]]:
         return list(zip(self.pair_id.tolist(), self.draw.tolist(), strict=True))

@@ -112,13 +112,19 @@ def _saturation(metrics: list[dict], beta: float | None) -> Alarm:
 
 
 def _mean_logit(metrics: list[dict], bucket: str, beta: float) -> float | None:
-    """½·β·(r_w − α·r_l) at the means of the run's end; None without a reference, where there are no rewards."""
-    chosen, rejected, alpha = (
-        tail_mean(metrics, name, bucket) for name in ("reward/chosen", "reward/rejected", "ars/alpha")
+    """½·β·ω·(r_w − α·r_l) at the means of the run's end; None without a reference, where there are no rewards."""
+    chosen, rejected, alpha, omega = (
+        tail_mean(metrics, name, bucket)
+        for name in ("reward/chosen", "reward/rejected", "ars/alpha", "timestep_weight")
     )
     if chosen is None or rejected is None:
         return None
-    return 0.5 * beta * (chosen - (1.0 if alpha is None else alpha) * rejected)
+    return (
+        0.5
+        * beta
+        * (1.0 if omega is None else omega)
+        * (chosen - (1.0 if alpha is None else alpha) * rejected)
+    )
 
 
 def _rejected_share(metrics: list[dict]) -> Alarm:

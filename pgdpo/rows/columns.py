@@ -61,6 +61,18 @@ COLUMNS = {
 }  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
 
 
+# Columns that a row of a group may hold as a pair's does, and where objectives find others in its samples: by the first
+# of these keys that they have.
+OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
+FROM_SAMPLES = {
+    "reward": ("score",),
+    "reward_margin": ("score",),
+    "rank": ("rank", "score"),
+    "advantage": ("advantage", "score"),
+    "label": ("label",),
+}
+
+
 def how_to_get(column: str) -> str:
     """What to do so that rows hold a column that an objective needs."""
     sources = {

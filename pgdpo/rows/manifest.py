@@ -1,4 +1,4 @@
-"""A manifest: preference rows as JSONL or Parquet, on disk or behind a URL. What a row holds: `schema.py`."""
+"""A manifest: pairs or groups as JSONL or Parquet, on disk or behind a URL. What a row holds: `schema.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from pgdpo.files.locations import clip_location, fetch, folder_of, is_file, is_u
 from pgdpo.files.tables import Record, read_records
 from pgdpo.messages.problems import Problem, raise_errors, shown
 from pgdpo.rows import schema
-from pgdpo.rows.schema import MANIFEST, REQUIRED, SIDES, TIE
+from pgdpo.rows.schema import (
+    MANIFEST,
+    REQUIRED,
+    SAMPLES,
+    TIE,
+    key_of,
+    kind_of,
+    said_of,
+    samples_of,
+    sides_of,
+    spoken,
+)
 
-FILES = (*SIDES, "mask", "image")  # keys that name a file
+PICTURES = ("mask", "image")  # keys of a row that name a file beside its clips
 SPAN_MARK = "~"  # between a row's id and the number of its span
 FETCHES = 16  # clips that are downloaded at a time
 MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, about 1 kB each
@@ -22,16 +33,25 @@ MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, a
 
 @dataclass(frozen=True)
 class PairRow:
-    """One row of a manifest. `extra` holds its other keys, and the columns that follow from them."""
+    """One row of a manifest, a pair or a group. `extra` holds its other keys, and the columns that follow from them."""
 
     id: str
     prompt: str
-    chosen: Path
-    rejected: Path
+    clips: dict[str, Path]  # by side, as `schema.sides_of` has them
     mask: Path | None = None  # where the clips differ, and
     image: Path | None = None  # what generation starts from, where the row says it
     extra: dict = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)  # the files, as `CheckedRow.name_of` names them
+
+    @property
+    def kind(self) -> str:
+        """`pair` or `group`."""
+        return kind_of(self.clips)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its clips by side, and `mask` and `image` where there are any."""
+        return self.clips | {key: file for key in PICTURES if (file := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
@@ -39,16 +59,27 @@ class CheckedRow:
     """A row as it stands in the file, where it stands, and where its clips lie (paths or URLs)."""
 
     record: Record
-    clips: dict[str, str]  # chosen, rejected, and mask and image where there are any
+    clips: dict[str, str]  # by side, and mask and image where there are any
     manifest_name: str | None = None  # name of the one that it comes from, where there are several
 
     @property
     def values(self) -> dict[str, Any]:
         return self.record.values
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Names of its clips."""
+        return sides_of(self.values)
+
+    @property
+    def kind(self) -> str:
+        """`pair` or `group`."""
+        return kind_of(self.sides)
+
     def name_of(self, key: str) -> str:
         """One of its files, as the row names it; two manifests may give the same name to different files."""
-        return self.values[key] if self.manifest_name is None else f"{self.manifest_name}: {self.values[key]}"
+        name = said_of(self.values, key)
+        return name if self.manifest_name is None else f"{self.manifest_name}: {name}"
 
     def problem(self, what: str, **parts) -> Problem:
         """A Problem of this row."""
@@ -60,12 +91,13 @@ def pair_rows(rows: Sequence[CheckedRow]) -> list[PairRow]:
 
     Raises InputError for one that cannot be fetched.
     """
-    local = _local([row.clips[key] for row in rows for key in FILES if key in row.clips])
+    local = _local([location for row in rows for location in row.clips.values()])
     return [
         PairRow(
             row.values["id"],
             row.values["prompt"],
-            *(local.get(row.clips.get(key)) for key in FILES),
+            {side: local[row.clips[side]] for side in row.sides},
+            *(local.get(row.clips.get(key)) for key in PICTURES),
             extra,
             {key: row.name_of(key) for key in row.clips},
         )
@@ -123,12 +155,18 @@ def carried(rows: Sequence[CheckedRow]) -> list[dict]:
 
 
 def _extra(values: dict, derived: dict) -> dict:
-    """The row's own keys over those that follow from them; the importers' `source_fields` stay in the manifest."""
+    """The row's own keys over those that follow from them; the importers' `source_fields` stay in the manifest. What
+    a group says of its samples' bytes stands as a pair says it: under `sha256_<side>`."""
     kept = {
         key: value
         for key, value in values.items()
-        if key not in REQUIRED and key != "source_fields" and value is not None
+        if key not in (*REQUIRED, SAMPLES, "source_fields") and value is not None
     }
+    if values.get(SAMPLES) is not None:
+        hashes = {f"sha256_{side}": said_of(values, side, "sha256") for side in sides_of(values)}
+        kept |= {SAMPLES: samples_of(values)} | {
+            key: said for key, said in hashes.items() if said is not None
+        }
     return {**derived, **kept}
 
 
@@ -174,6 +212,8 @@ def scan_manifest(
             bad += 1
         else:
             rows.append(CheckedRow(item, clips))
+    rows, mixed = of_one_kind(rows)
+    problems += mixed
     if empty:
         needed = f"one JSON object a line with {', '.join(REQUIRED)}"
         problems.append(
@@ -185,6 +225,22 @@ def scan_manifest(
             )
         )
     return rows, problems
+
+
+def of_one_kind(rows: list[CheckedRow], kind: str | None = None) -> tuple[list[CheckedRow], list[Problem]]:
+    """(the rows that are of the `kind`, by default the first one's, a Problem where there are others)."""
+    kind = kind or (rows[0].kind if rows else "")
+    others = [row for row in rows if row.kind != kind]
+    if not others:
+        return rows, []
+    name = others[0].values["id"]
+    problem = others[0].problem(
+        f"`{name}` is a {others[0].kind}, the first of {len(others)}, and the rows before are {kind}s",
+        key=SAMPLES,
+        allowed="pairs alone, or groups alone",
+        suggestion="write each pair as a group: its clips as two samples, with `rank` 0 and 1",
+    )
+    return [row for row in rows if row.kind == kind], [problem]
 
 
 def _records(path: str | Path) -> Iterator[Record | Problem]:
@@ -249,12 +305,13 @@ def id_problem(record: Record, first: str) -> Problem:
 def _clips(record: Record, media_root: Path | None, there: bool) -> tuple[dict[str, str], list[Problem]]:
     folder = folder_of(record.file)
     clips, problems = {}, []
-    for key in FILES:
-        value = record.values.get(key)
-        if value is None or not schema.KEYS[key].accepts(value):
+    sides = sides_of(record.values)
+    for key in (*sides, *PICTURES):
+        value = said_of(record.values, key)
+        if value is None or not schema.CLIP.accepts(value):
             continue  # said already
-        what = f"`{key}` of pair `{_name(record)}` is {shown(value)}"
-        parts = {"key": key, "value": value, "pair": _name(record)}
+        what = f"{spoken(_name(record), sides, key)} is {shown(value)}"
+        parts = {"key": key_of(key), "value": value, "pair": _name(record)}
         try:
             location = clip_location(value, folder, media_root)
         except ValueError as error:

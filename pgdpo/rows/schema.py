@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.messages.problems import broken_text, shown
-from pgdpo.rows.columns import COLUMNS
+from pgdpo.rows.columns import COLUMNS, OF_GROUPS
+from pgdpo.rows.groups import KEYS_OF_A_SAMPLE, OF_FILES, SAMPLES, group_flaws
+from pgdpo.rows.values import (
+    CLIP,
+    SHA256,
+    SOURCE_FIELDS,
+    Flaw,
+    Key,
+    broken,
+    mapping_of,
+    nearest,
+    number,
+    text,
+)
 
 TIE = 0.5
 SIDES = ("chosen", "rejected")
@@ -19,43 +29,11 @@ REQUIRED = ("id", "prompt", *SIDES)
 MANIFEST = "manifest_name"  # in a prepared row, where data.train names several: the one that it comes from
 
 
-@dataclass(frozen=True)
-class Key:
-    """`accepts(value)` says whether a row may hold it; `allowed` says the same to a reader."""
-
-    about: str
-    allowed: str
-    accepts: Callable[[Any], bool]
-    mend: str = "leave the key out if it isn't known"  # what to do with another value
-
-
-def _number(least: float = -math.inf, most: float = math.inf, *, whole: bool = False, above: bool = False):
-    def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (least < value if above else least <= value)
-            and value <= most
-            and not (whole and value != int(value))
-        )
-
-    return accepts
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and broken_text(value) is None
-
-
-def _mapping_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(accepts, value.values()))
-
-
 def _scores(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and set(value) <= set(SIDES)
-        and all(map(_mapping_of(_number()), value.values()))
+        and all(map(mapping_of(number()), value.values()))
     )
 
 
@@ -67,7 +45,7 @@ def _segments(value: Any) -> bool:
     for piece in value:
         if not isinstance(piece, dict) or not {"start", "end", "preference"} <= set(piece):
             return False
-        times = _number(0)(piece["start"]) and _number(0)(piece["end"])
+        times = number(0)(piece["start"]) and number(0)(piece["end"])
         if not times or not piece["start"] < piece["end"] or piece["start"] < end - 1e-6:
             return False
         if not _share(piece["preference"]):
@@ -76,35 +54,35 @@ def _segments(value: Any) -> bool:
     return True
 
 
-def _sha256(value: Any) -> bool:
-    return _text(value) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-_share = _number(0, 1)
-_CLIP = "a path relative to the manifest, or a URL"
+_share = number(0, 1)
 _PIECES = "a list of {start, end, preference}, start < end, in order, without overlap, preference from 0 to 1"
 _COUNT = "a whole number ≥ 1"
 
 KEYS: dict[str, Key] = {
     "id": Key(
-        "names the pair; fixes its timesteps and noise", "text, used once", _text, "give the row a name"
+        "names the pair; fixes its timesteps and noise", "text, used once", text, "give the row a name"
     ),
     "prompt": Key(
         "what both clips were made for", "text", lambda value: isinstance(value, str), "write text"
     ),
-    "chosen": Key("the better clip", _CLIP, _text, "name a clip"),
-    "rejected": Key("the worse clip", _CLIP, _text, "name a clip"),
+    "chosen": Key("the better clip", CLIP.allowed, text, "name a clip"),
+    "rejected": Key("the worse clip", CLIP.allowed, text, "name a clip"),
+    SAMPLES: Key(
+        "the clips of a group, in the place of chosen and rejected: a list ranked or rated, or one clip alone",
+        f"a list of one or more {{{', '.join(KEYS_OF_A_SAMPLE)}}}, of which `clip` is needed",
+        lambda value: isinstance(value, list) and bool(value),
+    ),
     "preference": Key(
         "probability that the chosen clip is the better one; 0.5 is a tie",
         "a number from 0 to 1",
         _share,
         "write 1 for a clear preference and 0.5 for a tie",
     ),
-    "weight": Key("factor of the pair's loss", "a number ≥ 0", _number(0), "write 1 for an ordinary pair"),
+    "weight": Key("factor of the pair's loss", "a number ≥ 0", number(0), "write 1 for an ordinary pair"),
     "dimensions": Key(
         "preference by aspect, as `preference`",
         "a mapping of names to numbers from 0 to 1",
-        _mapping_of(_share),
+        mapping_of(_share),
         'write {"motion": 1, "text": 0.5}',
     ),
     "segments": Key(
@@ -115,14 +93,14 @@ KEYS: dict[str, Key] = {
     ),
     "mask": Key(
         "where the clips differ: a clip or picture of their size, white inside",
-        _CLIP,
-        _text,
+        CLIP.allowed,
+        text,
         "name the mask's file",
     ),
     "image": Key(
         "the picture that both clips start from, for image-to-video; by default the chosen clip's first frame",
-        _CLIP,
-        _text,
+        CLIP.allowed,
+        text,
         "name the picture's file",
     ),
     "chosen_is_real": Key(
@@ -131,25 +109,30 @@ KEYS: dict[str, Key] = {
         lambda value: isinstance(value, bool),
         "write it without quotes",
     ),
-    "caption_rejected": Key("the rejected clip's own caption, where it differs", "text", _text),
+    "caption_rejected": Key("the rejected clip's own caption, where it differs", "text", text),
     "scores": Key(
         "scores by side and name",
         '{"chosen": {name: number}, "rejected": {name: number}}',
         _scores,
         "write finite numbers, and leave out what wasn't scored",
     ),
-    "fps": Key("frames a second of both clips", "a number > 0", _number(0, above=True)),
-    "num_frames": Key("frames of each clip", _COUNT, _number(1, whole=True)),
-    "width": Key("pixels", _COUNT, _number(1, whole=True)),
-    "height": Key("pixels", _COUNT, _number(1, whole=True)),
-    "sha256_chosen": Key("of the chosen clip's bytes", "64 digits of 0-9a-f", _sha256),
-    "sha256_rejected": Key("of the rejected clip's bytes", "64 digits of 0-9a-f", _sha256),
-    "source": Key("where the row comes from", "text", _text),
-    "licence": Key("under which it may be used", "text", _text),
-    "source_fields": Key(
-        "what an importer found and has no key for", "a mapping", lambda value: isinstance(value, dict)
-    ),
+    "fps": Key("frames a second of both clips", "a number > 0", number(0, above=True)),
+    "num_frames": Key("frames of each clip", _COUNT, number(1, whole=True)),
+    "width": Key("pixels", _COUNT, number(1, whole=True)),
+    "height": Key("pixels", _COUNT, number(1, whole=True)),
+    "sha256_chosen": Key("of the chosen clip's bytes", SHA256.allowed, SHA256.accepts),
+    "sha256_rejected": Key("of the rejected clip's bytes", SHA256.allowed, SHA256.accepts),
+    "source": Key("where the row comes from", "text", text),
+    "licence": Key("under which it may be used", "text", text),
+    "source_fields": SOURCE_FIELDS,
 }
+
+# Keys that a group's row may hold as a pair's does.
+SHARED = (
+    "id", "prompt", *OF_GROUPS, "mask", "image", "fps", "num_frames", "width", "height", "source",
+    "licence", "source_fields",
+)  # fmt: skip
+OF_A_PAIR = tuple(key for key in dict.fromkeys((*KEYS, *COLUMNS)) if key not in (*SHARED, SAMPLES))
 
 # Keys that reach a loss beside prompt and files: objectives' columns, what they follow from, what pairs are chosen by,
 # and what a row says of its clips.
@@ -158,31 +141,113 @@ LABELS = tuple(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Flaw:
-    """What is wrong with one key of a row; where the row stands is its reader's to say."""
+def sides_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Under which names the clips of a row stand, in a manifest, a record or a shard: `chosen`, `rejected` of a pair,
+    `sample0`, `sample1`, ... of a group."""
+    samples = row.get(SAMPLES)
+    if samples is None:
+        return SIDES
+    return tuple(f"sample{place}" for place in range(len(samples) if isinstance(samples, list) else 0))
 
-    key: str
-    what: str
-    value: Any = None
-    allowed: str = ""
-    suggestion: str = ""
-    severity: str = "error"
+
+def samples_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a group says of each of its samples, beside its file; nothing of a pair's."""
+    return [
+        {key: value for key, value in sample.items() if key not in OF_FILES and value is not None}
+        for sample in row.get(SAMPLES) or []
+    ]
+
+
+def place_of(side: str) -> int | None:
+    """`sample2` -> 2; None for any other key of a file."""
+    return int(side[6:]) if side.startswith("sample") else None
+
+
+def kind_of(sides: Iterable[str]) -> str:
+    """`pair` or `group`, by the names of its clips."""
+    return "pair" if "chosen" in sides else "group"
+
+
+def titled(name: str, sides: Iterable[str], side: str = "") -> str:
+    """A row, or one of its clips, as messages name it where they go on with what is wrong."""
+    about = f"{kind_of(sides)} `{name}`"
+    if not side:
+        return about
+    return f"{about}, {side}" if place_of(side) is None else spoken(name, sides, side)
+
+
+def worded(side: str) -> str:
+    """A clip by itself: "chosen", "sample 2" (counted from 0)."""
+    place = place_of(side)
+    return side if place is None else f"sample {place}"
+
+
+def spoken(name: str, sides: Iterable[str], side: str) -> str:
+    """A file of a row within a sentence: "`chosen` of pair `a`", "sample 2 of group `g`"."""
+    word = f"`{side}`" if place_of(side) is None else worded(side)
+    return f"{word} of {kind_of(sides)} `{name}`"
+
+
+def key_of(side: str, part: str = "") -> str:
+    """The key in a row that says a clip's file, or under which `part` (`sha256`) is said of it."""
+    if place_of(side) is not None:
+        return f"{SAMPLES}.{part or 'clip'}"
+    return f"{part}_{side}" if part else side
+
+
+def said_of(row: Mapping[str, Any], side: str, part: str = "") -> Any:
+    """What stands in a manifest's row under `key_of`; None where nothing does."""
+    place = place_of(side)
+    if place is None:
+        return row.get(key_of(side, part))
+    samples = row[SAMPLES]
+    return samples[place].get(part or "clip") if isinstance(samples[place], Mapping) else None
+
+
+def scores_of(row: Mapping[str, Any], side: str) -> dict[str, float]:
+    """Scores by name of one of a row's clips; of a group its `score` too, under that name."""
+    if row.get(SAMPLES) is None:
+        return (row.get("scores") or {}).get(side) or {}
+    own, scores = said_of(row, side, "score"), said_of(row, side, "scores") or {}
+    return scores if own is None else {"score": own, **scores}
+
+
+def captions_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """Clip -> its own caption, of those that have another than the prompt."""
+    if row.get(SAMPLES) is None:
+        own = {SIDES[1]: row.get("caption_rejected")}
+    else:
+        own = {side: said_of(row, side, "caption") for side in sides_of(row)}
+    return {side: caption for side, caption in own.items() if caption is not None}
+
+
+def counted(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`20 pairs`, or `120 groups of 2 to 6 samples`."""
+    sizes = {len(row[SAMPLES]) for row in rows if row.get(SAMPLES) is not None}
+    if not sizes:
+        return f"{len(rows)} pairs"
+    most = max(sizes)
+    span = f"{most}" if len(sizes) == 1 else f"{min(sizes)} to {most}"
+    return f"{len(rows)} groups of {span} sample{'s' * (most > 1)}"
 
 
 def flaws(row: dict[str, Any]) -> Iterator[Flaw]:
     """Everything that is wrong with one row by itself; a key that holds None counts as absent."""
-    for key in REQUIRED:
+    grouped = row.get(SAMPLES) is not None
+    required = (*REQUIRED[:2], SAMPLES) if grouped else REQUIRED
+    for key in required:
         if row.get(key) is None:
             close = difflib.get_close_matches(key, [name for name in row if name not in KEYS], n=1)
-            hint = f"rename `{close[0]}`" if close else f"add it: a row needs {', '.join(REQUIRED)}"
+            hint = f"rename `{close[0]}`" if close else f"add it: a row needs {', '.join(required)}"
             yield Flaw(key, f"key `{key}` is missing", allowed=KEYS[key].allowed, suggestion=hint)
     for key, value in row.items():
-        if value is None:
+        if value is None or (grouped and key in OF_A_PAIR):
             continue
-        broken = broken_text({key: value})
-        if broken is not None:
-            yield _broken(key, broken)
+        found = broken_text({key: value})
+        if found is not None:
+            yield broken(key, found)
+        elif key == SAMPLES:
+            yield from group_flaws(row, OF_A_PAIR)
         elif key in KEYS and not KEYS[key].accepts(value):
             known = KEYS[key]
             yield Flaw(key, f"`{key}` is {shown(value)}", value, known.allowed, known.mend)
@@ -196,22 +261,8 @@ def flaws(row: dict[str, Any]) -> Iterator[Flaw]:
             )
         elif key not in KEYS and key not in COLUMNS:
             yield from _misspelt(key, row)
-    yield from _at_odds(row)
-
-
-def _broken(key: str, text: str) -> Flaw:
-    place = next(
-        number for number, letter in enumerate(text) if letter == "\0" or "\ud800" <= letter <= "\udfff"
-    )
-    what = "a NUL character" if text[place] == "\0" else "half a character, such as half an emoji"
-    around = shown(text[max(0, place - 20) : place + 20])
-    return Flaw(
-        key,
-        f"`{key}` holds {what} ({around}, character {place + 1})",
-        text,
-        "whole characters, and no NUL",
-        "write the text again, without it",
-    )
+    if not grouped:
+        yield from _at_odds(row)
 
 
 def _misspelt(key: str, row: dict) -> Iterator[Flaw]:
@@ -230,8 +281,7 @@ def _misspelt(key: str, row: dict) -> Iterator[Flaw]:
 @functools.lru_cache
 def _nearest(key: str) -> str | None:
     """The key that is read and nearly spelt like this; a manifest has few different keys and many rows."""
-    close = difflib.get_close_matches(key, [*KEYS, *COLUMNS], n=1, cutoff=0.8)
-    return close[0] if close else None
+    return nearest(key, (*KEYS, *COLUMNS))
 
 
 def _at_odds(row: dict) -> Iterator[Flaw]:
@@ -255,7 +305,7 @@ def _at_odds(row: dict) -> Iterator[Flaw]:
             "warning",
         )
     sides = [row.get(side) for side in SIDES]
-    if _text(sides[0]) and sides[0] == sides[1] and not _is_unpaired(row):
+    if text(sides[0]) and sides[0] == sides[1] and not _is_unpaired(row):
         yield Flaw(
             "rejected",
             f"`rejected` is {shown(sides[1])}, the same file as `chosen`: the pair teaches nothing",

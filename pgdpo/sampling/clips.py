@@ -13,7 +13,8 @@ import yaml
 
 from pgdpo.config import Config, SampleSettings, sample_settings
 from pgdpo.data.buckets import size_name
-from pgdpo.data.prepared import PreparedPairs, stack_conditioning, to_device
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.visits.loading import stack_conditioning, to_device
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family

@@ -8,24 +8,24 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from pgdpo.config import Config
-from pgdpo.engine.pair_batching import Joint
+from pgdpo.data.visits.source import GroupSource
+from pgdpo.engine.group_batching import Joint
 from pgdpo.planning.costs.flops import SampleFlops, utilisation
 from pgdpo.training.metrics import peak_memory
 
 
 class Costs:
-    """Of steps of one run. `shapes`: of each bucket's latents, (C, F, H, W); `reference_runs`: it makes forwards."""
+    """Of steps of one run on these groups. `reference_runs`: the reference makes forwards."""
 
-    def __init__(
-        self, config: Config, policy: Joint, shapes: Sequence[tuple[int, ...]], *, reference_runs: bool
-    ) -> None:
+    def __init__(self, config: Config, policy: Joint, groups: GroupSource, *, reference_runs: bool) -> None:
         self._config, self._family, self._device = config, policy.family, policy.ranks.device
-        self._shapes, self._reference_runs = shapes, reference_runs
+        self._shapes, self._sizes = groups.latent_shapes, groups.group_sizes
+        self._reference_runs = reference_runs
 
     def of(self, buckets: Sequence[int], seconds: float) -> dict:
         """Speed, MFU, memory (bytes) of a step that took `seconds`; `buckets`: of its micro-batches, over all ranks."""
         train = self._config.train
-        tokens = 2 * sum(self._family.tokens(self._shapes[bucket]) for bucket in buckets)
+        tokens = sum(self._sizes[bucket] * self._family.tokens(self._shapes[bucket]) for bucket in buckets)
         flops = train.micro_batch_pairs * sum(self._flops[bucket] for bucket in buckets)
         return {
             "pairs_per_second": train.global_batch_pairs / seconds,
@@ -37,6 +37,9 @@ class Costs:
 
     @functools.cached_property
     def _flops(self) -> list[int]:
-        """Model FLOPs of one pair of each bucket; counted when the first step is done, which is not held up by it."""
+        """Model FLOPs of one group of each bucket; counted when the first step is done, which is not held up by it."""
         counted = [SampleFlops(self._family, self._config, shape) for shape in self._shapes]
-        return [2 * each.model(self._config, reference_runs=self._reference_runs) for each in counted]
+        how = {"reference_runs": self._reference_runs}
+        return [
+            size * each.model(self._config, **how) for size, each in zip(self._sizes, counted, strict=True)
+        ]

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.files.atomic import read_json_lines
-from pgdpo.objectives import ObjectiveOutput
+from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.objectives.advice import SATURATED
+from pgdpo.objectives.pairing import best_and_worst
 from pgdpo.rows.schema import MANIFEST
-from pgdpo_kernels import PairErrors
+from pgdpo_kernels import GroupErrors, PairErrors
 
 BUCKETS = 4  # equal parts of sigma in [0, 1]
 
@@ -35,7 +36,7 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     """
     whole = errors.over_segments()
     metrics = {
-        "loss": output.per_pair,
+        "loss": output.per_group,
         "error/chosen": whole.policy_chosen[:, 0],
         "error/rejected": whole.policy_rejected[:, 0],
         "saturation": (output.logits.abs() > SATURATED).float(),
@@ -61,11 +62,49 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     ]
     if all(norm is not None for norm in norms):
         metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
-    pairs = len(output.per_pair)
+    pairs = len(output.per_group)
     known = {name: value for name, value in output.stats.items() if name not in metrics}
     return metrics | {
         name: value.detach().float().expand(pairs) for name, value in known.items() if value.ndim < 2
     }
+
+
+@torch.no_grad()
+def group_metrics(
+    errors: PairErrors | GroupErrors, output: ObjectiveOutput, info: PairInfo
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(`pair_metrics`, of which group each has one, bool `[B]`, where not all do); call it after the backward pass.
+
+    Chosen and rejected of a group are its best and its worst sample; its accuracy is that of all its pairs of unequal
+    ranks. A single clip is a chosen one unless its label is -1, and has no margin.
+    """
+    if isinstance(errors, PairErrors):
+        return pair_metrics(errors, output), {}
+    pairs, places = best_and_worst(errors, info)
+    metrics = pair_metrics(pairs, output)
+    better = places[:, :, None] < places[:, None, :]  # (B, K, K)
+    unequal = better.any((1, 2))
+    if "implicit_accuracy" in metrics:
+        reward = -errors.over_segments().excess.reshape(errors.groups, -1).T
+        ahead = reward[:, :, None] - reward[:, None, :]
+        right = (ahead > 0).float() + 0.5 * (ahead == 0).float()
+        metrics["implicit_accuracy"] = (right * better).sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+    disliked = torch.zeros_like(unequal) if info.label is None else info.label[:, 0] < 0
+    single = torch.full_like(unequal, errors.groups == 1)
+    present = {
+        "chosen": torch.where(single, ~disliked, True),
+        "rejected": torch.where(single, disliked, unequal),
+        "both": unequal,
+    }
+    sides = {name: "both" for name in ("implicit_accuracy", "margin", "segment_reward_entropy")}
+    sides |= {"displacement": "chosen"}
+    of = {name: sides.get(name, name.rpartition("/")[2]) for name in metrics}
+    return metrics, {name: present[side] for name, side in of.items() if side in present}
+
+
+def as_pairs(errors: PairErrors | GroupErrors, info: PairInfo) -> PairErrors:
+    """The same; of groups those of the best against the worst sample."""
+    return errors if isinstance(errors, PairErrors) else best_and_worst(errors, info)[0]
 
 
 def _segment_entropy(errors: PairErrors) -> torch.Tensor:
@@ -80,8 +119,10 @@ def _segment_entropy(errors: PairErrors) -> torch.Tensor:
     return -torch.xlogy(share, share).sum(1) / math.log(size.shape[1])
 
 
-def watch_gradients(errors: PairErrors) -> None:
-    """Keep the gradients by the errors, from which `pair_metrics` takes the share of the rejected half."""
+def watch_gradients(errors: PairErrors | GroupErrors) -> None:
+    """Keep the gradients by the errors of pairs, from which `pair_metrics` takes the share of the rejected half."""
+    if not isinstance(errors, PairErrors):
+        return
     for side in ("chosen", "rejected"):
         for name in (f"policy_{side}", f"excess_{side}", f"drift_{side}"):
             field = getattr(errors, name)
@@ -128,19 +169,26 @@ class StepMetrics:
         self.group = group
         self.sources = {name: BUCKETS + place for place, name in enumerate(sources)}
         self.names: list[str] = []
-        # [BUCKETS + sources, names + 1] a micro-batch, the last column counts pairs
+        # [BUCKETS + sources, names + 1, 2] a micro-batch: sums and how many they are of; the last column counts groups
         self.sums: list[torch.Tensor] = []
 
     @torch.no_grad()
     def add(
-        self, metrics: dict[str, torch.Tensor], sigma: torch.Tensor, counts: torch.Tensor, rows: list[dict]
+        self,
+        metrics: dict[str, torch.Tensor],
+        present: dict[str, torch.Tensor],
+        sigma: torch.Tensor,
+        counts: torch.Tensor,
+        rows: list[dict],
     ) -> None:
-        """`metrics`: numbers `[B]`; `sigma`: noise levels `[B]`; `counts`: bool `[B]`, which pairs do; `rows`: of the
-        pairs."""
+        """`metrics`: numbers `[B]`; `present`: bool `[B]`, which groups have one, where not all do; `sigma`: noise
+        levels `[B]`; `counts`: bool `[B]`, which groups do; `rows`: of the groups."""
         self.names = list(metrics)
+        every = torch.ones_like(counts)
+        has = torch.stack([present.get(name, every) & counts for name in metrics] + [counts], dim=1)
         values = torch.stack([*metrics.values(), torch.ones_like(sigma)], dim=1).double()  # (B, names + 1)
-        values = torch.where(counts[:, None], values, 0)
-        shape = BUCKETS + len(self.sources), values.shape[1]
+        values = torch.stack([torch.where(has, values, 0), has.double()], dim=2)
+        shape = BUCKETS + len(self.sources), *values.shape[1:]
         sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
         sums.index_add_(0, (sigma * BUCKETS).long().clamp(0, BUCKETS - 1), values)
         if self.sources:
@@ -154,8 +202,7 @@ class StepMetrics:
         everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(everyone, own, group=self.group)
         sums = torch.cat(everyone).sum(0).cpu()  # in the order of the global batch, on any number of ranks
-        total = sums[:BUCKETS].sum(0)
-        means = dict(zip(self.names, (total[:-1] / total[-1]).tolist(), strict=True))
+        means = self._mean(sums[:BUCKETS].sum(0))
         buckets = {bucket_name(number): number for number in range(BUCKETS)}
         apart = {"buckets": buckets, **({"sources": self.sources} if self.sources else {})}
         return means | {kind: self._means(sums, places) for kind, places in apart.items()}
@@ -164,12 +211,16 @@ class StepMetrics:
         """Name -> pairs and their means, of those that had any."""
         return {
             name: {
-                "pairs": int(sums[place, -1]),
-                **dict(zip(self.names, (sums[place, :-1] / sums[place, -1]).tolist(), strict=True)),
+                "pairs": int(sums[place, -1, 0]),
+                **self._mean(sums[place]),
             }
             for name, place in places.items()
-            if sums[place, -1] > 0
+            if sums[place, -1, 0] > 0
         }
+
+    def _mean(self, sums: torch.Tensor) -> dict[str, float]:
+        """Of `[names + 1, 2]`; NaN where no group has the number."""
+        return dict(zip(self.names, (sums[:-1, 0] / sums[:-1, 1]).tolist(), strict=True))
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from pgdpo.config import Config
-from pgdpo.data.prepared import to_device, twice
+from pgdpo.data.visits.loading import for_members, to_device
 from pgdpo.diffusion.draws import sigma_at, sigmas
+from pgdpo.diffusion.timestep_weight import timestep_weight
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
 from pgdpo.models.weights.kept import compute_dtype
@@ -18,28 +19,32 @@ from pgdpo_kernels import noise_pair
 
 @dataclass
 class Sample:
-    """`B` pairs on the device, chosen half first; a pair shares its noise and timestep (arXiv 2311.12908, eq. 14)."""
+    """`B` groups of K on the device, member by member; of pairs, which are groups of two, the chosen half comes first.
 
-    latents: torch.Tensor  # [2B, C, F, H, W]
-    conditioning: Conditioning
+    A group shares its noise and timestep (for pairs: arXiv 2311.12908, eq. 14).
+    """
+
+    latents: torch.Tensor  # [K * B, C, F, H, W]
+    conditioning: Conditioning  # [K * B, ...]
     sigma: torch.Tensor  # [B]
-    noisy: torch.Tensor  # [2B, C, F, H, W], in the dtype that the transformer is told in
-    target: torch.Tensor  # [2B, C, F, H, W]
+    noisy: torch.Tensor  # [K * B, C, F, H, W], in the dtype that the transformer is told in
+    target: torch.Tensor  # [K * B, C, F, H, W]
     mask: torch.Tensor | None  # where the error counts
-    region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the pairs' own masks
+    region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the groups' own masks
+    timestep_weight: torch.Tensor | None  # [B] omega(sigma) of `objective.timestep_weight`; None: 1
 
     @property
-    def both(self) -> torch.Tensor:
-        """`sigma` of both halves, `[2B]`."""
-        return torch.cat([self.sigma, self.sigma])
+    def each(self) -> torch.Tensor:
+        """`sigma` of every sample, `[K * B]`."""
+        return self.sigma.repeat(len(self.latents) // len(self.sigma))
 
 
 def draw_sample(
     batch: dict, config: Config, family: Family, device: torch.device, *, cached: bool = False
 ) -> Sample:
-    """A batch (of `collate`) with the timesteps and noise of its draws: a pure function of seed, pair and draw.
+    """A batch (of `collate`) with the timesteps and noise of its draws: a pure function of seed, group and draw.
 
-    `cached`: the reference's errors are computed apart from the policy's. Pairs then meet in other batches, and their
+    `cached`: the reference's errors are computed apart from the policy's. Groups then meet in other batches, and their
     text keeps its padding where there are several: its length, and so the rounding, would hang on who is met.
     """
     apart = cached and config.train.micro_batch_pairs > 1
@@ -49,7 +54,7 @@ def draw_sample(
 
 
 def sample_at(batch: dict, level: float, config: Config, family: Family, device: torch.device) -> Sample:
-    """The same at one noise level for all its pairs, with the noise of their draws under `evaluate.seed`."""
+    """The same at one noise level for all its groups, with the noise of their draws under `evaluate.seed`."""
     sigma = torch.full((len(batch["pair_ids"]),), level, device=device)
     return _noised(batch, sigma, config.evaluate.seed, config, family, device)
 
@@ -65,13 +70,14 @@ def _noised(
     trimmed: bool = True,
 ) -> Sample:
     conditioning = family.trimmed(batch["conditioning"]) if trimmed else batch["conditioning"]
-    conditioning = twice(to_device(conditioning, device))
+    conditioning = for_members(to_device(conditioning, device), len(batch["latents"]))
     tensors = {name: batch[name] for name in ("latents", "mask") if batch[name] is not None}
     tensors = to_device(tensors, device)
     latents = tensors["latents"]
+    level = family.level(sigma)
     noisy, target = noise_pair(
         latents,
-        family.level(sigma),
+        level,
         seed=seed,
         pair_ids=batch["pair_ids"].to(device),
         draw=batch["draw"].to(device),
@@ -79,9 +85,9 @@ def _noised(
     )
     mask = family.loss_mask(latents, conditioning)
     noisy = noisy.to(compute_dtype(config))
-    return Sample(
-        latents, conditioning, sigma, noisy, target, mask, region_of(tensors.get("mask"), mask, latents)
-    )
+    region = region_of(tensors.get("mask"), mask, latents)
+    omega = timestep_weight(config.timestep_weight, sigma, level=level, prediction=family.prediction)
+    return Sample(latents, conditioning, sigma, noisy, target, mask, region, omega)
 
 
 def held_out_level(config: Config, family: Family, draw: int) -> float:
@@ -93,7 +99,7 @@ def held_out_level(config: Config, family: Family, draw: int) -> float:
 def region_of(
     region: torch.Tensor | None, mask: torch.Tensor | None, latents: torch.Tensor
 ) -> torch.Tensor | None:
-    """The pairs' masks `[B, 1, F, H, W]` here, less what counts nowhere (`mask`, as `pair_errors` takes it)."""
+    """The groups' masks `[B, 1, F, H, W]` here, less what counts nowhere (`mask`, as `pair_errors` takes it)."""
     if region is None:
         return None
-    return region if mask is None else region * broadcast_mask(mask, latents)
+    return region if mask is None else region * broadcast_mask(mask, latents, len(latents) // len(region))

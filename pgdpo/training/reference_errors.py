@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs, load_batches, pair_hash
+from pgdpo.data.prepared import PreparedPairs, pair_hash
+from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.parallel import Ranks
 from pgdpo.engine.policy import open_ranks
 from pgdpo.guards.watch import Watch
@@ -28,11 +29,12 @@ from pgdpo.models.family import Family
 from pgdpo.ranks import agreement
 from pgdpo.reference import Forward, frame_sums
 from pgdpo.reference.store import ErrorRows, create, folder_of, joined, read_rows, write_rows
+from pgdpo.rows.schema import sides_of
 from pgdpo.sampling import share_of
 from pgdpo.training.noising import draw_sample
 from pgdpo.training.opening import open_pairs, require_images
-from pgdpo.training.pairs import check_shapes
 from pgdpo.training.references import errors_key, frozen_copy, reference_folder
+from pgdpo.training.task.checks import check_shapes
 
 WRITE_SECONDS = 60.0  # an interrupted call loses no more
 
@@ -66,7 +68,7 @@ def _compute(config: Config, ranks: Ranks, watch: Watch) -> Path:
     if not missing:
         return folder
     check_shapes(config, family, data)
-    forward, _ = frozen_copy(config, family, ranks)
+    forward, _ = frozen_copy(config, family, ranks, max(data.group_sizes))
     if is_main_rank():
         create(reference_folder(config), key)
     agreement.meet()
@@ -90,8 +92,8 @@ def _compute(config: Config, ranks: Ranks, watch: Watch) -> Path:
 @torch.no_grad()
 def _errors(batch: dict, config: Config, family: Family, forward: Forward, device: torch.device) -> ErrorRows:
     sample = draw_sample(batch, config, family, device, cached=True)
-    pred = forward(sample.noisy, sample.both, sample.conditioning)
-    sums = frame_sums(pred, sample.target, sample.mask)
+    pred = forward(sample.noisy, sample.each, sample.conditioning)
+    sums = frame_sums(pred, sample.target, sample.mask, size=batch["groups"] or 2)
     return ErrorRows(batch["pair_ids"], batch["draw"], sample.sigma.cpu(), sums.cpu())
 
 
@@ -100,15 +102,18 @@ class _Shards:
 
     def __init__(self, folder: Path, data: PreparedPairs, ranks: Ranks) -> None:
         self._folder, self._writes = folder, dist.get_rank() % ranks.degree == 0
-        # The sums of shorter clips are followed by zeros up to the longest of all that is prepared, since other choices
-        # of its pairs (data.select) add to these rows; a shard whose pairs are all bad has no shape.
+        # The sums of shorter clips, and smaller groups, are followed by zeros up to the longest of all that is
+        # prepared, since other choices of its rows (data.select) add to these; a shard whose rows are all bad has no
+        # shape.
         shapes = [entry["latent_shape"] for entry in data.index["shards"]]
         self._frames = max(shape[1] for shape in shapes if shape)
+        self._samples = max(len(sides_of(row)) for row in data.index["pairs"])
         self._found: list[ErrorRows] = []
         self._written = time.monotonic()
 
     def add(self, rows: ErrorRows) -> None:
-        sums = torch.nn.functional.pad(rows.sums, (0, self._frames - rows.sums.shape[-1]))
+        _, samples, frames = rows.sums.shape
+        sums = torch.nn.functional.pad(rows.sums, (0, self._frames - frames, 0, self._samples - samples))
         self._found.append(replace(rows, sums=sums))
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.close()

@@ -11,7 +11,7 @@ from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, pair_hash
 from pgdpo.engine import engine as engines
 from pgdpo.engine.attention import with_attention
-from pgdpo.engine.pair_batching import Joint, batched
+from pgdpo.engine.group_batching import Joint, batched
 from pgdpo.engine.parallel import Ranks
 from pgdpo.engine.policy import base_dtype, build_policy
 from pgdpo.models.adapters.lora_file import init_digest
@@ -23,9 +23,9 @@ from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import joined, open_rows
 
 
-def build_reference(config: Config, policy: Joint, objective: Objective) -> Reference:
+def build_reference(config: Config, policy: Joint, objective: Objective, *, group_size: int = 2) -> Reference:
     """A reference that is run: adapter off (or the one that the policy's started from), frozen or moving; none where
-    the objective needs none."""
+    the objective needs none. `group_size`: samples of the largest group."""
     if not objective.needs_reference:
         return Reference()
     mode, family, transformer = config.reference_mode, policy.family, policy.engine.module
@@ -34,12 +34,12 @@ def build_reference(config: Config, policy: Joint, objective: Objective) -> Refe
         forward = reference_adapter(transformer, policy)[0] if at_init else adapter_off(transformer, policy)
         return Live(_attending(forward, transformer, family, config))
     if mode == "frozen":
-        return Live(frozen_copy(config, family, policy.ranks)[0])
+        return Live(frozen_copy(config, family, policy.ranks, group_size)[0])
     if config.model.adapter is not None:
         forward, followed = reference_adapter(transformer, policy)
         forward = _attending(forward, transformer, family, config)
     else:
-        forward, copy = frozen_copy(config, family, policy.ranks)
+        forward, copy = frozen_copy(config, family, policy.ranks, group_size)
         followed = second_copy(transformer, copy)
     share, every = {
         "ema": (config.train.reference_ema_alpha, 1),
@@ -48,7 +48,9 @@ def build_reference(config: Config, policy: Joint, objective: Objective) -> Refe
     return Moving(forward, followed, share=share, every=every)
 
 
-def frozen_copy(config: Config, family: Family, ranks: Ranks) -> tuple[Forward, torch.nn.Module]:
+def frozen_copy(
+    config: Config, family: Family, ranks: Ranks, group_size: int = 2
+) -> tuple[Forward, torch.nn.Module]:
     """(forward of the weights that the policy starts from, their model); partitioned like the policy's under ZeRO-3.
 
     It takes the policy's path: the same dtypes, attention backend and fused ops; an adapter only where the reference
@@ -58,7 +60,7 @@ def frozen_copy(config: Config, family: Family, ranks: Ranks) -> tuple[Forward, 
     at_init = adapter is not None and adapter.reference_starts_at_init
     _, transformer = build_policy(config, ranks.device, adapter=at_init, ranks=ranks)
     frozen = engines.build_frozen(transformer, config)
-    forward = batched(family, frozen, config.train.pair_batching)
+    forward = batched(family, frozen, config.train, group_size)
     return _attending(forward, transformer, family, config), transformer
 
 

@@ -12,18 +12,19 @@ from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
 from pgdpo.engine.deterministic import check_objective
 from pgdpo.engine.engine import learning_rate, set_learning_rate
-from pgdpo.engine.pair_batching import Joint
+from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.bad_steps import Guard, sound_pairs, without_stand_ins
 from pgdpo.guards.beta import BetaWatch
 from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
-from pgdpo.objectives import ObjectiveOutput
+from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.reference import Comparison, Reference
-from pgdpo.training.metrics import StepMetrics, finite_only, pair_metrics, watch_gradients
+from pgdpo.training.metrics import StepMetrics, as_pairs, finite_only, group_metrics, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
-from pgdpo.training.pairs import Task, pair_info
 from pgdpo.training.steering.steering import Steering
-from pgdpo_kernels import PairErrors
+from pgdpo.training.task.info import pair_info
+from pgdpo.training.task.task import Task
+from pgdpo_kernels import GroupErrors, PairErrors
 
 
 class Step:
@@ -58,13 +59,14 @@ class Step:
             self._watch.at("computing", self.done + 1)
             seed_torch(train.seed, batch["pair_ids"], batch["draw"])
             with self._watch.blocks():
-                output, errors, sigma = self.pair_loss(batch)
+                output, errors, info, sigma = self.group_loss(batch)
                 self.guard.see(output, errors, batch)
                 watch_gradients(errors)
                 norm = self.policy.backward(output.loss)
-            metrics.add(pair_metrics(errors, output), sigma, sound_pairs(batch, device), batch["rows"])
+            found = group_metrics(errors, output, info)
+            metrics.add(*found, sigma, sound_pairs(batch, device), batch["rows"])
             self.beta_watch.add(output.logits)
-            self.common_rise.add(output, errors, batch["rows"])
+            self.common_rise.add(output, as_pairs(errors, info))
         fault = self.guard.settle(self.done)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
         if fault is None:
@@ -78,34 +80,37 @@ class Step:
         self.done += 1
         return finite_only(values) | {"learning_rate": rate, **steered}
 
-    def pair_loss(self, batch: dict) -> tuple[ObjectiveOutput, PairErrors, torch.Tensor]:
-        """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a pair shares its noise and timestep.
+    def group_loss(
+        self, batch: dict
+    ) -> tuple[ObjectiveOutput, PairErrors | GroupErrors, PairInfo, torch.Tensor]:
+        """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a group shares its noise and timestep.
 
             L = -E log sigmoid(-beta / 2 [(E_policy(x_w) - E_ref(x_w)) - (E_policy(x_l) - E_ref(x_l))]),
             E_m(x) = mean (m(x_t, t) - target)^2,  t and noise drawn once for chosen x_w and rejected x_l
 
-        is `dpo`; another objective makes its own loss of the same errors.
-        Returns (the objective's output, the errors, sigma `[B]`).
+        is `dpo` of pairs; another objective makes its own loss of the same errors.
+        Returns (the objective's output, the errors, what the data say of the groups, sigma `[B]`).
         """
         sample, compare, pred = self._predicted(batch)
         segments = self.segments[sample.latents.shape[2]]
-        compared = compare(pred, sample.target, segments=segments, mask=sample.mask)
-        pairs = pair_info(batch["rows"], sample.sigma * self.policy.family.num_train_timesteps)
+        compared = compare(pred, sample.target, segments=segments, mask=sample.mask, groups=batch["groups"])
+        pairs = pair_info(batch, sample, self.policy.family)
         if "masked" in self.objective.needs.pairs:
             pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region).errors())
         pairs = without_stand_ins(pairs, batch, self.policy.ranks.device)
-        if self.objective.fused:
+        if self.objective.fused and batch["groups"] is None:
             output, errors = self.objective.from_predictions(compared, pairs)
             self.guard.see_untrained(errors, pairs)
         else:
             errors = compared.errors(cross=self.objective.needs_cross)
             self.guard.see_untrained(errors, pairs)
             output = self.objective(errors, pairs)
-        return output, errors, sample.sigma
+        return output, errors, pairs, sample.sigma
 
     def margin_gradient(self, loaded: Iterator[dict]) -> float:
         """A backward pass of the mean margin over one step's micro-batches of `loaded`, and DeepSpeed's step.
 
+        Of the margin times omega, where there is one: that is what beta multiplies.
         For an optimizer that only looks on. Returns the gradient's norm before clipping.
         """
         for _ in range(self._micro_batches):
@@ -114,8 +119,11 @@ class Step:
             seed_torch(self.config.train.seed, batch["pair_ids"], batch["draw"])
             with self._watch.blocks():
                 sample, compare, pred = self._predicted(batch)
-                errors = compare(pred, sample.target, mask=sample.mask).errors()
-                norm = self.policy.backward((errors.excess_rejected - errors.excess_chosen).mean())
+                errors = compare(pred, sample.target, mask=sample.mask, groups=batch["groups"]).errors()
+                info = pair_info(batch, sample, self.policy.family)
+                pairs, omega = as_pairs(errors, info), info.timestep_weight
+                margin = (pairs.excess_rejected - pairs.excess_chosen)[:, 0]
+                norm = self.policy.backward((margin if omega is None else omega * margin).mean())
         return norm
 
     def _predicted(self, batch: dict) -> tuple[Sample, Comparison, torch.Tensor]:
@@ -125,7 +133,7 @@ class Step:
         sample = draw_sample(batch, self.config, family, device, cached=cached)
         if self.config.diffusion.inversion_steps is not None:
             sample = self._inverted(sample)
-        where = sample.noisy, sample.both, sample.conditioning
+        where = sample.noisy, sample.each, sample.conditioning
         compare = self.reference.comparison(*where, batch)
         return sample, compare, self.policy(*where)
 
@@ -138,7 +146,7 @@ class Step:
         noisy, target = invert(
             lambda noisy, level: model(noisy.to(dtype), level, sample.conditioning),
             sample.latents,
-            sample.both,
+            sample.each,
             steps=self.config.diffusion.inversion_steps,
         )
         return replace(sample, noisy=noisy.to(dtype), target=target)

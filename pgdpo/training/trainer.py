@@ -14,8 +14,9 @@ import torch.distributed as dist
 from pgdpo.checkpoints.events import failure_logged, log_event
 from pgdpo.checkpoints.identity import run_identity
 from pgdpo.config import Config
-from pgdpo.data.batches import StepBatches
-from pgdpo.data.prepared import load_batches
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.visits.batches import StepBatches
+from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.deterministic import make_deterministic
 from pgdpo.engine.engine import build_operators
 from pgdpo.engine.policy import open_policy, open_ranks
@@ -31,11 +32,12 @@ from pgdpo.training.costs import Costs
 from pgdpo.training.held_out.held_out import HeldOut
 from pgdpo.training.metrics import note
 from pgdpo.training.opening import require_images
-from pgdpo.training.pairs import Task, check_shapes
 from pgdpo.training.references import build_reference, open_cached
 from pgdpo.training.saves import Saves
 from pgdpo.training.steering.fitting_beta import Fit, fitting_beta
 from pgdpo.training.step import Step
+from pgdpo.training.task.checks import check_shapes
+from pgdpo.training.task.task import Task
 from pgdpo.training.trackers import Trackers, check_trackers
 
 
@@ -64,9 +66,11 @@ class Trainer:
         config = self.config = self.held_out.config
         cached = open_cached(config, family, self.task.pairs, ranks.device) if self.task.cached else None
         check_shapes(config, family, self.task.pairs)
-        check_memory(config, self.task.pairs.latent_shapes, ranks.device, dist.get_world_size())
-        self.policy = open_policy(config, family, ranks)
-        reference = cached or build_reference(config, self.policy, self.task.objective)
+        pairs = self.task.pairs
+        check_memory(config, pairs.latent_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
+        largest = {"group_size": max(*pairs.group_sizes, self.held_out.group_size)}
+        self.policy = open_policy(config, family, ranks, **largest)
+        reference = cached or build_reference(config, self.policy, self.task.objective, **largest)
         self.step = Step(config, self.task, self.policy, reference, self.watch)
         self.saves = Saves(config, self.step, run_identity(config, self.task.pairs), self.watch)
 
@@ -130,7 +134,7 @@ class Trainer:
     def _loop(self, batches: StepBatches, loaded: Iterator[dict], log: Trackers) -> None:
         train, step = self.config.train, self.step
         runs = isinstance(step.reference, Live)
-        costs = Costs(self.config, self.policy, self.task.pairs.latent_shapes, reference_runs=runs)
+        costs = Costs(self.config, self.policy, self.task.pairs, reference_runs=runs)
         started = time.perf_counter()
         with progress_bar(f"train {step.objective.name}", total=train.steps, completed=step.done) as bar:
             self.held_out.begin(
@@ -170,7 +174,8 @@ class Trainer:
         trained = sum(size for size, trains in sizes if trains)
         steps, batch = self.config.train.steps, self.config.train.global_batch_pairs
         say(
-            f"{objective.name}: {len(pairs)} pairs, {steps} steps of {batch} pairs on {dist.get_world_size()} rank(s); "
+            f"{objective.name}: {len(pairs)} {pairs.kind}s{_of_sizes(pairs)}, {steps} steps of {batch} {pairs.kind}s "
+            f"on {dist.get_world_size()} rank(s); "
             f"{trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
@@ -182,3 +187,11 @@ class Trainer:
         if objective.needs.data and objective.needs.noisy == "drawn":
             say(f"{objective.name} expects {objective.needs.data}; this is not checked")
         say_beta(objective, math.prod(pairs.latent_shape))
+
+
+def _of_sizes(pairs: PreparedPairs) -> str:
+    """` of 4 samples`, ` of 2 to 6 samples`; nothing of pairs."""
+    if pairs.kind == "pair":
+        return ""
+    least, most = min(pairs.group_sizes), max(pairs.group_sizes)
+    return f" of {least if least == most else f'{least} to {most}'} samples"

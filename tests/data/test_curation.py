@@ -17,7 +17,7 @@ from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import auc, probe, statistics
 from pgdpo.data.curation.select import select
 from pgdpo.data.curation.weight import weighted, weights
-from pgdpo.data.order import Order
+from pgdpo.data.visits.order import Order
 from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -194,8 +194,8 @@ def test_a_curriculum_visits_easy_pairs_first_and_every_pair_once():
     chunk, why = stages(OrderRule(by="margin", score="total", chunks=4), rows)
     assert np.bincount(chunk).tolist() == [10, 10, 10, 10] and "4 chunks from easy to hard" in why
     for epoch in range(2):
-        order = Order([list(range(40))], group=5, seed=1, stages=chunk.tolist())
-        visited = [pair for number in range(8 * epoch, 8 * epoch + 8) for pair in order.group(number)]
+        order = Order([list(range(40))], micro_batch=5, seed=1, stages=chunk.tolist())
+        visited = [pair for number in range(8 * epoch, 8 * epoch + 8) for pair in order.micro_batch(number)]
         assert sorted(index for index, _ in visited) == list(range(40)) and {v for _, v in visited} == {epoch}
         means = [np.mean([margin[i] for i, _ in visited[10 * k : 10 * k + 10]]) for k in range(4)]
         assert means == sorted(means, reverse=True)

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from pgdpo.data.prepared import PreparedPairs, collate, load_batches, to_device, twice
+from pgdpo.data.prepared import PreparedPairs
+from pgdpo.data.visits.loading import collate, for_members, load_batches, to_device
 from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
@@ -51,6 +52,6 @@ def test_a_bit_that_turns_while_pairs_are_read_is_found_at_its_pair(folder, work
 
 def test_what_is_stored_in_bf16_comes_to_the_device_in_fp32(folder):
     stored = {"prompt": torch.randn(2, 3, 4).bfloat16(), "prompt_mask": torch.ones(2, 3, dtype=torch.bool)}
-    told = twice(to_device(stored, torch.device("cpu")))
+    told = for_members(to_device(stored, torch.device("cpu")), 4)
     assert told["prompt"].dtype == torch.float32 and told["prompt_mask"].dtype == torch.bool
     assert torch.equal(told["prompt"], torch.cat([stored["prompt"]] * 2).float())

@@ -180,9 +180,9 @@ def test_what_is_the_same_is_no_difference(changed_world, same, capfd):
 
 def test_clips_are_read_once_and_not_again(changed_world, monkeypatch):
     """Neither a comparison nor `prepare` reads clips whose name, size and time are as they were."""
-    from pgdpo.data.preparing import made_of, stale
+    from pgdpo.data.preparing import changed, made_of
 
-    for module in (made_of, stale):
+    for module in (made_of, changed):
         monkeypatch.setattr(module, "sha256_of", lambda path: pytest.fail(f"{path} was read"))
     run_pgdpo("prepare", "config.yaml")
     assert stale_differences("config.yaml") == []

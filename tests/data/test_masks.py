@@ -76,7 +76,7 @@ def test_a_mask_lies_where_the_clip_shows_what_it_marks(row, tmp_path, size, nam
     """The mask marks the chosen clip's white block: after any crop, the pixels that the clip has white."""
     mask = block(8, 8, 16, 16)
     pair = row(mask, name=name) if name == "mask.mp4" else row(mask[0], name=name)
-    white = read_video(pair.chosen, num_frames=FRAMES, size=size).mean(-1) >= 128
+    white = read_video(pair.clips["chosen"], num_frames=FRAMES, size=size).mean(-1) >= 128
     found = read_mask(pair, planned(pair, (FRAMES, *size)), (3, size[0] // 8, size[1] // 8))
     assert found.dtype == torch.float16 and found.shape == (1, 3, size[0] // 8, size[1] // 8)
     np.testing.assert_allclose(found[0].numpy(), shares(white, found.shape[1:]), atol=1e-3)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgdpo.data.batches import StepBatches
-from pgdpo.data.mixture import Mixture, dealt
-from pgdpo.data.order import Order
+from pgdpo.data.visits.batches import StepBatches
+from pgdpo.data.visits.mixture import Mixture, dealt
+from pgdpo.data.visits.order import Order
 from pgdpo.messages.errors import InputError
 
 pytestmark = pytest.mark.quick
@@ -29,8 +29,8 @@ def buckets_of(sizes: list[int]) -> list[list[int]]:
 @given(SIZES, st.integers(1, 5), st.integers(0, 2**40), st.integers(2, 6))
 def test_every_pair_once_for_every_visit_and_groups_of_one_bucket(sizes, micro, seed, epochs):
     buckets, pairs = buckets_of(sizes), sum(sizes)
-    order = Order(buckets, group=micro, seed=seed)
-    groups = [order.group(number) for number in range(-(-epochs * pairs // micro))]
+    order = Order(buckets, micro_batch=micro, seed=seed)
+    groups = [order.micro_batch(number) for number in range(-(-epochs * pairs // micro))]
     of = {index: bucket for bucket, members in enumerate(b for b in buckets if b) for index in members}
     for number, group in enumerate(groups):
         assert len(group) == micro
@@ -47,23 +47,25 @@ def test_every_pair_once_for_every_visit_and_groups_of_one_bucket(sizes, micro, 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 5), st.integers(1, 4))
 def test_with_one_bucket_an_epoch_is_a_permutation_and_groups_only_cut_it(length, seed, epoch, micro):
-    alone = Order([range(length)], group=1, seed=seed)
-    items = [alone.group(epoch * length + i)[0] for i in range(length)]
+    alone = Order([range(length)], micro_batch=1, seed=seed)
+    items = [alone.micro_batch(epoch * length + i)[0] for i in range(length)]
     assert sorted(index for index, _ in items) == list(range(length))
     assert {draw for _, draw in items} == {epoch}
-    grouped = Order([range(length)], group=micro, seed=seed)
-    assert [item for g in range(30) for item in grouped.group(g)] == [
-        alone.group(i)[0] for i in range(30 * micro)
+    grouped = Order([range(length)], micro_batch=micro, seed=seed)
+    assert [item for g in range(30) for item in grouped.micro_batch(g)] == [
+        alone.micro_batch(i)[0] for i in range(30 * micro)
     ]
 
 
 def test_epochs_seeds_and_buckets_are_shuffled_differently():
     def order(seed, epoch):
-        return tuple(Order([range(50)], group=1, seed=seed).group(epoch * 50 + i)[0][0] for i in range(50))
+        return tuple(
+            Order([range(50)], micro_batch=1, seed=seed).micro_batch(epoch * 50 + i)[0][0] for i in range(50)
+        )
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
-    both = Order([range(50), range(50, 100)], group=1, seed=0)
-    first = [both.group(i)[0][0] for i in range(100)]
+    both = Order([range(50), range(50, 100)], micro_batch=1, seed=0)
+    first = [both.micro_batch(i)[0][0] for i in range(100)]
     low, high = [i for i in first if i < 50], [i - 50 for i in first if i >= 50]
     assert sorted(low) == sorted(high) and low != high
     assert not all(a < 50 for a in first[:50])  # the buckets take turns
@@ -75,8 +77,10 @@ def test_a_step_holds_the_same_pairs_on_any_number_of_ranks_and_from_any_start(s
     steps, groups = 3, 8 // micro
 
     def of_rank(rank: int, world: int, first: int) -> list[list]:
-        order = Order(buckets_of(sizes), group=micro, seed=1)
-        batches = StepBatches(order, groups=groups, rank=rank, world=world, steps=range(first, start + steps))
+        order = Order(buckets_of(sizes), micro_batch=micro, seed=1)
+        batches = StepBatches(
+            order, micro_batches=groups, rank=rank, world=world, steps=range(first, start + steps)
+        )
         listed = list(batches)
         assert len(listed) == len(batches)
         return listed
@@ -95,8 +99,10 @@ def test_a_step_holds_the_same_pairs_on_any_number_of_ranks_and_from_any_start(s
 
 def test_ranks_work_on_the_same_bucket_at_a_time():
     """A step of 2 ranks x 4 groups: they differ at no more places than there are borders between buckets."""
-    order = Order([range(40), range(40, 100), range(100, 130)], group=2, seed=3)
-    ranks = [list(StepBatches(order, groups=8, rank=rank, world=2, steps=range(30))) for rank in range(2)]
+    order = Order([range(40), range(40, 100), range(100, 130)], micro_batch=2, seed=3)
+    ranks = [
+        list(StepBatches(order, micro_batches=8, rank=rank, world=2, steps=range(30))) for rank in range(2)
+    ]
     bucket = lambda group: (group[0][0] >= 40) + (group[0][0] >= 100)  # noqa: E731
     for step in range(30):
         pairs = [(bucket(ranks[0][k]), bucket(ranks[1][k])) for k in range(4 * step, 4 * step + 4)]
@@ -104,8 +110,8 @@ def test_ranks_work_on_the_same_bucket_at_a_time():
 
 
 def test_repeated_draws():
-    order = Order([range(3)], group=3, seed=0)
-    batches = StepBatches(order, groups=1, rank=0, world=1, steps=range(5), draws=2)
+    order = Order([range(3)], micro_batch=3, seed=0)
+    batches = StepBatches(order, micro_batches=1, rank=0, world=1, steps=range(5), draws=2)
     assert [{draw for _, draw in batch} for batch in batches] == [{0}, {1}, {0}, {1}, {0}]
 
 
@@ -168,8 +174,8 @@ def test_manifests_have_their_shares_in_every_window_and_each_is_passed_whole(
     mixture, group, seed, start, length
 ):
     buckets, sources, shares = mixture
-    order = Mixture(buckets, sources=sources, shares=shares, group=group, seed=seed)
-    groups = [order.group(number) for number in range(start + length)]
+    order = Mixture(buckets, sources=sources, shares=shares, micro_batch=group, seed=seed)
+    groups = [order.micro_batch(number) for number in range(start + length)]
     filled = [set(bucket) for bucket in buckets if bucket]
     for number, items in enumerate(groups):
         assert len(items) == group and {index for index, _ in items} <= filled[order.bucket(number)]
@@ -201,9 +207,11 @@ def test_a_step_of_a_mixture_is_the_same_on_any_number_of_ranks_and_from_any_sta
     steps, groups = 3, 8 // micro
 
     def of_rank(rank: int, world: int, first: int) -> list[list]:
-        order = Mixture(buckets, sources=sources, shares=shares, group=micro, seed=1)
+        order = Mixture(buckets, sources=sources, shares=shares, micro_batch=micro, seed=1)
         return list(
-            StepBatches(order, groups=groups, rank=rank, world=world, steps=range(first, start + steps))
+            StepBatches(
+                order, micro_batches=groups, rank=rank, world=world, steps=range(first, start + steps)
+            )
         )
 
     alone = of_rank(0, 1, 0)[start * groups :]
@@ -217,8 +225,8 @@ def test_a_step_of_a_mixture_is_the_same_on_any_number_of_ranks_and_from_any_sta
 def test_a_small_manifest_with_a_large_share_comes_again_and_its_draws_count_on():
     sources = ["large"] * 90 + ["small"] * 10
     shares = {"large": Fraction(1, 2), "small": Fraction(1, 2)}
-    order = Mixture([range(100)], sources=sources, shares=shares, group=4, seed=0)
-    visits = Counter(item for number in range(45) for item in order.group(number))  # 180 pairs
+    order = Mixture([range(100)], sources=sources, shares=shares, micro_batch=4, seed=0)
+    visits = Counter(item for number in range(45) for item in order.micro_batch(number))  # 180 pairs
     assert set(visits.values()) == {1}
     assert {draw for index, draw in visits if index < 90} == {0}
     assert {draw for index, draw in visits if index >= 90} == set(range(9))
@@ -227,8 +235,8 @@ def test_a_small_manifest_with_a_large_share_comes_again_and_its_draws_count_on(
 def test_stages_are_parts_of_each_manifests_own_pass():
     sources, stages = ["a"] * 6 + ["b"] * 3, [0, 1] * 4 + [0]
     shares = {"a": Fraction(1, 2), "b": Fraction(1, 2)}
-    order = Mixture([range(9)], sources=sources, shares=shares, group=2, seed=3, stages=stages)
-    visits = [item for number in range(6) for item in order.group(number)]
+    order = Mixture([range(9)], sources=sources, shares=shares, micro_batch=2, seed=3, stages=stages)
+    visits = [item for number in range(6) for item in order.micro_batch(number)]
     for name, length in (("a", 6), ("b", 3)):
         own = [stages[index] for index, _ in visits if sources[index] == name]
         assert own[:length] == sorted(own[:length]) and own[-length:] == sorted(own[-length:])
@@ -238,4 +246,6 @@ def test_a_manifest_without_pairs_can_have_no_share():
     with pytest.raises(
         InputError, match="no pair of the manifest `b` is left to train on, and its share is 0.25"
     ):
-        Mixture([[0]], sources=["a"], shares={"a": Fraction(3, 4), "b": Fraction(1, 4)}, group=1, seed=0)
+        Mixture(
+            [[0]], sources=["a"], shares={"a": Fraction(3, 4), "b": Fraction(1, 4)}, micro_batch=1, seed=0
+        )

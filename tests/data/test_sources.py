@@ -77,8 +77,8 @@ def test_rows_take_turns_and_lie_beside_their_own_manifest(tmp_path):
     assert [(row.id, row.extra["manifest_name"]) for row in rows] == [
         ("a", "a-rows"), ("x", "votes"), ("b", "a-rows"), ("c", "a-rows")
     ]  # fmt: skip
-    assert rows[0].chosen == tmp_path / "a/clips/0-chosen.mp4"
-    assert rows[1].chosen == tmp_path / "b/clips/0-chosen.mp4"
+    assert rows[0].clips["chosen"] == tmp_path / "a/clips/0-chosen.mp4"
+    assert rows[1].clips["chosen"] == tmp_path / "b/clips/0-chosen.mp4"
     assert rows[0].named["chosen"] != rows[1].named["chosen"]  # the rows give two files one name
     assert rows[1].extra["weight"] == 2.0
 
@@ -94,7 +94,7 @@ def test_a_remote_manifest_among_others(tmp_path, monkeypatch):
             file.write(clip)
     rows = read_rows(data_of(save(tmp_path / "near.jsonl", ["near"]), "memory://sources/far.jsonl"), "train")
     assert [(row.id, row.extra["manifest_name"]) for row in rows] == [("near", "near"), ("far", "far")]
-    assert rows[1].chosen.read_text() == "0"
+    assert rows[1].clips["chosen"].read_text() == "0"
 
 
 def test_a_list_of_one_is_that_manifest(tmp_path):

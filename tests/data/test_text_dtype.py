@@ -7,8 +7,9 @@ import torch
 from safetensors import safe_open
 
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import PreparedPairs, to_device
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.preparing.room import conditioning_bytes
+from pgdpo.data.visits.loading import to_device
 from pgdpo.models import open_family
 from pgdpo.models.encoders.wan import WanEncoders
 from tests.data.changed_data import SPLITS, edited, stale_differences

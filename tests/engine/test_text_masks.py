@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pgdpo.config import SampleSettings
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import padded_text, stack_conditioning
+from pgdpo.data.prepared import padded_text
+from pgdpo.data.visits.loading import stack_conditioning
 from pgdpo.engine import attention
 from pgdpo.engine.memory import save_memory
 from pgdpo.messages.errors import InputError

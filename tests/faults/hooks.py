@@ -66,13 +66,13 @@ def slow_steps(rank: int, *, seconds: float) -> None:
     """Every micro-batch takes so long, so that a signal finds the run where the test wants it."""
     from pgdpo.training.step import Step
 
-    whole = Step.pair_loss
+    whole = Step.group_loss
 
     def slowly(self, batch):
         time.sleep(seconds)
         return whole(self, batch)
 
-    Step.pair_loss = slowly
+    Step.group_loss = slowly
 
 
 def slow_blocks(rank: int, *, seconds: float) -> None:
@@ -219,7 +219,7 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
 
     from pgdpo.training.step import Step
 
-    step, loss, where, count = Step.take, Step.pair_loss, [0, 0], iter(range(1 << 30))
+    step, loss, where, count = Step.take, Step.group_loss, [0, 0], iter(range(1 << 30))
 
     def stepping(self, loaded):
         where[:] = [self.done, 0]
@@ -236,7 +236,7 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
         return output
 
-    Step.take, Step.pair_loss = stepping, writing
+    Step.take, Step.group_loss = stepping, writing
 
 
 def fail_beside_a_save(rank: int, *, victim: int, step: int) -> None:
@@ -339,7 +339,7 @@ def scale_loss(rank: int, *, victim: int, step: int, factors: list[float], seen:
         for factor in factors if rank == victim and at == [step] else []:
             output.loss = output.loss * factor
             if seen:
-                output.per_pair = output.per_pair * factor
+                output.per_group = output.per_group * factor
         see(self, output, errors, batch)
 
     Step.take, Guard.see = stepping, seeing

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pgdpo.checkpoints.events import read_events
-from pgdpo.data.order import Order
+from pgdpo.data.visits.order import Order
 from pgdpo.messages.errors import InputError
 from pgdpo.training.step import Step
 from pgdpo.video import write_video
@@ -97,9 +97,9 @@ def test_no_pair_is_lost_or_repeated_over_resumes_on_other_numbers_of_ranks(star
     per_epoch = Counter((name, draw) for _, name, draw in seen)
     whole = {(f"p{i:03d}", draw) for i in range(PAIRS) for draw in range(12)}
     assert set(per_epoch) == whole and set(per_epoch.values()) == {1}
-    order = Order([range(PAIRS)], group=1, seed=0)
+    order = Order([range(PAIRS)], micro_batch=1, seed=0)
     for step in range(39):
-        wanted = [order.group(4 * step + i)[0] for i in range(4)]
+        wanted = [order.micro_batch(4 * step + i)[0] for i in range(4)]
         found = [(name, draw) for at, name, draw in seen if at == step]
         assert sorted(found) == sorted((f"p{index:03d}", draw) for index, draw in wanted)
     clips = list((tmp_path / "out/dpo/validation").glob("*/*.mp4"))
@@ -114,8 +114,8 @@ def test_one_ranks_nan_is_everybodys(start, fresh, tmp_path, tally):
     start("train", config, "train.steps=13", "train.on_bad_step=skip", "train.zero_stage=2").succeed(120)
     rows = metrics(tmp_path / "out", "dpo")
     bad = [row["step"] for row in rows if row.get("fault_pairs") == ["p005"]]
-    order = Order([range(PAIRS)], group=1, seed=0)
-    wanted = sorted({position // 4 + 1 for position in range(52) if order.group(position)[0][0] == 5})
+    order = Order([range(PAIRS)], micro_batch=1, seed=0)
+    wanted = sorted({position // 4 + 1 for position in range(52) if order.micro_batch(position)[0][0] == 5})
     assert bad == wanted == [row["step"] for row in rows if row.get("fault")]
     tally(10, len(wanted), len(bad))
 
@@ -185,7 +185,7 @@ def test_a_damaged_shard_is_named_in_the_step_that_reads_it(fresh, monkeypatch, 
         pairs = [
             i
             for number in range(4 * step, 4 * step + 4)
-            for i, _ in Order([range(PAIRS)], group=1, seed=0).group(number)
+            for i, _ in Order([range(PAIRS)], micro_batch=1, seed=0).micro_batch(number)
         ]
         reads.append({6, 7} & set(pairs))
         return take(self, loaded)

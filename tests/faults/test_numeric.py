@@ -136,7 +136,7 @@ def inject(monkeypatch, steps, change):
 def scaled(output):
     """The first pair of each micro-batch of two has two thirds of it."""
     output.loss = output.loss * 750
-    output.per_pair = output.per_pair * torch.tensor([1000.0, 500.0])
+    output.per_group = output.per_group * torch.tensor([1000.0, 500.0])
 
 
 def steep(output):
@@ -243,7 +243,7 @@ def test_a_resumed_run_keeps_its_objectives_state_over_a_step_that_is_not_taken(
     output = config_file.parent / "out"
     options = ("name=dpo", "objective={name: bco, beta: 50}", "train.on_bad_step=skip")
     start(config_file, output, "train.steps=2", *options)
-    inject(monkeypatch, {1}, lambda output: setattr(output, "per_pair", output.per_pair * math.nan))
+    inject(monkeypatch, {1}, lambda output: setattr(output, "per_group", output.per_group * math.nan))
     start(config_file, output, "train.steps=3", "--resume", *options)
     assert [bool(row.get("fault")) for row in metrics(output, "dpo")] == [False, False, True]
     before, after = (
@@ -306,7 +306,7 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_first_step_that_is_not_taken_leaves_moments_for_the_next(config_file, monkeypatch, stage):
     """DeepSpeed links a parameter's moments at its first step, also where that made none."""
-    inject(monkeypatch, {1}, lambda output: setattr(output, "per_pair", output.per_pair * math.nan))
+    inject(monkeypatch, {1}, lambda output: setattr(output, "per_group", output.per_group * math.nan))
     start(
         config_file,
         config_file.parent / "out",

@@ -55,7 +55,7 @@ class Door:
             self._generate(noisy[0], lambda step: noisy[step] if step < len(noisy) else None)
         samples = [self._at(self.levels()[step], draw_sample, self.config) for step in asked]
         with recorded(self.transformer) as ours:
-            answers = [self.forward(sample.noisy, sample.both, sample.conditioning) for sample in samples]
+            answers = [self.forward(sample.noisy, sample.each, sample.conditioning) for sample in samples]
         for mine, their, answer in zip(ours, theirs, answers, strict=True):
             yield mine[0], their[0], self.kind.lay_out(answer), their[1]
 
@@ -69,7 +69,7 @@ class Door:
     def forward(self) -> Callable:
         """The trainer's forward, without an engine around it: its autocast is that of a frozen reference."""
         from pgdpo.engine.engine import build_frozen
-        from pgdpo.engine.pair_batching import batched
+        from pgdpo.engine.group_batching import batched
 
         return torch.no_grad()(batched(self.family, build_frozen(self.transformer, self.config), "joint"))
 
@@ -85,7 +85,8 @@ class Door:
 
     def _batch(self) -> dict:
         """A pair of random clips for each of PROMPTS, with prompt and image encoded as `prepare` does."""
-        from pgdpo.data.prepared import collate, padded_text
+        from pgdpo.data.prepared import padded_text
+        from pgdpo.data.visits.loading import collate
 
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.

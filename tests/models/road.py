@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pgdpo.data.prepared import padded_text, stack_conditioning
+from pgdpo.data.prepared import padded_text
+from pgdpo.data.visits.loading import stack_conditioning
 from tests.models.families import Kind
 from tests.worlds import losses, run_pgdpo, write_config
 

@@ -11,7 +11,7 @@ from pgdpo.checkpoints.identity import run_identity
 from pgdpo.checkpoints.resume import check_resume, described
 from pgdpo.config import AdapterConfig, SampleSettings
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import collate
+from pgdpo.data.visits.loading import collate
 from pgdpo.messages.errors import InputError
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.weights.kept import compute_kept_in_fp32
@@ -138,7 +138,7 @@ def test_policy_and_reference_are_told_the_same(config_file):
     trainer = Trainer(config)
     batch = collate([trainer.task.pairs[index, 0] for index in range(config.train.micro_batch_pairs)])
     with recorded(trainer.policy.engine.module) as calls:
-        output, *_ = trainer.step.pair_loss(batch)
+        output, *_ = trainer.step.group_loss(batch)
     (reference, answer), (policy, other) = calls
     assert policy["hidden_states"].dtype == policy["encoder_hidden_states"].dtype == torch.bfloat16
     assert policy["timestep"].dtype == torch.int64

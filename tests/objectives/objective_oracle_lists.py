@@ -1,106 +1,83 @@
-"""The oracle's rows over lists and groups of samples, as plain loops."""
+"""The oracle's rows over lists of samples, as plain loops over one list at a time.
+
+A row is `formula(one, frozen, o) -> loss` of one list: `one` has `s` (kappa r), `E`, `e` and what the data say of its
+samples (`rank`, `reward`, `advantage`, `label`, `probability`), each an array `[K]`; `frozen` the same numbers behind a
+stop-gradient.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 from objective_oracle import ell, kappa, omega, sigma
 
-
-def members(x, info):
-    """Lists of (pair, side) by group, empty places left out."""
-    number = len(x.m)
-    group = info.get("group", np.arange(number))
-    rank = info.get("rank", np.tile([0.0, 1.0], (number, 1)))
-    everyone = [(b, s) for b in range(number) for s in (0, 1) if rank[b, s] >= 0]
-    return [[(b, s) for b, s in everyone if group[b] == g] for g in dict.fromkeys(group)], rank
+SAMPLES = ("rank", "reward", "advantage", "label")
 
 
-def share(x, groups, loss_of):
-    """Losses of samples, summed per list, laid to their pairs so that the mean is the mean over lists."""
-    number = len(x.m)
-    losses = np.zeros(number)
-    for group in groups:
-        for (b, _), loss in loss_of(group):
-            losses[b] += loss * number / len(groups)
-    return losses
+def lpo(one, frozen, o):
+    order = sorted(range(len(one.s)), key=lambda i: one.rank[i])
+    return sum(-(one.s[i] - np.log(sum(np.exp(one.s[k]) for k in order[j:]))) for j, i in enumerate(order))
 
 
-def rewards(x, o, info):
-    return kappa(x, o, info)[:, None] * np.stack([x.r_w, x.r_l], 1)
+def gdro(one, frozen, o):
+    order = sorted(range(len(one.s)), key=lambda i: -one.reward[i])
+    loss = o["gamma"] * one.E[order[0]]
+    for place in range(len(order) - 1):
+        rest = order[place:]
+        q = np.array([np.exp(one.reward[j] / o["tau"]) for j in rest])
+        q = q / q.sum()
+        loss += np.log(sum(np.exp(one.s[j]) for j in rest)) - sum(q * [one.s[j] for j in rest])
+    return loss
 
 
-def lpo(x, sg, o, info):
-    groups, rank = members(x, info)
-    s = rewards(x, o, info)
-
-    def loss_of(group):
-        order = sorted(group, key=lambda i: rank[i])
-        for j, one in enumerate(order):
-            yield one, -(s[one] - np.log(sum(np.exp(s[k]) for k in order[j:])))
-
-    return share(x, groups, loss_of)
-
-
-def gdro(x, sg, o, info):
-    groups, _ = members(x, info)
-    s, quality = rewards(x, o, info), info["reward"]
-    errors = np.stack([x.E_pw, x.E_pl], 1)
-
-    def loss_of(group):
-        order = sorted(group, key=lambda i: -quality[i])
-        yield order[0], o["gamma"] * errors[order[0]]
-        for i, one in enumerate(order[:-1]):
-            rest = order[i:]
-            q = np.array([np.exp(quality[j] / o["tau"]) for j in rest])
-            q = q / q.sum()
-            yield one, np.log(sum(np.exp(s[j]) for j in rest)) - sum(q * [s[j] for j in rest])
-
-    return share(x, groups, loss_of)
+def rank_dpo(one, frozen, o):
+    order = sorted(range(len(one.s)), key=lambda i: -one.reward[i])
+    loss = 0.0
+    for i, better in enumerate(order):
+        for j in range(i + 1, len(order)):
+            worse = order[j]
+            gain = abs((2 ** one.reward[better] - 1) - (2 ** one.reward[worse] - 1))
+            discount = abs(1 / np.log(1 + (i + 1)) - 1 / np.log(1 + (j + 1)))
+            loss += gain * discount * ell(one.s[better] - one.s[worse])
+    return loss
 
 
-def rank_dpo(x, sg, o, info):
-    groups, _ = members(x, info)
-    s, quality = rewards(x, o, info), info["reward"]
-
-    def loss_of(group):
-        order = sorted(group, key=lambda i: -quality[i])
-        for i, better in enumerate(order):
-            for j in range(i + 1, len(order)):
-                worse = order[j]
-                gain = abs((2 ** quality[better] - 1) - (2 ** quality[worse] - 1))
-                discount = abs(1 / np.log(1 + (i + 1)) - 1 / np.log(1 + (j + 1)))
-                yield better, gain * discount * ell(s[better] - s[worse])
-
-    return share(x, groups, loss_of)
+def adpo(one, frozen, o):
+    if o["target"] == "reward":
+        raw = np.exp(one.reward / o["tau"])
+        q = raw / raw.sum()
+    else:
+        q = [one.probability, 1 - one.probability]
+    total = sum(np.exp(one.s))
+    return sum(-share * np.log(np.exp(score) / total) for share, score in zip(q, one.s, strict=True))
 
 
-def adpo(x, sg, o, info):
-    groups, _ = members(x, info)
-    s = rewards(x, o, info)
-
-    def loss_of(group):
-        if o["target"] == "reward":
-            raw = {i: np.exp(info["reward"][i] / o["tau"]) for i in group}
-            q = {i: value / sum(raw.values()) for i, value in raw.items()}
-        else:
-            p = info["probability"]
-            q = {(b, side): p[b] if side == 0 else 1 - p[b] for b, side in group}
-        total = sum(np.exp(s[i]) for i in group)
-        for i in group:
-            yield i, -q[i] * np.log(np.exp(s[i]) / total)
-
-    return share(x, groups, loss_of)
+def dgpo(one, frozen, o):
+    weight = sigma(
+        sum(a * o["beta"] * one.omega * e for a, e in zip(one.advantage, frozen.e, strict=True)) / len(one.s)
+    )
+    return sum(weight * a * error for a, error in zip(one.advantage, one.E, strict=True)) / len(one.s)
 
 
-def dgpo(x, sg, o, info):
-    groups, _ = members(x, info)
-    advantage = info["advantage"]
-    pull = advantage * o["beta"] * omega(x, info)[:, None] * np.stack([sg.e_w, sg.e_l], 1)
-    errors = np.stack([x.E_pw, x.E_pl], 1)
-    losses, present = np.zeros(len(x.m)), np.zeros(len(x.m))
-    for group in groups:
-        weight = sigma(sum(pull[i] for i in group) / len(group))
-        for i in group:
-            losses[i[0]] += weight * advantage[i] * errors[i]
-            present[i[0]] += 1
-    return losses / np.maximum(1, present)
+def of_pairs(formula: Callable) -> Callable:
+    """The row of pairs, which are lists of two: the chosen is the better one unless a reward orders them."""
+
+    def row(x, sg, o, info):
+        number = len(x.m)
+
+        def lists(errors):
+            s = kappa(errors, o, info)[:, None] * np.stack([errors.r_w, errors.r_l], 1)
+            E, e = np.stack([errors.E_pw, errors.E_pl], 1), np.stack([errors.e_w, errors.e_l], 1)
+            said = {name: info[name] for name in (*SAMPLES, "probability") if name in info}
+            said["rank"] = np.tile([0.0, 1.0], (number, 1))
+            w = omega(errors, info)
+            return [
+                SimpleNamespace(s=s[b], E=E[b], e=e[b], omega=w[b], **{n: v[b] for n, v in said.items()})
+                for b in range(number)
+            ]
+
+        return np.array([formula(one, frozen, o) for one, frozen in zip(lists(x), lists(sg), strict=True)])
+
+    return row

@@ -42,14 +42,9 @@ def to_torch(errors: Errors, dtype=torch.float64, grad: bool = True) -> PairErro
 
 
 def random_info(rng: np.random.Generator, pairs: int, segments: int) -> dict[str, np.ndarray]:
-    """Everything that a pair may bring, but for `masked`; lists of two pairs with one empty place."""
+    """Everything that a pair may bring, but for `masked`."""
     label = rng.choice([-1.0, 1.0], (pairs, 2))
     label[0, 1] = 0
-    rank = rng.permuted(np.tile(np.arange(4.0), (pairs, 1)), axis=1)[:, :2]
-    group = np.arange(pairs) // 2
-    for g in set(group):  # distinct places in each list
-        rank[group == g] = rng.permutation(2 * (group == g).sum()).reshape(-1, 2)
-    rank[0, 1] = -1
     return {
         "weight": rng.uniform(0.5, 2, pairs),
         "probability": rng.uniform(0.05, 0.95, pairs),
@@ -58,8 +53,6 @@ def random_info(rng: np.random.Generator, pairs: int, segments: int) -> dict[str
         "label_smoothing": rng.uniform(0, 0.4, pairs),
         "segment_labels": rng.choice([-1.0, 0.0, 1.0], (pairs, segments)),
         "tail": rng.uniform(0, 1, (pairs, segments)),
-        "group": group,
-        "rank": rank,
         "gap_frequency": rng.uniform(0.05, 1, pairs),
         "uncertainty": rng.uniform(0, 1, pairs),
         "timestep": rng.uniform(0, 1, pairs),
@@ -75,5 +68,5 @@ def to_pair_info(info: dict, dtype=torch.float64) -> PairInfo:
         if isinstance(value, Errors):
             values[name] = to_torch(value, dtype, grad=False)
         else:
-            values[name] = torch.tensor(value, dtype=torch.long if name == "group" else dtype)
+            values[name] = torch.tensor(value, dtype=dtype)
     return PairInfo(**values)

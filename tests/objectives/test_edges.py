@@ -36,11 +36,11 @@ def assert_finite(objective, errors: PairErrors, pairs: PairInfo) -> torch.Tenso
     output = objective(errors, pairs)
     leaves = [getattr(errors, field) for field in FIELDS.values()]
     gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True)
-    assert output.per_pair.isfinite().all()
+    assert output.per_group.isfinite().all()
     assert output.logits.isfinite().all()
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
     assert all(value.isfinite().all() for value in output.stats.values())
-    return output.per_pair.detach()
+    return output.per_group.detach()
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
@@ -99,7 +99,7 @@ def test_all_segments_tied(name, options):
     errors = to_torch(random_errors(np.random.default_rng(5), 3, 4), torch.float32)
     output = objective(errors, data(objective, 3, 4, labels=0.0))
     output.loss.backward()
-    torch.testing.assert_close(output.per_pair.detach(), torch.full((3,), math.log(2)))
+    torch.testing.assert_close(output.per_group.detach(), torch.full((3,), math.log(2)))
     assert not errors.excess_chosen.grad.any()
     assert not errors.excess_rejected.grad.any()
 
@@ -112,7 +112,7 @@ def test_a_fresh_run_has_margin_zero_and_loss_ln_2(name, segments):
     pred, target = (torch.randn(4, 2, 3, 5, generator=generator).bfloat16() for _ in range(2))
     errors = pair_errors(pred.requires_grad_(), target, pred.detach(), segments=segments)
     output = build_objective(name)(errors)
-    assert torch.equal(output.per_pair.detach(), torch.full((2,), math.log(2)))
+    assert torch.equal(output.per_group.detach(), torch.full((2,), math.log(2)))
     assert not output.logits.any()
     assert not output.stats["margin"].any()
 
@@ -122,9 +122,9 @@ def test_one_bad_pair_stays_alone():
     for name in ("dpo", "pg_dpo", "simpo", "dspo", "linear_dpo"):
         errors = random_errors(np.random.default_rng(6), 3, 1)
         errors.segments["E_pw"][1], errors.segments["e_w"][1] = np.inf, np.inf
-        per_pair = build_objective(name)(to_torch(errors, torch.float32)).per_pair
-        assert per_pair[[0, 2]].isfinite().all(), name
-        assert not per_pair[1].isfinite(), name
+        per_group = build_objective(name)(to_torch(errors, torch.float32)).per_group
+        assert per_group[[0, 2]].isfinite().all(), name
+        assert not per_group[1].isfinite(), name
 
 
 def test_dspo_is_its_squared_norm():

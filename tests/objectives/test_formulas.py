@@ -64,7 +64,7 @@ def test_value(name, options, everything):
         errors, info, objective = case(name, options, seed, everything=everything)
         output = objective(to_torch(errors), to_pair_info(info))
         losses = expected(name, errors, errors, objective.options, info)
-        np.testing.assert_allclose(output.per_pair.detach().numpy(), losses, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(output.per_group.detach().numpy(), losses, rtol=1e-9, atol=1e-15)
         np.testing.assert_allclose(output.loss.item(), losses.mean(), rtol=1e-9)
         assert output.logits.shape == (6,)
         assert not output.logits.requires_grad
@@ -110,8 +110,8 @@ def test_single_precision(name, options):
     errors, info, objective = case(name, options, 3, everything=True)
     output = objective(to_torch(errors, torch.float32), to_pair_info(info, torch.float32))
     losses = expected(name, errors, errors, objective.options, info)
-    assert output.per_pair.dtype == torch.float32
-    np.testing.assert_allclose(output.per_pair.detach().numpy(), losses, rtol=2e-4, atol=1e-6)
+    assert output.per_group.dtype == torch.float32
+    np.testing.assert_allclose(output.per_group.detach().numpy(), losses, rtol=2e-4, atol=1e-6)
 
 
 def test_bco_keeps_a_running_mean():
@@ -136,7 +136,7 @@ def test_beta_dpo_follows_the_gap():
     factor = max(0.01, 1 + 0.5 * (gaps[1].mean() - mean))
     np.testing.assert_allclose(output.stats["beta_dpo/beta"].item(), 2000 * factor, rtol=1e-9)
     np.testing.assert_allclose(
-        output.per_pair.detach().numpy(), np.log1p(np.exp(-factor * gaps[1])), rtol=1e-9
+        output.per_group.detach().numpy(), np.log1p(np.exp(-factor * gaps[1])), rtol=1e-9
     )
 
 
@@ -151,14 +151,14 @@ def test_state_survives_json_and_stands_still_in_validation(name):
     with torch.no_grad():
         straight(errors[1])
     assert straight.state_dict() == resumed.state_dict() != {}
-    assert torch.equal(straight(errors[2]).per_pair, resumed(errors[2]).per_pair)
+    assert torch.equal(straight(errors[2]).per_group, resumed(errors[2]).per_group)
 
 
 def test_sgdpo_estimates_from_a_subset_of_the_segments():
     """Each pair's loss is that of one of the six pairs of segments, and not always of the same."""
     rng = np.random.default_rng(9)
     errors = random_errors(rng, 20, 4)
-    found = build_objective("sgdpo", beta=2000.0, subset=0.5)(to_torch(errors)).per_pair.detach().numpy()
+    found = build_objective("sgdpo", beta=2000.0, subset=0.5)(to_torch(errors)).per_group.detach().numpy()
     subsets = [(i, j) for i in range(4) for j in range(i)]
 
     def estimate(name, chosen):

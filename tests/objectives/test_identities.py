@@ -8,6 +8,7 @@ import torch
 from objective_oracle import Errors
 from objective_samples import FIELDS, random_errors, to_torch
 
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives import PairInfo, available, build_objective, check_options, get_spec
 from pgdpo_kernels import pair_errors
 
@@ -21,7 +22,7 @@ def run(name, errors, pairs=None, **options):
     output = build_objective(name, **{"beta": BETA, **options})(errors, pairs)
     leaves = [getattr(errors, field) for field in FIELDS.values()]
     gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True, materialize_grads=True)
-    return output.per_pair.detach(), gradients
+    return output.per_group.detach(), gradients
 
 
 def assert_same(one, other, *, exact: bool = False):
@@ -78,7 +79,7 @@ def test_pg_dpo_starts_at_one_half():
     errors.segments["e_w"][:] = errors.segments["e_l"][:] = 0
     output = build_objective("pg_dpo", ipr_weight=0.0)(to_torch(errors))
     assert (output.stats["ars/alpha"] == 0.5).all()
-    torch.testing.assert_close(output.per_pair.detach(), torch.full((3,), np.log(2), dtype=torch.float64))
+    torch.testing.assert_close(output.per_group.detach(), torch.full((3,), np.log(2), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("form", ["inside", "mean"])
@@ -96,7 +97,7 @@ def test_dense_dpo_labels(form):
     flipped = build_objective("dense_dpo", beta=BETA, form=form)(
         errors, PairInfo(segment_labels=-ONES[:, None])
     )
-    torch.testing.assert_close(flipped.per_pair, build_objective("npo", beta=BETA)(errors).per_pair)
+    torch.testing.assert_close(flipped.per_group, build_objective("npo", beta=BETA)(errors).per_group)
 
 
 def test_dmpo_is_exo():
@@ -107,7 +108,7 @@ def test_dmpo_is_exo():
 def test_flex_dpo_with_equal_betas_is_dpo():
     errors = sample()
     flex = build_objective("flex_dpo", beta_chosen=BETA, beta_rejected=BETA)(errors)
-    torch.testing.assert_close(flex.per_pair, build_objective("dpo", beta=BETA)(errors).per_pair)
+    torch.testing.assert_close(flex.per_group, build_objective("dpo", beta=BETA)(errors).per_group)
 
 
 def test_sgdpo_with_one_segment_has_dpo_s_value_and_half_its_gradient():
@@ -134,8 +135,8 @@ def test_aot_on_sorted_rewards_is_dpo():
         excess_chosen=errors.excess_chosen[order[0]],
         excess_rejected=errors.excess_rejected[order[1]],
     )
-    aot = build_objective("aot", beta=BETA)(ordered).per_pair
-    torch.testing.assert_close(aot, build_objective("dpo", beta=BETA)(ordered).per_pair)
+    aot = build_objective("aot", beta=BETA)(ordered).per_group
+    torch.testing.assert_close(aot, build_objective("dpo", beta=BETA)(ordered).per_group)
     torch.testing.assert_close(aot.mean(), build_objective("aot", beta=BETA)(errors).loss)
 
 
@@ -145,15 +146,6 @@ def test_gdro_with_a_hard_target_is_lpo():
     assert_same(
         run("gdro", errors, PairInfo(reward=reward), tau=1e-3, gamma=0.0), run("lpo", errors), exact=False
     )
-
-
-def test_lists_of_pairs_and_one_list_differ():
-    errors, group = sample(), torch.zeros(5, dtype=torch.long)
-    rank = torch.arange(10.0).reshape(2, 5).T
-    together = build_objective("lpo", beta=BETA)(errors, PairInfo(group=group, rank=rank))
-    scores = -1000 * torch.cat([errors.excess_chosen, errors.excess_rejected])[:, 0]
-    wanted = sum(torch.logsumexp(scores[i:], 0) - scores[i] for i in range(10))
-    torch.testing.assert_close(together.loss, wanted)
 
 
 def test_rank_dpo_of_two_is_dpo_times_a_constant():
@@ -166,7 +158,7 @@ def test_rank_dpo_of_two_is_dpo_times_a_constant():
 def test_dgpo_of_two_pulls_as_dpo():
     """Advantages ±1: the gradient is that of σ(−z)·(E_pw − E_pl)/2, with z of half the β."""
     errors = sample()
-    loss = build_objective("dgpo", beta=BETA)(errors, PairInfo(advantage=ONES)).per_pair
+    loss = build_objective("dgpo", beta=BETA)(errors, PairInfo(advantage=ONES)).per_group
     z = build_objective("dpo", beta=BETA)(errors).logits
     wanted = torch.sigmoid(-z) * (errors.policy_chosen - errors.policy_rejected)[:, 0] / 2
     torch.testing.assert_close(loss, wanted)
@@ -180,7 +172,7 @@ def test_kto_of_pairs_around_zero():
     output = build_objective("kto", beta=BETA)(to_torch(errors))
     assert output.stats["kto/reference_point"] == 0
     sigma = 1 / (1 + np.exp(-BETA * np.stack([errors.r_w, errors.r_l])))
-    np.testing.assert_allclose(output.per_pair.detach(), (1 - sigma[0] + sigma[1]) / 2, rtol=1e-9)
+    np.testing.assert_allclose(output.per_group.detach(), (1 - sigma[0] + sigma[1]) / 2, rtol=1e-9)
 
 
 def test_timestep_weight_scales_beta():
@@ -198,12 +190,36 @@ def test_timestep_weight_scales_beta():
         assert_same(doubled, run(name, sample(2), PairInfo(**info), beta=600.0)[0])
 
 
+@pytest.mark.parametrize("name", available())
+def test_who_reads_omega(name):
+    """Whose pairs lose otherwise by it may ask for omega(sigma); the others are refused."""
+    spec = get_spec(name)
+    if "timestep_weight" in spec.needs.pairs:
+        assert not spec.reads_omega  # a step's own weight, which its data bring
+    else:
+        brought = {"segment_labels": (5, 2), "tail": (5, 2), "reward": (5, 2), "advantage": (5, 2)}
+        needs = build_objective(name).needs.pairs
+        info = {key: torch.rand(brought.get(key, (5,))) for key in needs if key != "masked"}
+        info |= {"masked": sample(2)} if "masked" in needs else {}
+        found = [
+            build_objective(name)(sample(2), PairInfo(**info, timestep_weight=omega)).per_group
+            for omega in (None, 0.3 * ONES)
+        ]
+        assert torch.equal(*found) != spec.reads_omega
+    if spec.reads_omega:
+        assert check_options(name, timestep_weight=[(0, 1), (1, 0)])["timestep_weight"] == [[0, 1], [1, 0]]
+    else:
+        assert check_options(name, timestep_weight="none")
+        with pytest.raises(InputError, match=f"`{name}`: `timestep_weight` is a factor of β"):
+            build_objective(name, timestep_weight="snr")
+
+
 def test_weights_scale_each_pair_s_loss():
     errors, weight = sample(), torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
     plain = build_objective("dpo", beta=BETA)(errors)
     weighted = build_objective("dpo", beta=BETA)(errors, PairInfo(weight=weight))
-    torch.testing.assert_close(weighted.per_pair, plain.per_pair * weight)
-    torch.testing.assert_close(weighted.loss, (plain.per_pair * weight).mean())
+    torch.testing.assert_close(weighted.per_group, plain.per_group * weight)
+    torch.testing.assert_close(weighted.loss, (plain.per_group * weight).mean())
 
 
 NEAR = [

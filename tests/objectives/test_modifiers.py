@@ -61,7 +61,7 @@ def test_safeguard_scales_the_rejected_gradient_alone(name):
     objective = build_objective(name, **options, safeguard={"mu": 0.5})
     guarded, gradients = run(objective, errors)
     assert objective.needs_cross
-    assert torch.equal(plain.per_pair, guarded.per_pair)
+    assert torch.equal(plain.per_group, guarded.per_group)
     scale = expected_scale(errors, 0.5)[:, None]
     assert 0 < scale[3] < 1 == scale[1]
     for field in CHOSEN:
@@ -115,7 +115,7 @@ def test_sft_weight_adds_the_chosen_error(name):
     errors = sample()
     plain, _ = run(build_objective(name), errors)
     fitted, _ = run(build_objective(name, sft_weight=0.3), errors)
-    torch.testing.assert_close(fitted.per_pair, plain.per_pair + 0.3 * errors.policy_chosen[:, 0])
+    torch.testing.assert_close(fitted.per_group, plain.per_group + 0.3 * errors.policy_chosen[:, 0])
 
 
 def takes(name: str, *options: str) -> bool:
@@ -142,13 +142,13 @@ def test_above_the_cap_a_pair_has_no_gradient(name):
     capped, gradients = run(build_objective(name, **options, logit_cap=cap), errors)
     leaves = [getattr(errors, field) for field in FIELDS.values()]
     wanted = torch.autograd.grad(
-        (plain.per_pair * below).mean(), leaves, allow_unused=True, materialize_grads=True
+        (plain.per_group * below).mean(), leaves, allow_unused=True, materialize_grads=True
     )
     for field, expected in zip(FIELDS.values(), wanted, strict=True):
         torch.testing.assert_close(gradients[field], expected, msg=field)
     assert torch.equal(capped.logits, plain.logits)
-    flat = plain.per_pair.where(below, np.log1p(np.exp(-cap))) if name in FLAT else plain.per_pair
-    torch.testing.assert_close(capped.per_pair, flat.clamp_min(1 - cap) if name == "hinge" else flat)
+    flat = plain.per_group.where(below, np.log1p(np.exp(-cap))) if name in FLAT else plain.per_group
+    torch.testing.assert_close(capped.per_group, flat.clamp_min(1 - cap) if name == "hinge" else flat)
 
 
 def pulled_at(name, options, raw, info) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +179,7 @@ def test_the_pull_is_on_the_better_side_in_units_of_kappa(name, options):
     unit = 0.3 * objective.options["beta"] / 2 * (info["timestep_weight"] * info["weight"])[:, None]
     parts = [unit * part for part in pulled_at(name, objective.options, raw, info)]
     added = (parts[0] * raw.segments["e_w"] + parts[1] * raw.segments["e_l"]).sum(1)
-    plain, pulled = (output.per_pair for output in found)
+    plain, pulled = (output.per_group for output in found)
     np.testing.assert_allclose((pulled - plain).detach(), added, rtol=1e-6, atol=1e-12)
     leaves = [getattr(errors, field) for field in FIELDS.values()]
     slopes = torch.autograd.grad((pulled - plain).sum(), leaves, allow_unused=True, materialize_grads=True)
@@ -208,7 +208,7 @@ def test_numbers_may_change_between_steps(name):
     run(steered, errors)
     steered.options.update(then)
     found, wanted = (run(objective, errors) for objective in (steered, build_objective(name, **then)))
-    assert torch.equal(found[0].per_pair, wanted[0].per_pair)
+    assert torch.equal(found[0].per_group, wanted[0].per_group)
     assert all(torch.equal(found[1][field], gradient) for field, gradient in wanted[1].items())
 
 
@@ -259,7 +259,7 @@ def test_adaptive_clip(shift):
     given = to_torch(errors)
     plain = build_objective("dpo", beta=2000.0)(given)
     clipped = build_objective("dpo", beta=2000.0, adaptive_clip={})(given)
-    assert torch.equal(plain.per_pair, clipped.per_pair)
+    assert torch.equal(plain.per_group, clipped.per_group)
     ratios = [np.exp(np.clip(-1000 * errors.segments[key][:, 0], -20, 20)) for key in ("e_w", "e_l")]
     high, low = bapo_bounds(*ratios, share=0.4)
     assert clipped.stats["adaptive_clip/high"].item() == pytest.approx(high, rel=1e-5)

@@ -17,11 +17,6 @@ CASES = [
     ("aot", {}),
     ("bco", {}),
     ("beta_dpo", {"keep": 0.7}),
-    ("lpo", {}),
-    ("gdro", {"tau": 0.5}),
-    ("rank_dpo", {}),
-    ("adpo", {"target": "reward"}),
-    ("dgpo", {}),
     ("dpo", {"safeguard": {"scope": "microbatch", "mu": 0.5}}),
     ("dpo", {"adaptive_clip": {}}),
 ]
@@ -30,8 +25,6 @@ CASES = [
 def everyone():
     rng = np.random.default_rng(0)
     errors, info = to_torch(random_errors(rng, PAIRS, 2)), random_info(rng, PAIRS, 2)
-    info["group"] = np.arange(PAIRS) % 3  # lists that lie across the ranks
-    info["rank"] = np.array([[0, 1]] * 3 + [[3, 2], [3, -1], [2, 3]], dtype=float)
     errors.cross = torch.tensor(rng.uniform(0.05, 0.2, (PAIRS, 2)))
     return errors, to_pair_info(info)
 

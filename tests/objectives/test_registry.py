@@ -17,8 +17,8 @@ from pgdpo.messages.errors import InputError
 from pgdpo.objectives import available, build_objective, check_options, formulas, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.batch import Batch
-from pgdpo.objectives.docs import markdown, notes, rows
-from pgdpo.objectives.groups import GROUPS, TRAINS, grouped
+from pgdpo.objectives.catalogue.docs import markdown, notes, rows
+from pgdpo.objectives.catalogue.standing import STANDINGS, TRAINS, by_standing
 from pgdpo.objectives.registry import FORMULAS, REGISTRY
 from pgdpo.objectives.spec import CONFIDENCE, Spec
 
@@ -105,6 +105,22 @@ BAD = [
         {"ipr_form": "switch", "ipr_threshold": 2},
         "`ipr_threshold` is 2 with `ipr_form` switch, which doesn't read it; allowed: 1",
     ),
+    *(
+        ("dpo", {"timestep_weight": value}, f"objective `dpo`: `timestep_weight`{message}")
+        for value, message in (
+            ("sqrt", " is 'sqrt'; allowed: none | flow_dpo | snr | min_snr | [[sigma, weight], ...]"),
+            (2, " is 2; allowed: none | flow_dpo"),
+            ([], " is []; allowed: [[sigma, weight], ...], two points or more"),
+            ([[0, 1], 3], ": entry 2 is 3; allowed: [sigma, weight], sigma > 0, entry 1's and ≤ 1"),
+            ([[0, 1], [True, 1]], ": entry 2 is [True, 1]"),
+            ([[0, 1], [0, 2]], ": entry 2 is [0, 2]; allowed: [sigma, weight], sigma > 0, entry 1's and"),
+            ([[-0.1, 1], [1, 2]], ": entry 1 is [-0.1, 1]; allowed: [sigma, weight], sigma ≥ 0 and ≤ 1"),
+            ([[0, 1], [1.5, 2]], ": entry 2 is [1.5, 2]"),
+            ([[0, 1], [0.5, -1], [1, 1]], ": entry 2 is [0.5, -1]"),
+            ([[0, 1], [1, float("nan")]], ": entry 2 is [1, nan]"),
+            ([[0, 1], [1, float("inf")]], ": entry 2 is [1, inf]"),
+        )
+    ),
     (None, {}, "unknown objective `None`"),
     (["dpo"], {}, "unknown objective"),
 ]
@@ -125,7 +141,7 @@ def test_listing_and_checking_import_no_torch():
     script = """
 import sys
 from pgdpo.objectives import available, check_options, build_objective
-from pgdpo.objectives.docs import markdown
+from pgdpo.objectives.catalogue.docs import markdown
 from pgdpo.objectives.advice import beta_report
 for name in available():
     check_options(name)
@@ -229,18 +245,18 @@ def test_saturation_advice():
     assert "near 1e+06 " in saturation_advice([5e-4] * 11 + [1.0] * 9, 500)
 
 
-def test_three_groups_hold_every_objective_once():
-    groups = grouped()
-    assert list(groups) == list(GROUPS)
-    assert sorted(spec.name for specs in groups.values() for spec in specs) == sorted(NAMES)
+def test_three_standings_hold_every_objective_once():
+    standings = by_standing()
+    assert list(standings) == list(STANDINGS)
+    assert sorted(spec.name for specs in standings.values() for spec in specs) == sorted(NAMES)
     assert set(TRAINS) <= set(NAMES)
-    for spec in groups["trains here"]:
+    for spec in standings["trains here"]:
         assert spec.confidence not in ("ours", "reconstructed") and spec.name in TRAINS
-    assert {row["name"]: row["group"] for row in rows()} == {
-        f"`{spec.name}`": group for group, specs in groups.items() for spec in specs
+    assert {row["name"]: row["standing"] for row in rows()} == {
+        f"`{spec.name}`": standing for standing, specs in standings.items() for spec in specs
     }
     headings = [line for line in markdown().splitlines() if line.startswith("**")]
-    assert [line.split("**")[1].lower() for line in headings] == list(GROUPS)
+    assert [line.split("**")[1].lower() for line in headings] == list(STANDINGS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -255,7 +255,9 @@ def info(width, height, fps, frames):
 def survey(*kinds):
     """As `pairs`, without files."""
     named = [info(*kind) for count, *kind in kinds for _ in range(count)]
-    return Survey({str(place): (each, each) for place, each in enumerate(named)}, of=len(named))
+    return Survey(
+        {str(place): {"chosen": each, "rejected": each} for place, each in enumerate(named)}, of=len(named)
+    )
 
 
 WAN = Form(16, 4)
@@ -338,11 +340,11 @@ def test_sizes_have_the_models_form_and_what_is_said_is_what_happens(kinds, form
     for frames, height, width in data.sizes:
         assert frames % form.temporal == 1 and not height % form.spatial and not width % form.spatial
         assert frames <= 81 and height * width <= 1.05 * 480 * 832
-    fast = sum(pair[0].fps >= 0.998 * sampling.fps for pair in clips.pairs.values())
+    fast = sum(pair["chosen"].fps >= 0.998 * sampling.fps for pair in clips.pairs.values())
     if len(data.sizes) > 1:
         for place, size in enumerate(data.sizes):
             members = [
                 pair for found_in, pair in zip(fates, clips.pairs.values(), strict=True) if found_in == place
             ]
             assert len(members) >= FAIR * fast - 1
-            assert all(share_shown(size, pair[0]) >= 0.5 for pair in members)
+            assert all(share_shown(size, pair["chosen"]) >= 0.5 for pair in members)

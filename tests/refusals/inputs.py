@@ -47,7 +47,7 @@ from tests.refusals.parts import (
     adapted,
     attended,
     evaluated,
-    inverted,
+    noised,
     opened,
     read,
     rewarded,
@@ -67,6 +67,9 @@ INPUTS = {
     "an option's kind": Input("train", given("objective.beta=much")),
     "an option's choice": Input("train", given("objective.safeguard={scope: batch}")),
     "a switch beyond one": Input("train", given("objective={name: pg_dpo, ipr_form: switch, ipr_weight: 2}")),
+    "omega without a beta": Input("train", given("objective={name: sft, timestep_weight: snr}")),
+    "one point": Input("train", given("objective.timestep_weight=[[0, 1]]")),
+    "points that fall": Input("train", given("objective.timestep_weight=[[0.5, 1], [0.2, 0]]")),
     "no safeguard": Input("train", given("objective={name: sft, adaptive_clip: {}}")),
     "a cap without a reference": Input("train", given("objective={name: sft, logit_cap: 8}")),
     "a cap beside a margin": Input("train", given("objective={name: ipo, logit_cap: 8}")),
@@ -205,9 +208,10 @@ INPUTS = {
     # what the objective and the rules read
     "siblings": Input("train", given("objective={name: d3po}")),
     "inversion": Input("train", given("objective={name: inpo}")),
-    "inversion of v": Input(inverted, of("cogvideox 2b", "diffusion.inversion_steps=2")),
+    "inversion of v": Input(noised, of("cogvideox 2b", "diffusion.inversion_steps=2")),
+    "flow_dpo of v": Input(noised, of("cogvideox 2b", "objective.timestep_weight=flow_dpo")),
     "inversion from above": Input(
-        inverted, of("wan 2.2 t2v a14b high", "model.expert=high_noise", "diffusion.inversion_steps=2")
+        noised, of("wan 2.2 t2v a14b high", "model.expert=high_noise", "diffusion.inversion_steps=2")
     ),
     "a reference that stands still": Input("train", given("objective={name: linear_dpo}")),
     "hard labels": Input(

@@ -40,9 +40,9 @@ def attended(config: Config) -> None:
     check_attention(config, opened(config), torch.device("cpu"))
 
 
-def inverted(config: Config) -> None:
+def noised(config: Config) -> None:
     from pgdpo.objectives import needs_of
-    from pgdpo.training.pairs import check_noise
+    from pgdpo.training.task.checks import check_noise
 
     name = config.objective["name"]
     check_noise(name, needs_of(name, **config.objective_options), config)

@@ -26,14 +26,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "data.clips": {
-        "probe_pair": {"pair `{}`: {}: {}": By("bad rows", says=("width is 32 in",))},
+        "probe_pair": {"{}: {}: {}": By("bad rows", says=("width is 32 in",))},
         "Sampling.first": {"take fewer segments, fewer frames": By("too many spans")},
         "bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
         "check_clip": {"too_short(info": By("bad rows", says=("the clip holds 3 frames at 8",))},
         "clip_identity": {"the SHA-256 of": By("bad rows", says=("SHA-256", "000000000000"))},
-        "first_picture": {", image: ": By("a picture", says=("cannot be read as a picture",))},
-        "check_mask": {"a mask has the size of its clips": By("bad rows")},
-        "_named": {"pair `{}`{}: {}": Why.PASSED_ON},
+        "first_picture": {"{}: {}, {}": By("a picture", says=("cannot be read as a picture",))},
+        "check_mask": {"a mask has the size of its": By("bad rows")},
+        "_named": {"{}: {}": Why.PASSED_ON},
     },
     "data.curation.order": {
         "read_margins": {"cannot be read": By("no margins")},
@@ -60,7 +60,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "fetch": {"check the URL and your access, or": By("a URL")},
     },
     "data.masks": {
-        "read_mask": {"nothing in it is white, so the region": By("an empty mask"), ", mask: ": Why.PASSED_ON},
+        "read_mask": {"nothing in it is white, so the region": By("an empty mask"), "{}: {}": Why.PASSED_ON},
     },
     "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
     "data.batches": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
@@ -258,10 +258,11 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
     },
-    "objectives.batch": {"Batch.info": {"PairInfo.": Why.CALLER}},
+    "objectives.batch": {"Batch._given": {"PairInfo.": Why.CALLER}},
     "objectives.modifiers": {
         "check": {
             "needs an objective with `beta` and": By("no safeguard"),
+            "a factor of β at each noise level": By("omega without a beta"),
             "needs an objective with a reference": By("a cap without a reference"),
             "ipo regresses to a margin of its own": By("a cap beside a margin"),
             "allowed: a mapping of": By("a safeguard's kind"),
@@ -281,6 +282,10 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Option.check": {
             "allowed: {}{}": By("an option's choice", "an option's kind", says=("; allowed: ",)),
             "allowed: {}$": By("an option's range", says=("is -1; allowed: > 0",)),
+        },
+        "check_table": {
+            "two points or more": By("one point"),
+            "entry {} is": By("points that fall", says=("entry 2 is [0.2, 0]", "sigma > 0.5, entry 1's")),
         },
         "check_known": {"has no option": By("an unknown option")},
     },

@@ -66,6 +66,7 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_rows": {"InputError(f\"{data.folder": By("hard labels", says=("lives by how sure a label is",))},
         "check_reference": {"set train.reference to `ema`": By("a reference that stands still")},
+        "_check_flow_dpo": {"(1 - sigma)^2 is for flow matching": By("flow_dpo of v")},
         "_check_inversion": {
             "inversion is written for flow matching": By("inversion of v"),
             "inversion starts from the clip, and": By("inversion from above"),

@@ -59,7 +59,7 @@ def test_every_native_key_comes_back_and_feeds_the_columns(tmp_path, name):
     assert (rows[0].values, present) == (FULL, plain)
 
     first, second = read_manifest(tmp_path / name)
-    assert first.chosen == tmp_path / "clips" / "a.mp4"
+    assert first.clips["chosen"] == tmp_path / "clips" / "a.mp4"
     assert first.extra["probability"] == 0.75 and first.extra["segment_labels"] == [1, 0]
     assert second.extra == {"probability": 1.0}  # all rows have the column, or none
     assert "source_fields" not in first.extra
@@ -88,7 +88,7 @@ def test_manifests_and_clips_behind_urls(tmp_path, monkeypatch, form, name):
     with writer(url) as add:
         add(row)
     [read] = read_manifest(url)
-    assert read.chosen.read_bytes() == b"a.mp4" and read.rejected.read_bytes() == b"b.mp4"
+    assert read.clips["chosen"].read_bytes() == b"a.mp4" and read.clips["rejected"].read_bytes() == b"b.mp4"
     assert [record.values for record in read_records(url)] == [row]
 
 

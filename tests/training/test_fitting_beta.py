@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import load_batches
+from pgdpo.data.visits.loading import load_batches
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives.registry import REGISTRY
 from pgdpo.objectives.spec import AUTO

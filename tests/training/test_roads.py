@@ -112,6 +112,7 @@ def test_who_takes_which():
         assert not build_objective("dpo", **added).fused
         assert not build_objective("dpo", **added, **LIMITS).fused
     assert build_objective("dpo", sft_weight=0.0).fused
+    assert build_objective("dpo", timestep_weight="snr", **LIMITS).fused
     assert not build_objective("pg_dpo", reward="external").fused
 
 
@@ -126,7 +127,7 @@ def test_what_the_roads_launch(monkeypatch):
     assert one["operators"] <= 4 and two["operators"] >= 3 * one["operators"]
 
 
-LIMITED = "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3}"
+LIMITED = "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3, timestep_weight: min_snr}"
 RUNS = {
     "live": ("eager", [LIMITED, "train.micro_batch_pairs=3", "train.steps=3"]),
     "cached": (

@@ -10,7 +10,7 @@ from pgdpo.checkpoints.best import read_held_out
 from pgdpo.messages.errors import InputError
 from pgdpo.models.guidance import negative_branch
 from pgdpo.objectives import needs_of
-from pgdpo.objectives.groups import TRAINS
+from pgdpo.objectives.catalogue.standing import TRAINS
 from tests.training.test_objectives_in_training import prepare_with, refusal, train
 from tests.worlds import run_pgdpo, share_pairs, write_config
 

@@ -19,6 +19,8 @@ from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.progress import moved
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import sides_of
 
 
 def curate(
@@ -64,14 +66,15 @@ PROBED = 1000  # pairs whose latents the probe looks at
 def examine(data: PreparedPairs) -> dict:
     """The pairs' sources, what curation did, and the probe on their latents, as JSON types."""
     sources = Counter(str(row.get("source", "not given")) for row in data.rows)
-    sides: dict[str, list] = {"chosen": [], "rejected": []}
-    with progress_bar("probe latents", total=min(PROBED, len(data))) as bar:
-        for index in range(min(PROBED, len(data))):
-            item = data[index, 0]
-            for side, found in sides.items():
-                found.append(statistics(item[side]))
+    better, worse = [], []
+    probed = [index for index, row in enumerate(data.rows) if len(sides_of(row)) > 1][:PROBED]
+    with progress_bar("probe latents", total=len(probed)) as bar:
+        for index in probed:
+            item, row = data[index, 0], data.rows[index]
+            for found, side in zip((better, worse), ends(row), strict=True):
+                found.append(statistics(item["samples"][sides_of(row).index(side)]))
             bar.advance()
-    found = probe(sides["chosen"], sides["rejected"])
+    found = probe(better, worse)
     return {
         "pairs": len(data),
         "prepared": len(data.index["pairs"]),

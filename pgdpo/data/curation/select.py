@@ -9,7 +9,8 @@ import numpy as np
 
 from pgdpo.config import SelectRule
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.schema import SIDES
+from pgdpo.rows.ranked import ranked
+from pgdpo.rows.schema import SAMPLES, SIDES, sides_of, titled
 
 Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 
@@ -49,7 +50,10 @@ def select(
 
 
 def score_margin(rows: list[dict], name: str, *, needed_by: str) -> np.ndarray:
-    """`scores.chosen[name] - scores.rejected[name]` of every row; for the name `reward_margin` that column."""
+    """`scores.chosen[name] - scores.rejected[name]` of every row; for the name `reward_margin` that column.
+
+    Of a group its best sample is the chosen one, its worst the rejected one; `score` names their own.
+    """
     if name == "reward_margin" and all("reward_margin" in row for row in rows):
         return np.array([row["reward_margin"] for row in rows], dtype=float)
     return _scores(rows, "chosen", name, needed_by) - _scores(rows, "rejected", name, needed_by)
@@ -58,33 +62,43 @@ def score_margin(rows: list[dict], name: str, *, needed_by: str) -> np.ndarray:
 def _scores(rows: list[dict], side: str, name: str, needed_by: str) -> np.ndarray:
     values = []
     for row in rows:
-        scores = (row.get("scores") or {}).get(side) or {}
+        scores = _scores_of(row, side)
         if name not in scores:
             known = ", ".join(sorted(scores)) or "none"
             raise InputError(
-                f"{needed_by} reads scores.{side}.{name} of every row: pair `{row['id']}` has {known}; name a score "
-                "that all rows have, or add it to the manifest and run `pgdpo prepare` again"
+                f"{needed_by} reads scores.{side}.{name} of every row: {titled(row['id'], sides_of(row))} has {known}; "
+                "name a score that all rows have, or add it to the manifest and run `pgdpo prepare` again"
             )
         values.append(scores[name])
     return np.array(values, dtype=float)
 
 
+def _scores_of(row: dict, side: str) -> dict[str, float]:
+    samples = row.get(SAMPLES)
+    if samples is None:
+        return (row.get("scores") or {}).get(side) or {}
+    sample = samples[ranked(samples)[0 if side == SIDES[0] else -1]]
+    own = {} if sample.get("score") is None else {"score": sample["score"]}
+    return own | (sample.get("scores") or {})
+
+
 def _duplicates(rule: SelectRule, rows: list[dict], **_) -> tuple[np.ndarray, str]:
-    """The first pair of each (prompt, chosen, rejected) stays, by the clips' hashes; a pair of one clip goes too."""
-    keys = [(row["prompt"], *(_hash(row, side) for side in SIDES)) for row in rows]
+    """The first pair (or group) of each prompt and clips stays, by the clips' hashes; one of equal clips goes too."""
+    keys = [(row["prompt"], *(_hash(row, side) for side in sides_of(row))) for row in rows]
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
-    keep = np.array([first[key] == index and key[1] != key[2] for index, key in enumerate(keys)])
-    same = sum(key[1] == key[2] for key in keys)
+    alike = [len(key) > 2 and len(set(key[1:])) == 1 for key in keys]
+    keep = np.array([first[key] == index and not alike[index] for index, key in enumerate(keys)])
     return (
         keep,
-        f"{len(keys) - len(first)} repeat an earlier pair's clips, {same} have the same clip on both sides",
+        f"{len(keys) - len(first)} repeat an earlier row's clips, {sum(alike)} have the same clip on all sides",
     )
 
 
 def _hash(row: dict, side: str) -> str:
     if f"sha256_{side}" not in row:
         raise InputError(
-            f"data.select `duplicates` reads the clips' hashes: pair `{row['id']}` has none: run `pgdpo prepare` again"
+            f"data.select `duplicates` reads the clips' hashes: {titled(row['id'], sides_of(row))} has none: "
+            "run `pgdpo prepare` again"
         )
     return row[f"sha256_{side}"]
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import SAID, Sampling, probe_pair
-from pgdpo.data.preparing.made_of import FileEntry, entries
+from pgdpo.data.preparing.made_of import SEEN, FileEntry, entries
 from pgdpo.data.shards import (
     ENCODING,
     INDEX,
@@ -26,7 +26,8 @@ from pgdpo.data.shards import (
 )
 from pgdpo.files.bounded import parse_json
 from pgdpo.models.protocols import Encoders
-from pgdpo.rows.manifest import FILES, PairRow
+from pgdpo.rows.manifest import PICTURES, PairRow
+from pgdpo.rows.ranked import ends
 
 READABLE = (
     INDEX - 1,
@@ -71,8 +72,8 @@ class Earlier:
         # Asked of another text encoder, which may read what this one refuses, they are not asked of this one.
         self.negatives: list[str] = self._texts[1].get("written", []) if same_encoder else []
         self._by_identity = {
-            _identity(entries(files), self._size(name), files.get("view", "")): name
-            for name, files in self.pairs.items()
+            self._identity(self._rows[name], entries(made), self._size(name), made.get("view", "")): name
+            for name, made in self.pairs.items()
             if name in self._rows
         }
 
@@ -86,6 +87,13 @@ class Earlier:
     def _size(self, name: str) -> Sequence[int]:
         return self._shards[self._rows[name]["shard"]]["size"]
 
+    def _identity(
+        self, row: Mapping, files: Mapping[str, FileEntry], size: Sequence[int], view: str
+    ) -> tuple:
+        """What a row's tensors follow from, beside the encoders."""
+        starts = ends(row)[0] if self._image and "image" not in files else ""
+        return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view, starts)
+
     def looked_at(
         self, name: str, files: Mapping[str, FileEntry], size: Size, sampling: Sampling
     ) -> dict | None:
@@ -94,9 +102,11 @@ class Earlier:
         same = made and name in self._rows and self._sampling == asdict(sampling)
         if not same or tuple(self._size(name)) != tuple(size):
             return None
+        if {*entries(made), *PICTURES} != {*files, *PICTURES}:
+            return None  # a group with a clip more or less: what is common to all may be another span
         if any(made.get(key, [None] * 4)[3] != entry[3] for key, entry in files.items()):
             return None
-        return {key: value for key, value in made.items() if key not in FILES}
+        return {key: made[key] for key in SEEN if key in made}
 
     def tiled(self, size: Size) -> bool | None:
         """Whether the clips of this size that are here, or that a `prepare` that was cut short left, were encoded in
@@ -118,7 +128,8 @@ class Earlier:
     ) -> dict[str, torch.Tensor] | None:
         """The tensors of a pair of these files at this size and view, encoded in tiles or whole (None: that is the
         same). Raises InputError where its row says what isn't so."""
-        name = self._by_identity.get(_identity(files, size, view)) if self._same_clips else None
+        identity = self._identity(row.extra, files, size, view)
+        name = self._by_identity.get(identity) if self._same_clips else None
         if name is None:
             return None
         was = self._rows[name]
@@ -126,7 +137,7 @@ class Earlier:
             return None
         if any(row.extra.get(what) != was.get(what) for what in SAID):
             probe_pair(row)
-        names = ["chosen", "rejected", *self._image, *(["mask"] if "mask" in files else [])]
+        names = [*row.clips, *self._image, *(["mask"] if "mask" in files else [])]
         return self._taken(self._shards[was["shard"]], was["key"], names, was["sha256"])
 
     def prompt(self, key: str) -> dict[str, torch.Tensor] | None:
@@ -164,11 +175,6 @@ class Earlier:
             if tensors_sha256(tensors) == digest:
                 return tensors
         return None
-
-
-def _identity(files: Mapping[str, FileEntry], size: Sequence[int], view: str) -> tuple:
-    """What a pair's tensors follow from, beside the encoders."""
-    return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view)
 
 
 def _read(path: Path) -> dict:

@@ -25,7 +25,7 @@ from pgdpo.data.clips import PairPlan, Sampling, clip_identity, first_picture, p
 from pgdpo.data.masks import read_mask
 from pgdpo.data.preparing.ahead import Behind, ahead
 from pgdpo.data.preparing.earlier import Earlier
-from pgdpo.data.preparing.made_of import FileEntry, Hashes
+from pgdpo.data.preparing.made_of import SEEN, FileEntry, Hashes
 from pgdpo.data.shards import content_key, kept, tensors_sha256, write
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
@@ -34,12 +34,10 @@ from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import PairRow
-from pgdpo.rows.schema import SIDES
 
 LOOKS = 4  # clips that are looked at at a time
 READERS = 4  # pairs that are read at a time
 AHEAD = 6  # pairs that are read, or being read, before the one that is encoded
-SEEN = ("fps", "view", "span")  # what a record says of how a good pair's clips were seen
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Work:
 
 
 class Shard(NamedTuple):
-    """A shard's entry, what its rows' files are (bad ones' too) and how they were seen, and of its pairs those that
-    were encoded, and those that were looked at and have clips of two lengths."""
+    """A shard's entry, what its rows' files are (bad ones' too) and how they were seen, and of its rows those that
+    were encoded, and those that were looked at and have clips of several lengths."""
 
     entry: dict
     made_of: dict[str, dict[str, Any]]
@@ -108,7 +106,7 @@ def prepare_shards(rows: Sequence[PairRow], buckets: Sequence[Sequence[PairRow]]
                 making.encode(member.row, read)
                 del read  # with its frames
                 bar.advance()
-                moved(f"encoded pair {next(count)} of {total}")
+                moved(f"encoded {member.row.kind} {next(count)} of {total}")
             done[job] = behind.begin(making.finish)
             bad |= {entry["id"]: entry["reason"] for entry in making.all_bad}
             check_bad(bad, len(rows), config.on_bad_data, str(work.folder))
@@ -196,7 +194,7 @@ class _Making:
             seen = work.earlier.looked_at(row.id, files, self.size, work.sampling)
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
-                seen = {"fps": plan.chosen.fps, "view": plan.view, "span": plan.span}
+                seen = {"fps": plan.like.fps, "view": plan.view, "span": plan.span}
             return files, identity, seen, None
         except InputError as error:
             return files, {}, {}, error
@@ -211,14 +209,14 @@ class _Making:
             return _Read(found)
         plan = self.plans.get(row.id) or plan_pair(row, self.size, work.sampling)
         frames = dict(read_pair(row, plan))
-        picture = first_picture(row, frames["chosen"], self.size) if work.encoders.needs_image else None
+        picture = first_picture(row, frames, self.size) if work.encoders.needs_image else None
         grid = work.family.latent_shape(*self.size)[1:]
         mask = None if row.mask is None else read_mask(row, plan, grid)
         return _Read(None, frames, picture, mask)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:
-        """Put the row's tensors into `pairs`: `chosen`, `rejected`, `mask` where the row has one and, where the model
-        wants it, the conditioning by the picture that both start from."""
+        """Put the row's tensors into `pairs`: its clips by side, `mask` where the row has one and, where the model
+        wants it, the conditioning by the picture that all start from."""
         try:
             tensors, frames, picture, mask = read.result()
         except InputError as error:
@@ -246,22 +244,23 @@ class _Making:
             name: made if name in good else {key: made[key] for key in made if key not in SEEN}
             for name, made in self.made_of.items()
         }
-        unequal = sum(plan.chosen.num_frames != plan.rejected.num_frames for plan in self.plans.values())
+        unequal = sum(plan.unequal for plan in self.plans.values())
         return Shard(entry, made_of, self.encoded, unequal)
 
     def _content(self) -> tuple[dict[str, torch.Tensor], dict]:
         """(the file's tensors, what its entry says of them). The pairs are let go of."""
-        tensors, pairs = {}, []
+        tensors, pairs, shape, names = {}, [], None, set()
+        sides = {row.id: tuple(row.clips) for row in self.rows}
         for name, pair in self.pairs.items():
             key = str(self.positions[name])
             tensors |= {f"{key}.{part}": tensor for part, tensor in pair.items()}
-            beside = {f"sha256_{side}": self.known[name][side] for side in SIDES}
+            beside = {f"sha256_{side}": self.known[name][side] for side in sides[name]}
             if "mask" in pair:
                 beside["mask_share"] = pair["mask"].float().mean().item()
+            shape = shape or list(pair[sides[name][0]].shape)
+            names |= {*pair} - {*sides[name], "mask"}
             pairs.append({"id": name, "key": key, "sha256": tensors_sha256(pair), **beside})
         self.pairs = {}
-        names = {name.split(".", 1)[1] for name in tensors} - {*SIDES, "mask"}
-        shape = next((list(t.shape) for name, t in tensors.items() if name.endswith(".chosen")), None)
         about = {"names": sorted(names), "size": list(self.size), "latent_shape": shape}
         about["tiled"] = bool(self.work.tiled(self.size))
         return tensors, {**about, "pairs": pairs, "bad": self.bad}

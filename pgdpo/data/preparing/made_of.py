@@ -13,7 +13,7 @@ is another by now (`stale.py`), and `prepare` what it need not make anew (`earli
         "pairs": {                      # every row of the manifest, in its order; those that were left out as bad too
             "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...],
                      "fps": 30.0, "view": "16 a second from 0 s"}  # the clips' own rate; what clips.PairPlan.view says
-        }
+        }                               # of a group "sample0": [...], "sample1": [...], ...
     }
 
 A file is known by the name that its row gives it (after its manifest's, where there are several), its size and time;
@@ -33,10 +33,11 @@ from pgdpo.config import DataConfig
 from pgdpo.data.clips import Sampling, files_of
 from pgdpo.data.shards import ENCODING
 from pgdpo.files.atomic import sha256_of
-from pgdpo.rows.manifest import FILES, PairRow
+from pgdpo.rows.manifest import PairRow
 from pgdpo.toy import clips as toy
 
 FileEntry = list  # name in the row, bytes, mtime in ns, SHA-256
+SEEN = ("fps", "view", "span")  # what a record says, beside the files, of how a good row's clips were seen
 
 
 def named_source(data: DataConfig, split: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def record(
 
 def entries(pair: Mapping) -> dict[str, FileEntry]:
     """The files of one of the record's `pairs`, by key."""
-    return {key: pair[key] for key in FILES if key in pair}
+    return {key: entry for key, entry in pair.items() if key not in SEEN}
 
 
 class Hashes:
@@ -97,5 +98,5 @@ class Hashes:
 
     def files(self, row: PairRow, *, with_image: bool) -> dict[str, FileEntry]:
         """What a record holds of a row's files."""
-        keys = files_of(row, with_image=with_image)
-        return {key: self.entry(row.named[key], getattr(row, key)) for key in keys}
+        files = files_of(row, with_image=with_image)
+        return {key: self.entry(row.named[key], file) for key, file in files.items()}

@@ -1,8 +1,9 @@
-"""Clips and prompts -> latents and embeddings, once: safetensors shards that hold a fixed number of pairs.
+"""Clips and prompts -> latents and embeddings, once: safetensors shards that hold a fixed number of pairs or groups.
 
 A prepared folder holds, for every size (bucket), `shard-<F>x<H>x<W>-00000.safetensors`, ... (`<i>.chosen`,
-`<i>.rejected` of shape [C, F, H, W], `<i>.mask` [1, F, H, W] where the row has a mask, and `<i>.<name>` for a
-conditioning image); `text-00000.safetensors`, ... with `<prompt key>.<name>` for every distinct prompt;
+`<i>.rejected`, of a group `<i>.sample0`, `<i>.sample1`, ..., of shape [C, F, H, W], `<i>.mask` [1, F, H, W] where the
+row has a mask, and `<i>.<name>` for a conditioning image); `text-00000.safetensors`, ... with `<prompt key>.<name>` for
+every distinct prompt, the clips' own captions among them;
 `negative-00000.safetensors`, ... with a negative prompt each: they are no part of the pairs, another one is added, and
 those that are there stay as they are. Beside each file a `.json` says what it was made from; and, written last,
 `index.json` has the SHA-256 of every file, every pair and every prompt, the rows, and what all of it was made of
@@ -47,10 +48,14 @@ from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import PairRow
-from pgdpo.rows.schema import cut_labels
+from pgdpo.rows.schema import captions_of, counted, cut_labels
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written, as those of the next one are meanwhile
 PROMPTS_AT_ONCE = 32
+LENGTHS = {
+    "pair": "pairs have clips of two lengths: of the longer as much counts as of the shorter",
+    "group": "groups have clips of several lengths: of each as much counts as of the shortest",
+}
 
 
 class Prepared(NamedTuple):
@@ -65,7 +70,7 @@ class Prepared(NamedTuple):
     def __str__(self) -> str:
         parts = {"encoded": self.encoded, "kept": self.kept, "removed": self.removed}
         told = [f"{count} {what}" for what, count in parts.items() if count or what == "encoded"]
-        return f"{len(self.index['pairs'])} pairs ({', '.join(told)}; {self.embedded} prompts embedded)"
+        return f"{counted(self.index['pairs'])} ({', '.join(told)}; {self.embedded} prompts embedded)"
 
 
 def prepare(
@@ -100,7 +105,8 @@ def prepare(
     work = Work(folder, config, sampling, family, encoders, ranks, earlier, hashes)
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
-    prompts = sorted({row.prompt for row in rows} | {""})
+    captions = {caption for row in rows for caption in captions_of(row.extra).values()}
+    prompts = sorted({row.prompt for row in rows} | captions | {""})
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
         say_cut_prompts(encoders, prompts + negatives)
@@ -118,13 +124,12 @@ def prepare(
     index["negative"] = negative_text
     index["made_of"] = record(config, split, encoders.parts, sampling, pairs)
     if ranks.rank == 0:
-        for line in views_said((pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair):
+        seen = [(pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair]
+        for line in views_said(seen, rows[0].kind):
             say(f"  {line}")
         unequal = sum(shard.unequal for shard in shards)
         if unequal:
-            say(
-                f"  {unequal} pairs have clips of two lengths: of the longer as much counts as of the shorter"
-            )
+            say(f"  {unequal} {LENGTHS[rows[0].kind]}")
         write_json(folder / "index.json", index)
         _remove_stale(folder, [*text["files"], *negative_text["files"], *files])
         for reason in bad.values():
@@ -162,11 +167,7 @@ def _check_room(
     check_room(
         work.folder,
         work.family,
-        {size: len(members) for size, members in zip(sizes, buckets, strict=True) if members},
-        masks={
-            size: sum(row.mask is not None for row in members)
-            for size, members in zip(sizes, buckets, strict=True)
-        },
+        {size: members for size, members in zip(sizes, buckets, strict=True) if members},
         prompts=prompts,
         dtype=getattr(torch, work.config.latent_dtype),
         text_dtype=getattr(torch, text_dtype or "float32"),
@@ -175,7 +176,7 @@ def _check_room(
 
 
 def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRow]], dict[str, str]]:
-    """(rows of each size in the manifest's order, pair id -> why it fits none).
+    """(rows of each size in the manifest's order, id -> why a row fits none).
 
     With one size nothing has to be chosen: what is wrong with a clip shows when it is encoded.
     """
@@ -194,7 +195,7 @@ def _into_buckets(rows: Sequence[PairRow], work: Work) -> tuple[list[list[PairRo
     bad = {row.id: found[row.id] for row in rows if isinstance(found[row.id], str)}
     buckets = [[row for row in rows if found[row.id] == number] for number in range(len(config.sizes))]
     for size, members in zip(config.sizes, buckets, strict=True):
-        say(f"bucket {size_name(size)} (frames x height x width): {len(members)} pairs")
+        say(f"bucket {size_name(size)} (frames x height x width): {counted([row.extra for row in members])}")
     return buckets, bad
 
 

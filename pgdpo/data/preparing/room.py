@@ -1,8 +1,9 @@
-"""The disk that prepared pairs take, known before the first clip is encoded."""
+"""The disk that prepared pairs or groups take, known before the first clip is encoded."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +12,17 @@ from pgdpo.data.buckets import Size, size_name
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
+from pgdpo.rows.manifest import PairRow
+from pgdpo.rows.schema import counted
 
 
-def pair_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
-    """Bytes of one pair's latents."""
-    return 2 * torch.Size(family.latent_shape(*size)).numel() * dtype.itemsize
+def clip_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
+    """Bytes of one clip's latents."""
+    return torch.Size(family.latent_shape(*size)).numel() * dtype.itemsize
 
 
 def mask_bytes(family: Family, size: Size) -> int:
-    """Bytes of one pair's mask: float16, one number for all channels of the latents."""
+    """Bytes of one row's mask: float16, one number for all channels of the latents."""
     return torch.Size(family.latent_shape(*size)[1:]).numel() * torch.float16.itemsize
 
 
@@ -38,9 +41,8 @@ def conditioning_bytes(
 def check_room(
     folder: Path,
     family: Family,
-    pairs: dict[Size, int],
+    rows: Mapping[Size, Sequence[PairRow]],
     *,
-    masks: dict[Size, int],
     prompts: int,
     dtype: torch.dtype,
     text_dtype: torch.dtype,
@@ -48,20 +50,20 @@ def check_room(
 ) -> None:
     """Say what `folder` will take and what is free. Raises InputError if it does not fit.
 
-    `pairs`: how many of each size; `masks`: how many of them have one; `prompts`: how many different ones.
+    `rows`: those of each size; `prompts`: how many different ones.
     `dtype`, `text_dtype`: of latents and of embedded prompts. `superseded`: bytes of what is there, that stays beside
     what takes its place.
     """
-    latents = sum(count * pair_bytes(family, size, dtype) for size, count in pairs.items())
-    text = images = 0
-    for size, count in pairs.items():
+    latents = text = images = regions = 0
+    for size, members in rows.items():
+        latents += sum(len(row.clips) for row in members) * clip_bytes(family, size, dtype)
+        regions += sum(row.mask is not None for row in members) * mask_bytes(family, size)
         shape = family.latent_shape(*size)
         prompt, image = conditioning_bytes(family, shape, text=text_dtype, image=dtype)
         text = max(text, prompts * prompt)
-        images += count * image
-    regions = sum(count * mask_bytes(family, size) for size, count in masks.items())
+        images += len(members) * image
     need = latents + text + images + regions
-    stems = ["text", "negative", *(f"shard-{size_name(size)}" for size in pairs)]
+    stems = ["text", "negative", *(f"shard-{size_name(size)}" for size in rows)]
     there = (
         sum(file.stat().st_size for stem in stems for file in folder.glob(f"{stem}-*.safetensors"))
         - superseded
@@ -72,7 +74,8 @@ def check_room(
     )
     parts += f", masks {_gb(regions)}" if regions else ""
     done = f"; {_gb(there)} of it may be there already" if there else ""
-    say(f"{folder}: {sum(pairs.values())} pairs take {_gb(need)} ({parts}){done}; {_gb(free)} are free")
+    number = counted([row.extra for members in rows.values() for row in members])
+    say(f"{folder}: {number} take {_gb(need)} ({parts}){done}; {_gb(free)} are free")
     if need - there > free:
         raise InputError(
             f"{folder}: {_gb(need)} are needed ({parts}), {_gb(there)} are there and {_gb(free)} are free: "

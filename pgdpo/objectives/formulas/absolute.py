@@ -81,6 +81,7 @@ def bco(batch: Batch, *, beta: float) -> Terms:
     confidence="code",
     options={"beta": beta()},
     note="β itself, without the half; r is of order 1e-3. A timestep_weight of the rows is not read.",
+    reads_omega=False,
 )
 def sppo(batch: Batch, *, beta: float) -> Terms:
     return Terms(_distance(batch, beta), batch.logit(beta))

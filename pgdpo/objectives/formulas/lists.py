@@ -1,15 +1,10 @@
-"""Listwise and groupwise objectives.
-
-A list is a set of samples of one prompt. Its samples stand in the chosen and rejected places of pairs that
-share `PairInfo.group`, each sample once; `PairInfo.rank` orders them, a negative rank leaves a place empty.
-Without groups each pair is a list of two.
-"""
+"""Listwise and groupwise objectives: on whole groups of samples of one prompt. A pair is a list of two."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgdpo.messages.errors import InputError
 from pgdpo.objectives.batch import Batch, Terms, nll
 from pgdpo.objectives.spec import Needs, Option, beta, objective
 
@@ -17,82 +12,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEVER = float("-inf")
+LIST_OF_TWO = {"samples": "each pair is a list of two, which is dpo"}
 
 
-@dataclass
-class Lists:
-    """This rank's samples, `n` = 2B rows, against every rank's, `N` columns; each chosen half first."""
-
-    batch: Batch
-    place: Tensor  # [n] place in the list, 0 is best; negative: empty
-    places: Tensor  # [N]
-    same: Tensor  # [n, N] both present, in one list
-
-    def columns(self, values: Tensor) -> Tensor:
-        """`[B, 2]` of this rank -> `[N]` of all."""
-        return flat(self.batch.gathered(values)[0])
-
-    def not_before(self) -> Tensor:
-        """`[n, N]`: in one list and not better. An empty place sees everything: its row stays finite."""
-        return (self.same & (self.places >= self.place[:, None])) | (self.place < 0)[:, None]
-
-    def per_pair(self, per_sample: Tensor) -> Tensor:
-        """`[n]` -> `[B]`, whose mean over all pairs is the mean over all lists of the sum over a list."""
-        present = self.place >= 0
-        own = per_sample.where(present, 0.0).reshape(2, -1).sum(0)
-        lists = (present / self.same.sum(1).clamp_min(1)).reshape(2, -1).sum(0)
-        everyone, _ = self.batch.gathered(lists)
-        return own * (len(everyone) / everyone.sum().clamp_min(1)).to(own.dtype)
+def not_before(places: Tensor) -> Tensor:
+    """`[B, K, K]`: whether sample j is no better than sample i."""
+    return places[:, None, :] >= places[:, :, None]
 
 
-def flat(values: Tensor) -> Tensor:
-    """`[B, 2]` -> `[2B]`, chosen half first."""
-    return values.transpose(0, 1).reshape(-1)
+def by_reward(batch: Batch) -> Tensor:
+    """`[B, K]`: of each sample the place by its reward, 0 the best."""
+    reward = batch.of_each("reward")
+    return (reward[:, None, :] > reward[:, :, None]).sum(2).to(reward)
 
 
-def by_rank(batch: Batch) -> Lists:
-    """Lists in the order of `PairInfo.rank`; by default the chosen is the better of two."""
-    import torch
-
-    pairs = len(batch)
-    rank = batch.info("rank", 2) if batch.has("rank") else batch.error_chosen.new_tensor([[0.0, 1.0]] * pairs)
-    ranks, start = batch.gathered(rank)
-    group = torch.arange(start, start + pairs, device=rank.device)
-    if batch.has("group"):
-        group = batch.pairs.group.to(rank.device)
-    groups, _ = batch.gathered(group)
-    place, places = flat(rank), flat(ranks)
-    same = (group.repeat(2)[:, None] == groups.repeat(2)) & (place >= 0)[:, None] & (places >= 0)
-    return Lists(batch, place, places, same)
-
-
-def by_reward(batch: Batch) -> Lists:
-    """Lists in the order of `PairInfo.reward`."""
-    found = by_rank(batch)
-    reward = batch.info("reward", 2)
-    better = found.same & (found.columns(reward) > flat(reward)[:, None])
-    found.place = better.sum(1).to(reward.dtype).where(found.place >= 0, -1.0)
-    found.places = found.columns(found.place.reshape(2, -1).transpose(0, 1))
-    return found
-
-
-def scores(batch: Batch, beta: float) -> Tensor:
-    """κr of both samples, `[B, 2]`."""
-    import torch
-
-    return torch.stack(batch.rewards(beta), 1)
-
-
-def errors_of(batch: Batch) -> Tensor:
-    """E_p of both samples, `[2B]`, chosen half first."""
-    import torch
-
-    return torch.cat((batch.error_chosen, batch.error_rejected))
-
-
-def gap(score: Tensor) -> Tensor:
-    """The logit of a pair, from the scores of its two samples."""
-    return score[:, 0] - score[:, 1]
+def log_share(score: Tensor, among: Tensor) -> Tensor:
+    """`[B, K]`: log of the sum of e^score over the samples that stand `among` (`[B, K, K]`) each one's."""
+    return score[:, None, :].masked_fill(~among, NEVER).logsumexp(2)
 
 
 @objective(
@@ -100,15 +36,15 @@ def gap(score: Tensor) -> Tensor:
     summary="Plackett–Luce over a ranked list; a list of two is DPO.",
     formula="−Σ_j [κr_j − LSE_{k≥j} κr_k]",
     confidence="notes",
-    pools=True,
-    without={"group": "each pair is a list of two, which is dpo"},
+    groups=True,
+    without=LIST_OF_TWO,
     options={"beta": beta()},
-    note="Lists of up to 8 from PairInfo.group and .rank; without them each pair is a list.",
+    note="Lists of up to 8 in the paper. Samples of one rank compete with each other.",
 )
 def lpo(batch: Batch, *, beta: float) -> Terms:
-    found, score = by_rank(batch), scores(batch, beta)
-    rest = found.columns(score).masked_fill(~found.not_before(), NEVER).logsumexp(1)
-    return Terms(found.per_pair(rest - flat(score)), gap(score))
+    score = batch.scores(beta)
+    rest = log_share(score, not_before(batch.places))
+    return Terms((rest - score).sum(1), batch.logit(beta))
 
 
 @objective(
@@ -116,7 +52,7 @@ def lpo(batch: Batch, *, beta: float) -> Terms:
     summary="Plackett–Luce against a soft target: from the rewards, with a fit of the best sample.",
     formula="Σ_i [LSE_{j≥i} κr_j − Σ_{j≥i} q_i(j)·κr_j] + γ·E_p of the best, q_i = softmax_{j≥i}(reward/τ)",
     confidence="notes",
-    pools=True,
+    groups=True,
     options={
         "beta": beta(),
         "tau": Option(0.05, "τ", above=0),
@@ -126,12 +62,12 @@ def lpo(batch: Batch, *, beta: float) -> Terms:
     note="Groups of 6 in the paper.",
 )
 def gdro(batch: Batch, *, beta: float, tau: float, gamma: float) -> Terms:
-    found, score = by_reward(batch), scores(batch, beta)
-    column, after = found.columns(score), found.not_before()
-    target = (found.columns(batch.info("reward", 2)) / tau).masked_fill(~after, NEVER).softmax(1)
-    per_sample = column.masked_fill(~after, NEVER).logsumexp(1) - (target * column).sum(1)
-    per_sample = per_sample + gamma * errors_of(batch) * (found.place == 0)
-    return Terms(found.per_pair(per_sample), gap(score))
+    score, places = batch.scores(beta), by_reward(batch)
+    after = not_before(places)
+    wanted = (batch.of_each("reward") / tau)[:, None, :].masked_fill(~after, NEVER).softmax(2)  # (B, K, K)
+    per_sample = log_share(score, after) - (wanted * score[:, None, :]).sum(2)
+    per_sample = per_sample + gamma * batch.each("policy") * (places == 0)
+    return Terms(per_sample.sum(1), batch.logit(beta))
 
 
 @objective(
@@ -139,20 +75,21 @@ def gdro(batch: Batch, *, beta: float, tau: float, gamma: float) -> Terms:
     summary="All ordered pairs of a list, by DCG: weighed by what swapping them costs in it.",
     formula="Σ_{i≻j} |G_i−G_j|·|1/log(1+τ_i) − 1/log(1+τ_j)|·ℓ(κ(r_i − r_j)), G = 2^reward − 1",
     confidence="paper",
-    pools=True,
+    groups=True,
     options={"beta": beta()},
     needs=Needs(pairs=("reward",)),
     note="τ is the place in the list by reward, from 1; rewards of order 1 (the paper: five reward models).",
 )
 def rank_dpo(batch: Batch, *, beta: float) -> Terms:
-    found, score = by_reward(batch), scores(batch, beta)
-    quality = batch.info("reward", 2)
-    gain = (flat(quality).exp2()[:, None] - found.columns(quality).exp2()).abs()
-    inverse, inverses = (1 / (place.clamp_min(0.0) + 2).log() for place in (found.place, found.places))
-    discount = (inverse[:, None] - inverses).abs()
-    better = found.same & (found.places > found.place[:, None])
-    losses = gain * discount * nll(flat(score)[:, None] - found.columns(score))
-    return Terms(found.per_pair(losses.where(better, 0.0).sum(1)), gap(score))
+    def apart(values: Tensor) -> Tensor:
+        """`[B, K, K]`: sample i's less sample j's."""
+        return values[:, :, None] - values[:, None, :]
+
+    places = by_reward(batch)
+    swap = apart(batch.of_each("reward").exp2()).abs() * apart(1 / (places + 2).log()).abs()
+    losses = swap * nll(apart(batch.scores(beta)))
+    better = apart(places) < 0
+    return Terms(losses.where(better, 0.0).sum((1, 2)), batch.logit(beta))
 
 
 @objective(
@@ -160,7 +97,7 @@ def rank_dpo(batch: Batch, *, beta: float) -> Terms:
     summary="A soft target over a list: its cross entropy with the policy's softmax of rewards.",
     formula="−Σ_i q_i·log softmax_i(κr)",
     confidence="ours",
-    pools=True,
+    groups=True,
     options={
         "beta": beta(),
         "target": Option(
@@ -176,20 +113,18 @@ def rank_dpo(batch: Batch, *, beta: float) -> Terms:
     "are refused.",
 )
 def adpo(batch: Batch, *, beta: float, target: str, tau: float) -> Terms:
-    import torch
-
-    found, score = by_rank(batch), scores(batch, beta)
-    found.place = found.place.clamp_max(0.0)  # every sample is compared with its whole list
-    found.places = found.places.clamp_max(0.0)
-    outside = ~found.not_before()
+    score = batch.scores(beta)
     if target == "reward":
-        quality = batch.info("reward", 2) / tau
-        soft = (flat(quality) - found.columns(quality).masked_fill(outside, NEVER).logsumexp(1)).exp()
+        wanted = (batch.of_each("reward") / tau).softmax(1)
+    elif batch.size == 2:
+        probability = batch.info("probability")[:, None]
+        wanted = probability * score.new_tensor([1.0, -1.0]) + score.new_tensor([0.0, 1.0])
     else:
-        probability = batch.info("probability")
-        soft = torch.cat((probability, 1 - probability))
-    total = found.columns(score).masked_fill(outside, NEVER).logsumexp(1)
-    return Terms(found.per_pair(soft * (total - flat(score))), gap(score))
+        raise InputError(
+            f"objective `adpo`: the target `probability` is a pair's, these are groups of {batch.size}: set target to "
+            "`reward`"
+        )
+    return Terms((wanted * -score.log_softmax(1)).sum(1), batch.logit(beta))
 
 
 @objective(
@@ -197,21 +132,15 @@ def adpo(batch: Batch, *, beta: float, target: str, tau: float) -> Terms:
     summary="Advantages of a group weigh the errors; the group's own state weighs the whole.",
     formula="mean_i sg[σ(Σ_j A_j·β·e_j/G)]·A_i·E_p,i",
     confidence="code",
-    pools=True,
+    groups=True,
     options={"beta": beta(100.0)},
-    needs=Needs(pairs=("advantage",), data="groups (24 in the paper) with advantages"),
-    note="β itself, without the half. Not bounded below.",
-    trained_with=None,
+    needs=Needs(pairs=("advantage",)),
+    note="β itself, without the half. Groups of 24 in the paper. An advantage that no sample has is its score's: less "
+    "the group's mean, over its standard deviation. Not bounded below.",
 )
 def dgpo(batch: Batch, *, beta: float) -> Terms:
-    import torch
-
-    found, advantage = by_rank(batch), batch.sided("advantage")
-    excess = torch.stack((batch.excess_chosen, batch.excess_rejected), 1)
-    pull = (advantage * batch.scaled(beta)[:, None] * excess).detach()  # (B, 2)
-    total = (found.same * found.columns(pull)).sum(1) / found.same.sum(1).clamp_min(1)
-    errors = errors_of(batch)
-    present = (found.place >= 0).to(errors.dtype)
-    per_sample = total.sigmoid() * flat(advantage) * errors * present
-    per_pair = per_sample.reshape(2, -1).sum(0) / present.reshape(2, -1).sum(0).clamp_min(1)
-    return Terms(per_pair, -total.reshape(2, -1).mean(0), stats={"dgpo/weight": total.sigmoid().mean()})
+    advantage = batch.of_each("advantage")
+    pull = advantage * batch.scaled(beta)[:, None] * batch.each("excess")
+    total = pull.detach().mean(1)  # (B,)
+    per_group = total.sigmoid() * (advantage * batch.each("policy")).mean(1)
+    return Terms(per_group, -total, stats={"dgpo/weight": total.sigmoid().mean()})

@@ -52,6 +52,7 @@ def asft(batch: Batch, *, beta: float) -> Terms:
         "horizon": Option(1000.0, "T, the number of timesteps", above=0),
     },
     needs=Needs(reference=False),
+    reads_omega=False,
 )
 def mapo(batch: Batch, *, s: float, weight: float, horizon: float) -> Terms:
     z = horizon * (_odds(s * batch.error_chosen) - _odds(s * batch.error_rejected))
@@ -89,6 +90,7 @@ def pso(batch: Batch, *, beta: float, nu: float, weight: float, form: str) -> Te
     },
     needs=Needs(data="rejected samples from the policy's own rollouts"),
     needs_if={("form", "direct"): Needs(reference=False)},
+    reads_omega=False,
     note="Beyond the margin a pair has no gradient; without it the direct form has no lower bound.",
     trained_with=None,
 )

@@ -88,9 +88,9 @@ def local_dpo(
 )
 def sgdpo(batch: Batch, *, beta: float, subset: float) -> Terms:
     errors = batch.segments
-    pairs, segments = errors.policy_chosen.shape
+    segments = errors.policy_chosen.shape[1]
     kept = max(1, round(subset * segments))
-    order = batch.uniform(pairs, segments).argsort(1).argsort(1)
+    order = batch.uniform(segments, stream="sgdpo").argsort(1).argsort(1)
     count = 1.0 if errors.count is None else errors.count
     share = (order < kept).to(errors.policy_chosen.dtype) * count  # (B, S)
     share = share / share.sum(1, keepdim=True).clamp_min(1e-12)

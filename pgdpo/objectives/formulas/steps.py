@@ -24,6 +24,7 @@ _NOTE = "Δ = (b²/2σ²)·r; PairInfo.timestep_weight holds b²/2σ². β itsel
     options={"beta": beta(10.0), "epsilon": _EPSILON},
     needs=_NEEDS,
     note=_NOTE,
+    reads_omega=False,  # its weight of a step is another
     trained_with=None,
 )
 def spo(batch: Batch, *, beta: float, epsilon: float) -> Terms:
@@ -43,6 +44,7 @@ def spo(batch: Batch, *, beta: float, epsilon: float) -> Terms:
     options={"beta": beta(0.1), "epsilon": _EPSILON},
     needs=_NEEDS,
     note=_NOTE,
+    reads_omega=False,  # its weight of a step is another
     trained_with=None,
 )
 def d3po(batch: Batch, *, beta: float, epsilon: float) -> Terms:
@@ -57,6 +59,7 @@ def d3po(batch: Batch, *, beta: float, epsilon: float) -> Terms:
     options={"beta": beta(10.0)},
     needs=_NEEDS,
     note=_NOTE + " From the abstract; default ours.",
+    reads_omega=False,  # its weight of a step is another
     trained_with=None,
 )
 def tailor_dpo(batch: Batch, *, beta: float) -> Terms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,10 +15,11 @@ import torch
 from pgdpo.config import Config, TrainConfig
 from pgdpo.data.sources import sources_of
 from pgdpo.files.bounded import parse_json
-from pgdpo.files.tables import read_records
+from pgdpo.files.tables import Record, read_records
 from pgdpo.messages.units import size_text
 from pgdpo.planning.costs.memory import FP32, MOMENTS, trained
 from pgdpo.planning.costs.meta import Size
+from pgdpo.rows.schema import sides_of
 
 ASSUMED_PAIRS = 1000  # where no manifest can be read
 
@@ -57,18 +59,24 @@ def plan_disk(
     sizes: list[Size],
     latent_shape: tuple[int, ...],
     *,
-    counts: dict[str, int | None],
+    counts: dict[str, Counter[int] | None],
     conditioning: int,
     moving: int,
     bandwidth: float,
 ) -> Disk:
-    """`counts`: of `count_pairs`, by split; `conditioning`: bytes of one pair's, as it is stored; `moving`: elements of
-    a reference that follows the policy; `bandwidth`: bytes a second of all ranks together."""
-    pairs = None if None in counts.values() else sum(counts.values())
-    planned = ASSUMED_PAIRS if pairs is None else pairs
+    """`counts`: of `count_groups`, by split; `conditioning`: bytes of one group's, as it is stored; `moving`: elements
+    of a reference that follows the policy; `bandwidth`: bytes a second of all ranks together."""
+    known = None not in counts.values()
+    pairs = sum(each.total() for each in counts.values()) if known else None
+    planned = pairs if known else ASSUMED_PAIRS
+    samples = (
+        sum(size * count for each in counts.values() for size, count in each.items())
+        if known
+        else 2 * planned
+    )
     stored = _prepared(config)
     latents, text = stored or (
-        2 * planned * torch.Size(latent_shape).numel() * getattr(torch, config.data.latent_dtype).itemsize,
+        samples * torch.Size(latent_shape).numel() * getattr(torch, config.data.latent_dtype).itemsize,
         planned * conditioning,
     )
     checkpoint = checkpoint_bytes(sizes, moving)
@@ -149,25 +157,31 @@ def _index(config: Config, split: str) -> dict | None:
     return index if fits else None
 
 
-def count_pairs(config: Config, split: str) -> int | None:
-    """Prepared ones, else rows of the manifests, unchecked; None if one cannot be read."""
+def count_groups(config: Config, split: str) -> Counter[int] | None:
+    """Groups by their number of samples (2 of pairs): prepared ones, else rows of the manifests, unchecked; None if one
+    cannot be read."""
     data = config.data
     index = _index(config, split)
     if index is not None:
-        return len(index["pairs"])
+        return Counter(len(sides_of(row)) for row in index["pairs"])
     if getattr(data, split) == "toy":
-        return data.toy.train_pairs if split == "train" else data.toy.held_out_pairs
+        return Counter(
+            {data.toy.samples: data.toy.train_pairs if split == "train" else data.toy.held_out_pairs}
+        )
+    if getattr(data, split) is None:
+        return Counter()
     try:
-        rows = sum(
-            1
+        rows = Counter(
+            len(sides_of(record.values)) if isinstance(record, Record) else 2
             for source in sources_of(data, split, config.output_dir / "toy")
-            for _ in islice(read_records(source.manifest), source.most)
+            for record in islice(read_records(source.manifest), source.most)
         )
     except (OSError, ValueError):
         return None
     if not data.splits_itself:
         return rows
-    held_out = round(rows * data.held_out.share)  # of prompts: of pairs about as many
+    # Of prompts: of groups about as many.
+    held_out = Counter({size: round(count * data.held_out.share) for size, count in rows.items()})
     return held_out if split == "held_out" else rows - held_out
 
 

@@ -19,19 +19,26 @@ def looks(config: Config) -> int:
 
 
 def pairs_to_measure(
-    config: Config, flops: SampleFlops, *, of: int, size: float = 1.0, reference_runs: bool
+    config: Config,
+    flops: SampleFlops,
+    *,
+    of: int,
+    samples: float = 2.0,
+    group_size: float = 2.0,
+    reference_runs: bool,
 ) -> tuple[int, float]:
     """(pairs, their share of the run's FLOPs, which stand for its time); `evaluate.every_pairs` where it is set.
 
-    `of`: pairs that are held out; `size`: of their clips on average, in clips that `flops` were counted for.
-    `reference_runs`: a training step makes a forward of the reference.
+    `of`: pairs, or groups, that are held out; `samples`: of each on average, in clips that `flops` were counted for;
+    `group_size`: samples of a group that is trained on. `reference_runs`: a training step makes a forward of the
+    reference.
     """
     if not looks(config) or not of:
         return 0, 0.0
     step = flops.model(config, reference_runs=reference_runs) + flops.again(config)
-    run = config.train.steps * config.train.global_batch_pairs * 2 * step
-    forwards = 2 * config.evaluate.draws_per_pair * (looks(config) + AT_THE_START)
-    pair = forwards * flops.policy.forward.total() * size
+    run = config.train.steps * config.train.global_batch_pairs * group_size * step
+    forwards = config.evaluate.draws_per_pair * (looks(config) + AT_THE_START)
+    pair = samples * forwards * flops.policy.forward.total()
     wanted = config.evaluate.every_pairs
     if wanted is None:
         wanted = max(LEAST, int(SHARE * run / ((1 - SHARE) * pair)))

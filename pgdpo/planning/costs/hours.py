@@ -7,6 +7,7 @@ over the ranks. Decoding them, and what a reward takes, is left out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,13 +84,13 @@ class Sampler:
 
 
 def training_hours(
-    config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int, pairs: int
+    config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int, measured: float
 ) -> Training:
-    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy. `pairs`: held-out ones
-    that are measured on its way."""
+    """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy. `measured`: held-out
+    samples that are measured on its way."""
     train, evaluate = config.train, config.evaluate
     ranks = sampler.machine.gpus // train.sequence_parallel
-    measured = math.ceil(2 * pairs * evaluate.draws_per_pair / ranks)
+    measured = math.ceil(measured * evaluate.draws_per_pair / ranks)
     return Training(
         train.steps * step,
         math.ceil(train.steps / train.checkpoint_every) * checkpoint,
@@ -99,17 +100,18 @@ def training_hours(
 
 
 def evaluation_hours(
-    config: Config, sampler: Sampler, forwards: Sequence[int], pairs: int | None
+    config: Config, sampler: Sampler, forwards: Sequence[int], groups: Counter[int] | None
 ) -> tuple[int, int, float, float]:
     """(clips, held-out pairs, seconds of sampling, seconds of the errors).
 
-    `forwards`: FLOPs of one sample through each model. `pairs`: held out; None where they could not be counted, and as
-    many as there are prompts are taken.
+    `forwards`: FLOPs of one sample through each model. `groups`: held out, by their samples; None where they could not
+    be counted, and as many pairs as there are prompts are taken.
     """
     settings, ranks = config.evaluate, sampler.machine.gpus
-    pairs = settings.num_prompts if pairs is None else pairs
+    groups = Counter({2: settings.num_prompts}) if groups is None else groups
+    pairs = groups.total()
     clips = min(settings.num_prompts, pairs) * settings.samples_per_prompt
-    errors = 2 * pairs * settings.draws_per_pair
+    errors = sum(size * count for size, count in groups.items()) * settings.draws_per_pair
     return (
         len(forwards) * clips,
         pairs,

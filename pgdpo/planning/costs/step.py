@@ -19,7 +19,8 @@ UPDATE = 7
 class Step:
     """One optimizer step over all ranks."""
 
-    pairs: int
+    pairs: int  # or groups
+    clips: int
     tokens: int
     flops: int  # model FLOPs: what MFU counts
     executed_flops: int  # with what checkpointing and `pair_batching: split` compute again
@@ -42,17 +43,19 @@ def plan_step(
     sharding: Sharding,
     machine: Machine,
     *,
+    group_size: float,
     tokens: int,
     exchanged: int,
     reference_runs: bool,
     backward_passes: int,
     on_host: int,
 ) -> Step:
-    """`tokens`: of one clip. `exchanged`: bytes of queries, keys, values and outputs of all blocks, which Ulysses sends
-    around attention. `reference_runs`: a forward of the reference a step. `backward_passes`: micro-batches on a rank.
-    `on_host`: bytes of activations that each of them sends to the host and back."""
+    """`group_size`: samples of a group on average. `tokens`: of one clip. `exchanged`: bytes of queries, keys, values
+    and outputs of all blocks, which Ulysses sends around attention. `reference_runs`: a forward of the reference a
+    step. `backward_passes`: micro-batches on a rank. `on_host`: bytes of activations that each of them sends to the
+    host and back."""
     train = config.train
-    samples = 2 * train.global_batch_pairs
+    samples = round(group_size * train.global_batch_pairs)
     flops = samples * counted.model(config, reference_runs=reference_runs)
     executed = flops + samples * counted.again(config)
     compute = executed / (machine.mfu * machine.peak * machine.gpus)
@@ -60,7 +63,7 @@ def plan_step(
     half = config.train.precision == "bf16"
     communication = _communication(sizes, sharding, machine, backward_passes, forwards, half=half)
     again = config.model.gradient_checkpointing != "none"
-    communication += _exchange(exchanged, config, machine, forwards + again)
+    communication += _exchange(exchanged, samples, config, machine, forwards + again)
     offload = _offload(sizes, sharding, machine, backward_passes, forwards)
     offload += 2 * on_host * backward_passes / hardware.PCIE
     update = 0.0
@@ -70,6 +73,7 @@ def plan_step(
     mfu = flops / (seconds * machine.peak * machine.gpus)
     return Step(
         train.global_batch_pairs,
+        samples,
         samples * tokens,
         flops,
         executed,
@@ -97,10 +101,10 @@ def _communication(
     return ring * moved / machine.between(machine.gpus)
 
 
-def _exchange(exchanged: int, config: Config, machine: Machine, passes: int) -> float:
+def _exchange(exchanged: int, clips: int, config: Config, machine: Machine, passes: int) -> float:
     """Seconds of Ulysses' all-to-alls, in which a rank sends away all of its tokens' heads but its own."""
     degree = config.train.sequence_parallel
-    samples = 2 * config.train.global_batch_pairs * degree / machine.gpus  # that a rank has a part of
+    samples = clips * degree / machine.gpus  # that a rank has a part of
     sent = exchanged / degree * (degree - 1) / degree
     return samples * passes * sent / machine.between(degree)
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from pgdpo.checkpoints.best import read_held_out
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs
-from pgdpo.engine.pair_batching import Joint
+from pgdpo.data.prepared import PreparedPairs, mean_group_size
+from pgdpo.engine.group_batching import Joint
 from pgdpo.engine.parallel import Ranks
 from pgdpo.files.atomic import atomic_path
 from pgdpo.guards.signals import StopSignals
@@ -27,7 +27,7 @@ from pgdpo.planning.costs.held_out import pairs_to_measure
 from pgdpo.ranks import agreement
 from pgdpo.reference import Forward, Live, Reference, adapter_off
 from pgdpo.training.held_out.clips import Clips
-from pgdpo.training.held_out.measure import Measure, Sums
+from pgdpo.training.held_out.measure import Measure, Sums, measurable
 from pgdpo.training.metrics import finite_only
 from pgdpo.training.opening import open_pairs, require_images
 from pgdpo.training.trackers import Trackers
@@ -48,29 +48,42 @@ class HeldOut:
         self.config, self.seconds = config, 0.0
         self.newest: dict = {}
         self._every = config.evaluate.every
+        self._trained = mean_group_size(train)
         self._measure: Measure | None = None
         if self._every is None:
             return
         self._data = open_pairs(config, "held_out")
         require_images(self._data, family)
         self._clips = Clips(config, family, self._data, ranks) if config.evaluate.shows_clips else None
-        if config.evaluate.every_pairs != 0:
+        if not measurable(self._data):
+            say("held out: single clips have no margin: no figures of them")
+            self._set_pairs(0)
+        elif config.evaluate.every_pairs != 0:
             self._decide(family, train.latent_shape, reference_runs)
 
     def _decide(self, family: Family, shape: tuple[int, ...], reference_runs: bool) -> None:
         """The number of pairs; FLOPs are counted for clips of `shape`."""
         config, data = self.config, self._data
-        sizes = zip(data.latent_shapes, data.buckets, strict=True)
-        mean = sum(math.prod(each) * len(bucket) for each, bucket in sizes) / len(data)
+        sizes = zip(data.latent_shapes, data.buckets, data.group_sizes, strict=True)
+        mean = sum(math.prod(each) * len(bucket) * size for each, bucket, size in sizes) / len(data)
         flops = SampleFlops(family, config, shape)
-        about = {"of": len(data), "size": mean / math.prod(shape), "reference_runs": reference_runs}
+        about = {"of": len(measurable(data)), "samples": mean / math.prod(shape), "group_size": self._trained}
+        about["reference_runs"] = reference_runs
         count, share = agreement.on_main(lambda: pairs_to_measure(config, flops, **about))
-        evaluate = config.evaluate.model_copy(update={"every_pairs": count})
-        self.config = config.model_copy(update={"evaluate": evaluate})
+        self._set_pairs(count)
         say(
-            f"held out: {count} of {len(self._data)} pairs at {config.evaluate.draws_per_pair} noise levels, measured "
+            f"held out: {count} of {len(data)} {data.kind}s at {config.evaluate.draws_per_pair} noise levels, measured "
             f"every {self._every} steps: {share:.1%} of the run's time by the plan"
         )
+
+    def _set_pairs(self, count: int) -> None:
+        evaluate = self.config.evaluate.model_copy(update={"every_pairs": count})
+        self.config = self.config.model_copy(update={"evaluate": evaluate})
+
+    @property
+    def group_size(self) -> int:
+        """Samples of the largest group that is measured."""
+        return 2 if self._every is None else max(self._data.group_sizes)
 
     def begin(
         self,

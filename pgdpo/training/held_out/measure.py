@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs, collate, pair_hash
-from pgdpo.engine.pair_batching import Joint
+from pgdpo.data.prepared import PreparedPairs, pair_hash
+from pgdpo.data.visits.loading import collate
+from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved, stage
@@ -21,18 +22,23 @@ from pgdpo.objectives import Objective, build_objective
 from pgdpo.ranks.agreement import gather
 from pgdpo.reference import Forward
 from pgdpo.reference.cached import compared_with, frame_sums
+from pgdpo.rows.schema import sides_of
 from pgdpo.sampling import share_of
 from pgdpo.training.held_out.figures import Numbers
+from pgdpo.training.metrics import as_pairs
 from pgdpo.training.noising import Sample, held_out_level, sample_at
-from pgdpo.training.pairs import check_rows, frame_segments, pair_info
-from pgdpo_kernels import PairErrors
+from pgdpo.training.task.checks import check_rows, frame_segments
+from pgdpo.training.task.info import pair_info
+from pgdpo_kernels import GroupErrors, PairErrors
 
 T = TypeVar("T")
-Sums = list[torch.Tensor]  # of each batch fp64 [B, 2, F], `frame_sums` of its pairs
+Sums = list[torch.Tensor]  # of each batch fp64 [B, K, F], `frame_sums` of its groups
 
 
 class Measure:
     """`count` of the held-out pairs at `evaluate.draws_per_pair` noise levels, in batches that never change.
+
+    Of a group its best sample stands against its worst; single clips are not measured.
 
     A batch is computed by one rank, or by those that share its tokens, and what it gives hangs on no other: the figures
     are the same on any number of ranks. `objective`: the run's, with what is changed of it on the way, which the
@@ -47,7 +53,7 @@ class Measure:
         # Weights that are sharded, or tokens that are shared, want all ranks in every forward.
         self._in_step = config.train.zero_stage == 3 or self._ranks.degree > 1
         # By their hashes: a manifest may be sorted.
-        indexes = sorted(range(len(data)), key=lambda index: pair_hash(data.rows[index]["id"]))[:count]
+        indexes = sorted(measurable(data), key=lambda index: pair_hash(data.rows[index]["id"]))[:count]
         self._places = {index: place for place, index in enumerate(indexes)}
         self._levels = [
             held_out_level(config, self._family, d) for d in range(config.evaluate.draws_per_pair)
@@ -80,9 +86,9 @@ class Measure:
         """Those of a model, on every rank; raises Stopped on all ranks if one was signalled."""
 
         def of(number: int) -> torch.Tensor:
-            sample, _ = self._sample(number)
-            pred = forward(sample.noisy, sample.both, sample.conditioning)
-            return frame_sums(pred, sample.target, sample.mask).cpu()
+            sample, batch = self._sample(number)
+            pred = forward(sample.noisy, sample.each, sample.conditioning)
+            return frame_sums(pred, sample.target, sample.mask, size=batch["groups"] or 2).cpu()
 
         return self._of_all(of, signals)
 
@@ -91,10 +97,11 @@ class Measure:
 
         def of(number: int) -> list[list[float]]:
             sample, batch = self._sample(number)
-            pred = self._policy(sample.noisy, sample.both, sample.conditioning)
+            pred = self._policy(sample.noisy, sample.each, sample.conditioning)
             sums = baseline[number].to(pred.device)
             segments = None if self._segments is None else self._segments[sample.latents.shape[2]]
-            compared = compared_with(sums, pred, sample.target, segments=segments, mask=sample.mask)
+            where = {"segments": segments, "mask": sample.mask, "groups": batch["groups"]}
+            compared = compared_with(sums, pred, sample.target, **where)
             errors = compared.errors(cross=self._now.needs_cross)
             return self._judged(errors, batch, sample)
 
@@ -121,16 +128,17 @@ class Measure:
         level = self._levels[items[0][1]]
         return sample_at(batch, level, self._config, self._family, self._ranks.device), batch
 
-    def _judged(self, errors: PairErrors, batch: dict, sample: Sample) -> list[list[float]]:
-        """Of each pair: excess of chosen and rejected, logit, loss."""
-        whole = errors.over_segments()
+    def _judged(self, errors: PairErrors | GroupErrors, batch: dict, sample: Sample) -> list[list[float]]:
+        """Of each pair, or group: excess of chosen and rejected, logit, loss."""
+        info = pair_info(batch, sample, self._family)
+        whole = as_pairs(errors, info).over_segments()
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
         if self.no_loss:
             logits = 0.5 * self._now.options.get("beta", torch.nan) * (rejected - chosen)
+            logits = logits if sample.timestep_weight is None else sample.timestep_weight * logits
             losses = torch.full_like(logits, torch.nan)
         else:
-            pairs = pair_info(batch["rows"], sample.sigma * self._family.num_train_timesteps)
-            logits, losses = self._now(errors, pairs).logits, self._configured(errors, pairs).per_pair
+            logits, losses = self._now(errors, info).logits, self._configured(errors, info).per_group
         return torch.stack([chosen, rejected, logits, losses], 1).double().tolist()
 
     def _arranged(self, found: list[list[list[float]]]) -> Numbers:
@@ -140,6 +148,11 @@ class Measure:
                 values[self._places[index], draw] = row
         chosen, rejected, logits, losses = np.moveaxis(values, 2, 0)
         return Numbers(self._levels, chosen, rejected, logits, None if self.no_loss else losses)
+
+
+def measurable(data: PreparedPairs) -> list[int]:
+    """Indexes of what has a margin: all but single clips."""
+    return [index for index, row in enumerate(data.rows) if len(sides_of(row)) > 1]
 
 
 @contextlib.contextmanager
@@ -163,6 +176,9 @@ def _why_no_loss(objective: Objective, config: Config, data: PreparedPairs) -> s
         return "diffusion.inversion_steps makes the noise that it is of"
     try:
         check_rows(objective.name, needs, data)
+        if data.kind == "group":
+            for size in data.group_sizes:
+                objective.check_groups(max(size, 2))
     except InputError as error:
         return str(error)
     return None

@@ -17,11 +17,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from pgdpo.data.prepared import load_batches
+from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.engine import learning_rate
 from pgdpo.messages.errors import InputError
-from pgdpo.training.pairs import Task
 from pgdpo.training.step import Step
+from pgdpo.training.task.task import Task
 
 PAIRS = 64  # whose margin is predicted, at least
 # |logit| that the margin would come to by the run's end if no step's gradient faded: where the sigmoid is flat. The toy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgdpo.objectives.groups import GROUPS, group_of, grouped
+from pgdpo.objectives.catalogue.standing import STANDINGS, by_standing, standing_of
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.spec import CONFIDENCE, POOLED, Needs, Option, Spec
 
@@ -14,17 +14,17 @@ sg = stop-gradient. Where a formula shows β it is β itself. The loss is the me
 
 
 def rows() -> list[dict[str, str]]:
-    """A row per objective, by group, with the keys of `COLUMNS`, `group` and `summary`."""
-    return [_row(spec) for specs in grouped().values() for spec in specs]
+    """A row per objective, by standing, with the keys of `COLUMNS`, `standing` and `summary`."""
+    return [_row(spec) for specs in by_standing().values() for spec in specs]
 
 
 def markdown() -> str:
-    """The notation, a table of objectives for each group and the table of modifiers, as Markdown."""
+    """The notation, a table of objectives for each standing and the table of modifiers, as Markdown."""
     lines = [NOTATION]
-    for group, meaning in GROUPS.items():
-        lines += ["", f"**{group.capitalize()}**: {meaning}.", "", *_header(COLUMNS)]
+    for standing, meaning in STANDINGS.items():
+        lines += ["", f"**{standing.capitalize()}**: {meaning}.", "", *_header(COLUMNS)]
         lines += [
-            _line([_cell(row[column]) for column in COLUMNS]) for row in rows() if row["group"] == group
+            _line([_cell(row[column]) for column in COLUMNS]) for row in rows() if row["standing"] == standing
         ]
     lines += ["", "Modifiers, for any objective:", "", *_header(("modifier", "options", "meaning"))]
     for name, known in MODIFIERS.items():
@@ -41,7 +41,7 @@ def _row(spec: Spec) -> dict[str, str]:
     needs += [f"{key}={value}: {_needs(more)}" for (key, value), more in spec.needs_if.items()]
     return {
         "name": f"`{spec.name}`",
-        "group": group_of(spec),
+        "standing": standing_of(spec),
         "paper": spec.paper,
         "summary": spec.summary,
         "formula": spec.formula,

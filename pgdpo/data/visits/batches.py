@@ -1,12 +1,12 @@
-"""A step's pairs, spread over the ranks that train together."""
+"""A step's groups, spread over the ranks that train together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from pgdpo.config import TrainConfig
-from pgdpo.data.mixture import Mixture
-from pgdpo.data.order import Order
+from pgdpo.data.visits.mixture import Mixture
+from pgdpo.data.visits.order import Order
 from pgdpo.messages.errors import InputError
 
 
@@ -27,49 +27,50 @@ def check_batches(train: TrainConfig, ranks: int) -> int:
 
 
 class StepBatches:
-    """Batches of items for one rank: a step is `global_batch` pairs of the order, spread over ranks group by group.
+    """Micro-batches of one rank: a step is so many of the order, spread over ranks.
 
-    Which pairs a step holds does not depend on the number of ranks. Where there are several buckets, ranks work on
-    the same one at a time, as far as the step allows: none waits for another's longer clips.
+    Which groups a step holds does not depend on the number of ranks, and a group is on one rank, whole. Where there are
+    several buckets, ranks work on the same one at a time, as far as the step allows: none waits for another's longer
+    clips, or larger groups.
 
-    `draws`: how many draws a pair has; its later visits repeat them. None: a new draw at every visit.
-    `in_order`: each rank has neighbouring groups, in the order's sequence, whatever their buckets.
+    `draws`: how many draws a group has; its later visits repeat them. None: a new draw at every visit.
+    `in_order`: each rank has neighbouring micro-batches, in the order's sequence, whatever their buckets.
     """
 
     def __init__(
         self,
         order: Order | Mixture,
         *,
-        groups: int,
+        micro_batches: int,
         rank: int,
         world: int,
         steps: range,
         draws: int | None = None,
         in_order: bool = False,
     ) -> None:
-        """`groups`: of one step, over all ranks; a multiple of `world`."""
-        self.order, self.groups, self.rank, self.world = order, groups, rank, world
+        """`micro_batches`: of one step, over all ranks; a multiple of `world`."""
+        self.order, self.micro_batches, self.rank, self.world = order, micro_batches, rank, world
         self.steps, self.draws, self.in_order = steps, draws, in_order
 
     def __len__(self) -> int:
-        return len(self.steps) * (self.groups // self.world)
+        return len(self.steps) * (self.micro_batches // self.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
             for number in self._mine(step):
-                yield [(index, self._draw(visit)) for index, visit in self.order.group(number)]
+                yield [(index, self._draw(visit)) for index, visit in self.order.micro_batch(number)]
 
     def buckets(self, step: int) -> list[int]:
-        """The bucket of each group of a step, over all ranks."""
+        """The bucket of each micro-batch of a step, over all ranks."""
         return [self.order.bucket(number) for number in self._all(step)]
 
     def _all(self, step: int) -> range:
-        return range(step * self.groups, (step + 1) * self.groups)
+        return range(step * self.micro_batches, (step + 1) * self.micro_batches)
 
     def _mine(self, step: int) -> Sequence[int]:
         numbers, buckets = self._all(step), self.buckets(step)
         if self.in_order or len(set(buckets)) == 1:
-            share = self.groups // self.world
+            share = self.micro_batches // self.world
             return numbers[self.rank * share : (self.rank + 1) * share]
         return sorted(numbers, key=self.order.bucket)[self.rank :: self.world]
 

@@ -1,74 +1,19 @@
-"""What a run learns from: prepared pairs and the objective that reads them, checked before any weight is loaded."""
+"""Refusals of data and settings that lack what an objective needs; none of them loads a weight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from pgdpo.config import Config
-from pgdpo.data.batches import StepBatches, check_batches
 from pgdpo.data.prepared import PreparedPairs, has_mask
-from pgdpo.engine.parallel import Ranks, check_sequence_parallel
-from pgdpo.guards.bad_steps import check_damage
+from pgdpo.engine.parallel import check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from pgdpo.objectives import Needs, Objective, PairInfo, build_objective
+from pgdpo.objectives import Needs, Objective, get_spec
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
-from pgdpo.training.opening import open_pairs
-
-
-class Task:
-    """What a run is given to learn: `pairs`, the `objective` that compares them, and the `segments` that it reads.
-
-    Opening it loads no weights; all ranks do it together. Raises InputError for pairs that are damaged, or lack what
-    the objective needs.
-    """
-
-    def __init__(self, config: Config, ranks: Ranks) -> None:
-        self._train, self._ranks = config.train, ranks
-        self.micro_batches = check_batches(config.train, ranks.data_size)  # of one step, on this rank
-        self.pairs = open_pairs(config, "train", stand_in=True)
-        check_damage(self.pairs, config)
-        self.objective = build_objective(
-            config.objective["name"],
-            process_group=None if config.train.deterministic else ranks.data_group,
-            seed=config.train.seed,
-            **config.objective_options,
-            **config.train.steer.options,
-        )
-        check_data(self.objective, config, self.pairs)
-        self.segments = frame_segments(self.objective, config, self.pairs)
-        self.cached = config.reference_mode == "cached" and self.objective.needs_reference
-
-    def batches(self, steps: range) -> StepBatches:
-        """This rank's pairs of these steps; against cached errors a pair's draws come again."""
-        train, ranks = self._train, self._ranks
-        return StepBatches(
-            self.pairs.order(group=train.micro_batch_pairs, seed=train.seed),
-            groups=train.global_batch_pairs // train.micro_batch_pairs,
-            rank=ranks.data_rank,
-            world=ranks.data_size,
-            steps=steps,
-            draws=train.cached_draws if self.cached else None,
-            in_order=train.deterministic,
-        )
-
-
-def pair_info(rows: list[dict], timestep: torch.Tensor) -> PairInfo:
-    """`PairInfo` of a batch: the columns that its rows have, and `timestep` `[B]` in the model's own unit."""
-    values = {
-        name: torch.tensor(
-            [row[name] for row in rows],
-            dtype=torch.int64 if name == "group" else torch.float32,  # ids may be large
-            device=timestep.device,
-        )
-        for name in COLUMNS
-        if rows[0].get(name) is not None
-    }
-    return PairInfo(timestep=timestep, **values)
+from pgdpo.rows.schema import SAMPLES
 
 
 def check_data(objective: Objective, config: Config, data: PreparedPairs) -> None:
@@ -79,16 +24,65 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
     check_noise(objective.name, objective.needs, config)
     check_reference(objective.name, objective.needs, config)
     check_rows(objective.name, objective.needs, data)
+    if data.kind == "group":
+        for size in sorted(set(data.group_sizes)):
+            objective.check_groups(size)
 
 
 def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
     """Raises InputError where prepared rows lack a column that the objective reads, or hold it in another form."""
-    if "masked" in needs.pairs:
+    if data.rows[0].get(SAMPLES) is not None:
+        _check_groups(name, needs, data)
+    elif "masked" in needs.pairs:
         _check_masks(name, data)
-    for column in COLUMNS:
+    for column in COLUMNS if data.rows[0].get(SAMPLES) is None else OF_GROUPS:
         _check_column(column, data, name if column in needs.pairs else None)
     if needs.soft and are_hard(row["probability"] for row in data.rows):
         raise InputError(f"{data.folder / 'index.json'}: {hard_labels(name, len(data.rows))}")
+
+
+# Keys of samples, one of which each needs, and the columns that groups have as pairs do.
+FROM_SAMPLES = {
+    "reward": ("score",),
+    "reward_margin": ("score",),
+    "advantage": ("advantage", "score"),
+    "label": ("label",),
+}
+OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
+
+
+def _check_groups(name: str, needs: Needs, data: PreparedPairs) -> None:
+    """Raises InputError where groups lack what the objective reads, or an order of their samples."""
+    file, spec = data.folder / "index.json", get_spec(name)
+    wanted = [column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep")]
+    pairs_alone = [column for column in wanted if column not in FROM_SAMPLES]
+    if pairs_alone or needs.soft:
+        column = "probability" if needs.soft else pairs_alone[0]
+        what = "a region mask" if column == "masked" else f"`{column}`"
+        raise InputError(
+            f"objective `{name}` needs {what}, which is of pairs, and {file} holds groups (`samples`): write pairs, or "
+            "choose another objective"
+        )
+    needed = [FROM_SAMPLES[column] for column in (*wanted, *spec.of_groups)]
+    for row in data.rows:
+        samples = row[SAMPLES]
+        if len(samples) == 1 and not spec.groups:
+            raise InputError(
+                f"objective `{name}` compares samples: group `{row['id']}` of {file} has one; leave it out, or take "
+                "`kto` or `sft`"
+            )
+        has = [key for key in ("rank", "score", "label", "advantage") if samples[0].get(key) is not None]
+        for keys in needed:
+            if not set(keys) & set(has):
+                raise InputError(
+                    f"objective `{name}` needs a {' or '.join(f'`{key}`' for key in keys)} of every sample: group "
+                    f"`{row['id']}` of {file} has none; write it into the manifest, then run `pgdpo prepare` again"
+                )
+        if len(samples) > 1 and not has:
+            raise InputError(
+                f"objective `{name}` orders the samples of a group: those of `{row['id']}` of {file} have no `rank`, "
+                "`score`, `advantage` or `label`; write one of them into the manifest, then run `pgdpo prepare` again"
+            )
 
 
 def check_reference(name: str, needs: Needs, config: Config) -> None:
@@ -114,6 +108,17 @@ def check_noise(name: str, needs: Needs, config: Config) -> None:
         )
     if config.diffusion.inversion_steps is not None:
         _check_inversion(config)
+    if config.timestep_weight == "flow_dpo":
+        _check_flow_dpo(config)
+
+
+def _check_flow_dpo(config: Config) -> None:
+    prediction = open_family(config.model).prediction
+    if prediction != "flow":
+        raise InputError(
+            f"objective.timestep_weight is `flow_dpo`: (1 - sigma)^2 is for flow matching, {config.model.family} "
+            f"predicts {prediction}; allowed: snr, min_snr or a table"
+        )
 
 
 def _check_inversion(config: Config) -> None:

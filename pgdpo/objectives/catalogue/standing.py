@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgdpo.objectives.registry import REGISTRY
 from pgdpo.objectives.spec import Spec
 
-GROUPS = {
+STANDINGS = {
     "trains here": "the published objective; a test trains it through the trainer with the data that it needs",
     "formula only": "the published loss; no prepared data hold the samples, or the start, that it was published with",
     "ours under a published name": "the idea is published, the form is ours, in part or whole; a test trains it too",
@@ -15,14 +15,17 @@ GROUPS = {
 TRAINS = {spec.name: spec.trained_with for spec in REGISTRY.values() if spec.trained_with is not None}
 
 
-def group_of(spec: Spec) -> str:
-    """A key of GROUPS."""
+def standing_of(spec: Spec) -> str:
+    """A key of STANDINGS."""
     if spec.name not in TRAINS:
         return "formula only"
     ours = spec.confidence in ("ours", "reconstructed")
     return "ours under a published name" if ours else "trains here"
 
 
-def grouped() -> dict[str, list[Spec]]:
-    """The registry's objectives by group, each in the registry's order."""
-    return {group: [spec for spec in REGISTRY.values() if group_of(spec) == group] for group in GROUPS}
+def by_standing() -> dict[str, list[Spec]]:
+    """The registry's objectives by standing, each in the registry's order."""
+    return {
+        standing: [spec for spec in REGISTRY.values() if standing_of(spec) == standing]
+        for standing in STANDINGS
+    }

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pgdpo.objectives.docs import NOTATION, rows
-from pgdpo.objectives.groups import GROUPS, grouped
+from pgdpo.objectives.catalogue.docs import NOTATION, rows
+from pgdpo.objectives.catalogue.standing import STANDINGS, by_standing
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.objective import get_spec
 from pgdpo.objectives.spec import CONFIDENCE
@@ -19,12 +19,12 @@ WIDTH = 80  # columns that every terminal has
 
 
 def overview() -> Text:
-    """The objectives by group, a line of at most 80 columns each: name, what it does, paper."""
-    specs = [spec for group in grouped().values() for spec in group]
+    """The objectives by standing, a line of at most 80 columns each: name, what it does, paper."""
+    specs = [spec for members in by_standing().values() for spec in members]
     first, second = (max(map(len, cells)) + 2 for cells in ([s.name for s in specs], [s.gist for s in specs]))
     shown = Text()
-    for group, members in grouped().items():
-        shown.append(_wrapped(f"{group}: {GROUPS[group]}", "dim"))
+    for standing, members in by_standing().items():
+        shown.append(_wrapped(f"{standing}: {STANDINGS[standing]}", "dim"))
         for spec in members:
             shown.append(f"{spec.name:{first}}", "bold").append(f"{spec.gist:{second}}{spec.cited}\n")
         shown.append("\n")
@@ -46,7 +46,7 @@ def page(name: str) -> RenderableType:
     for label, text in (
         ("objective", name),
         ("paper", spec.paper),
-        ("stands as", f"{row['group']}: {GROUPS[row['group']]}"),
+        ("stands as", f"{row['standing']}: {STANDINGS[row['standing']]}"),
         ("what it does", spec.summary),
         ("loss", spec.formula),
         ("formula from", f"{spec.confidence}: {CONFIDENCE[spec.confidence]}"),

@@ -1,10 +1,10 @@
-"""The order in which pairs of several manifests are visited in fixed shares: as `Order`, a pure function of (seed,
+"""The order in which groups of several manifests are visited in fixed shares: as `Order`, a pure function of (seed,
 position), whatever the number of ranks and the manifests' sizes.
 
-Each manifest's pairs of each bucket stand in a line without end of their own, shuffled anew in every pass. What stands
-at a position is dealt out evenly, not drawn: groups to buckets by how often these are visited, the places of a bucket's
-groups to its manifests. After any number of pairs each has had its share to within a few, and a pair comes again only
-when all others of its manifest and bucket came.
+Each manifest's groups of each bucket stand in a line without end of their own, shuffled anew in every pass. What stands
+at a position is dealt out evenly, not drawn: micro-batches to buckets by how often these are visited, the places of a
+bucket's micro-batches to its manifests. After any number of groups each has had its share to within a few, and a group
+comes again only when all others of its manifest and bucket came.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pgdpo.data.order import shuffled
+from pgdpo.data.visits.order import shuffled
 from pgdpo.messages.errors import InputError
 
 
@@ -49,13 +49,13 @@ def check_left(shares: Mapping[str, Fraction], sources: Collection[str]) -> None
 
 
 class Mixture:
-    """Groups of (index, draw) by number, from 0 without end; the draw counts a pair's own visits.
+    """Micro-batches of (index, draw) by number, from 0 without end; the draw counts a group's own visits.
 
-    `buckets`: indexes of the pairs in each bucket; `sources`: of every pair the name of its manifest; `shares`: of each
-    name, adding up to 1; `group`: pairs in a group, all of one bucket; `stages`: of every pair the part of its
-    manifest's pass in which it is visited, or None.
+    `buckets`: indexes of the groups in each bucket; `sources`: of every group the name of its manifest; `shares`: of
+    each name, adding up to 1; `micro_batch`: groups in a micro-batch, all of one bucket; `stages`: of every group the
+    part of its manifest's pass in which it is visited, or None.
 
-    Raises InputError where a manifest with a share has no pair.
+    Raises InputError where a manifest with a share has no group.
     """
 
     def __init__(
@@ -64,11 +64,15 @@ class Mixture:
         *,
         sources: Sequence[str],
         shares: Mapping[str, Fraction],
-        group: int,
+        micro_batch: int,
         seed: int,
         stages: Sequence[int] | None = None,
     ) -> None:
-        self._group, self._seed, self._stages = group, seed, None if stages is None else np.asarray(stages)
+        self._micro_batch, self._seed, self._stages = (
+            micro_batch,
+            seed,
+            None if stages is None else np.asarray(stages),
+        )
         self._buckets = [np.asarray(bucket) for bucket in buckets if len(bucket)]
         self._cells = [
             [np.array([index for index in bucket if sources[index] == name], int) for name in shares]
@@ -87,14 +91,14 @@ class Mixture:
         self._turns = _whole([sum(rate) for rate in rates])
         self._shuffled = functools.lru_cache(maxsize=4 * len(self._buckets) * len(shares))(self._shuffle)
 
-    def group(self, number: int) -> list[tuple[int, int]]:
-        """The group's (index, draw)s."""
+    def micro_batch(self, number: int) -> list[tuple[int, int]]:
+        """The micro-batch's (index, draw)s."""
         bucket, ordinal = dealt(number, self._turns)
-        first = ordinal * self._group
-        return [self._visit(bucket, position) for position in range(first, first + self._group)]
+        first = ordinal * self._micro_batch
+        return [self._visit(bucket, position) for position in range(first, first + self._micro_batch)]
 
     def bucket(self, number: int) -> int:
-        """The bucket that the group's pairs are of."""
+        """The bucket that its groups are of."""
         return dealt(number, self._turns)[0]
 
     def _visit(self, bucket: int, position: int) -> tuple[int, int]:

@@ -1,0 +1,111 @@
+"""The policy's forward and backward over a micro-batch of groups: all samples together, or some after the others.
+
+`split` holds the activations of one sample of each group at a time: a group may be larger than what fits. A group's
+loss couples its samples, so the loss and its gradient by the predictions come first, from a forward that keeps no
+activations; then each piece is run again and its share of that gradient is sent back (Gao et al., arXiv 2101.06983).
+One more forward of the policy; losses and gradients are those of the joint forward up to rounding. To DeepSpeed each
+piece is a micro-batch of its own, which every ZeRO stage accumulates as it does any other: there are equally many on
+all ranks and in all micro-batches, as many as the largest group has samples; those that a smaller group lacks have no
+weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+
+from pgdpo.config import TrainConfig
+from pgdpo.engine import engine as engines
+from pgdpo.engine.parallel import Ranks
+from pgdpo.models.family import Family
+from pgdpo.models.protocols import Conditioning
+from pgdpo.reference import Forward
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a forward is cut: `rows` samples at a time, in `count` pieces."""
+
+    rows: int
+    count: int
+
+    def of(self, *sample, padded: bool) -> Iterator[tuple]:
+        """The pieces of a forward's arguments; `padded`: `count` of them, the last one again where there are fewer."""
+        noisy, sigma, conditioning = sample
+        starts = range(0, len(noisy), self.rows)
+        for start in [*starts, *[starts[-1]] * (self.count - len(starts) if padded else 0)]:
+            rows = slice(start, start + self.rows)
+            yield noisy[rows], sigma[rows], {name: tensor[rows] for name, tensor in conditioning.items()}
+
+
+def batched(family: Family, transformer: Callable, train: TrainConfig, group_size: int) -> Forward:
+    """(noisy [N, ...], sigma [N], conditioning) -> prediction [N, ...] of `transformer`, batched as configured.
+
+    `group_size`: samples of the largest group. Without gradient where it is split.
+    """
+    predict = functools.partial(family.predict, transformer)
+    if train.pair_batching == "joint":
+        return predict
+    pieces = Pieces(train.micro_batch_pairs, group_size)
+
+    def one_after_the_other(*sample) -> torch.Tensor:
+        # Sharded weights are gathered by all ranks together.
+        found = [predict(*piece) for piece in pieces.of(*sample, padded=train.zero_stage == 3)]
+        return torch.cat(found)[: len(sample[0])]
+
+    return one_after_the_other
+
+
+class Joint:
+    """The policy: `policy(noisy, sigma, conditioning)`, then `policy.backward(loss)`.
+
+    `forward`: the engine's, with what surrounds it.
+    """
+
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, forward: Callable, family: Family, ranks: Ranks
+    ) -> None:
+        self.engine, self.forward, self.family, self.ranks = engine, forward, family, ranks
+
+    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """Prediction `[N, ...]` of samples, member by member."""
+        return self.family.predict(self.forward, noisy, sigma, conditioning)
+
+    def backward(self, loss: torch.Tensor) -> float | None:
+        """Backward and DeepSpeed's step. Returns the gradient's norm before clipping where the optimizer stepped."""
+        self.engine.backward(loss)
+        return engines.step(self.engine)
+
+
+class Split(Joint):
+    """As `Joint`, with the activations of one sample of each group in memory at any time.
+
+    `group_size`: samples of the largest group.
+    """
+
+    def __init__(self, *policy, train: TrainConfig, group_size: int) -> None:
+        super().__init__(*policy)
+        self._pieces = Pieces(train.micro_batch_pairs, group_size)
+        self._without_gradient = batched(self.family, self.engine, train, group_size)
+
+    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        self._sample = noisy, sigma, conditioning
+        with torch.no_grad():
+            pred = self._without_gradient(noisy, sigma, conditioning)
+        # fp32, so that the gradient is rounded to the prediction's dtype once, as in the joint backward.
+        self._pred = pred.float().requires_grad_(torch.is_grad_enabled())
+        return self._pred
+
+    def backward(self, loss: torch.Tensor) -> float | None:
+        loss.backward()
+        gradients = [*self._pred.grad.split(self._pieces.rows)]
+        gradients += [torch.zeros_like(gradients[-1])] * (self._pieces.count - len(gradients))
+        for piece, gradient in zip(self._pieces.of(*self._sample, padded=True), gradients, strict=True):
+            again = super().__call__(*piece).float()
+            # DeepSpeed takes the mean over its micro-batches, of which the pieces are so many.
+            norm = super().backward(self._pieces.count * (again * gradient).sum())
+        return norm
