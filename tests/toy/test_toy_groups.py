@@ -12,6 +12,7 @@ from pgdpo.config import DataConfig
 from pgdpo.config.read import load_config
 from pgdpo.data.preparing.made_of import named_source
 from pgdpo.messages.errors import InputError
+from pgdpo.rows.manifest import scan_manifest
 from pgdpo.toy.clips import render_dataset
 from pgdpo.toy.reward import true_reward
 from pgdpo.toy.scene import example, group, render
@@ -34,6 +35,7 @@ def test_groups_stand_by_their_true_reward_best_first(tmp_path, samples):
     for split, count, manifest in zip(
         ("train", "held_out"), (3, 2), render_dataset(tmp_path, **FEW, samples=samples), strict=True
     ):
+        assert scan_manifest(manifest)[1] == []
         assert [row["id"] for row in rows(manifest)] == [f"{split}-{number:05d}" for number in range(count)]
         for number, row in enumerate(rows(manifest)):
             assert len(row["samples"]) == samples == len({each["clip"] for each in row["samples"]})
