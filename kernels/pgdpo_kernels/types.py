@@ -112,58 +112,6 @@ def _detached(errors: PairErrors | GroupErrors) -> PairErrors | GroupErrors:
 
 
 @dataclass
-class GroupErrors:
-    """Errors of policy and reference on `N` samples of groups, one number per temporal segment.
-
-    A group's samples share prompt, timestep and noise. Fields are fp32 `[N, S]`, as those of `PairErrors`: means over
-    the segment's elements under the group's mask. `groups` says which samples belong together: a number K, member by
-    member (sample k of group g is row k * B + g, N = K * B), or the group of each sample, `[N]`.
-
-    * `policy`, `ref`: mean squared residual; `ref` None without a reference
-    * `excess`: policy's less reference's, exactly 0 where the predictions are equal
-    * `drift`: mean (policy - reference)^2; None where the reference's prediction is not at hand
-    * `cross`: of groups of two, `[B, S]`, mean product of their residuals; None unless asked for
-    * `count`: sum of the mask's weights in the segment
-    """
-
-    policy: torch.Tensor
-    ref: torch.Tensor | None = None
-    excess: torch.Tensor | None = None
-    drift: torch.Tensor | None = None
-    cross: torch.Tensor | None = None
-    count: torch.Tensor | None = None
-    groups: int | torch.Tensor = 2
-
-    def over_segments(self) -> GroupErrors:
-        """The same errors over the whole sample, `[N, 1]`: segments weighted by their counts."""
-        if self.policy.shape[1] == 1:
-            return self
-        count = torch.ones_like(self.policy) if self.count is None else self.count
-        total = count.sum(1, keepdim=True)
-        share = count / total.clamp_min(torch.finfo(torch.float32).tiny)
-
-        def pool(value: torch.Tensor | None) -> torch.Tensor | None:
-            return None if value is None else (value * share[: len(value)]).sum(1, keepdim=True)
-
-        parts = {name: pool(getattr(self, name)) for name in ("policy", "ref", "excess", "drift", "cross")}
-        return GroupErrors(**parts, count=total, groups=self.groups)
-
-    def detach(self) -> GroupErrors:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
-        return GroupErrors(**values)
-
-    def pairs(self, chosen: torch.Tensor, rejected: torch.Tensor) -> PairErrors:
-        """The errors of pairs of these samples, given by their rows `[P]`; differentiable, without `cross`."""
-        found = {"count": None if self.count is None else self.count[chosen]}
-        for name in ("policy", "ref", "excess", "drift"):
-            value = getattr(self, name)
-            for side, rows in (("chosen", chosen), ("rejected", rejected)):
-                found[f"{name}_{side}"] = None if value is None else value.index_select(0, rows)
-        return PairErrors(**found)
-
-
-@dataclass
 class PreferenceLoss:
     """A preference loss and the numbers to log with it.
 

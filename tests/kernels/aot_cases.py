@@ -86,7 +86,7 @@ def pair_second_stage(full: bool) -> list[Case]:
         "omega",
         "weight",
         "loss",
-        "per_pair",
+        "per_group",
         "slopes",
         "loss_slopes",
     )
