@@ -86,7 +86,7 @@ def pair_second_stage(full: bool) -> list[Case]:
         "omega",
         "weight",
         "loss",
-        "per_group",
+        "per_pair",
         "slopes",
         "loss_slopes",
     )
