@@ -6,6 +6,7 @@ from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
 from .hidden.qk_norm_rope import qk_norm_rope
 from .pairs.diffusion_dpo import diffusion_dpo_loss
+from .pairs.group_errors import group_errors
 from .pairs.noise import noise_pair, pair_noise
 from .pairs.pair_errors import pair_errors
 from .pairs.preference import mean_loss, preference_loss
@@ -21,6 +22,7 @@ __all__ = [
     "gate_residual",
     "gate_residual_norm_modulate",
     "get_backend",
+    "group_errors",
     "mean_loss",
     "noise_pair",
     "norm_modulate",

@@ -18,15 +18,19 @@ def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
 
 def check_pairs(op: str, name: str, tensor: torch.Tensor) -> int:
     """The number of pairs B of a `[2B, ...]` tensor, chosen half first."""
+    check_samples(op, name, tensor, "[2B, ...] with the chosen half first", of=2)
+    return tensor.shape[0] // 2
+
+
+def check_samples(op: str, name: str, tensor: torch.Tensor, meaning: str = "[N, ...]", of: int = 1) -> None:
+    """A sample a row, some multiple of `of`, each with elements."""
     check_float(op, name, tensor)
-    if tensor.dim() < 2 or tensor.shape[0] == 0 or tensor.shape[0] % 2:
+    if tensor.dim() < 2 or tensor.shape[0] == 0 or tensor.shape[0] % of:
         raise ValueError(
-            f"{op}: {name} must be [2B, ...] with the chosen half first and rank 2 or more, "
-            f"got shape {tuple(tensor.shape)}"
+            f"{op}: {name} must be {meaning}, of rank 2 or more, got shape {tuple(tensor.shape)}"
         )
     if tensor.numel() == 0:
         raise ValueError(f"{op}: {name} has no elements, its shape is {tuple(tensor.shape)}")
-    return tensor.shape[0] // 2
 
 
 def check_like(op: str, name: str, tensor: torch.Tensor, other: str, like: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -39,72 +39,76 @@ class PairErrors:
         """The same errors over the whole sample, `[B, 1]`: segments weighted by their counts."""
         if self.policy_chosen.shape[1] == 1:
             return self
-        count = torch.ones_like(self.policy_chosen) if self.count is None else self.count
-        total = count.sum(1, keepdim=True)
-        share = count / total.clamp_min(torch.finfo(torch.float32).tiny)
-
-        def pool(name: str) -> torch.Tensor | None:
-            value = getattr(self, name)
-            return None if value is None else (value * share).sum(1, keepdim=True)
-
-        pooled = {field.name: pool(field.name) for field in fields(self) if field.name != "count"}
-        return PairErrors(**pooled, count=total)
+        return _pooled(self, torch.ones_like(self.policy_chosen) if self.count is None else self.count)
 
     def detach(self) -> PairErrors:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PairErrors(**{name: None if v is None else v.detach() for name, v in values.items()})
+        return _detached(self)
 
 
 @dataclass
 class GroupErrors:
-    """Errors of policy and reference on `N` samples of groups, one number per temporal segment.
+    """Errors of policy and reference on the `N` samples of some groups, one number per temporal segment.
 
-    A group's samples share prompt, timestep and noise. Fields are fp32 `[N, S]`, as those of `PairErrors`: means over
-    the segment's elements under the group's mask. `groups` says which samples belong together: a number K, member by
-    member (sample k of group g is row k * B + g, N = K * B), or the group of each sample, `[N]`.
-
-    * `policy`, `ref`: mean squared residual; `ref` None without a reference
-    * `excess`: policy's less reference's, exactly 0 where the predictions are equal
-    * `drift`: mean (policy - reference)^2; None where the reference's prediction is not at hand
-    * `cross`: of groups of two, `[B, S]`, mean product of their residuals; None unless asked for
-    * `count`: sum of the mask's weights in the segment
+    The fields are those of `PairErrors`, fp32 `[N, S]`, a row for each sample as it was given: `policy`, `ref`,
+    `excess`, `drift` and `count`. `cross` is `[B, S]` and of pairs alone, None unless asked for.
+    `groups` is K where groups of K samples lie member by member, sample g of member k in row k * B + g, else the group
+    of each sample.
     """
 
     policy: torch.Tensor
     ref: torch.Tensor | None = None
     excess: torch.Tensor | None = None
     drift: torch.Tensor | None = None
-    cross: torch.Tensor | None = None
     count: torch.Tensor | None = None
-    groups: int | torch.Tensor = 2
+    cross: torch.Tensor | None = None
+    groups: int | tuple[int, ...] = 1
 
     def over_segments(self) -> GroupErrors:
         """The same errors over the whole sample, `[N, 1]`: segments weighted by their counts."""
         if self.policy.shape[1] == 1:
             return self
-        count = torch.ones_like(self.policy) if self.count is None else self.count
-        total = count.sum(1, keepdim=True)
-        share = count / total.clamp_min(torch.finfo(torch.float32).tiny)
-
-        def pool(value: torch.Tensor | None) -> torch.Tensor | None:
-            return None if value is None else (value * share[: len(value)]).sum(1, keepdim=True)
-
-        parts = {name: pool(getattr(self, name)) for name in ("policy", "ref", "excess", "drift", "cross")}
-        return GroupErrors(**parts, count=total, groups=self.groups)
+        return _pooled(self, torch.ones_like(self.policy) if self.count is None else self.count)
 
     def detach(self) -> GroupErrors:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
-        return GroupErrors(**values)
+        return _detached(self)
 
     def pairs(self, chosen: torch.Tensor, rejected: torch.Tensor) -> PairErrors:
-        """The errors of pairs of these samples, given by their rows `[P]`; differentiable, without `cross`."""
-        found = {"count": None if self.count is None else self.count[chosen]}
-        for name in ("policy", "ref", "excess", "drift"):
+        """The errors of pairs of these samples, `[P, S]`, differentiable: rows `chosen` and `rejected`, integers `[P]`.
+
+        A sample may stand in many pairs. The counts are the chosen's; `cross` is None.
+        """
+
+        def rows(name: str, index: torch.Tensor) -> torch.Tensor | None:
             value = getattr(self, name)
-            for side, rows in (("chosen", chosen), ("rejected", rejected)):
-                found[f"{name}_{side}"] = None if value is None else value.index_select(0, rows)
-        return PairErrors(**found)
+            return None if value is None else value.index_select(0, index)
+
+        sides = {"chosen": chosen, "rejected": rejected}
+        return PairErrors(
+            count=rows("count", chosen),
+            **{
+                f"{name}_{side}": rows(name, index)
+                for name in ("policy", "ref", "excess", "drift")
+                for side, index in sides.items()
+            },
+        )
+
+
+def _tensors(errors: PairErrors | GroupErrors) -> dict[str, torch.Tensor]:
+    found = {field.name: getattr(errors, field.name) for field in fields(errors)}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _pooled(errors: PairErrors | GroupErrors, count: torch.Tensor) -> PairErrors | GroupErrors:
+    total = count.sum(1, keepdim=True)
+    share = count / total.clamp_min(torch.finfo(torch.float32).tiny)
+    means = {name: value for name, value in _tensors(errors).items() if name != "count"}
+    # `cross` of a group is as long as its first member: the mask is the group's.
+    pooled = {name: (x * share[: x.shape[0]]).sum(1, keepdim=True) for name, x in means.items()}
+    return replace(errors, **pooled, count=total)
+
+
+def _detached(errors: PairErrors | GroupErrors) -> PairErrors | GroupErrors:
+    return replace(errors, **{name: value.detach() for name, value in _tensors(errors).items()})
 
 
 @dataclass

@@ -47,7 +47,7 @@ def frame_sums(
         _frame_sum(sample, goal, weights[number % groups])
         for number, (sample, goal) in enumerate(zip(pred, target, strict=True))
     ]
-    return torch.stack(rows).unflatten(0, (size, groups)).transpose(0, 1)
+    return torch.stack([torch.stack(rows[group::groups]) for group in range(groups)])
 
 
 def _frame_sum(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

@@ -202,7 +202,7 @@ def test_the_untrained_loss_is_that_of_a_policy_that_is_the_reference(name):
     assert not fresh.excess_chosen.any()
     run.objective.state.clear()
     run.objective.state.update(before)
-    assert torch.equal(found, run.objective(fresh, pairs).per_pair.detach())
+    assert torch.equal(found, run.objective(fresh, pairs).per_group.detach())
 
 
 @pytest.mark.slow

@@ -19,52 +19,64 @@ def cases(full: bool) -> list[Case]:
     ]
 
 
+def named(name: str, flags: dict[str, bool], members: int, separate: bool) -> str:
+    words = (word for word, has in flags.items() if has)
+    return " ".join((name, *words, *["alone"] * (members == 1), *["separate"] * separate))
+
+
+# (members, separate): a pair's two rows, which have been timed, a sample's own, and either of separate samples.
+ROWS = ((2, False), (1, False), (1, True), (2, True))
+
+
 def pair_sums(full: bool) -> list[Case]:
     from pgdpo_kernels.pairs.pair_kernels import BLOCK, THREADS, partial_sums
 
-    out = []
-    for kind, ref, mask, table, cross in (
-        ("bf16", True, False, False, False),
-        ("fp32", True, False, False, False),
-        ("bf16", True, True, True, True),
-        ("fp16", True, False, False, False),
-        ("bf16", False, False, False, False),
-        ("bf16", True, False, True, True),
-        ("bf16", True, True, False, False),
-    )[: None if full else 3]:
-        name = f"partial_sums {kind}" + "".join(
-            f" {word}"
-            for word, has in (("ref", ref), ("mask", mask), ("segments", table), ("cross", cross))
-            if has
-        )
-        pointers = dict.fromkeys(("pred", "target", "ref"), kind)
-        pointers |= {"mask": "fp32", "table": "i64", "partials": "fp32"}
-        constants = dict(HAS_REF=ref, HAS_MASK=mask, SHORT_MASK=False, HAS_TABLE=table, CROSS=cross)
-        constants |= dict(ALIGN=8, CHUNK=16384, BLOCK=BLOCK)
-        loads = (6 if ref else 4) * (2 if kind == "fp32" else 1)
-        out.append(
-            Case(
-                name,
-                partial_sums,
-                pointers,
-                constants,
-                THREADS,
-                wide_loads=loads,
-                registers=208 if mask else 128,
+    cases = [
+        ("bf16", True, False, False, False, 2, False),
+        ("fp32", True, False, False, False, 2, False),
+        ("bf16", True, True, True, False, 1, True),
+        ("bf16", True, True, True, True, 2, False),
+    ]
+    if full:
+        cases += [
+            (*case, *rows)
+            for rows in ROWS
+            for case in (
+                ("fp16", True, False, False, False),
+                ("bf16", False, False, False, False),
+                ("bf16", True, False, True, rows[0] == 2),
+                ("bf16", True, True, False, False),
             )
-        )
+        ]
+        cases += [("bf16", True, False, False, False, 1, False), ("fp32", True, False, False, False, 1, True)]
+    out = []
+    for kind, ref, mask, table, cross, members, separate in cases:
+        flags = {"ref": ref, "mask": mask, "segments": table, "cross": cross}
+        pointers = dict.fromkeys(("pred", "target", "ref"), kind)
+        pointers |= {"mask": "fp32", "partials": "fp32"}
+        pointers |= dict.fromkeys(("table", "addresses", "groups"), "i64")
+        constants = dict(MEMBERS=members, SEPARATE=separate, HAS_REF=ref, HAS_MASK=mask, SHORT_MASK=False)
+        constants |= dict(HAS_GROUPS=mask and members == 1, HAS_TABLE=table, CROSS=cross)
+        constants |= dict(ALIGN=8, CHUNK=16384, BLOCK=BLOCK)
+        loads = (3 if ref else 2) * members * (2 if kind == "fp32" else 1)
+        registers = (208 if mask else 128) if members == 2 else (128 if mask else 96)
+        name = named(f"partial_sums {kind}", flags, members, separate)
+        wide = dict(wide_loads=loads, registers=registers)
+        out.append(Case(name, partial_sums, pointers, constants, THREADS, **wide))
     return out
 
 
 def pair_second_stage(full: bool) -> list[Case]:
     from pgdpo_kernels.pairs.dpo_kernel import PAIRS, preference_stage
-    from pgdpo_kernels.pairs.pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
+    from pgdpo_kernels.pairs.pair_means_kernel import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
-    for parts, table in itertools.product((512, TILE, 16), (True, False)) if full else [(512, True)]:
-        constants = dict(HAS_REF=True, HAS_TABLE=table, CROSS=True, PAIRS=TILE // parts, PARTS=parts)
+    every = itertools.product((1, 2), (512, TILE, 16), (True, False))
+    for members, parts, table in every if full else [(1, 512, True), (2, 512, True)]:
+        constants = dict(MEMBERS=members, HAS_REF=True, HAS_TABLE=table, CROSS=members == 2)
+        constants |= dict(PAIRS=TILE // parts, PARTS=parts)
         pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
-        name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
+        name = f"pair_means {TILE // parts} x {parts}" + " segments" * table + " alone" * (members == 1)
         out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
     fp32 = (
         "policy",
@@ -113,27 +125,32 @@ def pair_second_stage(full: bool) -> list[Case]:
 def pair_gradients(full: bool) -> list[Case]:
     from pgdpo_kernels.pairs.pair_kernels import BLOCK, THREADS, pair_gradient
 
+    cases = [
+        ("bf16", True, False, False, False, False, 2, False),
+        ("fp32", True, False, False, False, False, 2, False),
+        ("bf16", False, True, True, True, False, 1, True),
+        ("bf16", False, True, True, True, True, 2, False),
+    ]
+    if full:
+        cases += [
+            ("fp16", True, False, False, False, False, 2, False),
+            ("bf16", True, False, True, True, False, 2, False),
+            ("bf16", False, True, True, True, True, 2, True),
+        ]
+        cases += [("bf16", False, False, False, False, False, *rows) for rows in ROWS]
+        cases += [("fp32", False, True, False, True, False, *rows) for rows in ROWS]
     out = []
-    for kind, fused, drift, mask, table, cross in (
-        ("bf16", True, False, False, False, False),
-        ("fp32", True, False, False, False, False),
-        ("bf16", False, True, True, True, True),
-        ("fp16", True, False, False, False, False),
-        ("bf16", False, False, False, False, False),
-        ("bf16", True, False, True, True, False),
-    )[: None if full else 3]:
-        flags = (("fused", fused), ("drift", drift), ("mask", mask), ("segments", table), ("cross", cross))
-        name = f"pair_gradient {kind}" + "".join(f" {word}" for word, has in flags if has)
+    for kind, fused, drift, mask, table, cross, members, separate in cases:
+        flags = {"fused": fused, "drift": drift, "mask": mask, "segments": table, "cross": cross}
         pointers = dict.fromkeys(("pred", "target", "ref", "out"), kind)
         fp32 = ("mask", "grad_loss", "pair_weight", "slopes", "drift_slopes", "cross_slopes", "count")
-        pointers |= dict.fromkeys(fp32, "fp32") | {"table": "i64"}
-        constants = dict(
-            FUSED=fused, HAS_WEIGHT=fused, HAS_REF=True, DRIFT=drift, HAS_MASK=mask, SHORT_MASK=False
-        )
+        pointers |= dict.fromkeys(fp32, "fp32") | dict.fromkeys(("table", "addresses", "groups"), "i64")
+        constants = dict(FUSED=fused, HAS_WEIGHT=fused, MEMBERS=members, SEPARATE=separate, HAS_REF=True)
+        constants |= dict(DRIFT=drift, HAS_MASK=mask, HAS_GROUPS=mask and members == 1, SHORT_MASK=False)
         constants |= dict(HAS_TABLE=table, CROSS=cross, ALIGN=8, CHUNK=16384, BLOCK=BLOCK, EMULATE_BF16=False)
-        each = 2 if kind == "fp32" else 1
-        loads, stores = (6 if drift else 4) * each, 2 * each
-        wide = dict(wide_loads=loads, wide_stores=stores)
+        each = members * (2 if kind == "fp32" else 1)
+        wide = dict(wide_loads=(3 if drift else 2) * each, wide_stores=each)
+        name = named(f"pair_gradient {kind}", flags, members, separate)
         out.append(Case(name, pair_gradient, pointers, constants, THREADS, fp_fusion=False, **wide))
     return out
 
@@ -143,16 +160,18 @@ def noises(full: bool) -> list[Case]:
 
     out = []
     every = itertools.product(("bf16", "fp32"), ("flow", "epsilon", "v", "noise"))
-    for kind, prediction in every if full else [("bf16", "v"), ("fp32", "flow"), ("bf16", "noise")]:
+    every = [(*case, 2) for case in every] + [("bf16", "v", 1), ("bf16", "flow", 8)]
+    quick = [("bf16", "v", 2), ("fp32", "flow", 2), ("bf16", "noise", 2), ("bf16", "v", 1)]
+    for kind, prediction, members in every if full else quick:
         pointers = dict.fromkeys(("latents", "noisy", "target"), kind)
         pointers |= {"level": "fp32", "pair_ids": "i64", "draw": "i64"}
-        constants = dict(PREDICTION=prediction, ALIGN=8, GROUPS=GROUPS, EMULATE_BF16=False)
+        constants = dict(PREDICTION=prediction, MEMBERS=members, ALIGN=8, GROUPS=GROUPS, EMULATE_BF16=False)
         each = 2 if kind == "fp32" else 1
-        loads = 0 if prediction == "noise" else 8 * each
-        stores = 4 * each if prediction == "noise" else 16 * each
+        loads = 0 if prediction == "noise" else 4 * members * each
+        stores = 4 * each if prediction == "noise" else 8 * members * each
         out.append(
             Case(
-                f"noise {kind} {prediction}",
+                f"noise {kind} {prediction}" + f" K={members}" * (members != 2),
                 noise_kernel,
                 pointers,
                 constants,

@@ -317,6 +317,16 @@ WRONG = {
     ),
     "ids": (lambda: pair_noise((2, 4), seed=1, pair_ids=torch.ones(2), draw=0), TypeError, "int64.*float32"),
     "draw": (lambda: pair_noise((2, 4), seed=1, pair_ids=IDS, draw=IDS[:1]), ValueError, r"draw.*\(2,\)"),
+    "ragged members": (
+        lambda: noise_pair(PRED[:3], torch.ones(2), seed=1, pair_ids=IDS, draw=0, prediction="v"),
+        ValueError,
+        "latents must have K rows for each of the 2 pair_ids.*got 3 rows",
+    ),
+    "no ids": (
+        lambda: noise_pair(PRED, torch.ones(2), seed=1, pair_ids=[1, 2], draw=0, prediction="v"),
+        TypeError,
+        "pair_ids must be int64, got list",
+    ),
     "seed": (lambda: pair_noise((2, 4), seed=2**64, pair_ids=IDS, draw=0), ValueError, "64-bit"),
     "prediction": (
         lambda: noise_pair(PRED, torch.ones(2), seed=1, pair_ids=IDS, draw=0, prediction="x0"),

@@ -137,6 +137,20 @@ def test_a_pair_shares_its_noise_and_strides_do_not_matter(backend):
     assert torch.equal(noise_pair(wide, LEVEL, **keys)[0], noise_pair(same, LEVEL, **keys)[0])
 
 
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v"])
+def test_all_members_of_a_group_share_its_noise(backend, prediction):
+    """Rows k * B + g; a sample's bits are those that it has by itself, whatever K is."""
+    keys = {"seed": 1, "draw": 2, "prediction": prediction}
+    for members in (1, 2, 3, 5):
+        x = latents((members * 3, 2, 700), torch.bfloat16)
+        noisy, target = noise_pair(x, LEVEL, pair_ids=IDS, **keys)
+        for row in range(members * 3):
+            group = slice(row % 3, row % 3 + 1)
+            alone = noise_pair(x[row : row + 1], LEVEL[group], pair_ids=IDS[group], **keys)
+            assert torch.equal(noisy[row], alone[0][0]), (members, row)
+            assert torch.equal(target[row], alone[1][0]), (members, row)
+
+
 def test_the_noise_is_gaussian():
     """Moments and tail of 4 million numbers within five standard errors, halves and neighbours uncorrelated."""
     with set_backend("eager"):

@@ -51,7 +51,7 @@ def measure(path: str, overrides: list[str]) -> dict:
     config = load_config(path, overrides)
     device = engines.start_distributed()
     family, transformer = build_policy(config, device, ranks=arrange_ranks(1, device))
-    engine = engines.build_engine(transformer, config)
+    engine = engines.build_engine(transformer, config, group_size=2)
     shape = family.latent_shape(config.data.num_frames, config.data.height, config.data.width)
     torch.manual_seed(dist.get_rank())
     conditioning = {

@@ -227,14 +227,14 @@ def test_pickapic_pictures_of_one_caption_and_user_are_a_group(tmp_path, monkeyp
     monkeypatch.setattr(pickapic, "IN_MEMORY", in_memory)  # 1: they wait in a file
     source = pick(
         tmp_path,
-        [("a", "b", 0), ("x", "y", 1), ("b", "c", 1), ("b", "d", 0.5), ("u", "v", 1), ("a", "e", None)],
+        [("a", "b", 0), ("a", "b", 1), ("b", "c", 1), ("b", "d", 0.5), ("u", "v", 1), ("a", "e", None)],
         user_id=[7, 8, 7, 7, 7, 7],
         caption=["a house"] * 4 + ["a tree", "a house"],
     )
     rows, reading = read("pickapic", source)
     assert [uids(row) for row in rows] == [
         [("b", 0), ("d", 0), ("a", 1), ("c", 1)],
-        [("x", 0), ("y", 1)],
+        [("a", 0), ("b", 1)],  # another user's taste
         [("u", 0), ("v", 1)],
     ]
     assert [row["prompt"] for row in rows] == ["a house", "a house", "a tree"]

@@ -12,6 +12,7 @@ from pgdpo.config import DataConfig
 from pgdpo.config.read import load_config
 from pgdpo.data.preparing.made_of import named_source
 from pgdpo.messages.errors import InputError
+from pgdpo.rows.manifest import scan_manifest
 from pgdpo.toy.clips import render_dataset
 from pgdpo.toy.reward import true_reward
 from pgdpo.toy.scene import example, group, render
@@ -34,6 +35,7 @@ def test_groups_stand_by_their_true_reward_best_first(tmp_path, samples):
     for split, count, manifest in zip(
         ("train", "held_out"), (3, 2), render_dataset(tmp_path, **FEW, samples=samples), strict=True
     ):
+        assert scan_manifest(manifest)[1] == []
         assert [row["id"] for row in rows(manifest)] == [f"{split}-{number:05d}" for number in range(count)]
         for number, row in enumerate(rows(manifest)):
             assert len(row["samples"]) == samples == len({each["clip"] for each in row["samples"]})
@@ -62,6 +64,7 @@ def test_a_group_is_one_scene_with_rising_damage(seed, index, samples, split):
     assert np.array_equal(clips[0], render(pair.chosen)) and drawn.defect == pair.defect
     assert len({clip.tobytes() for clip in clips}) == samples
     assert drawn.strengths[0] == 0 and np.all(np.diff(drawn.strengths) > 0)
+    assert not set(drawn.strengths[1:]) & set(group(seed, index + 1, samples, split=split).strengths)
     edges = 0.1 + 0.9 * np.arange(samples) / (samples - 1)  # one grade in each part
     assert np.all(edges[:-1] < drawn.strengths[1:]) and np.all(drawn.strengths[1:] <= edges[1:])
 

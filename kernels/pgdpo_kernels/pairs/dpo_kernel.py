@@ -11,14 +11,13 @@ import triton.language as tl
 
 from .. import jit
 from . import formula
-from .pair_kernels import (
-    COUNT,
-    EXCESS_CHOSEN,
-    EXCESS_REJECTED,
-    POLICY_CHOSEN,
-    POLICY_REJECTED,
-    SIZES,
-)
+from .pair_kernels import SIZES
+
+POLICY_CHOSEN = tl.constexpr(0)  # as `pair_gradient` reads slopes
+POLICY_REJECTED = tl.constexpr(1)
+COUNT = tl.constexpr(2)
+EXCESS_CHOSEN = tl.constexpr(3)
+EXCESS_REJECTED = tl.constexpr(4)
 
 LOSSES = tl.constexpr(0)
 LOGITS = tl.constexpr(1)

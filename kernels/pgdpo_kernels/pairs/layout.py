@@ -1,4 +1,4 @@
-"""Segments and masks of a pair's samples: from what the user gives to one form that eager code and kernels share."""
+"""Segments, masks and groups of samples: from what the user gives to one form that eager code and kernels share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from ..launch import next_power_of_2
 Segments = int | Sequence[int] | torch.Tensor | None
 
 
-def frame_axis(op: str, shape: torch.Size, frame_dim: int) -> int:
+def frame_axis(op: str, shape: Sequence[int], frame_dim: int) -> int:
     axis = frame_dim + len(shape) if frame_dim < 0 else frame_dim
     if not 1 <= axis < len(shape):
         raise ValueError(f"{op}: frame_dim {frame_dim} is no frame axis of a tensor of shape {tuple(shape)}")
     return axis
 
 
-def segment_index(op: str, segments: Segments, shape: torch.Size, frame_dim: int) -> tuple[int, ...] | None:
+def segment_index(
+    op: str, segments: Segments, shape: Sequence[int], frame_dim: int
+) -> tuple[int, ...] | None:
     """The segment of each frame, None for one segment over the whole sample, however that was said.
 
     A tensor's values are read on the host: give it on the CPU, or as a sequence, to spare a synchronisation.
@@ -53,12 +55,39 @@ def segment_index(op: str, segments: Segments, shape: torch.Size, frame_dim: int
     return index if any(index) else None
 
 
-def pair_mask(op: str, mask: torch.Tensor | None, like: torch.Tensor, frame_dim: int) -> torch.Tensor | None:
-    """The mask as fp32 with the rank of `like` and a size of 1 wherever it is constant, B pairs at most.
+def checked_groups(
+    op: str, groups: int | Sequence[int] | torch.Tensor, samples: int
+) -> int | tuple[int, ...]:
+    """K, or the group of each sample. A tensor's values are read on the host, as those of segments."""
+    if isinstance(groups, int) and not isinstance(groups, bool):
+        if groups < 1 or samples % groups:
+            raise ValueError(
+                f"{op}: groups={groups} members each do not divide the {samples} samples of pred; "
+                "give the group of each sample instead"
+            )
+        return groups
+    given = f"{groups.dtype} {tuple(groups.shape)}" if isinstance(groups, torch.Tensor) else repr(groups)
+    if isinstance(groups, torch.Tensor) and groups.dim() == 1:
+        groups = groups.tolist()
+    if not isinstance(groups, list | tuple) or not all(type(group) is int for group in groups):
+        raise TypeError(f"{op}: groups must be K or the group of each sample, [N] integers, got {given}")
+    if len(groups) != samples or min(groups) < 0:
+        raise ValueError(
+            f"{op}: groups must give one index of 0 or more for each of the {samples} samples, "
+            f"got {tuple(groups)}"
+        )
+    return tuple(groups)
+
+
+def group_mask(
+    op: str, mask: torch.Tensor | None, like: torch.Tensor, shape: Sequence[int], frame_dim: int, meaning: str
+) -> torch.Tensor | None:
+    """The mask as fp32 with the rank of `shape` and a size of 1 wherever it is constant.
 
     Args:
-        mask: weights of 0 or more: as many dimensions as `like`, each 1 or that of one half of `like`
-            (`[B | 1, ...]`), or frame weights `[F]` or `[B | 1, F]`.
+        mask: weights of 0 or more: as many dimensions as `shape`, each 1 or that of `shape`, or frame weights
+            `[F]` or `[G | 1, F]`.
+        shape: `[G, ...]`, one sample of each group: what `meaning` says.
     """
     if mask is None:
         return None
@@ -68,19 +97,19 @@ def pair_mask(op: str, mask: torch.Tensor | None, like: torch.Tensor, frame_dim:
         )
     if mask.device != like.device:
         raise ValueError(f"{op}: mask is on {mask.device}, pred on {like.device}")
-    shape, given = [like.shape[0] // 2, *like.shape[1:]], tuple(mask.shape)
-    if mask.dim() < like.dim() and mask.dim() in (1, 2):
-        axis = frame_axis(op, like.shape, frame_dim)
-        frames = [1] * like.dim()
+    given = tuple(mask.shape)
+    if mask.dim() < len(shape) and mask.dim() in (1, 2):
+        axis = frame_axis(op, shape, frame_dim)
+        frames = [1] * len(shape)
         frames[axis] = mask.shape[-1]
         frames[0] = mask.shape[0] if mask.dim() == 2 else 1
         mask = mask.reshape(frames)
-    if mask.dim() != like.dim() or any(
+    if mask.dim() != len(shape) or any(
         have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)
     ):
         raise ValueError(
-            f"{op}: mask must broadcast to one half of pred, {tuple(shape)}, or be frame weights [F] or "
-            f"[B, F]; got shape {given}"
+            f"{op}: mask must broadcast to {meaning}, {tuple(shape)}, or be frame weights [F] or "
+            f"[{shape[0]}, F]; got shape {given}"
         )
     return mask.detach().float()
 
@@ -164,14 +193,31 @@ def chunk_size(length: int) -> int:
     return min(max(next_power_of_2(-(-length // 512)), 2048), 16384)
 
 
+def mask_groups(
+    groups: int | tuple[int, ...], mask: torch.Tensor | None, members: int, device: torch.device, samples: int
+) -> torch.Tensor | None:
+    """int64 `[N]`, the mask's row of each sample, where a program of `members` rows can't tell from its number."""
+    if mask is None or mask.shape[0] == 1 or groups == members:
+        return None
+    if isinstance(groups, int):
+        return torch.arange(samples // groups, device=device).repeat(groups)
+    return integers(groups, device)
+
+
+def integers(numbers: Sequence, device: torch.device) -> torch.Tensor:
+    """int64 on the device, without waiting for it."""
+    cuda = device.type == "cuda"
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=cuda).to(device, non_blocking=True)
+
+
 def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """`[2B, n]` with unit stride within a row: a view where the samples are contiguous, else a copy."""
+    """`[N, n]` with unit stride within a row: a view where the samples are contiguous, else a copy."""
     x = x.reshape(x.shape[0], -1)
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
 def mask_rows(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
-    """`pair_mask`'s result as contiguous `[B | 1, m]` that repeats along a sample of shape `shape[1:]`."""
+    """`group_mask`'s result as contiguous `[G | 1, m]` that repeats along a sample of shape `shape[1:]`."""
     if mask is None:
         return None
     first = next((axis for axis in range(1, mask.dim()) if mask.shape[axis] != 1), mask.dim())

@@ -1,4 +1,4 @@
-"""Noise that is a pure function of (seed, pair, draw, element), and noising of pairs with it."""
+"""Noise that is a pure function of (seed, pair, draw, element), and noising of pairs and other groups with it."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..backend import interpreting, takes_triton
-from ..checks import FLOATS, check_pairs
+from ..checks import FLOATS, check_samples
 from ..launch import dense_like, launch
 from ..library import opaque
 from ..reference import noise as eager
@@ -15,7 +15,7 @@ PREDICTIONS = ("flow", "epsilon", "v")
 
 
 def noise_pair(
-    latents: torch.Tensor,  # [2B, ...], chosen half first
+    latents: torch.Tensor,  # [K * B, ...], member by member: of pairs the chosen half first
     level: torch.Tensor,  # [B]
     *,
     seed: int,
@@ -23,9 +23,10 @@ def noise_pair(
     draw: int | torch.Tensor,  # [B] int64
     prediction: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy latents and the target of the prediction, both `[2B, ...]` in the latents' dtype.
+    """Noisy latents and the target of the prediction, both `[K * B, ...]` in the latents' dtype.
 
-    Chosen and rejected share one noise. It is the same to the bit on every device and backend, and in any
+    The K samples of a group, rows g, B + g, 2B + g, ..., share one noise: chosen and rejected of a pair, K = 2; a clip
+    by itself, K = 1. It is the same to the bit on every device and backend, and in any
     batch: an element's noise depends on (seed, pair id, draw, its index within the sample) alone.
 
     Args:
@@ -34,7 +35,8 @@ def noise_pair(
             for `epsilon` and `v` the cumulative alpha-bar a in [0, 1]: noisy = sqrt(a) x + sqrt(1 - a) eps,
             target eps or sqrt(a) eps - sqrt(1 - a) x (arXiv 2202.00512).
         seed: a 64-bit integer.
-        pair_ids: 64-bit hashes that name the pairs.
+        pair_ids: 64-bit hashes that name the pairs, or the groups: as many as these, B, of which the rows are a
+            multiple.
         draw: which draw of the pair, an integer or one per pair, modulo 2^32.
         prediction: `flow`, `epsilon` or `v`.
 
@@ -42,14 +44,15 @@ def noise_pair(
         TypeError, ValueError: a dtype, a shape or the prediction is not one of the above.
     """
     op = "noise_pair"
-    pairs = check_pairs(op, "latents", latents)
+    check_samples(op, "latents", latents)
     if prediction not in PREDICTIONS:
         raise ValueError(f"{op}: prediction must be one of {PREDICTIONS}, got {prediction!r}")
+    seed = check_seed(op, seed)
+    pairs = check_members(op, latents, pair_ids)
+    ids, draws = check_ids(op, pair_ids, draw, pairs, latents.device)
     if not isinstance(level, torch.Tensor) or not level.is_floating_point() or level.shape != (pairs,):
         given = (level.dtype, tuple(level.shape)) if isinstance(level, torch.Tensor) else type(level).__name__
         raise ValueError(f"{op}: level must be a float tensor of shape ({pairs},), got {given}")
-    seed = check_seed(op, seed)
-    ids, draws = check_ids(op, pair_ids, draw, pairs, latents.device)
     level = level.detach().to(latents.device, torch.float32).contiguous()
     triton = takes_triton(op, latents)
     return _noise_pair(latents.detach(), level, ids, draws, seed, prediction, triton)
@@ -81,6 +84,19 @@ def check_seed(op: str, seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
+def check_members(op: str, latents: torch.Tensor, pair_ids: torch.Tensor) -> int:
+    """B, the number of groups: that of their ids."""
+    groups = (
+        pair_ids.numel() if isinstance(pair_ids, torch.Tensor) else 1
+    )  # what it is instead `check_ids` tells
+    if not groups or latents.shape[0] % groups:
+        raise ValueError(
+            f"{op}: latents must have K rows for each of the {groups} pair_ids, K * B in all, "
+            f"got {latents.shape[0]} rows"
+        )
+    return groups
+
+
 def check_ids(
     op: str, pair_ids: torch.Tensor, draw: int | torch.Tensor, pairs: int, device: torch.device | str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +125,8 @@ def _noise_pair(
     rows = latents.reshape(latents.shape[0], -1).contiguous()
     if triton:
         noisy, target = torch.empty_like(rows), torch.empty_like(rows)
-        launch_noise(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction)
+        members = rows.shape[0] // level.shape[0]
+        launch_noise(rows, level, pair_ids, draw, noisy, target, rows.shape[1], seed, prediction, members)
         return noisy.view(latents.shape), target.view(latents.shape)
     noise = eager.pair_noise(level.shape[0], rows.shape[1], seed, pair_ids, draw)
     noisy, target = eager.noise_pair(rows, level, noise, prediction)
@@ -134,11 +151,11 @@ def _pair_noise(
         noise = eager.pair_noise(shape[0], elements, seed, pair_ids, draw)
         return noise.to(dtype).reshape(shape).contiguous()
     out = torch.empty(shape, dtype=dtype, device=pair_ids.device)
-    launch_noise(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise")
+    launch_noise(out, pair_ids, pair_ids, draw, out, out, elements, seed, "noise", 1)
     return out
 
 
-def launch_noise(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction) -> None:
+def launch_noise(latents, level, pair_ids, draw, noisy, target, elements, seed, prediction, members) -> None:
     from .noise_kernel import GROUPS, LANE, THREADS, noise_kernel
 
     align = 8 if elements % 8 == 0 else 1
@@ -153,6 +170,7 @@ def launch_noise(latents, level, pair_ids, draw, noisy, target, elements, seed, 
         threads=THREADS,
         fp_fusion=False,
         PREDICTION=prediction,
+        MEMBERS=members,
         ALIGN=align,
         GROUPS=GROUPS,
         EMULATE_BF16=interpreting(),

@@ -1,4 +1,4 @@
-"""Noise and noising of a pair in one pass, to the bits of `reference.noise`: see there for the maths.
+"""Noise and noising of a group in one pass, to the bits of `reference.noise`: see there for the maths.
 
 Every operation between the Philox words and the store is rounded on its own: enable_fp_fusion must be False. The
 multiply-adds that are written out have an exact product, by a power of two, and so the bits of two roundings.
@@ -76,18 +76,19 @@ def gaussians(radius, angle, INTERPRETED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "pairs", "tiles", "seed_low", "seed_high"])
 def noise_kernel(
-    latents,  # [2B, n]; not read for the noise alone
+    latents,  # [K * B, n], member by member; not read for the noise alone
     level,  # fp32 [B]
     pair_ids,  # int64 [B]
     draw,  # int64 [B]
-    noisy,  # [2B, n]; [B, n] for the noise alone
-    target,  # [2B, n]
+    noisy,  # [K * B, n]; [B, n] for the noise alone
+    target,  # [K * B, n]
     length,  # n, in units of ALIGN
     pairs,
     tiles,  # programs a pair
     seed_low,
     seed_high,
     PREDICTION: tl.constexpr,  # "flow", "epsilon", "v", or "noise": the noise alone
+    MEMBERS: tl.constexpr,  # K
     ALIGN: tl.constexpr,
     GROUPS: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
@@ -119,8 +120,8 @@ def noise_kernel(
         if PREDICTION == "noise":
             store_rounded(noisy + pair * size + offset, noise, inside, EMULATE_BF16)
         else:
-            for half in tl.static_range(2):
-                row = (pair + half * pairs) * size
+            for member in tl.static_range(MEMBERS):
+                row = (pair + member * pairs) * size
                 x = tl.load(latents + row + offset, mask=inside, other=0.0).to(tl.float32)
                 aim = noise
                 if PREDICTION == "flow":

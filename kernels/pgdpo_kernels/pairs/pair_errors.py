@@ -12,10 +12,10 @@ from ..backend import takes_triton
 from ..checks import check_float, check_like, check_pairs
 from ..launch import dense_like
 from ..library import once_differentiable, opaque
-from ..reference.pair_errors import pair_errors as eager_pair_errors
+from ..reference import errors as eager
 from ..types import PairErrors
-from .layout import Segments, frame_axis, mask_rows, pair_mask, segment_index
-from .pair_launch import launch_gradient, launch_means, pair_rows, unpack_errors
+from .layout import Segments, frame_axis, group_mask, mask_rows, segment_index
+from .pair_launch import launch_gradient, launch_means, pair_rows, sizes_of_errors, unpack_errors
 
 
 def pair_errors(
@@ -60,12 +60,13 @@ def pair_errors(
     given = checked_arguments(op, pred, target, ref_pred, ref_errors, excess, segments, mask, frame_dim)
     if takes_triton(op, pred):
         rows, index = mask_rows(given.mask, pred.shape), given.index or ()
-        found = _PairErrors.apply(pred, given.target, given.ref_pred, rows, index, given.axis, cross)
+        found = PairErrorsFunction.apply(
+            pred, given.target, given.ref_pred, rows, index, given.axis, cross, 2, None
+        )
         errors = PairErrors(**unpack_errors(*found))
     else:
-        errors = eager_pair_errors(
-            pred, given.target, given.ref_pred, given.index, given.axis, given.mask, cross
-        )
+        where = given.index, given.axis, given.mask
+        errors = eager.pair_errors(pred, given.target, given.ref_pred, *where, cross)
     if given.ref_errors is None:
         return errors
     policy = torch.stack((errors.policy_chosen, errors.policy_rejected))
@@ -82,7 +83,7 @@ class PairArguments:
     excess: torch.Tensor | None  # fp32 [2, B, S]
     index: tuple[int, ...] | None  # the segment of each frame
     axis: int  # of the frames
-    mask: torch.Tensor | None  # fp32, as `layout.pair_mask` gives it
+    mask: torch.Tensor | None  # fp32, as `layout.group_mask` gives it
     pairs: int
     segments: int
 
@@ -95,41 +96,46 @@ def checked_arguments(
     if ref_pred is not None:
         check_like(op, "ref_pred", ref_pred, "pred", pred)
         ref_pred = ref_pred.detach()
-        if ref_errors is not None:
-            raise ValueError(f"{op}: give either ref_pred or ref_errors, got both")
-    if excess is not None and ref_errors is None:
-        raise ValueError(f"{op}: excess goes with ref_errors, which are not given")
+    check_one_reference(op, ref_pred, ref_errors, excess)
     index = segment_index(op, segments, pred.shape, frame_dim)
     axis = 0 if index is None else frame_axis(op, pred.shape, frame_dim)
     shape = pairs, max(index or (0,)) + 1
     cached = (
-        per_side(op, name, x, shape, pred.device)
+        per_sample(op, name, x, (pred.shape[0], shape[1]), pred.device)
         for name, x in (("ref_errors", ref_errors), ("excess", excess))
     )
-    mask = pair_mask(op, mask, pred, frame_dim)
+    cached = (None if x is None else x.reshape(2, *shape) for x in cached)
+    mask = group_mask(op, mask, pred, [pairs, *pred.shape[1:]], frame_dim, "one half of pred")
     return PairArguments(target.detach(), ref_pred, *cached, index, axis, mask, *shape)
 
 
-def per_side(
+def check_one_reference(op: str, ref_pred: object, ref_errors: object, excess: object) -> None:
+    if ref_pred is not None and ref_errors is not None:
+        raise ValueError(f"{op}: give either ref_pred or ref_errors, got both")
+    if excess is not None and ref_errors is None:
+        raise ValueError(f"{op}: excess goes with ref_errors, which are not given")
+
+
+def per_sample(
     op: str, name: str, x: torch.Tensor | None, shape: tuple[int, int], device: torch.device
 ) -> torch.Tensor | None:
-    """`[2B, S]`, or `[2B]` for one segment, as fp32 `[2, B, S]`."""
+    """`[N, S]`, or `[N]` for one segment, as fp32 `[N, S]`."""
     if x is None:
         return None
     check_float(op, name, x)
-    pairs, segments = shape
-    if x.shape not in ((2 * pairs, segments), *([(2 * pairs,)] if segments == 1 else [])):
-        wanted = f"[2B, S] = {(2 * pairs, segments)}"
-        raise ValueError(f"{op}: {name} must be {wanted}, got shape {tuple(x.shape)}")
+    if x.shape not in (shape, *([shape[:1]] if shape[1] == 1 else [])):
+        raise ValueError(
+            f"{op}: {name} must be [N, S] = {shape}, a row for each sample of pred, got shape {tuple(x.shape)}"
+        )
     if x.device != device:
         raise ValueError(f"{op}: {name} is on {x.device}, pred on {device}")
-    return x.detach().float().reshape(2, pairs, segments)
+    return x.detach().float().reshape(shape)
 
 
 def cached_excess(
     policy: torch.Tensor, ref_errors: torch.Tensor, excess: torch.Tensor | None
 ) -> torch.Tensor:
-    """The policy's errors less the reference's, `[2, B, S]`, with the former's gradient."""
+    """The policy's errors less the reference's, of one shape, with the former's gradient."""
     if excess is None:
         return policy - ref_errors
     return excess + (policy - policy.detach())  # 0, or NaN where the policy's error is not finite
@@ -148,11 +154,11 @@ def against_cache(errors: PairErrors, ref_errors: torch.Tensor, excess: torch.Te
     )
 
 
-def _pair_errors_fake(pred, target, ref_pred, mask, index, frame_axis, cross):
-    pairs, segments = pred.shape[0] // 2, max(index, default=0) + 1
-    sizes = (3, 0) if ref_pred is None else (7, 2)
+def _pair_errors_fake(pred, target, ref_pred, mask, index, frame_axis, cross, members=2, groups=None):
+    pairs, segments = pred.shape[0] // members, max(index, default=0) + 1
     new = functools.partial(pred.new_empty, dtype=torch.float32)
-    return tuple(new((size, pairs, segments)) for size in (*sizes, int(cross)))
+    sizes = sizes_of_errors(members, ref_pred is not None, cross)
+    return tuple(new((size, pairs, segments)) for size in sizes)
 
 
 @opaque("pair_errors", _pair_errors_fake)
@@ -164,8 +170,11 @@ def pair_errors_op(
     index: Sequence[int],
     frame_axis: int,
     cross: bool,
+    members: int = 2,
+    groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_means(pair_rows(pred, target, ref_pred, mask, index, frame_axis), cross)
+    """With `members` of 1, of samples of any groups: `groups` [N] is the mask's row of each."""
+    return launch_means(pair_rows(pred, target, ref_pred, mask, groups, index, frame_axis, members), cross)
 
 
 @opaque("pair_errors_backward", lambda grad_errors, drift, cross, count, pred, *_: dense_like(pred))
@@ -182,37 +191,53 @@ def pair_errors_backward_op(
     frame_axis: int,
     grad_loss: torch.Tensor | None,
     weight: torch.Tensor | None,
+    members: int = 2,
+    groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """With `grad_loss` [], `grad_errors` are slopes of each pair's own loss: those of the mean are times
     grad_loss / B * weight [B]."""
-    rows = pair_rows(pred, target, ref_pred, mask, index, frame_axis)
+    rows = pair_rows(pred, target, ref_pred, mask, groups, index, frame_axis, members)
     slopes = (None if grad is None else grad.contiguous() for grad in (grad_errors, grad_drift, grad_cross))
-    return launch_gradient(rows, pred, *slopes, count.contiguous(), grad_loss, weight)
+    return launch_gradient(rows, dense_like(pred), *slopes, count.contiguous(), grad_loss, weight)
 
 
-class _PairErrors(torch.autograd.Function):
-    """`errors` [3 or 7, B, S], `drift` [2 or 0, ...] and `cross` [1 or 0, ...], each differentiable by `pred`."""
+class PairErrorsFunction(torch.autograd.Function):
+    """`errors`, `drift` and `cross` as `sizes_of_errors` says, each differentiable by `pred`."""
 
     @staticmethod
-    def forward(ctx, pred, target, ref_pred, mask, index, frame_axis, cross):
-        errors, drift, cross = pair_errors_op(pred, target, ref_pred, mask, index, frame_axis, cross)
+    def forward(ctx, pred, target, ref_pred, mask, index, frame_axis, cross, members, groups):
+        where = mask, index, frame_axis
+        errors, drift, cross = pair_errors_op(pred, target, ref_pred, *where, cross, members, groups)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(pred, target, ref_pred, mask, errors)
-        ctx.index, ctx.frame_axis = index, frame_axis
+        ctx.save_for_backward(pred, target, ref_pred, mask, groups, errors)
+        ctx.index, ctx.frame_axis, ctx.members = index, frame_axis, members
         return errors, drift, cross
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_errors, grad_drift, grad_cross):
-        pred, target, ref_pred, mask, errors = ctx.saved_tensors
-        if grad_errors is None:
-            grad_errors = torch.zeros_like(errors)
-        if grad_drift is None or grad_drift.shape[0] == 0:
-            ref_pred = grad_drift = None
-        if grad_cross is not None and grad_cross.shape[0] == 0:
-            grad_cross = None
+        pred, target, ref_pred, mask, groups, errors = ctx.saved_tensors
+        slopes = asked_slopes(errors, grad_errors, grad_drift, grad_cross, ctx.members)
+        ref_pred = None if slopes[1] is None else ref_pred
         where = mask, ctx.index, ctx.frame_axis
         grad = pair_errors_backward_op(
-            grad_errors, grad_drift, grad_cross, errors[2], pred, target, ref_pred, *where, None, None
+            *slopes, pred, target, ref_pred, *where, None, None, ctx.members, groups
         )
-        return (grad, *[None] * 6)
+        return (grad, *[None] * 8)
+
+
+def asked_slopes(
+    errors: torch.Tensor,
+    grad_errors: torch.Tensor | None,
+    grad_drift: torch.Tensor | None,
+    grad_cross: torch.Tensor | None,
+    members: int,
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients by what there is of errors, drift and cross; and the count."""
+    if grad_errors is None:
+        grad_errors = torch.zeros_like(errors)
+    if grad_drift is not None and grad_drift.shape[0] == 0:
+        grad_drift = None
+    if grad_cross is not None and grad_cross.shape[0] == 0:
+        grad_cross = None
+    return grad_errors, grad_drift, grad_cross, errors[members]

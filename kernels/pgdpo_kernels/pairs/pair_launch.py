@@ -1,34 +1,38 @@
-"""The launches under `pair_errors` and `diffusion_dpo_loss`, and what both need to prepare them."""
+"""The launches under `pair_errors`, `group_errors` and `diffusion_dpo_loss`, and what both need to prepare them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..backend import interpreting
-from ..launch import dense_like, launch, next_power_of_2
-from .layout import Parts, cut, rows_of
+from ..launch import launch, next_power_of_2
+from .layout import Parts, cut, integers, rows_of
 
 
 @dataclass(frozen=True)
 class PairRows:
     """Policy, target and reference as rows, their mask, and how the rows are cut into parts."""
 
-    pred: torch.Tensor  # [2B, n]
+    pred: torch.Tensor  # [N, n]; the first row alone where each lies by itself
     target: torch.Tensor
     ref: torch.Tensor | None
-    mask: torch.Tensor | None  # fp32 [B | 1, m]
+    mask: torch.Tensor | None  # fp32 [G | 1, m]
+    groups: (
+        torch.Tensor | None
+    )  # int64 [N], the mask's row of each sample, where that isn't a program's number
     cut: Parts
     segments: int
-
-    @property
-    def pairs(self) -> int:
-        return self.pred.shape[0] // 2
+    members: int  # rows that a program reads
+    pairs: int  # B = N / members
+    addresses: torch.Tensor | None = None  # int64 [3, N], of rows that lie by themselves
+    kept: Sequence[Sequence[torch.Tensor]] = ()  # what lies there
 
     def inputs(self) -> tuple[torch.Tensor | None, ...]:
         """The tensors that both passes read."""
-        return self.pred, self.target, self.ref, self.mask, self.cut.table
+        return self.pred, self.target, self.ref, self.addresses, self.mask, self.groups, self.cut.table
 
     def strides(self) -> tuple[int, ...]:
         ref = self.pred if self.ref is None else self.ref
@@ -44,7 +48,10 @@ class PairRows:
         from .pair_kernels import BLOCK, THREADS
 
         return {
+            "MEMBERS": self.members,
+            "SEPARATE": self.addresses is not None,
             "HAS_MASK": self.mask is not None,
+            "HAS_GROUPS": self.groups is not None,
             "SHORT_MASK": self.mask is not None and self.mask.shape[1] < self.cut.chunk,
             "HAS_TABLE": self.cut.table is not None,
             "ALIGN": self.cut.align,
@@ -55,11 +62,12 @@ class PairRows:
 
     def tile(self) -> dict:
         """The second stage's tile: wide enough for a segment's parts, tall enough to fill it."""
-        from .pair_kernels import TILE, TILE_REGISTERS, TILE_THREADS
+        from .pair_means_kernel import TILE, TILE_REGISTERS, TILE_THREADS
 
         parts = min(max(next_power_of_2(self.cut.longest), 16), TILE)
         return {
             **({} if torch.version.hip else {"maxnreg": TILE_REGISTERS}),
+            "MEMBERS": self.members,
             "HAS_TABLE": self.cut.table is not None,
             "PAIRS": TILE // parts,
             "PARTS": parts,
@@ -72,22 +80,53 @@ def pair_rows(
     target: torch.Tensor,
     ref: torch.Tensor | None,
     mask: torch.Tensor | None,
-    index: list[int],
+    groups: torch.Tensor | None,
+    index: Sequence[int],
     frame_axis: int,
+    members: int,
 ) -> PairRows:
+    """Of stacked samples `[N, ...]`."""
     rows = [None if x is None else rows_of(x) for x in (pred, target, ref)]
     strides = [pred[0].numel(), *(x.stride(0) for x in rows if x is not None)]
     align = 8 if all(stride % 8 == 0 for stride in strides) else 1
     parts = cut(pred.shape, frame_axis, tuple(index) or None, align, pred.device)
-    return PairRows(*rows, mask, parts, max(index, default=0) + 1)
+    segments = max(index, default=0) + 1
+    return PairRows(*rows, mask, groups, parts, segments, members, pred.shape[0] // members)
+
+
+def separate_rows(
+    pred: Sequence[torch.Tensor],
+    target: Sequence[torch.Tensor],
+    ref: Sequence[torch.Tensor],
+    mask: torch.Tensor | None,
+    groups: torch.Tensor | None,
+    index: Sequence[int],
+    frame_axis: int,
+    members: int,
+) -> PairRows:
+    """Of N samples `[...]`, each a tensor; `ref` is empty without a reference."""
+    shape, device = torch.Size((len(pred), *pred[0].shape)), pred[0].device
+    align = 8 if pred[0].numel() % 8 == 0 else 1
+    kept = [[own_row(x, align) for x in samples] for samples in (pred, target, ref)]
+    addresses = integers([[x.data_ptr() for x in rows] for rows in kept if rows], device)
+    first = [rows[0][None] if rows else None for rows in kept]
+    parts, segments = cut(shape, frame_axis, tuple(index) or None, align, device), max(index, default=0) + 1
+    pairs = len(pred) // members
+    return PairRows(*first, mask, groups, parts, segments, members, pairs, addresses, kept)
+
+
+def own_row(x: torch.Tensor, align: int) -> torch.Tensor:
+    """`[n]`: a view where the sample is contiguous and can be read as wide as in a stack, else a copy."""
+    x = x.detach().reshape(-1).contiguous()
+    return x.clone() if align > 1 and x.data_ptr() % 16 else x
 
 
 def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
-    """Partial sums, fp32 `[10, B, parts]`."""
-    from .pair_kernels import QUANTITIES, partial_sums
+    """Partial sums, fp32 `[5 * members, B, parts]`."""
+    from .pair_kernels import partial_sums
 
     parts = rows.cut.parts
-    partials = torch.empty(QUANTITIES, rows.pairs, parts, device=rows.pred.device)
+    partials = torch.empty(5 * rows.members, rows.pairs, parts, device=rows.pred.device)
     grid, numbers = (rows.pairs * parts,), (*rows.strides(), rows.pairs, parts, *rows.mask_strides())
     switches = {"HAS_REF": rows.ref is not None, "CROSS": cross}
     launch(partial_sums, grid, rows.inputs(), (partials,), numbers, **switches, **rows.options())
@@ -96,7 +135,7 @@ def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
 
 def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
     """The errors of each pair's segments, as `empty_errors` lays them out: a program has one segment of some pairs."""
-    from .pair_kernels import pair_means
+    from .pair_means_kernel import pair_means
 
     has_ref = rows.ref is not None
     errors = empty_errors(rows, has_ref, cross)
@@ -109,7 +148,7 @@ def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
 
 def launch_gradient(
     rows: PairRows,
-    like: torch.Tensor,
+    out: torch.Tensor,
     slopes: torch.Tensor,
     drift_slopes: torch.Tensor | None,
     cross_slopes: torch.Tensor | None,
@@ -117,10 +156,9 @@ def launch_gradient(
     grad_loss: torch.Tensor | None,
     weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The gradient by `pred`, contiguous, in its dtype and the shape of `like`."""
+    """The gradient by `pred`, into `out`: `[N, ...]`, contiguous."""
     from .pair_kernels import pair_gradient
 
-    out = dense_like(like)
     sizes = (rows.pairs, rows.cut.parts, rows.segments)
     launch(
         pair_gradient,
@@ -130,7 +168,7 @@ def launch_gradient(
         (*rows.strides(), *sizes, *rows.mask_strides()),
         FUSED=grad_loss is not None,
         HAS_WEIGHT=weight is not None,
-        HAS_REF=slopes.shape[0] > 3,
+        HAS_REF=slopes.shape[0] > rows.members + 1,
         DRIFT=drift_slopes is not None,
         CROSS=cross_slopes is not None,
         fp_fusion=False,  # slopes times the gradient from above are rounded as autograd does it between two ops
@@ -141,10 +179,18 @@ def launch_gradient(
 
 
 def empty_errors(rows: PairRows, has_ref: bool, cross: bool) -> tuple[torch.Tensor, ...]:
-    """What the second stage writes: `errors` [3 or 7, B, S], `drift` [2 or 0, ...], `cross` [1 or 0, ...]."""
-    sizes = (7 if has_ref else 3, 2 if has_ref else 0, 1 if cross else 0)
-    device = rows.pred.device
+    """What the second stage writes, see `sizes_of_errors`."""
+    device, sizes = rows.pred.device, sizes_of_errors(rows.members, has_ref, cross)
     return tuple(torch.empty(size, rows.pairs, rows.segments, device=device) for size in sizes)
+
+
+def sizes_of_errors(members: int, has_ref: bool, cross: bool) -> tuple[int, int, int]:
+    """The first sizes of `errors`, `drift` and `cross`, each `[..., B, S]`.
+
+    `errors` holds of each member the policy's error, then the count, then of each member the excess and the
+    reference's error.
+    """
+    return (3 * members + 1, members, int(cross)) if has_ref else (members + 1, 0, int(cross))
 
 
 def unpack_errors(errors: torch.Tensor, drift: torch.Tensor, cross: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,4 +198,16 @@ def unpack_errors(errors: torch.Tensor, drift: torch.Tensor, cross: torch.Tensor
     names = ("policy_chosen", "policy_rejected", "count", "excess_chosen", "excess_rejected", "ref_chosen")
     fields = dict(zip((*names, "ref_rejected"), errors.unbind(0), strict=False))
     fields |= dict(zip(("drift_chosen", "drift_rejected"), drift.unbind(0), strict=False))
+    return fields | dict(zip(("cross",), cross.unbind(0), strict=False))
+
+
+def unpack_groups(
+    errors: torch.Tensor, drift: torch.Tensor, cross: torch.Tensor, members: int
+) -> dict[str, torch.Tensor]:
+    """The fields of `GroupErrors` by name, samples member by member."""
+    has_ref = errors.shape[0] > members + 1
+    policy, count, *against = errors.split([members, 1, *[members, members] * has_ref])
+    fields = {"policy": policy, "count": count.expand(members, -1, -1)}
+    fields |= dict(zip(("excess", "ref", "drift"), (*against, drift), strict=False)) if against else {}
+    fields = {name: x.flatten(0, 1) for name, x in fields.items()}
     return fields | dict(zip(("cross",), cross.unbind(0), strict=False))

@@ -102,10 +102,11 @@ def _sqrt(x: torch.Tensor) -> torch.Tensor:
 def noise_pair(
     latents: torch.Tensor, level: torch.Tensor, noise: torch.Tensor, prediction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy latents and target `[2B, n]` in the latents' dtype; fp32 `level` `[B]`, `noise` `[B, n]`."""
+    """Noisy latents and target `[K * B, n]` in the latents' dtype; fp32 `level` `[B]`, `noise` `[B, n]`."""
+    members = latents.shape[0] // level.shape[0]
     x = latents.float()
     keep, add = (1 - level, level) if prediction == "flow" else (_sqrt(level), _sqrt(1 - level))
-    keep, add, noise = keep.repeat(2)[:, None], add.repeat(2)[:, None], noise.repeat(2, 1)
+    keep, add, noise = (y.repeat(members, 1) for y in (keep[:, None], add[:, None], noise))
     noisy = keep * x + add * noise
     target = noise
     if prediction == "flow":

@@ -1,4 +1,4 @@
-"""`pair_errors` in eager PyTorch, differentiable by `pred`."""
+"""`group_errors` and `pair_errors` in eager PyTorch, differentiable by `pred`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,39 @@ def pair_errors(
     mask: torch.Tensor | None,  # fp32 [B | 1, ...] of the same rank
     cross: bool,
 ) -> PairErrors:
+    errors = group_errors(pred, target, ref_pred, index, frame_axis, mask, None, cross)
+    halves = {}
+    for name in ("policy", "ref", "excess", "drift"):
+        if name in errors:
+            halves[f"{name}_chosen"], halves[f"{name}_rejected"] = errors[name].chunk(2)
+    return PairErrors(**halves, count=errors["count"].chunk(2)[0], cross=errors.get("cross"))
+
+
+def group_errors(
+    pred: torch.Tensor,  # [N, ...]
+    target: torch.Tensor,
+    ref_pred: torch.Tensor | None,
+    index: tuple[int, ...] | None,
+    frame_axis: int,
+    mask: torch.Tensor | None,  # fp32 [G | 1, ...] of the same rank
+    groups: torch.Tensor | None,  # [N], the mask's row of each sample; None where they repeat
+    cross: bool,
+) -> dict[str, torch.Tensor]:
+    """The fields of `GroupErrors` that there are."""
     count = 1 if index is None else max(index) + 1
     parts = []
     for segment in range(count):
         frames = None if index is None else [f for f, s in enumerate(index) if s == segment]
-        parts.append(_one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross))
-    names = parts[0].keys()
-    return PairErrors(**{name: torch.stack([part[name] for part in parts], 1) for name in names})
+        parts.append(_one_segment(pred, target, ref_pred, frames, frame_axis, mask, groups, cross))
+    return {name: torch.stack([part[name] for part in parts], 1) for name in parts[0]}
 
 
-def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dict[str, torch.Tensor]:
-    pairs = pred.shape[0] // 2
+def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, groups, cross) -> dict[str, torch.Tensor]:
     weight, total = None, None
     if mask is not None:
-        shape = list(pred.shape)
-        shape[0] = pairs
-        weight = _rows(mask.expand(shape), frames, frame_axis)
+        weight = _rows(mask.expand(mask.shape[0], *pred.shape[1:]), frames, frame_axis)
         total = _RowSum.apply(weight)
-        weight = weight.repeat(2, 1)
+        weight, total = (_of_samples(x, groups, pred.shape[0]) for x in (weight, total))
 
     def rows(x: torch.Tensor) -> torch.Tensor:
         x = _rows(x, frames, frame_axis).float()
@@ -42,35 +57,36 @@ def _one_segment(pred, target, ref_pred, frames, frame_axis, mask, cross) -> dic
 
     policy, target = rows(pred), rows(target)
     if total is None:
-        total = torch.full((pairs,), float(policy.shape[1]), device=pred.device)
+        total = torch.full((pred.shape[0],), float(policy.shape[1]), device=pred.device)
     inverse = torch.where(total > 0, 1.0 / total.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
     def mean(product: torch.Tensor) -> torch.Tensor:
         if weight is not None:
             product = product * weight[: product.shape[0]]
-        return _RowSum.apply(product) * inverse.repeat(product.shape[0] // pairs)
+        return _RowSum.apply(product) * inverse[: product.shape[0]]
 
     residual = policy - target
     error = mean(residual * residual)
-    out = _halves("policy", error)
+    out = {"policy": error}
     if ref_pred is not None:
         reference = rows(ref_pred)
         ref_residual, drift = reference - target, policy - reference
-        out |= _halves("ref", mean(ref_residual * ref_residual))
+        out["ref"] = mean(ref_residual * ref_residual)
         excess = mean((drift * (residual + ref_residual)).detach())
-        out |= _halves(
-            "excess", excess + (error - error.detach())
-        )  # its gradient is the error's, 2 rho_p / N
-        out |= _halves("drift", mean(drift * drift))
+        out["excess"] = excess + (error - error.detach())  # its gradient is the error's, 2 rho_p / N
+        out["drift"] = mean(drift * drift)
     if cross:
-        out["cross"] = mean(residual[:pairs] * residual[pairs:])
+        chosen, rejected = residual.chunk(2)
+        out["cross"] = mean(chosen * rejected)
     out["count"] = total
     return out
 
 
-def _halves(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
-    chosen, rejected = values.chunk(2)
-    return {f"{name}_chosen": chosen, f"{name}_rejected": rejected}
+def _of_samples(x: torch.Tensor, groups: torch.Tensor | None, samples: int) -> torch.Tensor:
+    """What there is for each row of the mask, for each sample."""
+    if groups is not None:
+        return x.index_select(0, groups)
+    return x.repeat(samples // x.shape[0], *[1] * (x.dim() - 1))
 
 
 def _rows(x: torch.Tensor, frames: list[int] | None, frame_axis: int) -> torch.Tensor:
