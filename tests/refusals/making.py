@@ -206,7 +206,7 @@ def bad_groups(place: Place) -> list[str]:
     """As `bad_rows`, with one sample at fault in each."""
     write_clips(place.folder / "clips")
     samples = {
-        "wide": [{"clip": "clips/0a.mp4"}, {"clip": "clips/wide.mp4"}],
+        "wide": [{"clip": "clips/wide.mp4"}, {"clip": "clips/0a.mp4"}],
         "short": [{"clip": "clips/0a.mp4"}, {"clip": "clips/0b.mp4"}, {"clip": "clips/short.mp4"}],
         "hash": [{"clip": "clips/0a.mp4", "sha256": "0" * 64}],
     }
