@@ -78,8 +78,8 @@ def write_config(path: Path, output: Path, model_path: Path, /, **sections: dict
         "objective": {"name": "dpo", "beta": 500},
         "train": {
             "steps": 4,
-            "global_batch_pairs": 4,
-            "micro_batch_pairs": 2,
+            "global_batch_groups": 4,
+            "micro_batch_groups": 2,
             "learning_rate": 1e-3,
             "precision": "fp32",
             "checkpoint_every": 2,

@@ -124,7 +124,7 @@ def measured(name: str, before: Path | None, rounds: int, folder: Path) -> dict:
     config = load_config(f"configs/{name}.yaml", [])
     planner = Planner(config)
     gpu = {"name": "H100", "gpus": 1, "nodes": 1, "memory_gb": None, "mfu": 0.35, "disk_gb_per_s": 1.0}
-    step = planner.plan(config, hardware.machine(**gpu)).step.seconds / config.train.global_batch_pairs
+    step = planner.plan(config, hardware.machine(**gpu)).step.seconds / config.train.global_batch_groups
     checkouts = {"read": Path.cwd(), **({"read_before": before} if before else {})}
     size, readers = {}, {}
     for which, dtype in (("read", torch.bfloat16), ("read_before", torch.float32)):

@@ -109,7 +109,12 @@ def make_world(folder: Path, size: tuple[int, int, int], architectures: list[str
             },
             "model": {"path": str(folder / name), "random_init": True, "adapter": {"rank": 64, "alpha": 64}},
             "objective": {"name": "pg_dpo", "beta": 500},
-            "train": {"steps": STEPS, "global_batch_pairs": 1, "cached_draws": STEPS // 2, "warmup_steps": 0},
+            "train": {
+                "steps": STEPS,
+                "global_batch_groups": 1,
+                "cached_draws": STEPS // 2,
+                "warmup_steps": 0,
+            },
         }
         (folder / f"{name}.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     app(["prepare", str(folder / f"{name}.yaml")], standalone_mode=False)

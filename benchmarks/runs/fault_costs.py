@@ -138,7 +138,7 @@ def _measure(out: Path) -> None:
         return take(*arguments)
 
     Step.take = stepping
-    overrides = [f"train.steps={STEPS}", "train.micro_batch_pairs=8", "name=guards", "evaluate.every=null"]
+    overrides = [f"train.steps={STEPS}", "train.micro_batch_groups=8", "name=guards", "evaluate.every=null"]
     Trainer(load_config("quickstart.yaml", overrides)).train(restart=True)
     if torch.distributed.get_rank() == 0:
         out.write_text(json.dumps(seconds))

@@ -64,7 +64,7 @@ def equal(folder: Path) -> dict:
     )
     train("straight")
     train("again")
-    train("two", "train.micro_batch_pairs=8", ranks=2, threads=1)
+    train("two", "train.micro_batch_groups=8", ranks=2, threads=1)
     train("resumed", "train.steps=5")
     train("resumed", "--resume")
 

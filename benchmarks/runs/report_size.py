@@ -29,7 +29,7 @@ CONFIG = {
     "objective": {"name": "pg_dpo", "beta": 500},
     "train": {
         "steps": 1,
-        "global_batch_pairs": 1,
+        "global_batch_groups": 1,
         "learning_rate": 1e-5,
         "schedule": "constant",
         "warmup_steps": 0,

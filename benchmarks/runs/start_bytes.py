@@ -121,7 +121,7 @@ def measure(folder: Path) -> dict:
     """Each stage's bytes a rank, by kind: least, most, and the size of all such files."""
     model = save_tiny_wan(folder / "tiny", layers=24)
     data = {"toy": {"train_pairs": 64, "held_out_pairs": 32}, "pairs_per_shard": 2}
-    train = {"steps": 1, "global_batch_pairs": RANKS, "micro_batch_pairs": 1, "zero_stage": 3}
+    train = {"steps": 1, "global_batch_groups": RANKS, "micro_batch_groups": 1, "zero_stage": 3}
     train |= {"learning_rate": 1e-4, "checkpoint_every": 1, "cached_draws": 1}
     config = write_config(folder / "config.yaml", folder / "out", model, data=data, train=train)
     run_pgdpo("prepare", config)

@@ -18,15 +18,15 @@ from tests.worlds import losses, save_tiny_wan, toy_world
 from ..report import RESULTS
 
 STEPS = [
-    *("train.steps=6", "train.zero_stage=3", "train.micro_batch_pairs=1"),  # two micro-batches a rank
+    *("train.steps=6", "train.zero_stage=3", "train.micro_batch_groups=1"),  # two micro-batches a rank
     "train.deepspeed.zero_optimization.stage3_param_persistence_threshold=0",  # nothing is too small to be sharded
 ]
 FULL = ["model.adapter=null", "train.learning_rate=1e-5", "train.precision=bf16"]
 CASES = {
     "adapter": [],
-    "adapter, whole batch at once": ["train.micro_batch_pairs=2"],
+    "adapter, whole batch at once": ["train.micro_batch_groups=2"],
     "adapter, checkpointed blocks": ["model.gradient_checkpointing=full"],
-    "adapter, chosen and rejected apart": ["train.pair_batching=split"],
+    "adapter, chosen and rejected apart": ["train.group_batching=split"],
     "adapter that the run starts from": ["model.adapter.reference=init"],
     "frozen": ["train.reference=frozen"],
     "ema": ["train.reference=ema"],

@@ -255,7 +255,7 @@ def share_problems(rows: Sequence[CheckedRow], inspected: Inspection) -> Iterato
     if shares is None or not rows:
         return
     counts = Counter(row.manifest_name for row in rows)
-    visits = {name: float(share) * train.steps * train.global_batch_pairs for name, share in shares.items()}
+    visits = {name: float(share) * train.steps * train.global_batch_groups for name, share in shares.items()}
     each = {
         name: visits[name] / counts[name] for name in shares if counts[name]
     }  # of one pair, in the whole run
@@ -277,8 +277,8 @@ def amount_problems(
     rows: Sequence[CheckedRow], held_out: Sequence[CheckedRow], inspected: Inspection
 ) -> Iterator[Problem]:
     """Batches, and prompts that are sampled, against the number of pairs."""
-    key, train = "train.global_batch_pairs", inspected.loaded.train
-    batch = train.global_batch_pairs
+    key, train = "train.global_batch_groups", inspected.loaded.train
+    batch = train.global_batch_groups
     try:
         check_batches(train, ranks=1)
     except InputError as error:

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from pgdpo.checkpoints.published import checkpoints_of, damaged_step, has_whole_state, read_state
-from pgdpo.config import Config, DataConfig
+from pgdpo.config import Config, DataConfig, TrainConfig
+from pgdpo.config.explain import renamed
 from pgdpo.config.read import covered, validated
 from pgdpo.data.sources import shares_of
 from pgdpo.messages.console import say_once
@@ -46,7 +47,7 @@ COMMANDS = {
             "deepspeed",
         )
     ),
-    *(f"train.{key}" for key in ("sequence_parallel", "pair_batching", "trackers", "tracker_project")),
+    *(f"train.{key}" for key in ("sequence_parallel", "group_batching", "trackers", "tracker_project")),
     *(
         f"train.{key}"
         for key in ("checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "watchdog_seconds")
@@ -154,6 +155,15 @@ def without_old_defaults(config: Mapping) -> Mapping:
     return {**config, "evaluate": kept}
 
 
+def with_new_names(config: Mapping) -> Mapping:
+    """A record from before keys were renamed, under the names of now."""
+    train = config.get("train")
+    if not isinstance(train, Mapping):
+        return config
+    names = renamed(TrainConfig)
+    return {**config, "train": {names.get(key, key): value for key, value in train.items()}}
+
+
 def _validated(where: Path, state: Mapping) -> Config:
     config = state.get("config")
     if not isinstance(config, dict):
@@ -161,6 +171,8 @@ def _validated(where: Path, state: Mapping) -> Config:
     versions = state.get("versions")
     made_by = versions.get("pgdpo") if isinstance(versions, dict) else None
     by = f", made by pgdpo {made_by}" if made_by else ""
-    loaded, problems = validated(Config, f"{where} (a run's record{by})", {}, without_old_defaults(config))
+    loaded, problems = validated(
+        Config, f"{where} (a run's record{by})", {}, without_old_defaults(with_new_names(config))
+    )
     raise_errors(problems)
     return loaded

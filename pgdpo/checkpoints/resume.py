@@ -21,7 +21,7 @@ import yaml
 from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.events import log_event
 from pgdpo.checkpoints.published import checkpoints_of, step_of
-from pgdpo.checkpoints.record import dumped, flat, is_free, settled
+from pgdpo.checkpoints.record import dumped, flat, is_free, settled, with_new_names
 from pgdpo.config import Config
 from pgdpo.config.read import covered
 from pgdpo.files.atomic import atomic_path, write_json
@@ -68,7 +68,7 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
 def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple]:
     # No LoRA to start from, and nothing told that is rounded; other hashes may be newer than the record.
     none = {"init_hash": None, "told_rounded": None}
-    before = none | flat(state["config"]) | flat(state["identity"])
+    before = none | flat(with_new_names(state["config"])) | flat(state["identity"])
     now = none | dumped(config) | flat(identity)
     given = flat(config.model_dump(mode="json", exclude_defaults=True))
     return {

@@ -128,7 +128,7 @@ class Config(Section):
         """Raises ValueError where keys of `train` contradict each other."""
         whole = {
             "zero_stage": 0,
-            "pair_batching": "joint",
+            "group_batching": "joint",
             "sequence_parallel": 1,
             "offload_optimizer": "none",
         }

@@ -51,7 +51,7 @@ COUNTS = {
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 DEEPSPEEDS_TO_CHECK = ("communication_data_type", "prof_ops")
 
-_BATCH = "it follows from the ranks; set train.global_batch_pairs and train.micro_batch_pairs"
+_BATCH = "it follows from the ranks; set train.global_batch_groups and train.micro_batch_groups"
 _PRECISION = "weights that train stay fp32 and their gradients are summed in fp32; set train.precision"
 _SAVES = "checkpoints are of pgdpo's own format, for every stage and number of ranks; leave it out"
 _ADAMW = "the optimizer is torch's AdamW; set train.learning_rate, train.adam_betas and train.weight_decay"

@@ -58,6 +58,11 @@ def _unknown(
     *parents, name = location
     section = model_at(model, tuple(parents))
     known = list(section.model_fields) if section else []
+    key = ".".join(map(str, location))
+    if new := renamed(section).get(name):
+        called = ".".join(map(str, (*parents, new)))
+        what, mend = f"`{key}` is called `{called}` now", f"rename it to `{called}`"
+        return Problem(file, what, key, value, called, mend, line_of(lines, location))
     close = difflib.get_close_matches(str(name), known, n=1) or _meant_by(section, parents, name)
     homes = [
         f"{home}.{name}"
@@ -65,10 +70,16 @@ def _unknown(
         if (inner := model_at(model, (home,))) and name in inner.model_fields
     ]
     guess = close or homes[:1]
-    key = ".".join(map(str, location))
     what = f"unknown key `{key}`" + (f": did you mean `{guess[0]}`?" if guess else "")
     mend = f"rename or move it to `{guess[0]}`" if guess else "remove it"
     return Problem(file, what, key, value, ", ".join(known), mend, line_of(lines, location))
+
+
+def renamed(section: type[BaseModel] | None) -> dict[str, str]:
+    """Keys of a section under the names that they had before (`was`)."""
+    fields = section.model_fields if section else {}
+    extra = {key: field.json_schema_extra or {} for key, field in fields.items()}
+    return {about["was"]: key for key, about in extra.items() if "was" in about}
 
 
 def _meant_by(section: type[BaseModel] | None, parents: Sequence, name: Any) -> list[str]:

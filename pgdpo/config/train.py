@@ -107,8 +107,18 @@ class SteerConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    global_batch_pairs: int = Field(16, ge=1, description="Pairs per optimizer step, over all ranks.")
-    micro_batch_pairs: int = Field(1, ge=1, description="Pairs per forward on one rank.")
+    global_batch_groups: int = Field(
+        16,
+        ge=1,
+        description="Pairs, or groups of samples, per optimizer step, over all ranks.",
+        json_schema_extra={"was": "global_batch_pairs"},
+    )
+    micro_batch_groups: int = Field(
+        1,
+        ge=1,
+        description="Pairs, or groups, whose loss is computed together on one rank, each whole.",
+        json_schema_extra={"was": "micro_batch_pairs"},
+    )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "cosine"] = Field("constant", description="After the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
@@ -162,10 +172,11 @@ class TrainConfig(Section):
     reference_sync_every: int = Field(
         512, ge=1, description="synced: optimizer steps after which the reference becomes the policy."
     )
-    pair_batching: Literal["joint", "split"] = Field(
+    group_batching: Literal["joint", "split"] = Field(
         "joint",
-        description="joint: chosen and rejected in one forward; split: one after the other, half the activations in "
-        "memory for one more forward of the policy.",
+        description="joint: all samples of a micro-batch in one forward; split: one sample of each group after the "
+        "other, half the activations of pairs in memory (less of larger groups) for one more forward of the policy.",
+        json_schema_extra={"was": "pair_batching"},
     )
     check_memory: Literal["refuse", "warn"] = Field(
         "refuse",
@@ -215,6 +226,6 @@ class TrainConfig(Section):
     deterministic: bool = Field(
         False,
         description="Sum gradients in one order whatever the number of ranks, with deterministic kernels: bit-equal "
-        "runs. For zero_stage 0 and pair_batching joint; whole-batch objectives see a micro-batch.",
+        "runs. For zero_stage 0 and group_batching joint; whole-batch objectives see a micro-batch.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes order, timesteps, noise and initial adapters.")

@@ -121,7 +121,7 @@ def mask_needed(config: Config, family: Family) -> str | None:
     if not family.masks_text or family.masked_attention is not None:
         return None
     sizes = {
-        "train.micro_batch_pairs": config.train.micro_batch_pairs,
+        "train.micro_batch_groups": config.train.micro_batch_groups,
         "evaluate.batch": config.evaluate.batch,
     }
     several = [f"{key} is {size}" for key, size in sizes.items() if size > 1]

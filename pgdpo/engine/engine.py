@@ -189,7 +189,7 @@ def build_engine(
         config=deepspeed_config(
             train,
             trained=sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
-            pieces=group_size if train.pair_batching == "split" else 1,
+            pieces=group_size if train.group_batching == "split" else 1,
         ),
     )
     if train.zero_stage == 3:
@@ -242,7 +242,7 @@ def deepspeed_config(train: TrainConfig, trained: int = REDUCE_BUCKET, pieces: i
     return {
         "steps_per_print": 2**31,
         **given,
-        "train_micro_batch_size_per_gpu": train.micro_batch_pairs,
+        "train_micro_batch_size_per_gpu": train.micro_batch_groups,
         "gradient_accumulation_steps": check_batches(train, data_ranks) * pieces,
         "gradient_clipping": 0.0 if train.deterministic else train.max_grad_norm,
         "zero_optimization": zero,

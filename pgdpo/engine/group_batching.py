@@ -48,9 +48,9 @@ def batched(family: Family, transformer: Callable, train: TrainConfig, group_siz
     `group_size`: samples of the largest group. Without gradient where it is split.
     """
     predict = functools.partial(family.predict, transformer)
-    if train.pair_batching == "joint":
+    if train.group_batching == "joint":
         return predict
-    pieces = Pieces(train.micro_batch_pairs, group_size)
+    pieces = Pieces(train.micro_batch_groups, group_size)
 
     def one_after_the_other(*sample) -> torch.Tensor:
         # Sharded weights are gathered by all ranks together.
@@ -89,7 +89,7 @@ class Split(Joint):
 
     def __init__(self, *policy, train: TrainConfig, group_size: int) -> None:
         super().__init__(*policy)
-        self._pieces = Pieces(train.micro_batch_pairs, group_size)
+        self._pieces = Pieces(train.micro_batch_groups, group_size)
         self._without_gradient = batched(self.family, self.engine, train, group_size)
 
     def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:

@@ -117,7 +117,7 @@ def open_policy(config: Config, family: Family, ranks: Ranks, *, group_size: int
     _make_room(transformer, config)
     engine = build_engine(transformer, config, group_size=group_size)
     forward = with_activation_offload(engine, ranks.device) if config.model.activation_offload else engine
-    if config.train.pair_batching == "split":
+    if config.train.group_batching == "split":
         return Split(engine, forward, family, ranks, train=config.train, group_size=group_size)
     if config.train.deterministic:
         return Deterministic(engine, forward, family, ranks, max_norm=config.train.max_grad_norm)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pgdpo.checkpoints.events import STANDING, read_events
 from pgdpo.checkpoints.identity import rows_hash
-from pgdpo.checkpoints.record import dumped, identity_of, settled
+from pgdpo.checkpoints.record import dumped, identity_of, settled, with_new_names
 from pgdpo.checkpoints.runs import open_run, read_results
 from pgdpo.config import Config, StudyConfig
 from pgdpo.data.preparing.run import prepare_splits
@@ -111,7 +111,7 @@ def _write(study: StudyConfig, config: Config, rows: list[dict]) -> dict:
     train = config.train
     result = {
         "study": study.model_dump(mode="json"),
-        "budget": {"steps": train.steps, "pairs_per_step": train.global_batch_pairs},
+        "budget": {"steps": train.steps, "pairs_per_step": train.global_batch_groups},
         "machine": machine(),
         "versions": versions(),
         "objectives": summarise(rows),
@@ -139,7 +139,9 @@ def _refuse_other_settings(config: Config) -> None:
     if not saved.is_file():
         return
     try:
-        before = dumped(Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8"))))
+        before = dumped(
+            Config.model_validate(with_new_names(yaml.safe_load(saved.read_text(encoding="utf-8"))))
+        )
         now = dumped(config)
         keys = before.keys() | now.keys()
         same = all(

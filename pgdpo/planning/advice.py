@@ -63,10 +63,10 @@ def _candidates(config: Config, machine: Machine) -> Iterator[dict[str, object]]
         yield {"train.reference": "adapter"}
     if config.reference_mode in ("frozen", "adapter"):
         yield {"train.reference": "cached"}
-    if train.pair_batching == "joint":
-        yield {"train.pair_batching": "split"}
-    if train.micro_batch_pairs > 1:
-        yield {"train.micro_batch_pairs": 1}
+    if train.group_batching == "joint":
+        yield {"train.group_batching": "split"}
+    if train.micro_batch_groups > 1:
+        yield {"train.micro_batch_groups": 1}
     if not model.activation_offload:
         yield {"model.activation_offload": True}
     for stage in range(train.zero_stage + 1, 4):

@@ -120,7 +120,7 @@ class Planner:
         Raises InputError if the batch does not split over the GPUs.
         """
         train = config.train
-        split = train.pair_batching == "split"
+        split = train.group_batching == "split"
         degree = train.sequence_parallel
         if machine.gpus % degree:
             raise InputError(f"train.sequence_parallel is {degree}: it must divide the {machine.gpus} GPUs")
@@ -134,7 +134,7 @@ class Planner:
             train.offload_parameters,
             train.deepspeed.get("zero_optimization", {}),
         )
-        samples = train.micro_batch_pairs * (1 if split else self.group_size)
+        samples = train.micro_batch_groups * (1 if split else self.group_size)
         kept = self.activations(config, samples)
         on_host = kept.saved if config.model.activation_offload else 0
         memory = rank_memory(
@@ -142,7 +142,7 @@ class Planner:
             self._reference(config),
             sharding,
             kept.offloaded() if on_host else kept,
-            inputs=self._inputs(self.group_size * train.micro_batch_pairs),
+            inputs=self._inputs(self.group_size * train.micro_batch_groups),
             sampled=self.sampled(config),
         )
         memory = replace(memory, host=memory.host + on_host)

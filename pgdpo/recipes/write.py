@@ -142,10 +142,10 @@ def _with(model: str, changed: dict[str, object]) -> Config:
 
 
 def _batch_that_splits(train: TrainConfig, gpus: int) -> dict[str, object]:
-    """The nearest `train.global_batch_pairs` that splits over the GPUs; empty where the configuration's does."""
-    chunk = train.micro_batch_pairs * max(1, gpus // train.sequence_parallel)
-    nearest = max(1, round(train.global_batch_pairs / chunk)) * chunk
-    return {} if train.global_batch_pairs % chunk == 0 else {"train.global_batch_pairs": nearest}
+    """The nearest `train.global_batch_groups` that splits over the GPUs; empty where the configuration's does."""
+    chunk = train.micro_batch_groups * max(1, gpus // train.sequence_parallel)
+    nearest = max(1, round(train.global_batch_groups / chunk)) * chunk
+    return {} if train.global_batch_groups % chunk == 0 else {"train.global_batch_groups": nearest}
 
 
 def _fitted(config: Config, where: dict) -> tuple[dict[str, object], str]:

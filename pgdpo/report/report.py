@@ -345,7 +345,7 @@ def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
             f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
         ),
         ("Objective", ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"),
-        ("Steps", f"{train['steps']:,} of {train['global_batch_pairs']:,} pairs"),
+        ("Steps", f"{train['steps']:,} of {train['global_batch_groups']:,} pairs"),
         (
             "Learning rate",
             f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warm-up steps",

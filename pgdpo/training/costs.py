@@ -26,10 +26,10 @@ class Costs:
         """Speed, MFU, memory (bytes) of a step that took `seconds`; `buckets`: of its micro-batches, over all ranks."""
         train = self._config.train
         tokens = sum(self._sizes[bucket] * self._family.tokens(self._shapes[bucket]) for bucket in buckets)
-        flops = train.micro_batch_pairs * sum(self._flops[bucket] for bucket in buckets)
+        flops = train.micro_batch_groups * sum(self._flops[bucket] for bucket in buckets)
         return {
-            "pairs_per_second": train.global_batch_pairs / seconds,
-            "tokens_per_second": train.micro_batch_pairs * tokens / seconds,
+            "pairs_per_second": train.global_batch_groups / seconds,
+            "tokens_per_second": train.micro_batch_groups * tokens / seconds,
             "mfu": utilisation(flops / seconds, self._device, dist.get_world_size()),
             "peak_memory": peak_memory(self._device),
             "seconds": seconds,

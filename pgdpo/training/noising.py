@@ -47,7 +47,7 @@ def draw_sample(
     `cached`: the reference's errors are computed apart from the policy's. Groups then meet in other batches, and their
     text keeps its padding where there are several: its length, and so the rounding, would hang on who is met.
     """
-    apart = cached and config.train.micro_batch_pairs > 1
+    apart = cached and config.train.micro_batch_groups > 1
     keys = {"seed": config.train.seed, "pair_ids": batch["pair_ids"]}
     sigma = sigmas(config.diffusion, draws=batch["draw"], within=family.sigma_range, **keys).to(device)
     return _noised(batch, sigma, config.train.seed, config, family, device, trimmed=not apart)

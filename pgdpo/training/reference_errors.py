@@ -72,7 +72,7 @@ def _compute(config: Config, ranks: Ranks, watch: Watch) -> Path:
     if is_main_rank():
         create(reference_folder(config), key)
     agreement.meet()
-    size = config.train.micro_batch_pairs
+    size = config.train.micro_batch_groups
     mine = _share(list(data.batches(missing, size)), size, ranks)
     with (
         contextlib.closing(_Shards(folder, data, ranks)) as shards,

@@ -103,7 +103,7 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
         "reference weights": base_identity(config, family),
         **told_rounded(config),
         # Pairs that are computed alone have their text trimmed (`draw_sample`), which rounds otherwise.
-        **({"text": "trimmed"} if family.masks_text and config.train.micro_batch_pairs == 1 else {}),
+        **({"text": "trimmed"} if family.masks_text and config.train.micro_batch_groups == 1 else {}),
         **lora,
         "reference dtype": str(base_dtype(config)),
         "prepared data": data.files_fingerprint,

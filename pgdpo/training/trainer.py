@@ -172,7 +172,7 @@ class Trainer:
             for p in self.policy.engine.module.parameters()
         ]
         trained = sum(size for size, trains in sizes if trains)
-        steps, batch = self.config.train.steps, self.config.train.global_batch_pairs
+        steps, batch = self.config.train.steps, self.config.train.global_batch_groups
         say(
             f"{objective.name}: {len(pairs)} {pairs.kind}s{_of_sizes(pairs)}, {steps} steps of {batch} {pairs.kind}s "
             f"on {dist.get_world_size()} rank(s); "

@@ -98,9 +98,9 @@ NUMBERS = [
     key("train.max_grad_norm", 0, "> 0"),
     key("train.seed", -1, "≥ 0"),
     key("train.seed", 2**63, "<"),
-    key("train.global_batch_pairs", 0, "≥ 1"),
-    key("train.global_batch_pairs", 5, "4 or 6", "5"),
-    key("train.micro_batch_pairs", 0, "≥ 1"),
+    key("train.global_batch_groups", 0, "≥ 1"),
+    key("train.global_batch_groups", 5, "4 or 6", "5"),
+    key("train.micro_batch_groups", 0, "≥ 1"),
     key("train.checkpoint_every", 0, "≥ 1"),
     key("train.keep_checkpoints", 0, "≥ 1"),
     key("train.warmup_steps", -1, "≥ 0"),
@@ -297,7 +297,7 @@ def good_config() -> dict:
         "model": {"path": "toy", "encoders": "toy", "adapter": {"rank": 4}},
         "objective": {"name": "dpo", "beta": 500},
         "diffusion": {"shift": 1.0},
-        "train": {"steps": 4, "global_batch_pairs": 2, "micro_batch_pairs": 2, "precision": "fp32"},
+        "train": {"steps": 4, "global_batch_groups": 2, "micro_batch_groups": 2, "precision": "fp32"},
         "evaluate": {"fps": 8},
     }
 

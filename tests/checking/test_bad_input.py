@@ -244,8 +244,8 @@ def test_a_checkpoint_of_another_model_or_data(config_file):
 
 
 def test_a_batch_that_does_not_split(config_file):
-    text = refused("train", config_file, "train.global_batch_pairs=5")
-    assert "must be a multiple of micro_batch_pairs x data-parallel ranks = 2 x 1: take 4 or 6" in text
+    text = refused("train", config_file, "train.global_batch_groups=5")
+    assert "must be a multiple of micro_batch_groups x data-parallel ranks = 2 x 1: take 4 or 6" in text
 
 
 def test_adapter_targets_that_are_not_there(config_file):

@@ -198,11 +198,14 @@ def test_buckets(folder):
     buckets = [[4, 16, 16], [4, 16, 32]]
     rows = [row(0), row(1, "wide", "wide", label=[1, 0]), row(2, "short", "short", label=[1, 0])]
     rows[0]["label"] = [1, -1]
-    findings = check(folder, rows, data={"buckets": buckets}, changes=["train.global_batch_pairs=2"])
+    findings = check(folder, rows, data={"buckets": buckets}, changes=["train.global_batch_groups=2"])
     assert found(findings) == [(3, "chosen"), (3, "rejected")] and found(findings, "warning") == []
     assert "4x16x16 or 4x16x32" in findings.problems[0].allowed
     findings = check(
-        folder, rows[:2], data={"buckets": [[4, 16, 16], [4, 18, 32]]}, changes=["train.global_batch_pairs=2"]
+        folder,
+        rows[:2],
+        data={"buckets": [[4, 16, 16], [4, 18, 32]]},
+        changes=["train.global_batch_groups=2"],
     )
     [error] = [problem for problem in findings.problems if problem.severity == "error"]
     assert error.key in ("data.height", "data.buckets") and "16 or 20" in error.allowed
@@ -212,12 +215,14 @@ def test_what_curation_reads(folder):
     scores = {"chosen": {"total": 0.9}, "rejected": {"total": 0.2}}
     rows = [row(0, scores=scores, source="a"), row(1, scores={"chosen": {"total": 1}}, source="a")]
     select = [{"by": "margin", "score": "total"}, {"by": "source", "sources": ["b"]}]
-    findings = check(folder, rows, data={"select": select}, changes=["train.global_batch_pairs=2"])
+    findings = check(folder, rows, data={"select": select}, changes=["train.global_batch_groups=2"])
     [first, second] = findings.problems
     assert (first.line, first.key) == (2, "scores") and "`total` is missing in 1 of 2 rows" in first.what
     assert second.key == "data.select.1.sources" and second.allowed == "a" and second.line
     rows[1] = row(1, scores=scores, source="b")
-    assert check(folder, rows, data={"select": select}, changes=["train.global_batch_pairs=2"]).problems == []
+    assert (
+        check(folder, rows, data={"select": select}, changes=["train.global_batch_groups=2"]).problems == []
+    )
 
 
 def test_preferences_feed_the_objectives(folder):
@@ -237,7 +242,7 @@ def test_preferences_feed_the_objectives(folder):
         ([row(0, preference=0.3), row(1)], [], "the rejected clip is the better one"),
         ([row(0, "0a", "0a"), row(1)], [], "the same file as `chosen`"),
         ([row(0, weigth=1), row(1)], [], "key `weigth` is not one that is read"),
-        ([row(0), row(1)], ["train.global_batch_pairs=8"], "is 8, and data.train has 2 pairs"),
+        ([row(0), row(1)], ["train.global_batch_groups=8"], "is 8, and data.train has 2 pairs"),
         ([row(0), row(1)], ["data.height=32"], "it is enlarged"),
         ([row(0, prompt=""), row(1)], [], "is empty"),
         ([row(0), row(1)], ["data.held_out=rows.jsonl"], "of a held-out pair stands in data.train too"),
@@ -245,17 +250,17 @@ def test_preferences_feed_the_objectives(folder):
 )  # fmt: skip
 def test_warnings(folder, rows, changes, message, monkeypatch):
     monkeypatch.chdir(folder)
-    findings = check(folder, rows, changes=["train.global_batch_pairs=2", *changes])
+    findings = check(folder, rows, changes=["train.global_batch_groups=2", *changes])
     assert findings.exit_code == 0
     warned = [problem.what for problem in findings.problems]
     assert any(message in what for what in warned), warned
 
 
 def test_batches_and_sizes_that_do_not_fit(folder):
-    findings = check(folder, [row(0), row(1)], changes=["train.global_batch_pairs=3"])
+    findings = check(folder, [row(0), row(1)], changes=["train.global_batch_groups=3"])
     [error] = [problem for problem in findings.problems if problem.severity == "error"]
-    assert error.key == "train.global_batch_pairs" and "2 or 4" in error.allowed
-    findings = check(folder, [row(0), row(1)], changes=["data.height=18", "train.global_batch_pairs=2"])
+    assert error.key == "train.global_batch_groups" and "2 or 4" in error.allowed
+    findings = check(folder, [row(0), row(1)], changes=["data.height=18", "train.global_batch_groups=2"])
     [error] = [problem for problem in findings.problems if problem.severity == "error"]
     assert (error.key, error.value) == ("data.height", "18") and "16 or 20" in error.allowed
 
@@ -278,7 +283,7 @@ def test_what_the_trainer_would_refuse(folder, tiny_wan, changes, severity, key,
     """What this machine lacks is a warning where it has no GPU: it will not train."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     findings = check(
-        folder, [row(0), row(1)], tiny_wan=tiny_wan, changes=["train.global_batch_pairs=2", *changes]
+        folder, [row(0), row(1)], tiny_wan=tiny_wan, changes=["train.global_batch_groups=2", *changes]
     )
     [problem] = findings.problems
     assert (problem.severity, problem.key) == (severity, key) and message in problem.what
@@ -292,7 +297,7 @@ def test_all_that_the_settings_hold_is_said_at_once(folder, tiny_wan):
         "evaluate.reward=my_rewards:motion",
         "model.gradient_checkpointing=selective",
         "model.attention=_native_math",
-        "train.global_batch_pairs=2",
+        "train.global_batch_groups=2",
     ]
     findings = check(folder, [row(0), row(1)], tiny_wan=tiny_wan, changes=changes)
     assert sorted(problem.key for problem in findings.problems if problem.severity == "error") == [
@@ -311,7 +316,7 @@ def test_a_reward_is_imported_which_is_said(folder, line, capfd, monkeypatch):
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"a_reward": ["a"]})
     monkeypatch.delitem(sys.modules, "a_reward", raising=False)
     say_once.cache_clear()
-    changes = ["train.global_batch_pairs=2", "evaluate.reward=null"]
+    changes = ["train.global_batch_groups=2", "evaluate.reward=null"]
     assert check(folder, [row(0), row(1)], changes=changes).problems == [] and "a_reward" not in sys.modules
     findings = check(folder, [row(0), row(1)], changes=[*changes, "evaluate.reward=a_reward:score"])
     [problem] = findings.problems
@@ -322,7 +327,7 @@ def test_a_reward_is_imported_which_is_said(folder, line, capfd, monkeypatch):
 def test_more_prompts_than_are_held_out(folder):
     (folder / "held.jsonl").write_text(json.dumps(row(2)) + "\n")
     data = {"held_out": str(folder / "held.jsonl")}
-    findings = check(folder, [row(0), row(1)], data=data, changes=["train.global_batch_pairs=2"])
+    findings = check(folder, [row(0), row(1)], data=data, changes=["train.global_batch_groups=2"])
     [problem] = findings.problems
     assert (problem.key, problem.severity) == ("evaluate.num_prompts", "warning")
     assert "is 2, and data.held_out has 1 pairs" in problem.what
@@ -340,15 +345,15 @@ def test_rules_that_leave_nothing_are_said_before_anything_is_prepared(folder):
         ("[{by: duplicates}, {by: margin, score: total}]", None),
         ("[{by: fifa, score: total, keep: 0.5}, {by: chosen_score, score: total, least: 2}]", None),
     ):
-        changes = ["train.global_batch_pairs=2", f"data.select={rules}"]
+        changes = ["train.global_batch_groups=2", f"data.select={rules}"]
         problems = check(folder, rows, changes=changes).problems
         assert [message in problem.what for problem in problems] == ([True] if message else [])
-    problems = check(folder, rows, changes=["train.global_batch_pairs=2", "data.segments=5"]).problems
+    problems = check(folder, rows, changes=["train.global_batch_groups=2", "data.segments=5"]).problems
     assert ["data.segments asks for 5 segments" in problem.what for problem in problems] == [True]
 
 
 def test_a_model_folder_that_is_none(folder):
-    findings = check(folder, [row(0), row(1)], tiny_wan=folder, changes=["train.global_batch_pairs=2"])
+    findings = check(folder, [row(0), row(1)], tiny_wan=folder, changes=["train.global_batch_groups=2"])
     assert [problem.key for problem in findings.problems] == ["model.path"]
 
 
@@ -378,7 +383,7 @@ def test_encoders_that_do_not_fit_the_transformer(folder):
         ({"text_dim": 32}, "64 channels.*takes 32"),
     ]:
         model = save_tiny_wan(folder / message[:2], **sizes)
-        findings = check(folder, [row(0), row(1)], tiny_wan=model, changes=["train.global_batch_pairs=2"])
+        findings = check(folder, [row(0), row(1)], tiny_wan=model, changes=["train.global_batch_groups=2"])
         [problem] = findings.problems
         assert problem.key == "model.encoders" and re.search(message, problem.what), problem
         with pytest.raises(InputError, match=f"model.encoders is 'toy': .*{message}"):

@@ -42,7 +42,7 @@ def check(folder, rows, *changes, **options):
     """4 frames of 16x16 pixels are asked for, and one group a step."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     data = {"train": str(folder / "rows.jsonl"), "held_out": None}
-    train = {"global_batch_pairs": 1, "micro_batch_pairs": 1}
+    train = {"global_batch_groups": 1, "micro_batch_groups": 1}
     config = write_config(folder / "config.yaml", folder / "out", "toy", data=data, train=train)
     return run_check(str(config), list(changes), json_file=folder / "found.json", **options)
 

@@ -16,7 +16,7 @@ from tests.checking.test_check import check, folder, row  # noqa: F401 (a fixtur
 from tests.worlds import run_pgdpo, write_config
 
 pytestmark = pytest.mark.quick
-SOUND = ["train.global_batch_pairs=2"]
+SOUND = ["train.global_batch_groups=2"]
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_errors_of_trimmed_and_of_padded_text_have_two_keys(family, apart, saved
     keys = []
     for pairs in (1, 2, 4):
         config = load_config(
-            path, [*changes, f"train.micro_batch_pairs={pairs}", "train.global_batch_pairs=4"]
+            path, [*changes, f"train.micro_batch_groups={pairs}", "train.global_batch_groups=4"]
         )
         data = SimpleNamespace(files_fingerprint="the same")
         keys.append(errors_key(config, open_family(config.model), data))
@@ -79,3 +79,24 @@ def test_npo_is_held_against_the_cards_guidance(family, scale, tmp_path, world):
         return
     with pytest.raises(InputError, match="guidance_scale is 1 by the model's card"):
         load_config(path, [*changes, "evaluate.guidance_scale=null"])
+
+
+def test_a_record_of_before_keys_were_renamed_is_read_and_goes_on(config_file):
+    """`micro_batch_pairs`, `global_batch_pairs`, `pair_batching`: in a checkpoint they are what they are called now; a
+    configuration is told the new name."""
+    run_pgdpo("train", config_file, "train.steps=1")
+    run = config_file.parent / "out" / "dpo"
+    was = {"micro_batch_groups": "micro_batch_pairs", "global_batch_groups": "global_batch_pairs"}
+    was["group_batching"] = "pair_batching"
+
+    def renamed(state):
+        train = state["config"]["train"]
+        state["config"]["train"] = {was.get(key, key): value for key, value in train.items()}
+
+    change_state(run, 1, renamed)
+    assert read_record(run).train == load_config(config_file).train.model_copy(update={"steps": 1})
+    run_pgdpo("train", config_file, "train.steps=2", "--resume")
+    assert [row["step"] for row in metrics(config_file.parent / "out", "dpo")] == [1, 2]
+    for new, old in was.items():
+        with pytest.raises(InputError, match=f"`train.{old}` is called `train.{new}` now"):
+            load_config(config_file, [f"train.{old}=1"])

@@ -164,7 +164,7 @@ def test_every_key_that_is_typed_is_taken_or_refused(trained):
             taken.append(key)
     assert len(taken) > 15 and len(refused) > 15
     assert {"evaluate.num_prompts", "train.steps", "train.zero_stage"} <= set(taken)
-    assert {"train.seed", "model.adapter.rank", "train.max_grad_norm", "train.global_batch_pairs"} <= set(
+    assert {"train.seed", "model.adapter.rank", "train.max_grad_norm", "train.global_batch_groups"} <= set(
         refused
     )
 

@@ -41,7 +41,7 @@ def prepared_once(tmp_path_factory):
             "model",
             data=data,
             model={"encoders": "pipeline"},
-            train={"steps": 1, "global_batch_pairs": 2},
+            train={"steps": 1, "global_batch_groups": 2},
             evaluate={"reward": None},
         )
         run_pgdpo("prepare", "config.yaml")

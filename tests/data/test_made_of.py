@@ -197,7 +197,7 @@ def test_on_two_ranks(changed_world, ranks):
         f"model.path={changed_world}/model",
     ]  # the ranks' working folder is another
     places += [f"data.{split}={changed_world}/data/{split}.jsonl" for split in SPLITS]
-    train = ["train", changed_world / "config.yaml", "name=other", "train.micro_batch_pairs=1", *places]
+    train = ["train", changed_world / "config.yaml", "name=other", "train.micro_batch_groups=1", *places]
     job = ranks.start([train])
     codes, texts = job.wait(120), [job.text(rank) for rank in (0, 1)]
     assert codes == [2, 2] and "pair `train-new` was not prepared" in texts[0]

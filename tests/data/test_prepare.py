@@ -91,7 +91,7 @@ def test_buckets_from_clips_to_evaluation(tmp_path, configured):
     sizes = [(8, 16, 32)] * 5 + [(4, 32, 16)] * 4 + [(3, 16, 32)] * 3
     manifest = write_manifest(tmp_path / "data", [sizes[i] for i in np.random.default_rng(0).permutation(12)])
     buckets = [[4, 8, 16], [2, 16, 8], [2, 8, 16]]
-    train = {"steps": 5, "checkpoint_every": 2, "global_batch_pairs": 4}
+    train = {"steps": 5, "checkpoint_every": 2, "global_batch_groups": 4}
     config = configured(manifest, train=train, buckets=buckets, held_out=str(manifest))
     run_pgdpo("prepare", config)
     data = PreparedPairs(tmp_path / "out/prepared/train")
@@ -202,7 +202,7 @@ def test_bad_clips_are_skipped_up_to_one_percent(tmp_path, configured):
     assert {row["id"] for row in data.rows} == {row["id"] for row in rows} - {"198", "199"}
     skip = ["data.on_bad_data=skip"]
     assert run_check(str(config), skip).exit_code == 0 and run_check(str(config)).exit_code == 2
-    run_pgdpo("reference", config, *skip, "train.cached_draws=1", "train.micro_batch_pairs=66")
+    run_pgdpo("reference", config, *skip, "train.cached_draws=1", "train.micro_batch_groups=66")
     for row in rows[:2]:
         row["rejected"] = "bad.mp4"
     save(manifest, rows)

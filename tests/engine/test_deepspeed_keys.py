@@ -193,7 +193,7 @@ WEIGHTS = {
 def test_what_is_allowed_gives_the_same_losses_and_resumes(config_file, ranks, stage, weights):
     """Each key alone: saved with it after two steps and taken up again, on two ranks with a frozen reference."""
     train = ["train", config_file, f"train.zero_stage={stage}", "train.reference=frozen", *WEIGHTS[weights]]
-    train += ["train.micro_batch_pairs=1"]
+    train += ["train.micro_batch_groups=1"]
     train += [f"{ZERO}.stage3_param_persistence_threshold=0"] if stage == 3 else []
     commands = [[*train, "name=plain"]]
     for number, change in enumerate(CHANGED[stage]):

@@ -40,13 +40,13 @@ SLICE = [
 ]
 BF16 = ["train.precision=bf16"]
 WAYS = {
-    "split": ["train.pair_batching=split"],
+    "split": ["train.group_batching=split"],
     "bf16": BF16,
     "wide": BF16,
 }  # instead of a reference, in the slice
 WITHOUT = {"wide-full-3": "gather_in_bf16"}  # what is switched off in a cell
 DRAWS = "train.cached_draws=3"  # one a step: few pairs may come again in each
-SMALL = "train.micro_batch_pairs=1"
+SMALL = "train.micro_batch_groups=1"
 # Of these small models all weights are small enough to be held whole beside their shards.
 SHARDED = "train.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 

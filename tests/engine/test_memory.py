@@ -195,7 +195,7 @@ def mock_xformers(monkeypatch) -> MockXformers:
 
 @pytest.mark.parametrize("reference", ["adapter", "frozen"])
 def test_policy_and_reference_take_the_same_backend(config_file, mock_xformers, reference):
-    options = ("train.steps=1", "train.micro_batch_pairs=4", f"train.reference={reference}")
+    options = ("train.steps=1", "train.micro_batch_groups=4", f"train.reference={reference}")
     run_pgdpo("train", config_file, "name=all", *options, "model.attention=xformers")
     assert (mock_xformers.trained, mock_xformers.untrained) == (ATTENTIONS, ATTENTIONS)
     assert metrics(config_file.parent / "out", "all")[0]["margin"] == 0.0

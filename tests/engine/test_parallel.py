@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("eager_kernels")
 STEPS = "train.steps=5"
 FULL = ("model.adapter=null", "train.learning_rate=1e-5")
 SHARED = "train.sequence_parallel=2"
-SMALL = "train.micro_batch_pairs=1"
+SMALL = "train.micro_batch_groups=1"
 
 # name -> (what it must equal, its overrides)
 TWO_RANKS = {
@@ -103,7 +103,7 @@ def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figu
 def test_two_groups_of_two_ranks_are_one_rank(config_file, output, ranks):
     runs = {
         "four0": ("one", [SHARED, SMALL]),
-        "four3": ("one", [SHARED, SMALL, "train.zero_stage=3", "train.pair_batching=split"]),
+        "four3": ("one", [SHARED, SMALL, "train.zero_stage=3", "train.group_batching=split"]),
         "four_full": ("full", [*FULL, SHARED, SMALL, "train.zero_stage=1"]),
         "four_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED, SMALL]),
     }

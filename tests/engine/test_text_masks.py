@@ -199,22 +199,22 @@ def refusal(config, family) -> str:
 def test_a_backend_that_takes_no_mask_is_refused_where_one_comes(saved, world, tmp_path):
     family = open_tiny("hunyuan_video", saved)
     flash = "model.attention=_native_flash"
-    for several in ("train.micro_batch_pairs", "evaluate.batch"):
-        sizes = {"train.micro_batch_pairs": 1, "evaluate.batch": 1, several: 2}
+    for several in ("train.micro_batch_groups", "evaluate.batch"):
+        sizes = {"train.micro_batch_groups": 1, "evaluate.batch": 1, several: 2}
         options = (flash, *(f"{key}={size}" for key, size in sizes.items()))
         text = refusal(config_of("hunyuan_video", saved, world, tmp_path, *options), family)
         assert "model.attention is '_native_flash': it takes no mask" in text
         assert f"{several} is 2: prompts of several lengths" in text
-    alone = (flash, "evaluate.batch=1", "train.micro_batch_pairs=1")
+    alone = (flash, "evaluate.batch=1", "train.micro_batch_groups=1")
     one = config_of("hunyuan_video", saved, world, tmp_path, *alone)
     attention.check_attention(one, family, torch.device("cpu"))
-    several = config_of("ltx", saved, world, tmp_path, flash, "train.micro_batch_pairs=2")
+    several = config_of("ltx", saved, world, tmp_path, flash, "train.micro_batch_groups=2")
     attention.check_attention(several, open_tiny("ltx", saved), torch.device("cpu"))
 
 
 def test_a_backend_that_attends_to_padding_is_refused(saved, world, tmp_path, monkeypatch, cutlass):
     """xformers as diffusers has it adds the mask's ones and zeros to the scores."""
-    options = ("model.attention=xformers", "train.micro_batch_pairs=2")
+    options = ("model.attention=xformers", "train.micro_batch_groups=2")
     family = open_tiny("hunyuan_video", saved)
     config = config_of("hunyuan_video", saved, world, tmp_path, *options)
     attention.check_attention(config, family, torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_cached_errors_of_other_batches_are_to_the_bit_the_policys(saved, world,
     rows = [row | {"prompt": " ".join(["ball"] * 2 * n)} for n, row in enumerate(rows, start=1)]
     manifest = toy / "six-lengths.jsonl"
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    given = (road.config(), f"data.train={manifest}", "train.micro_batch_pairs=2", "train.cached_draws=1")
+    given = (road.config(), f"data.train={manifest}", "train.micro_batch_groups=2", "train.cached_draws=1")
     for command in ("prepare", "reference"):
         run_pgdpo(command, *given)
     still = ("train.steps=6", "train.learning_rate=1e-30", "train.warmup_steps=0")
@@ -246,7 +246,7 @@ def test_cached_errors_of_other_batches_are_to_the_bit_the_policys(saved, world,
 def test_a_run_of_one_pair_a_forward_takes_a_backend_without_masks(saved, world, tmp_path):
     """From the command on: FLOPs, which are counted on a model of their own, are asked for too."""
     road = Road(HUNYUAN, saved(HUNYUAN.save), world, tmp_path)
-    options = ("train.micro_batch_pairs=1", "evaluate.batch=1", "model.attention=_native_flash")
+    options = ("train.micro_batch_groups=1", "evaluate.batch=1", "model.attention=_native_flash")
     given = (road.config(), *options)
     for command in ("prepare", "train"):
         run_pgdpo(command, *given)

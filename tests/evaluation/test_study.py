@@ -146,7 +146,7 @@ def test_the_study_that_ships_is_valid_and_large_enough():
     names = [config.name for configs in runs.values() for config in configs]
     assert len(set(names)) == len(runs) * len(study.seeds)
     budgets = {
-        (c.train.steps, c.train.global_batch_pairs, c.data.toy.seed) for cs in runs.values() for c in cs
+        (c.train.steps, c.train.global_batch_groups, c.data.toy.seed) for cs in runs.values() for c in cs
     }
     assert len(budgets) == 1
 

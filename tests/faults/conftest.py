@@ -25,7 +25,7 @@ def write_fault_config(folder: Path, world: Path) -> Path:
     output.mkdir()
     for shared in ("prepared", "toy"):
         (output / shared).symlink_to(world / "out" / shared)
-    train = {"steps": 60, "global_batch_pairs": 4, "micro_batch_pairs": 1, "checkpoint_every": 2}
+    train = {"steps": 60, "global_batch_groups": 4, "micro_batch_groups": 1, "checkpoint_every": 2}
     return write_config(folder / "config.yaml", output, world / "tiny_wan", train=train)
 
 

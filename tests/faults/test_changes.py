@@ -30,7 +30,7 @@ UNSAFE = {
     "train.seed": ("1", "0", "1"),
     "objective.beta": ("100", "500.*", "100.*"),
     "diffusion.shift": ("3.0", "1.0", "3.0"),
-    "train.global_batch_pairs": ("8", "4", "8"),
+    "train.global_batch_groups": ("8", "4", "8"),
     "model.adapter.alpha": ("8", "4.*", "8.*"),
 }
 

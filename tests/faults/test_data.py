@@ -53,7 +53,7 @@ def prepared(tmp_path_factory, tiny_wan, small_clips):
             folder = tmp_path_factory.mktemp(f"pairs{pairs}")
             data = {"train": str(small_clips(pairs)), "held_out": str(small_clips(3))}
             data |= {"num_frames": 2, "height": 8, "width": 8, "pairs_per_shard": 2}
-            train = {"global_batch_pairs": 4, "micro_batch_pairs": 1, "checkpoint_every": 3}
+            train = {"global_batch_groups": 4, "micro_batch_groups": 1, "checkpoint_every": 3}
             made[pairs] = write_config(
                 folder / "config.yaml", folder / "out", tiny_wan, data=data, train=train
             )

@@ -100,7 +100,7 @@ def deep_config(world, tmp_path) -> Path:
     output.mkdir()
     for shared in ("prepared", "toy"):
         (output / shared).symlink_to(world / "out" / shared)
-    train = {"steps": 3, "global_batch_pairs": 4, "micro_batch_pairs": 1, "checkpoint_every": 1000}
+    train = {"steps": 3, "global_batch_groups": 4, "micro_batch_groups": 1, "checkpoint_every": 1000}
     model = save_tiny_wan(tmp_path / "deep_wan", layers=LAYERS)
     return write_config(tmp_path / "config.yaml", output, model, train=train)
 

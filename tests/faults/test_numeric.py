@@ -228,7 +228,7 @@ def test_a_spike_is_named_alike_by_two_ranks(config_file, ranks):
         "train",
         config_file,
         "train.steps=16",
-        "train.micro_batch_pairs=1",
+        "train.micro_batch_groups=1",
         "train.checkpoint_every=20",
     ]
     job = ranks.start([command], hook="scale_loss", victim=1, step=14, factors=[1000.0], seen=True)
@@ -293,7 +293,7 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     from pgdpo.training.saves import Saves
     from pgdpo.training.trainer import Trainer
 
-    config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_pairs=1"])
+    config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_groups=1"])
     monkeypatch.setattr("pgdpo.training.pairs.check_damage", lambda data, config: None)
     monkeypatch.setattr(Saves, "save", lambda self: None)
     monkeypatch.setattr(Saves, "published", lambda self: config_file)

@@ -128,7 +128,7 @@ def test_a_second_sigterm_inside_a_save_50_times(run, tally, part):
     ],
 )
 def test_an_exception_in_a_phase_of_a_save(run, tally, phase, victim):
-    job = run("train.micro_batch_pairs=2", hook="fail_in_save", victim=victim, phase=phase)
+    job = run("train.micro_batch_groups=2", hook="fail_in_save", victim=victim, phase=phase)
     codes = job.wait(30)
     named = all(f"rank {victim}" in job.text(rank) and "injected" in job.text(rank) for rank in range(2))
     published = [

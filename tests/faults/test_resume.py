@@ -22,7 +22,7 @@ def test_a_checkpoint_goes_from_any_stage_and_ranks_to_any_other(start, fault_co
     """Nothing is trained between: what ZeRO-1, 2 and 3 hand back is what stage 0 put in, to the bit."""
     output = fault_config.parent / "out"
     run = ["train", fault_config, "name=moved", "--resume", "train.steps=2", "train.checkpoint_every=2"]
-    run += ["train.micro_batch_pairs=2"] + (
+    run += ["train.micro_batch_groups=2"] + (
         [] if adapter else ["model.adapter=null", "train.learning_rate=1e-4"]
     )
     start(*run, ranks=2).succeed()
@@ -83,7 +83,7 @@ def test_three_ranks_are_one(start, fault_config):
         "train",
         fault_config,
         "train.deterministic=true",
-        "train.global_batch_pairs=12",
+        "train.global_batch_groups=12",
         "train.steps=2",
     ]
     for ranks in (1, 3):

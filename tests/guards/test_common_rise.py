@@ -10,7 +10,7 @@ from tests.worlds import metrics, run_pgdpo
 
 # All weights are random and trained fast: what both clips of a pair have in common is learnt first.
 RANDOM = ("model.random_init=true", "model.adapter=null", "train.learning_rate=3e-3", "train.steps=40")
-BATCH = ("train.global_batch_pairs=8", "train.micro_batch_pairs=8", "train.spike_factor=null")
+BATCH = ("train.global_batch_groups=8", "train.micro_batch_groups=8", "train.spike_factor=null")
 
 
 @pytest.mark.usefixtures("eager_kernels")

@@ -209,7 +209,7 @@ def test_the_untrained_loss_is_that_of_a_policy_that_is_the_reference(name):
 def test_eight_toy_pairs_go_on_for_1000_steps(tmp_path, tiny_wan):
     """As the trainer's defaults have it; the guard before ended such a run where a pair came back to 3.2."""
     toy = {"data": {"toy": {"train_pairs": 8, "held_out_pairs": 1}}}
-    train = {"steps": 1000, "checkpoint_every": 1000, "global_batch_pairs": 4, "micro_batch_pairs": 4}
+    train = {"steps": 1000, "checkpoint_every": 1000, "global_batch_groups": 4, "micro_batch_groups": 4}
     config = write_config(tmp_path / "config.yaml", tmp_path / "out", tiny_wan, **toy, train=train)
     run_pgdpo("prepare", config)
     run_pgdpo("train", config)

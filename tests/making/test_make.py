@@ -163,8 +163,8 @@ def test_local_dpo_trains_on_masked_pairs_up_to_an_export(clips, tmp_path):
         assert row["mask_share"] == pytest.approx(inside.mean(), abs=1e-6)  # its edges are those of latents
     small = [
         "train.steps=8",
-        "train.global_batch_pairs=3",
-        "train.micro_batch_pairs=3",
+        "train.global_batch_groups=3",
+        "train.micro_batch_groups=3",
         "train.warmup_steps=0",
     ]
     run_pgdpo("train", "quickstart.yaml", *here, *small, "objective={name: local_dpo, beta: 500}")

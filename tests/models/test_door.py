@@ -134,9 +134,9 @@ def test_sampling_under_autocast_tells_what_training_tells(name, doors):
 def test_policy_and_reference_are_told_the_same(config_file):
     """Through the trainer's engine, in bf16: two calls a step, equal to the bit, and so the first loss is ln 2."""
 
-    config = load_config(config_file, ["train.precision=bf16", "train.global_batch_pairs=2"])
+    config = load_config(config_file, ["train.precision=bf16", "train.global_batch_groups=2"])
     trainer = Trainer(config)
-    batch = collate([trainer.task.pairs[index, 0] for index in range(config.train.micro_batch_pairs)])
+    batch = collate([trainer.task.pairs[index, 0] for index in range(config.train.micro_batch_groups)])
     with recorded(trainer.policy.engine.module) as calls:
         output, *_ = trainer.step.group_loss(batch)
     (reference, answer), (policy, other) = calls

@@ -268,4 +268,4 @@ def test_what_pools_its_batch_says_so(name, monkeypatch):
     build_objective(name)(errors, full)
     spec = get_spec(name)
     assert bool(asked) == spec.pools
-    assert ("not train.global_batch_pairs" in notes(spec)) == spec.pools
+    assert ("not train.global_batch_groups" in notes(spec)) == spec.pools

@@ -157,7 +157,7 @@ def small_world(world, tmp_path, monkeypatch, eager_kernels, traced_once):
             tmp_path / "runs" / "my_run",
             world / "tiny_wan",
             data={"train": "train.jsonl", "held_out": "held_out.jsonl", "media_root": str(toy.resolve())},
-            train={"steps": 2, "checkpoint_every": 1, "global_batch_pairs": 2},
+            train={"steps": 2, "checkpoint_every": 1, "global_batch_groups": 2},
             evaluate={"num_prompts": 1, "sampling_steps": 1, "draws_per_pair": 1, "batch": 4},
         )
     for name in ("data/clips", "downloads"):

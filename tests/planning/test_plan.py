@@ -28,7 +28,7 @@ from tests.worlds import run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "traced_once")
 
-HELD = ["model.gradient_checkpointing=full", "train.micro_batch_pairs=1"]  # little is left to change
+HELD = ["model.gradient_checkpointing=full", "train.micro_batch_groups=1"]  # little is left to change
 TOLD = ["--gpus", "2", "--gpu", "H100", "--json"]
 
 
@@ -77,7 +77,7 @@ def test_flops_count_what_is_computed_again(plan_file):
     counted, steps = planner.flops, {}
     for change in ("none", "selective", "full", "split", "cached", "none-frozen", "ema"):
         override = {
-            "split": "train.pair_batching=split",
+            "split": "train.group_batching=split",
             "cached": "train.reference=cached",
             "none-frozen": "train.reference=frozen",
             "ema": "train.reference=ema",
@@ -128,9 +128,9 @@ def test_where_nothing_helps_it_says_so(plan_file):
             "data.height is 8200: 1025 positions, and .* at most 8192",
         ),
         (["--gpus", "9", "--nodes", "2"], "must be a multiple of --nodes 2"),
-        (["--gpus", "3"], "must be a multiple of micro_batch_pairs"),
+        (["--gpus", "3"], "must be a multiple of micro_batch_groups"),
         (
-            ["--gpus", "4", "train.sequence_parallel=4", "train.micro_batch_pairs=1"],
+            ["--gpus", "4", "train.sequence_parallel=4", "train.micro_batch_groups=1"],
             "must divide the 2 attention heads of this model",
         ),
     ],

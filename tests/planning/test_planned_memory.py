@@ -10,7 +10,7 @@ from pgdpo.planning.costs.trace import Activations, trace
 from pgdpo.planning.plan import Planner
 from tests.planning import rank_bytes
 
-LORA = ["train.precision=bf16", "train.global_batch_pairs=8"]
+LORA = ["train.precision=bf16", "train.global_batch_groups=8"]
 FULL = ["model.adapter=null", "train.reference=frozen"]
 ENGINES = [
     [f"train.zero_stage={stage}", *options]

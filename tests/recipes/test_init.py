@@ -110,8 +110,8 @@ def test_gpus_that_do_not_divide_the_batch_change_it(tmp_path, monkeypatch, caps
     """Whether or not the model is there to be planned."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run_pgdpo("init", "wan21_1.3b", tmp_path / "x.yaml", "--path", tmp_path / "elsewhere", "--gpus", gpus)
-    assert load_config(tmp_path / "x.yaml").train.global_batch_pairs == batch
-    assert (f"train.global_batch_pairs: {batch}" in capsys.readouterr().out) == (batch != 64)
+    assert load_config(tmp_path / "x.yaml").train.global_batch_groups == batch
+    assert (f"train.global_batch_groups: {batch}" in capsys.readouterr().out) == (batch != 64)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_what_is_proposed_for_ones_clips_passes_check(tmp_path, whole_wan, pairs
     assert "10 pairs of 96x64, 16 frames a second, 1.5 s, SDR" in said
     assert "4 pairs of 64x96, 32 frames a second, 1.88 s, SDR" in said and "15 of 15 pairs" in said
     assert "11 pairs go to 21x64x96" in said and "refused" not in said and "enlarged" not in said
-    findings = run_check(str(out), ["train.global_batch_pairs=4", "evaluate.num_prompts=2"])
+    findings = run_check(str(out), ["train.global_batch_groups=4", "evaluate.num_prompts=2"])
     assert findings.exit_code == 0 and not findings.problems, findings.problems
 
 

@@ -76,7 +76,7 @@ INPUTS = {
     "a cap beside a margin": Input("train", given("objective={name: ipo, logit_cap: 8}")),
     "a safeguard's kind": Input("train", given("objective.safeguard=3")),
     "a safeguard's order": Input("train", given("objective.adaptive_clip={low_start: 1, low_end: 0.5}")),
-    "the batch": Input("train", given("train.global_batch_pairs=5")),
+    "the batch": Input("train", given("train.global_batch_groups=5")),
     # rewards
     "a reward's form": Input(rewarded, given("evaluate.reward=motion")),
     "a reward's package": Input(rewarded, given("evaluate.reward=my_rewards:motion")),
@@ -103,7 +103,7 @@ INPUTS = {
     "a backend's operator": Input("train", given("model.attention=xformers"), "warning"),
     "a backend for cogvideox": Input(attended, of("cogvideox 2b", "model.attention=_native_flash")),
     "a backend without masks": Input(
-        attended, of("hunyuan_video", "model.attention=_native_flash", "train.micro_batch_pairs=2")
+        attended, of("hunyuan_video", "model.attention=_native_flash", "train.micro_batch_groups=2")
     ),
     "a backend that attends to padding": Input(attended, deaf_to_masks),
     "no Triton": Input("train", no_interpreter, "warning"),

@@ -25,7 +25,7 @@ def deaf_to_masks(place: Place) -> list[str]:
     backends, name = _AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH
     math = backends[name]
     place.patch.setitem(backends, name, lambda *, attn_mask=None, **inputs: math(**inputs))
-    return of("hunyuan_video", "model.attention=_native_math", "train.micro_batch_pairs=2")(place)
+    return of("hunyuan_video", "model.attention=_native_math", "train.micro_batch_groups=2")(place)
 
 
 def without(place: Place, part: str, name: str = "wan 2.1 t2v") -> list[str]:

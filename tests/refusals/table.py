@@ -63,7 +63,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "read_mask": {"nothing in it is white, so the region": By("an empty mask"), "'mask')}: {error}": Why.PASSED_ON},
     },
     "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
-    "data.batches": {"check_batches": {"it must be a multiple of micro_batch_pairs": By("the batch")}},
+    "data.batches": {"check_batches": {"it must be a multiple of micro_batch_groups": By("the batch")}},
     "data.preparing.encode": {"_Making._refuse": {"error$": Why.PASSED_ON}},
     "data.prepared": {
         "PreparedPairs.__init__": {"damaged_files": By("a shard for the reference", says=("its SHA-256 is",))},

@@ -80,7 +80,7 @@ def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
         rows.append({"id": f"g{number}", "prompt": "a red ball", "samples": samples})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": str(tmp_path / "rows.jsonl"), "held_out": None}
-    train = {"global_batch_pairs": 1, "micro_batch_pairs": 1}
+    train = {"global_batch_groups": 1, "micro_batch_groups": 1}
     config = write_config(tmp_path / "config.yaml", tmp_path / "out", tiny_wan, data=data, train=train)
     run_pgdpo("prepare", config)
     run_pgdpo("report", config, "evaluate.report_pairs=1")

@@ -111,7 +111,7 @@ CONFIG = {
     "objective": {"name": "pg_dpo", "beta": 500},
     "train": {
         "steps": 40,
-        "global_batch_pairs": 16,
+        "global_batch_groups": 16,
         "learning_rate": 5e-4,
         "schedule": "constant",
         "warmup_steps": 10,

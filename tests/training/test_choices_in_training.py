@@ -8,7 +8,7 @@ SKIP = (
     "objective={name: dpo, beta: 500, saturation_skip: {threshold: -1.0e+9, keep: 0.5}}"  # of all pairs half
 )
 GUIDED = "objective={name: sgdpo, beta: 500, subset: 0.5}"
-LONG = ("train.steps=4", "train.global_batch_pairs=4")
+LONG = ("train.steps=4", "train.global_batch_groups=4")
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ LONG = ("train.steps=4", "train.global_batch_pairs=4")
 )
 def test_the_pair_decides_not_its_place(config_file, ranks, objective, more):
     out, run = config_file.parent / "out", [objective, *more, *LONG]
-    ranks.train(config_file, {"whole": [*run, "train.micro_batch_pairs=2"]}, ranks=1)
+    ranks.train(config_file, {"whole": [*run, "train.micro_batch_groups=2"]}, ranks=1)
     # In deterministic mode, where nothing may be handed on from batch to batch.
-    single = [*run, "train.micro_batch_pairs=1"]
+    single = [*run, "train.micro_batch_groups=1"]
     ranks.train(config_file, {"two": [*single, "train.deterministic=true"]}, ranks=2)
     begun = [*single, "train.steps=2"]
     ranks.train(config_file, {"begun": begun}, ranks=1)

@@ -27,7 +27,7 @@ def settled(run) -> float:
     [
         pytest.param((), id="lora"),
         pytest.param(FULL, id="full"),
-        pytest.param(("train.pair_batching=split",), id="split", marks=pytest.mark.slow),
+        pytest.param(("train.group_batching=split",), id="split", marks=pytest.mark.slow),
         pytest.param(
             ("train.schedule=cosine", "train.warmup_steps=2"), id="schedule", marks=pytest.mark.slow
         ),
@@ -59,7 +59,7 @@ def test_a_steps_margin_moves_as_is_predicted(config_file, monkeypatch):
     road = [
         "train.steps=1",
         f"train.learning_rate={rate}",
-        "train.global_batch_pairs=4",
+        "train.global_batch_groups=4",
         "objective.beta=500",
     ]
     run = Trainer(load_config(str(config_file), road))

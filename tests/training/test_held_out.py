@@ -116,7 +116,7 @@ def test_a_cached_reference_gives_the_figures_of_a_live_one(config_file, weights
 
 def test_ranks_share_the_pairs(config_file, ranks):
     """On two ranks, with shards, shared tokens and a reference that moves: the figures of one rank."""
-    still = [*EVERY, "train.steps=2", "train.learning_rate=1e-4", "train.micro_batch_pairs=2"]
+    still = [*EVERY, "train.steps=2", "train.learning_rate=1e-4", "train.micro_batch_groups=2"]
     roads = {
         "whole": [],
         "sharded": ["train.zero_stage=3"],

@@ -77,7 +77,7 @@ def prepared(config, split="train") -> dict[str, dict]:
 
 
 def test_the_shares_stand_in_the_metrics_and_one_rank_is_two(mixed, ranks):
-    run = ["train", mixed, "train.deterministic=true", "train.micro_batch_pairs=1", *STEPS]
+    run = ["train", mixed, "train.deterministic=true", "train.micro_batch_groups=1", *STEPS]
     for job in [
         ranks.start([[*run, f"name={name}"]], ranks=count) for name, count in (("one", 1), ("two", 2))
     ]:

@@ -120,7 +120,7 @@ def test_chosen_and_rejected_one_after_the_other_give_the_joint_gradient(config_
     for batching in ("joint", "split"):
         # beta multiplies the rounding of predictions, which differs between batch sizes.
         run = trainer(
-            config_file, f"name={batching}", f"train.pair_batching={batching}", "objective.beta=50", *weights
+            config_file, f"name={batching}", f"train.group_batching={batching}", "objective.beta=50", *weights
         )
         generator = torch.Generator().manual_seed(1)
         trained = [p for p in run.policy.engine.module.parameters() if p.requires_grad]
@@ -144,7 +144,7 @@ def test_chosen_and_rejected_one_after_the_other_give_the_joint_gradient(config_
 def test_split_holds_half_the_activations(config_file, monkeypatch):
     peaks = {}
     for batching in ("joint", "split"):
-        run = trainer(config_file, f"name={batching}", f"train.pair_batching={batching}")
+        run = trainer(config_file, f"name={batching}", f"train.group_batching={batching}")
         saved = SavedActivations(run.policy.engine.module)
         seen = forwards_of_a_step(run, monkeypatch, inside=saved)
         peaks[batching] = saved.peak

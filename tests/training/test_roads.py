@@ -129,7 +129,7 @@ def test_what_the_roads_launch(monkeypatch):
 
 LIMITED = "objective={name: pg_dpo, beta: 500, logit_cap: 0.01, chosen_pull: 0.3, timestep_weight: min_snr}"
 RUNS = {
-    "live": ("eager", [LIMITED, "train.micro_batch_pairs=3", "train.steps=3"]),
+    "live": ("eager", [LIMITED, "train.micro_batch_groups=3", "train.steps=3"]),
     "cached": (
         "eager",
         [
@@ -137,8 +137,8 @@ RUNS = {
             "train.reference=cached",
         ],
     ),
-    "split": ("eager", ["objective={name: ipo, beta: 50}", "train.pair_batching=split"]),
-    "triton": ("triton", ["objective={name: dpo, beta: 500}", "train.steps=2", "train.micro_batch_pairs=6"]),
+    "split": ("eager", ["objective={name: ipo, beta: 50}", "train.group_batching=split"]),
+    "triton": ("triton", ["objective={name: dpo, beta: 500}", "train.steps=2", "train.micro_batch_groups=6"]),
 }
 
 
@@ -148,7 +148,7 @@ def test_a_run_on_either_road(config_file, monkeypatch, name):
     backend, overrides = RUNS[name]
     columns = {"weight": lambda row: 0.5 + row % 3, "timestep_weight": lambda row: 1.0 + row % 2}
     columns |= {"segment_labels": lambda row: [1, -1]} if name == "cached" else {}
-    overrides = [prepare_with(config_file, **columns), "train.global_batch_pairs=6", *overrides]
+    overrides = [prepare_with(config_file, **columns), "train.global_batch_groups=6", *overrides]
     taken = []
     through = Objective.from_predictions
     monkeypatch.setattr(Objective, "from_predictions", lambda *given: taken.append(1) or through(*given))

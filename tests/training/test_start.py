@@ -114,9 +114,9 @@ def test_two_ranks_and_a_sharded_model(config_file, sft, ranks, modes):
         f"model.adapter.init={sft}",
         "train.cached_draws=1",
         "train.zero_stage=3",
-        "train.micro_batch_pairs=1",
+        "train.micro_batch_groups=1",
     )
-    merged = (f"model.transformer={sft}", *ONE, "train.micro_batch_pairs=1", "model.adapter.rank=2")
+    merged = (f"model.transformer={sft}", *ONE, "train.micro_batch_groups=1", "model.adapter.rank=2")
     commands = [["reference", config_file, *start]] if "cached" in modes else []
     for mode in modes:
         commands.append(["train", config_file, f"name={mode}", f"train.reference={mode}", *start, *ONE])

@@ -53,7 +53,7 @@ def test_stopped_and_resumed_is_the_straight_run(config_file):
 @pytest.mark.usefixtures("eager_kernels")
 def test_accumulation_is_the_large_batch(config_file):
     assert (
-        relative(train(config_file, "micro"), train(config_file, "whole", "train.micro_batch_pairs=4"))
+        relative(train(config_file, "micro"), train(config_file, "whole", "train.micro_batch_groups=4"))
         <= 1e-5
     )
 

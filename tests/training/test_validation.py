@@ -15,7 +15,7 @@ from tests.worlds import run_pgdpo
 
 KIND = KINDS["wan 2.2 t2v a14b low"]
 # Every tensor is partitioned, small ones too.
-ZERO_3 = ["train.zero_stage=3", "train.global_batch_pairs=2", "train.micro_batch_pairs=1"]
+ZERO_3 = ["train.zero_stage=3", "train.global_batch_groups=2", "train.micro_batch_groups=1"]
 
 
 @pytest.mark.usefixtures("eager_kernels")

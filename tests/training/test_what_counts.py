@@ -22,7 +22,7 @@ PAIRS = 60
 def opened(saved):
     def opened(name):
         kind = KINDS[name]
-        sizes = ["evaluate.draws_per_pair=50", "train.global_batch_pairs=8", "train.micro_batch_pairs=2"]
+        sizes = ["evaluate.draws_per_pair=50", "train.global_batch_groups=8", "train.micro_batch_groups=2"]
         return kind.open(saved(kind.save)), load_config("quickstart.yaml", sizes)
 
     return opened

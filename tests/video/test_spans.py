@@ -130,7 +130,7 @@ def test_first_middle_and_segments_of_both_clips(world, capsys):
 
 def test_another_rate_or_span_is_no_longer_what_was_prepared(world):
     run_pgdpo("prepare", str(world))
-    run_pgdpo("train", str(world), "train.steps=1", "train.global_batch_pairs=2")
+    run_pgdpo("train", str(world), "train.steps=1", "train.global_batch_groups=2")
     for change in ("data.fps=16", "data.clip=middle", "data.upsample=true"):
         with pytest.raises((InputError, SystemExit)):
             run_pgdpo("train", str(world), change, "name=other")

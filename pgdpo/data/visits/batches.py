@@ -15,15 +15,15 @@ def check_batches(train: TrainConfig, ranks: int) -> int:
 
     Raises InputError if the global batch does not split over them.
     """
-    chunk = train.micro_batch_pairs * ranks
-    if train.global_batch_pairs % chunk:
-        low = train.global_batch_pairs // chunk * chunk
+    chunk = train.micro_batch_groups * ranks
+    if train.global_batch_groups % chunk:
+        low = train.global_batch_groups // chunk * chunk
         options = f"{low} or {low + chunk}" if low else f"{chunk}"
         raise InputError(
-            f"train.global_batch_pairs is {train.global_batch_pairs}: it must be a multiple of micro_batch_pairs x "
-            f"data-parallel ranks = {train.micro_batch_pairs} x {ranks}: take {options}"
+            f"train.global_batch_groups is {train.global_batch_groups}: it must be a multiple of micro_batch_groups x "
+            f"data-parallel ranks = {train.micro_batch_groups} x {ranks}: take {options}"
         )
-    return train.global_batch_pairs // chunk
+    return train.global_batch_groups // chunk
 
 
 class StepBatches:

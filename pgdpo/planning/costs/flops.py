@@ -56,10 +56,10 @@ class SampleFlops:
         return forward + backward + (reference if reference_runs else 0) + inversion
 
     def again(self, config: Config) -> int:
-        """What checkpointed blocks and `pair_batching: split` compute again of the policy's forward."""
+        """What checkpointed blocks and `group_batching: split` compute again of the policy's forward."""
         again, kind = self.policy.again, config.model.gradient_checkpointing
         found = {"none": 0, "selective": again.total() - again[ATTENTION], "full": again.total()}[kind]
-        return found + (self.policy.forward.total() if config.train.pair_batching == "split" else 0)
+        return found + (self.policy.forward.total() if config.train.group_batching == "split" else 0)
 
     @functools.cached_property
     def policy(self) -> Counts:

@@ -36,7 +36,7 @@ def pairs_to_measure(
     if not looks(config) or not of:
         return 0, 0.0
     step = flops.model(config, reference_runs=reference_runs) + flops.again(config)
-    run = config.train.steps * config.train.global_batch_pairs * group_size * step
+    run = config.train.steps * config.train.global_batch_groups * group_size * step
     forwards = config.evaluate.draws_per_pair * (looks(config) + AT_THE_START)
     pair = samples * forwards * flops.policy.forward.total()
     wanted = config.evaluate.every_pairs

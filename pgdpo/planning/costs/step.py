@@ -23,7 +23,7 @@ class Step:
     clips: int
     tokens: int
     flops: int  # model FLOPs: what MFU counts
-    executed_flops: int  # with what checkpointing and `pair_batching: split` compute again
+    executed_flops: int  # with what checkpointing and `group_batching: split` compute again
     compute_seconds: float
     communication_seconds: float
     offload_seconds: float
@@ -55,11 +55,11 @@ def plan_step(
     step. `backward_passes`: micro-batches on a rank. `on_host`: bytes of activations that each of them sends to the
     host and back."""
     train = config.train
-    samples = round(group_size * train.global_batch_pairs)
+    samples = round(group_size * train.global_batch_groups)
     flops = samples * counted.model(config, reference_runs=reference_runs)
     executed = flops + samples * counted.again(config)
     compute = executed / (machine.mfu * machine.peak * machine.gpus)
-    forwards = 2 + (1 if reference_runs else 0) + (train.pair_batching == "split")
+    forwards = 2 + (1 if reference_runs else 0) + (train.group_batching == "split")
     half = config.train.precision == "bf16"
     communication = _communication(sizes, sharding, machine, backward_passes, forwards, half=half)
     again = config.model.gradient_checkpointing != "none"
@@ -72,7 +72,7 @@ def plan_step(
     seconds = compute + communication + offload + update
     mfu = flops / (seconds * machine.peak * machine.gpus)
     return Step(
-        train.global_batch_pairs,
+        train.global_batch_groups,
         samples,
         samples * tokens,
         flops,

@@ -61,7 +61,7 @@ class Measure:
         self._batches = [
             batch
             for draw in range(len(self._levels))
-            for batch in data.batches([(index, draw) for index in indexes], config.train.micro_batch_pairs)
+            for batch in data.batches([(index, draw) for index in indexes], config.train.micro_batch_groups)
         ]
         self._now = replace(objective, process_group=None)  # its options and its state are the run's
         self._configured = build_objective(
@@ -79,7 +79,7 @@ class Measure:
             "held out": self._data.fingerprint,
             "levels": self._levels,
             "seed": self._config.evaluate.seed,
-            "batch": self._config.train.micro_batch_pairs,
+            "batch": self._config.train.micro_batch_groups,
         }
 
     def sums(self, forward: Forward, signals: StopSignals) -> Sums:

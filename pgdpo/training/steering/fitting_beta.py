@@ -54,7 +54,7 @@ def fitting_beta(step: Step, task: Task) -> Fit:
     """
     train = step.config.train
     batches = math.ceil(
-        PAIRS / train.global_batch_pairs
+        PAIRS / train.global_batch_groups
     )  # for the directions, and for the pairs that are moved
     engine = step.policy.engine
     before = {name: getattr(engine, name) for name in COUNTERS if hasattr(engine, name)}
@@ -83,7 +83,7 @@ def fitting_beta(step: Step, task: Task) -> Fit:
             "nothing, or not finite; write a number"
         )
     beta = float(f"{2 * TARGET / (change * steps):.4g}")  # no more digits than it is good for
-    return Fit(beta, change, batches * train.global_batch_pairs, steps)
+    return Fit(beta, change, batches * train.global_batch_groups, steps)
 
 
 @contextlib.contextmanager

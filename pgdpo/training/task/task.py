@@ -38,8 +38,8 @@ class Task:
         """This rank's groups of these steps; against cached errors a group's draws come again."""
         train, ranks = self._train, self._ranks
         return StepBatches(
-            self.pairs.order(micro_batch=train.micro_batch_pairs, seed=train.seed),
-            micro_batches=train.global_batch_pairs // train.micro_batch_pairs,
+            self.pairs.order(micro_batch=train.micro_batch_groups, seed=train.seed),
+            micro_batches=train.global_batch_groups // train.micro_batch_groups,
             rank=ranks.data_rank,
             world=ranks.data_size,
             steps=steps,

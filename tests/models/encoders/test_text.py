@@ -95,7 +95,7 @@ def test_check_names_each_and_prepare_counts_them(tmp_path, saved, capfd):
         saved(FAMILIES["hunyuan_video"].save),
         data=data,
         model={"family": "hunyuan_video", "encoders": "pipeline"},
-        train={"global_batch_pairs": 2},
+        train={"global_batch_groups": 2},
         evaluate={"reward": None, "negative_prompt": prompts[2]},
     )
     findings = run_check(str(config))
