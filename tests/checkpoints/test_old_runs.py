@@ -7,7 +7,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from pgdpo.checkpoints.identity import rows_hash, told_rounded
-from pgdpo.checkpoints.record import without_old_defaults
+from pgdpo.checkpoints.record import with_new_names, without_old_defaults
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
@@ -81,22 +81,16 @@ def test_npo_is_held_against_the_cards_guidance(family, scale, tmp_path, world):
         load_config(path, [*changes, "evaluate.guidance_scale=null"])
 
 
-def test_a_record_of_before_keys_were_renamed_is_read_and_goes_on(config_file):
-    """`micro_batch_pairs`, `global_batch_pairs`, `pair_batching`: in a checkpoint they are what they are called now; a
-    configuration is told the new name."""
-    run_pgdpo("train", config_file, "train.steps=1")
-    run = config_file.parent / "out" / "dpo"
-    was = {"micro_batch_groups": "micro_batch_pairs", "global_batch_groups": "global_batch_pairs"}
-    was["group_batching"] = "pair_batching"
-
-    def renamed(state):
-        train = state["config"]["train"]
-        state["config"]["train"] = {was.get(key, key): value for key, value in train.items()}
-
-    change_state(run, 1, renamed)
-    assert read_record(run).train == load_config(config_file).train.model_copy(update={"steps": 1})
-    run_pgdpo("train", config_file, "train.steps=2", "--resume")
-    assert [row["step"] for row in metrics(config_file.parent / "out", "dpo")] == [1, 2]
-    for new, old in was.items():
-        with pytest.raises(InputError, match=f"`train.{old}` is called `train.{new}` now"):
-            load_config(config_file, [f"train.{old}=1"])
+def test_a_record_of_before_keys_were_renamed_is_read_under_the_names_of_now(tmp_path, world):
+    """And a configuration that has an old name is told the new one."""
+    path = write_config(tmp_path / "c.yaml", tmp_path / "out", world / "tiny_wan")
+    changes = ["train.micro_batch_groups=2", "train.group_batching=split"]
+    record = load_config(path, changes).model_dump(mode="json")
+    old = {"global_batch_groups": "global_batch_pairs", "micro_batch_groups": "micro_batch_pairs"}
+    old["group_batching"] = "pair_batching"
+    before = record | {"train": {old.get(key, key): value for key, value in record["train"].items()}}
+    assert before["train"]["pair_batching"] == "split" and with_new_names(before) == record
+    assert with_new_names(record) == record
+    for new, name in old.items():
+        with pytest.raises(InputError, match=f"`train.{name}` is called `train.{new}` now"):
+            load_config(path, [f"train.{name}=1"])
