@@ -63,7 +63,10 @@ def write_report(
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
     marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
-    found = alarms(metrics, results, results.get("beta") or _beta(config), looks=looks, events=events)
+    kind = preview["kind"]
+    found = alarms(
+        metrics, results, results.get("beta") or _beta(config), looks=looks, events=events, kind=kind
+    )
     kept = [out / pair[side] for pair in preview["pairs"] for side in drawn_sides(pair)]
     kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
     megabytes = config.get("evaluate", {}).get("report_megabytes", MEGABYTES)
@@ -75,7 +78,7 @@ def write_report(
         TEMPLATE,
         title=objective_name(results["objective"]),
         results=results,
-        verdict=verdict(results),
+        verdict=verdict(results, kind),
         about=_about(results["objective"]),
         created=_created(results.get("created")),
         alarms=sorted(found, key=lambda alarm: ("warning", "open", "ok", "unknown").index(alarm.state)),
@@ -87,7 +90,7 @@ def write_report(
         step_curves=step_curves(steps),
         pairs=shown_pairs(out, preview["pairs"], fitted),
         pairs_of=preview["of"],
-        kind=preview["kind"],
+        kind=kind,
         sized=preview["sized"],
         clips_note=fitted.words,
         events=events,
@@ -101,8 +104,8 @@ def write_report(
         sources=by_source(metrics, results),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
-        settings=_settings(config, results),
-        costs=_costs(metrics, results),
+        settings=_settings(config, results, preview["sized"]),
+        costs=_costs(metrics, results, kind),
         config_text=config_text,
     )
     return report
@@ -116,7 +119,7 @@ def _up_to(rows: list[dict], step: int | None) -> list[dict]:
     return rows if step is None else [row for row in rows if row["step"] <= step]
 
 
-def verdict(results: dict) -> dict:
+def verdict(results: dict, kind: str = "pair") -> dict:
     """`headline`, `lede` and `tone` (better, worse, open) in plain words; only an interval clear of 50% decides."""
     name, steps = objective_name(results["objective"]), results["steps"]
     win = results.get("win_rate")
@@ -124,7 +127,7 @@ def verdict(results: dict) -> dict:
     clause = ""
     if is_number(moved.get("value")):
         clause = (
-            f" On held-out pairs, {moved['value']:.0%} of the preferred clips became less likely than under the "
+            f" On held-out {kind}s, {moved['value']:.0%} of the preferred clips became less likely than under the "
             "reference."
         )
     if not win and results["checkpoint"] is None:
@@ -262,7 +265,7 @@ def _created(text: str | None) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M}"
 
 
-def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
+def _settings(config: dict, results: dict, sized: str) -> list[tuple[str, str]]:
     """What a reader asks for first; the rest stands in the whole configuration below it."""
     data, model, train = config["data"], config["model"], config["train"]
     adapter = model.get("adapter")
@@ -276,7 +279,7 @@ def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
             f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
         ),
         ("Objective", ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"),
-        ("Steps", f"{train['steps']:,} of {train['global_batch_groups']:,} pairs"),
+        ("Steps", f"{train['steps']:,} of {train['global_batch_groups']:,} {sized}"),
         (
             "Learning rate",
             f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warm-up steps",
@@ -293,7 +296,7 @@ def _sizes(data: dict) -> str:
     return "; ".join(f"{frames} frames of {width}×{height}" for frames, height, width in sizes)
 
 
-def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
+def _costs(metrics: list[dict], results: dict, kind: str) -> list[tuple[str, str]]:
     """Medians over the steps: the first ones also pay for the warm-up of caches and kernels."""
 
     def values(name: str) -> list[float]:
@@ -306,7 +309,7 @@ def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
     peak = max(values("peak_memory"), default=None)
     rows = [
         ("Training", duration(sum(values("seconds"))) if metrics else "–"),
-        ("Pairs a second", number(median("pairs_per_second"))),
+        (f"{kind.capitalize()}s a second", number(median("pairs_per_second"))),
         ("Tokens a second", number(median("tokens_per_second"))),
         ("Peak memory", f"{peak / 2**30:.2f} GiB" if peak else "–"),
         ("Evaluation", duration(results.get("seconds"))),
