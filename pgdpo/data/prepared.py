@@ -250,7 +250,7 @@ class PreparedPairs:
             self.__dict__.pop(derived, None)
 
     def keep_ends(self) -> None:
-        """Hold of each group its best and its worst sample alone: nothing else is computed where nothing else counts."""
+        """Hold of each group its best and its worst sample alone: nothing is computed that does not count."""
         self.rows = [_with_ends(row) for row in self.rows]
         self.__dict__.pop("buckets", None)
 
