@@ -63,8 +63,8 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         "_check_groups": {
             "which is of pairs, and": By("groups for labels of segments"),
             "has one; leave it out, or take": By("groups of one for pairs", says=("leave it out, or take `kto`",)),
-            "of every sample: group": By("groups without labels", says=("`label` in every sample",)),
-            "orders the samples of a group": By("groups in no order", says=("or `label` in every sample",)),
+            "of every sample: group": By("groups without labels", says=("`label`",)),
+            "orders the samples of a group": By("groups in no order", says=("`advantage`",)),
         },
         "check_noise": {
             "prepared pairs hold none. Call it": By("siblings"),
