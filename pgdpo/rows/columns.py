@@ -51,7 +51,6 @@ COLUMNS = {
     "label_smoothing": Column(least=0, most=0.5),
     "segment_labels": Column((SEGMENTS,), least=-1, most=1, integer=True),
     "tail": Column((SEGMENTS,), least=0, most=1),
-    "group": Column(integer=True),
     "rank": Column((SIDES,), integer=True),
     "uncertainty": Column(least=0),
     "gap_frequency": Column(least=0, most=1),
@@ -59,16 +58,6 @@ COLUMNS = {
     "advantage": Column((NUMBER, SIDES)),
     "label": Column((SIDES,), least=-1, most=1, integer=True),
 }  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
-
-
-# Columns that groups have as pairs do, and the keys of samples of which another column needs one.
-OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
-FROM_SAMPLES = {
-    "reward": ("score",),
-    "reward_margin": ("score",),
-    "advantage": ("advantage", "score"),
-    "label": ("label",),
-}
 
 
 def how_to_get(column: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.messages.problems import broken_text, shown
-from pgdpo.rows.columns import COLUMNS, OF_GROUPS
+from pgdpo.objectives.info import OF_GROUPS
+from pgdpo.rows.columns import COLUMNS
 from pgdpo.rows.groups import KEYS_OF_A_SAMPLE, OF_FILES, SAMPLES, group_flaws
 from pgdpo.rows.values import (
     CLIP,
@@ -116,6 +117,7 @@ KEYS: dict[str, Key] = {
         _scores,
         "write finite numbers, and leave out what wasn't scored",
     ),
+    "group": Key("which list the pair was made from; carried along", "a whole number", number(whole=True)),
     "fps": Key("frames a second of both clips", "a number > 0", number(0, above=True)),
     "num_frames": Key("frames of each clip", _COUNT, number(1, whole=True)),
     "width": Key("pixels", _COUNT, number(1, whole=True)),
