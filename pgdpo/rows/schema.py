@@ -223,12 +223,17 @@ def captions_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 def counted(rows: Sequence[Mapping[str, Any]]) -> str:
     """`20 pairs`, or `120 groups of 2 to 6 samples`."""
+    return f"{len(rows)} {sized(rows)}"
+
+
+def sized(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`pairs`, or `groups of 2 to 6 samples`."""
     sizes = {len(row[SAMPLES]) for row in rows if row.get(SAMPLES) is not None}
     if not sizes:
-        return f"{len(rows)} pairs"
+        return "pairs"
     most = max(sizes)
     span = f"{most}" if len(sizes) == 1 else f"{min(sizes)} to {most}"
-    return f"{len(rows)} groups of {span} sample{'s' * (most > 1)}"
+    return f"groups of {span} sample{'s' * (most > 1)}"
 
 
 def flaws(row: dict[str, Any]) -> Iterator[Flaw]:

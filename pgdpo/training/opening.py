@@ -92,7 +92,7 @@ def show_curated(config: Config) -> dict:
         say(f"data.select {kept}")
     found = examine(data)
     counts = ", ".join(f"{name}: {count}" for name, count in found["sources"].items())
-    say(f"{len(data)} of {len(data.index['pairs'])} pairs are trained on; sources: {counts}")
+    say(f"{len(data)} of {len(data.index['pairs'])} {data.kind}s are trained on; sources: {counts}")
     say(found["verdict"])
     return found
 
