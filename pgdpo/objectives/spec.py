@@ -29,7 +29,7 @@ AUTO = "auto"
 TABLE = "[[sigma, weight], ...]"
 
 POOLED = (
-    "the batch that its pairs are compared in is one micro-batch of all ranks (ranks x train.micro_batch_groups), not "
+    "the batch that its samples are compared in is one micro-batch of all ranks (ranks x train.micro_batch_groups), not "
     "train.global_batch_groups"
 )
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from pgdpo.config import SelectRule
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.ranked import ranked
-from pgdpo.rows.schema import SAMPLES, SIDES, sides_of, titled
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import SIDES, scores_of, sides_of, titled
 
 Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 
@@ -62,7 +62,7 @@ def score_margin(rows: list[dict], name: str, *, needed_by: str) -> np.ndarray:
 def _scores(rows: list[dict], side: str, name: str, needed_by: str) -> np.ndarray:
     values = []
     for row in rows:
-        scores = _scores_of(row, side)
+        scores = scores_of(row, ends(row)[SIDES.index(side)])
         if name not in scores:
             known = ", ".join(sorted(scores)) or "none"
             raise InputError(
@@ -71,15 +71,6 @@ def _scores(rows: list[dict], side: str, name: str, needed_by: str) -> np.ndarra
             )
         values.append(scores[name])
     return np.array(values, dtype=float)
-
-
-def _scores_of(row: dict, side: str) -> dict[str, float]:
-    samples = row.get(SAMPLES)
-    if samples is None:
-        return (row.get("scores") or {}).get(side) or {}
-    sample = samples[ranked(samples)[0 if side == SIDES[0] else -1]]
-    own = {} if sample.get("score") is None else {"score": sample["score"]}
-    return own | (sample.get("scores") or {})
 
 
 def _duplicates(rule: SelectRule, rows: list[dict], **_) -> tuple[np.ndarray, str]:
