@@ -10,7 +10,7 @@ import numpy as np
 from pgdpo.config import SelectRule
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.ranked import ends
-from pgdpo.rows.schema import SIDES, scores_of, sides_of, titled
+from pgdpo.rows.schema import SAMPLES, SIDES, scores_of, sides_of, titled
 
 Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 
@@ -52,10 +52,13 @@ def select(
 def score_margin(rows: list[dict], name: str, *, needed_by: str) -> np.ndarray:
     """`scores.chosen[name] - scores.rejected[name]` of every row; for the name `reward_margin` that column.
 
-    Of a group its best sample is the chosen one, its worst the rejected one; `score` names their own.
+    Of a group its best sample is the chosen one, its worst the rejected one; `score`, or `reward_margin`, is of their
+    own `score`.
     """
     if name == "reward_margin" and all("reward_margin" in row for row in rows):
         return np.array([row["reward_margin"] for row in rows], dtype=float)
+    if name == "reward_margin" and rows[0].get(SAMPLES) is not None:
+        name = "score"
     return _scores(rows, "chosen", name, needed_by) - _scores(rows, "rejected", name, needed_by)
 
 
