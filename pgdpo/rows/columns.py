@@ -57,7 +57,11 @@ COLUMNS = {
     "timestep_weight": Column(least=0),
     "advantage": Column((NUMBER, SIDES)),
     "label": Column((SIDES,), least=-1, most=1, integer=True),
-}  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
+}  # `timestep` is drawn, and `masked` is what the trainer computes under the row's mask
+OF_LISTS = (
+    "group",
+    "rank",
+)  # of pairs that lists were taken apart into: objectives read lists from `samples` alone
 
 
 def how_to_get(column: str) -> str:
