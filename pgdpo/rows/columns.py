@@ -51,6 +51,7 @@ COLUMNS = {
     "label_smoothing": Column(least=0, most=0.5),
     "segment_labels": Column((SEGMENTS,), least=-1, most=1, integer=True),
     "tail": Column((SEGMENTS,), least=0, most=1),
+    "group": Column(integer=True),
     "rank": Column((SIDES,), integer=True),
     "uncertainty": Column(least=0),
     "gap_frequency": Column(least=0, most=1),

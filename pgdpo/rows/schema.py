@@ -117,7 +117,6 @@ KEYS: dict[str, Key] = {
         _scores,
         "write finite numbers, and leave out what wasn't scored",
     ),
-    "group": Key("which list the pair was made from; carried along", "a whole number", number(whole=True)),
     "fps": Key("frames a second of both clips", "a number > 0", number(0, above=True)),
     "num_frames": Key("frames of each clip", _COUNT, number(1, whole=True)),
     "width": Key("pixels", _COUNT, number(1, whole=True)),
