@@ -65,16 +65,6 @@ OF_LISTS = (
 )  # of pairs that lists were taken apart into: objectives read lists from `samples` alone
 
 
-# Columns that groups have as pairs do, and the keys of samples of which another column needs one.
-OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
-FROM_SAMPLES = {
-    "reward": ("score",),
-    "reward_margin": ("score",),
-    "advantage": ("advantage", "score"),
-    "label": ("label",),
-}
-
-
 def how_to_get(column: str) -> str:
     """What to do so that rows hold a column that an objective needs."""
     sources = {

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.messages.problems import broken_text, shown
-from pgdpo.rows.columns import COLUMNS, OF_GROUPS
+from pgdpo.objectives.info import OF_GROUPS
+from pgdpo.rows.columns import COLUMNS
 from pgdpo.rows.groups import KEYS_OF_A_SAMPLE, OF_FILES, SAMPLES, group_flaws
 from pgdpo.rows.values import (
     CLIP,
