@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
 from pgdpo.config import TrainConfig
 from pgdpo.engine import engine as engines
@@ -53,8 +54,9 @@ def batched(family: Family, transformer: Callable, train: TrainConfig, group_siz
     pieces = Pieces(train.micro_batch_groups, group_size)
 
     def one_after_the_other(*sample) -> torch.Tensor:
-        # Sharded weights are gathered by all ranks together.
-        found = [predict(*piece) for piece in pieces.of(*sample, padded=train.zero_stage == 3)]
+        # Ranks go through equally many blocks, however large their groups: sharded weights are gathered by all of them
+        # together, and at blocks they ask each other whether to stop.
+        found = [predict(*piece) for piece in pieces.of(*sample, padded=dist.get_world_size() > 1)]
         return torch.cat(found)[: len(sample[0])]
 
     return one_after_the_other
