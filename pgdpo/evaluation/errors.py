@@ -29,8 +29,8 @@ class Errors:
         self.config, self.family, self.data, self.device = config, family, data, device
         if not measurable(data):
             raise InputError(
-                f"{data.folder / 'index.json'}: all held-out rows are single clips, which have no margin: name a "
-                "manifest of pairs, or of groups of two samples or more, in data.held_out"
+                f"{data.folder / 'index.json'}: all held-out rows are single clips, or groups of equally good "
+                "ones, which have no margin: name a manifest of pairs, or of ranked groups, in data.held_out"
             )
         self.batches: dict[str, list[Job]] = {
             f"errors-{number:05d}.json": items for number, items in enumerate(self._batches())

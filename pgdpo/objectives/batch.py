@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives.info import PairInfo
-from pgdpo.objectives.pairing import places_of
+from pgdpo.objectives.pairing import ends_of, places_of
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +103,8 @@ class Batch:
         """One side's, `[B]`."""
         if not self.grouped:
             return getattr(self.pooled, f"{name}_{side}")[:, 0]
-        place = (self.places.argmin if side == SIDES[0] else self.places.argmax)(1, keepdim=True)
-        return self.each(name).gather(1, place)[:, 0]
+        place = ends_of(self.places)[SIDES.index(side)]
+        return self.each(name).gather(1, place[:, None])[:, 0]
 
     def __len__(self) -> int:
         return self.shape[0]

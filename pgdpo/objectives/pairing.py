@@ -93,8 +93,15 @@ def best_and_worst(errors: GroupErrors, info: PairInfo) -> tuple[PairErrors, Ten
     size = errors.groups
     places = places_of(info, len(errors.policy) // size, size, errors.policy.detach())
     row = torch.arange(len(places), device=places.device)
-    best, worst = (place * len(places) + row for place in (places.argmin(1), places.argmax(1)))
+    best, worst = (place * len(places) + row for place in ends_of(places))
     return errors.pairs(best, worst), places
+
+
+def ends_of(places: Tensor) -> tuple[Tensor, Tensor]:
+    """Members `[B]`: the first of the best ones and the last of the worst, as in an order that keeps equal ones as they
+    stand; both the first one where all are equal."""
+    best, last = places.argmin(1), places.shape[1] - 1
+    return best, (last - places.flip(1).argmax(1)).where(places.amax(1) > places.amin(1), best)
 
 
 def places_of(info: PairInfo, groups: int, size: int, like: Tensor) -> Tensor:

@@ -15,12 +15,23 @@ FALLING = ("score", "advantage", "label")  # the higher the better
 def ranked(samples: Sequence[Mapping[str, Any]]) -> list[int]:
     """Places of the samples, the best first: by `rank`, else by falling `score`, `advantage` or `label`, else as they
     stand; of equal ones the earlier first."""
+    return sorted(range(len(samples)), key=_marks(samples).__getitem__)
+
+
+def ranks_of(samples: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Of each sample how many are better, in the same order: equal ones share a rank."""
+    marks = _marks(samples)
+    return [sum(other < own for other in marks) for own in marks]
+
+
+def _marks(samples: Sequence[Mapping[str, Any]]) -> Sequence[float]:
+    """A number for each sample, the lower the better."""
     if samples[0].get("rank") is not None:
-        return sorted(range(len(samples)), key=lambda place: samples[place]["rank"])
+        return [sample["rank"] for sample in samples]
     for key in FALLING:
         if samples[0].get(key) is not None:
-            return sorted(range(len(samples)), key=lambda place: -samples[place][key])
-    return list(range(len(samples)))
+            return [-sample[key] for sample in samples]
+    return range(len(samples))
 
 
 def ends(row: Mapping[str, Any]) -> tuple[str, str]:

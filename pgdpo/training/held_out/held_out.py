@@ -56,7 +56,7 @@ class HeldOut:
         require_images(self._data, family)
         self._clips = Clips(config, family, self._data, ranks) if config.evaluate.shows_clips else None
         if not measurable(self._data):
-            say("held out: single clips have no margin: no figures of them")
+            say("held out: single clips, or equally good ones, have no margin: no figures of them")
             self._set_pairs(0)
         elif config.evaluate.every_pairs != 0:
             self._decide(family, train.latent_shape, reference_runs)

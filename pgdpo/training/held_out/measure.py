@@ -22,7 +22,8 @@ from pgdpo.objectives import Objective, build_objective
 from pgdpo.ranks.agreement import gather
 from pgdpo.reference import Forward
 from pgdpo.reference.cached import compared_with, frame_sums
-from pgdpo.rows.schema import sides_of
+from pgdpo.rows.ranked import ranks_of
+from pgdpo.rows.schema import SAMPLES
 from pgdpo.sampling import share_of
 from pgdpo.training.held_out.figures import Numbers
 from pgdpo.training.metrics import as_pairs
@@ -38,7 +39,7 @@ Sums = list[torch.Tensor]  # of each batch fp64 [B, K, F], `frame_sums` of its g
 class Measure:
     """`count` of the held-out pairs at `evaluate.draws_per_pair` noise levels, in batches that never change.
 
-    Of a group its best sample stands against its worst; single clips are not measured.
+    Of a group its best sample stands against its worst; single clips and equally good ones are not measured.
 
     A batch is computed by one rank, or by those that share its tokens, and what it gives hangs on no other: the figures
     are the same on any number of ranks. `objective`: the run's, with what is changed of it on the way, which the
@@ -151,8 +152,12 @@ class Measure:
 
 
 def measurable(data: PreparedPairs) -> list[int]:
-    """Indexes of what has a margin: all but single clips."""
-    return [index for index, row in enumerate(data.rows) if len(sides_of(row)) > 1]
+    """Indexes of what has a margin: all but single clips, and groups whose samples are equally good."""
+    return [
+        index
+        for index, row in enumerate(data.rows)
+        if row.get(SAMPLES) is None or any(ranks_of(row[SAMPLES]))
+    ]
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ import torch
 from pgdpo.models.family import Family
 from pgdpo.objectives import PairInfo
 from pgdpo.rows.columns import COLUMNS, OF_LISTS
+from pgdpo.rows.ranked import ranks_of
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.training.noising import Sample
 
 READ = [name for name in COLUMNS if name not in OF_LISTS]
-OF_SAMPLES = {"reward": "score", "rank": "rank", "label": "label"}  # fields of `PairInfo`: keys of samples
+OF_SAMPLES = {"reward": "score", "label": "label"}  # fields of `PairInfo`: keys of a group's samples
 
 
 def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
@@ -36,12 +37,14 @@ def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
 
 
 def sample_columns(groups: Sequence[list[dict]]) -> dict[str, list[list[float]]]:
-    """Columns `[B, K]` of groups of K samples: what all of their samples have, and advantages made of scores."""
+    """Columns `[B, K]` of groups of K samples: what all of their samples have, advantages made of scores, and ranks: a
+    group's own, or by what else it has, so that each is ordered by itself."""
     found = {
         name: [[one[key] for one in samples] for samples in groups]
         for name, key in OF_SAMPLES.items()
         if all(one.get(key) is not None for samples in groups for one in samples)
     }
+    found["rank"] = [ranks_of(samples) for samples in groups]
     advantages = [list(advantages_of(samples)) for samples in groups]
     return found if [] in advantages else found | {"advantage": advantages}
 
