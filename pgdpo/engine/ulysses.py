@@ -8,7 +8,7 @@ projection's outputs are gathered: every rank has the whole prediction, and comp
 
 Each exchange is an all-to-all, and its gradient the same exchange backwards. Summed over a process group of n the
 gradients are those of its n equal losses. DeepSpeed sees plain data parallelism and averages over all ranks, at every
-ZeRO stage: that is the mean over groups of one loss's gradient.
+ZeRO stage: that is the mean over process groups of one loss's gradient.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from pgdpo.messages.errors import InputError
 
 T = TypeVar("T")
 
-# A rank may have a whole validation or download more to do than another. NCCL's groups give up after ten minutes; here
-# the watchdog ends what stands still, and a rank that dies breaks its connections.
+# A rank may have a whole validation or download more to do than another. NCCL's process groups give up after ten
+# minutes; here the watchdog ends what stands still, and a rank that dies breaks its connections.
 LONG = datetime.timedelta(days=30)
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
