@@ -51,6 +51,11 @@ def errors(pred, target, ref) -> tuple:
     return found.excess_chosen, found.excess_rejected, found.policy_chosen, found.ref_rejected
 
 
+def separate_errors(pred, target, ref) -> tuple:
+    found = kernels.group_errors(list(pred), list(target), ref, len(pred))
+    return found.excess, found.policy, found.ref
+
+
 def noise(latents) -> tuple:
     ids = torch.arange(len(latents) // 2, device=latents.device)
     level = torch.linspace(0.1, 0.9, len(ids), device=latents.device)
@@ -70,6 +75,7 @@ OPS = {
     ),
     "qk_norm_rope": Smoke(query_and_key, lambda *x: kernels.qk_norm_rope(*x, num_heads=HEADS)),
     "pair_errors": Smoke(pairs, errors),
+    "group_errors": Smoke(pairs, separate_errors),
     "diffusion_dpo": Smoke(pairs, lambda *x: (kernels.diffusion_dpo_loss(*x, beta=20.0).loss,)),
     "noise_pair": Smoke(lambda *sizes: pairs(*sizes)[1:2], noise, backward=False),
 }

@@ -18,6 +18,7 @@ from ..ops import (
     exactness,
     shapes,
     test_diffusion_dpo,
+    test_group_errors,
     test_hidden_forms,
     test_hidden_ops,
     test_noise_pair,
@@ -33,6 +34,7 @@ STEP_PACKAGES = ("diffusers", "transformers", "peft", "deepspeed", "av", "pydant
 
 ON_LATENTS = (
     test_pair_errors,
+    test_group_errors,
     test_diffusion_dpo,
     test_noise_pair,
 )

@@ -18,8 +18,9 @@ from pgdpo.files.writable import check_writable
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
 from pgdpo.objectives import get_spec
+from pgdpo.objectives.info import OF_GROUPS, on_groups
 from pgdpo.objectives.spec import Needs
-from pgdpo.rows.columns import COLUMNS, FROM_SAMPLES, OF_GROUPS, are_hard, hard_labels, how_to_get
+from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.groups import RATINGS
 from pgdpo.rows.manifest import CheckedRow
 from pgdpo.rows.ranked import ends
@@ -80,8 +81,7 @@ def column_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iter
 def _sample_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Iterator[Problem]:
     """What the objective reads of pairs alone, and what it reads of samples, and some have not."""
     spec = get_spec(name)
-    read = [column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep")]
-    alone = [column for column in read if column not in FROM_SAMPLES]
+    alone, read = on_groups((*needs.pairs, *spec.of_groups))
     if alone or needs.soft:
         column = "probability" if needs.soft else alone[0]
         what = "a region mask" if column == "masked" else f"`{column}`"
@@ -100,8 +100,7 @@ def _sample_problems(rows: Sequence[CheckedRow], name: str, needs: Needs) -> Ite
             allowed="two samples or more",
             suggestion="leave it out, or take `kto` or `sft`",
         )
-    read += spec.of_groups
-    for keys in [FROM_SAMPLES[column] for column in read] or [RATINGS]:
+    for keys in read or [RATINGS]:
         lacking = [
             row
             for row in rows

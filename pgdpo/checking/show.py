@@ -184,8 +184,8 @@ class Pair:
             "problems": self.problems,
             "kind": self.row.kind,
             "sides": [
-                (side, name, shown.get((side, "shot")), shown.get((side, "model")))
-                for side, name in drawn(self.row.values).items()
+                (side, name, " · ".join(ratings), shown.get((side, "shot")), shown.get((side, "model")))
+                for side, (name, *ratings) in drawn(self.row.values).items()
             ],
             "crop": crop(plan.like, plan.size) if plan else None,
             "facts": _facts(plan, own) | _labels(self.row),

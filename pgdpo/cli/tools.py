@@ -60,7 +60,7 @@ def objectives(
     name: Annotated[str | None, typer.Argument(help="One objective, shown in full with its formula.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue as Markdown.")] = False,
 ) -> None:
-    """List the objectives in three groups, a line each; or show one: formula, options, what data it needs, sources.
+    """List the objectives by how they stand, a line each; or show one: formula, options, the data it needs, sources.
 
     Example: pgdpo objectives pg_dpo
     """

@@ -22,7 +22,10 @@ from pgdpo.diffusion.draws import uniform
 from pgdpo.files.bounded import parse_json
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.schema import MANIFEST, captions_of, kind_of, sides_of, titled
+from pgdpo.rows.ranked import ranked
+from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, kind_of, sides_of, titled
+
+TAKEN = "taken"  # in a row of which not all samples are held: which, and of how many
 
 
 def alone(work: Callable[[int, int], object]) -> list:
@@ -107,13 +110,15 @@ class PreparedPairs:
         pair_id = pair_hash(row["id"])
         dropped = uniform(self.seed, pair_id, draw, stream="caption") < self.caption_dropout
         tensors = self._pair(row)
+        samples = [tensors.pop(side) for side in stored_sides(row)]
+        samples = samples if TAKEN not in row else [samples[place] for place in row[TAKEN]["samples"]]
         return {
             "id": row["id"],
             "pair_id": pair_id,
             "draw": draw,
             "row": row,
             "damage": None,
-            "samples": [tensors.pop(side) for side in sides_of(row)],
+            "samples": samples,
             "mask": tensors.pop("mask", None),
             "conditioning": {**self.text("" if dropped else row["prompt"]), **tensors},
             "captions": {} if dropped else self._captions(row),
@@ -125,9 +130,10 @@ class PreparedPairs:
         return {sides.index(side): self.text(caption) for side, caption in captions_of(row).items()}
 
     def _pair(self, row: dict) -> dict[str, torch.Tensor]:
-        names = [*sides_of(row), *self.index["image"], *(["mask"] if has_mask(row) else [])]
+        sides = stored_sides(row)
+        names = [*sides, *self.index["image"], *(["mask"] if has_mask(row) else [])]
         entry = self.index["shards"][row["shard"]]
-        return self._checked(entry, row["key"], names, row["sha256"], titled(row["id"], sides_of(row)))
+        return self._checked(entry, row["key"], names, row["sha256"], titled(row["id"], sides))
 
     def size_of(self, index: int) -> tuple[int, int, int]:
         """(frames, height, width) that a pair's clips were encoded at."""
@@ -243,6 +249,11 @@ class PreparedPairs:
         for derived in ("fingerprint", "buckets", "latent_shapes"):
             self.__dict__.pop(derived, None)
 
+    def keep_ends(self) -> None:
+        """Hold of each group its best and its worst sample alone: nothing is computed that does not count."""
+        self.rows = [_with_ends(row) for row in self.rows]
+        self.__dict__.pop("buckets", None)
+
     def order(self, *, micro_batch: int, seed: int) -> Order | Mixture:
         """In which the groups are visited, so many in a micro-batch."""
         if self.shares is None:
@@ -276,6 +287,24 @@ class PreparedPairs:
         if is_main_rank():
             add_to_note(self.folder, {name: note for _, fresh in found for name, note in fresh.items()})
         return {name: reason for wrong, _ in found for name, reason in wrong.items()}
+
+
+def stored_sides(row: dict) -> tuple[str, ...]:
+    """Under which names the samples of a row stand in its shard, those that are not held too."""
+    return sides_of({SAMPLES: [{}] * row[TAKEN]["of"]} if TAKEN in row else row)
+
+
+def _with_ends(row: dict) -> dict:
+    samples = row.get(SAMPLES)
+    if samples is None or len(samples) < 3:
+        return row
+    order = ranked(samples)
+    taken = [order[0], order[-1]]
+    return {
+        **row,
+        SAMPLES: [samples[place] for place in taken],
+        TAKEN: {"samples": taken, "of": len(samples)},
+    }
 
 
 def read_index(folder: Path) -> dict:

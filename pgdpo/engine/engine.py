@@ -50,8 +50,8 @@ LinearFunctionForZeroStage3.forward = staticmethod(_linear)
 def start_distributed(first: Callable[[dist.Store], None] | None = None) -> torch.device:
     """Join the process group named by the launcher's environment (or make one of a single process).
 
-    `first`: called with the launcher's store before a new group is made, for what may take longer than collectives
-    wait. Returns this rank's device.
+    `first`: called with the launcher's store before a new process group is made, for what may take longer than
+    collectives wait. Returns this rank's device.
     """
     device = torch.device("cpu")
     if torch.cuda.is_available():

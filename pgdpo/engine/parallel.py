@@ -1,7 +1,7 @@
 """Which ranks hold the same pairs: those that share a clip's tokens.
 
-`train.sequence_parallel: n` makes groups of n consecutive ranks. A group reads the same pairs and draws the same noise;
-`ulysses.py` has what its ranks do with a clip.
+`train.sequence_parallel: n` makes process groups of n consecutive ranks, which read the same pairs and draw the same
+noise; `ulysses.py` has what they do with a clip.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pgdpo.models.family import Family
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank's place: `data_rank` of `data_size` groups that read different pairs, `degree` ranks in each."""
+    """This rank's place: `data_rank` of `data_size` sets of `degree` ranks, which read different pairs."""
 
     degree: int
     data_rank: int
     data_size: int
-    data_group: dist.ProcessGroup  # one rank of every sequence group: together they hold all pairs once
+    data_group: dist.ProcessGroup  # one rank of each that share clips: together they hold all pairs once
     sequence_group: dist.ProcessGroup | None  # the ranks with this one's pairs; None: it has them alone
     device: torch.device
 
 
 def arrange_ranks(degree: int, device: torch.device) -> Ranks:
-    """Sequence groups of `degree` consecutive ranks. Raises InputError if the number of ranks does not divide."""
+    """Process groups of `degree` consecutive ranks. Raises InputError if the number of ranks does not divide."""
     world, rank = dist.get_world_size(), dist.get_rank()
     if world % degree:
         fitting = [n for n in range(1, world + 1) if world % n == 0]

@@ -1,4 +1,4 @@
-"""A clip's tokens shared by a group of ranks (DeepSpeed-Ulysses, arXiv 2309.14509), for every model family alike.
+"""A clip's tokens shared by a process group (DeepSpeed-Ulysses, arXiv 2309.14509), for every model family alike.
 
 Before the first block each rank takes its part of the video's tokens, and of what else goes by tokens (the family's
 `TokenSharing` says what). Around attention over all tokens ranks trade tokens for heads: inside, each has all tokens of
@@ -6,9 +6,9 @@ its heads; outside, all heads of its tokens. Text that attends together with the
 that masks keep their shape; cross-attention from a rank's tokens to the whole text needs no exchange. The last
 projection's outputs are gathered: every rank has the whole prediction, and computes errors and loss as one rank would.
 
-Each exchange is an all-to-all, and its gradient the same exchange backwards. Summed over a group of n ranks the
+Each exchange is an all-to-all, and its gradient the same exchange backwards. Summed over a process group of n the
 gradients are those of its n equal losses. DeepSpeed sees plain data parallelism and averages over all ranks, at every
-ZeRO stage: that is the mean over groups of one loss's gradient.
+ZeRO stage: that is the mean over process groups of one loss's gradient.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pgdpo.models.protocols import TokenSharing
 
 
 def share_tokens(
-    transformer: torch.nn.Module, sharing: TokenSharing, group: dist.ProcessGroup | None
+    transformer: torch.nn.Module, sharing: TokenSharing, process_group: dist.ProcessGroup | None
 ) -> None:
     """Have the transformer compute this rank's part of the tokens; its inputs and outputs stay whole.
 
-    `group`: the ranks that have a clip together; None where this rank has it alone.
+    `process_group`: the ranks that have a clip together; None where this rank has it alone.
     """
-    if group is None:
+    if process_group is None:
         return
     route_attention()
-    ulysses = Ulysses(group, text_first=sharing.text_first)
+    ulysses = Ulysses(process_group, text_first=sharing.text_first)
     blocks = [block for name in sharing.blocks for block in transformer.get_submodule(name)]
     for block in blocks:
         attention = block.get_submodule(sharing.attention)
@@ -81,14 +81,14 @@ def _routed(backend: Callable) -> Callable:
 
 
 class Ulysses:
-    """One rank's part of the clips that a group has together.
+    """One rank's part of the clips that a process group has together.
 
     `text_first`: where text and video attend together, the text's tokens stand before the video's, else behind.
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, text_first: bool = False) -> None:
-        self.group = group
-        self.rank, self.degree = dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self, process_group: dist.ProcessGroup, *, text_first: bool = False) -> None:
+        self.process_group = process_group
+        self.rank, self.degree = dist.get_rank(process_group), dist.get_world_size(process_group)
         self.text_first = text_first
         self.sizes: list[int] = []  # video tokens of each rank, of the clips that are in the transformer now
 
@@ -150,23 +150,25 @@ class Ulysses:
         return torch.cat([text, video] if self.text_first else [video, text], dim=1)
 
     def _exchange(self, parts: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """`parts[r]` goes to rank r of the group; what comes from rank r has `shapes[r]`."""
+        """`parts[r]` goes to rank r of the process group; what comes from rank r has `shapes[r]`."""
         sent = [part.numel() for part in parts]
         received = [math.prod(shape) for shape in shapes]
-        flat = AllToAll.apply(torch.cat([part.flatten() for part in parts]), sent, received, self.group)
+        flat = AllToAll.apply(
+            torch.cat([part.flatten() for part in parts]), sent, received, self.process_group
+        )
         return [part.view(shape) for part, shape in zip(flat.split(received), shapes, strict=True)]
 
 
 class AllToAll(torch.autograd.Function):
-    """Elements to and from every rank of a group; the gradients go back as they came."""
+    """Elements to and from every rank of a process group; the gradients go back as they came."""
 
     @staticmethod
     def forward(
-        ctx, flat: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+        ctx, flat: torch.Tensor, sent: list[int], received: list[int], process_group: dist.ProcessGroup
     ) -> torch.Tensor:
-        ctx.back = received, sent, group
+        ctx.back = received, sent, process_group
         output = flat.new_empty(sum(received))
-        dist.all_to_all_single(output, flat, received, sent, group=group)
+        dist.all_to_all_single(output, flat, received, sent, group=process_group)
         return output
 
     @staticmethod

@@ -127,8 +127,8 @@ def _write(study: StudyConfig, config: Config, rows: list[dict]) -> dict:
 
 def _check_objectives(configs: list[Config]) -> None:
     """Refuse an objective that the pairs can't feed before the hours spent on the others."""
-    data = open_pairs(configs[0], "train")
     for config in configs:
+        data = open_pairs(config, "train")
         objective = build_objective(config.objective["name"], **config.objective_options)
         check_data(objective, config, data)
         frame_segments(objective, config, data)

@@ -31,13 +31,13 @@ def say_beta(objective: Objective, numel: int) -> None:
 class BetaWatch:
     """Looks at |logit| of all pairs of the first steps, on all ranks, and warns once if beta doesn't fit.
 
-    `group`: ranks that hold all pairs once.
+    `process_group`: ranks that hold all pairs once.
     """
 
-    def __init__(self, objective: Objective, run_dir: Path, group: dist.ProcessGroup) -> None:
+    def __init__(self, objective: Objective, run_dir: Path, process_group: dist.ProcessGroup) -> None:
         self._objective, self._watches = objective, "beta" in objective.options
         self._run_dir = run_dir
-        self._group = group
+        self._process_group = process_group
         self._seen: list[torch.Tensor] = []
 
     def add(self, logits: torch.Tensor) -> None:
@@ -56,8 +56,8 @@ class BetaWatch:
 
     def _warning(self) -> str | None:
         seen = torch.cat(self._seen)
-        everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(everywhere, seen, group=self._group)
+        everywhere = [torch.empty_like(seen) for _ in range(dist.get_world_size(self._process_group))]
+        dist.all_gather(everywhere, seen, group=self._process_group)
         logits = torch.cat(everywhere)
         logits = logits[logits.isfinite()].tolist()
         advice = "every logit is 0: the policy still equals its reference"

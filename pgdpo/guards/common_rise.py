@@ -27,12 +27,12 @@ APART = 0.8  # accuracy, on pairs that are trained on again and again, from whic
 
 
 class CommonRise:
-    """Watches a run of `pg_dpo`, and says once where it fails so. `group`: ranks that hold all pairs once."""
+    """Watches a run of `pg_dpo`, and says once where it fails so. `process_group`: ranks that hold all pairs once."""
 
-    def __init__(self, objective: Objective, run_dir: Path, group: dist.ProcessGroup) -> None:
+    def __init__(self, objective: Objective, run_dir: Path, process_group: dist.ProcessGroup) -> None:
         # Labels per segment may lie both ways within a pair, whose whole clips' margin then says little.
         self._watches = objective.name == "pg_dpo" and "segment_labels" not in objective.needs.pairs
-        self._objective, self._run_dir, self._group = objective, run_dir, group
+        self._objective, self._run_dir, self._process_group = objective, run_dir, process_group
         self._step: torch.Tensor | float = 0.0
         self._window: deque[torch.Tensor] = deque(maxlen=WINDOW)
 
@@ -58,7 +58,7 @@ class CommonRise:
         if len(self._window) < WINDOW or step % EVERY:
             return
         sums = torch.stack(list(self._window)).sum(0)
-        dist.all_reduce(sums, group=self._group)
+        dist.all_reduce(sums, group=self._process_group)
         count, *totals = sums.tolist()
         warning = _warning(count, *(total / count for total in totals))
         if warning is None:

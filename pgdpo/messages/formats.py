@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 NAMES = {
     "pg_dpo": "PG-DPO",
@@ -65,6 +65,12 @@ def duration(seconds) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
     return " ".join(f"{value} {unit}" for value, unit in parts if value) or f"{seconds:.1f} s"
+
+
+def scale_of(values: Collection[float]) -> tuple[float, float]:
+    """(low, high) of the line that they are drawn on: 0 to 1 where all of them lie there, else their own range."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
 def place(value, scale: tuple[float, float]) -> float:

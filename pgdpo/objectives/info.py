@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,3 +38,23 @@ class PairInfo:
     masked: PairErrors | None = None  # the errors under the region mask
     ids: Tensor | None = None  # [B] int64, on the CPU: with `draw` what a group's random choices hang on
     draw: Tensor | None = None  # [B] int64, on the CPU: how often the group was drawn before
+
+
+# Fields that groups have as pairs do, and the keys of samples of which another field needs one.
+OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
+FROM_SAMPLES = {
+    "reward": ("score",),
+    "reward_margin": ("score",),
+    "advantage": ("advantage", "score"),
+    "label": ("label",),
+}
+
+
+def on_groups(fields: Iterable[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """(those fields of `PairInfo` that pairs alone can have; for each that samples bring, the keys of which every
+    sample needs one)."""
+    read = [field for field in fields if field not in (*OF_GROUPS, "probability", "timestep")]
+    return (
+        [field for field in read if field not in FROM_SAMPLES],
+        [FROM_SAMPLES[field] for field in read if field in FROM_SAMPLES],
+    )

@@ -125,6 +125,10 @@ class Objective:
         for column, then in self.spec.without.items():
             if column not in columns:
                 found.append(f"{self.name}: no row has `{column}`: {then}")
+        if self.spec.groups and "group" in columns:
+            found.append(
+                f"{self.name}: `group` of pairs is not read: `pgdpo import --groups` writes lists themselves"
+            )
         if self.options.get("timestep_weight", "none") != "none" and "timestep_weight" in columns:
             found.append(f"{self.name}: beta is multiplied by objective.timestep_weight and by the rows' own")
         return found + [f"{self.name}: {POOLED}"] * self.spec.pools

@@ -29,8 +29,8 @@ AUTO = "auto"
 TABLE = "[[sigma, weight], ...]"
 
 POOLED = (
-    "the batch that its pairs are compared in is one micro-batch of all ranks (ranks x train.micro_batch_groups), not "
-    "train.global_batch_groups"
+    "the batch that its samples are compared in is one micro-batch of all ranks (ranks x train.micro_batch_groups), "
+    "not train.global_batch_groups"
 )
 
 

@@ -51,11 +51,15 @@ def table(plan: Plan, title: str) -> Table:
     training = plan.training
     more = f"steps {duration_text(training.steps)}, checkpoints {duration_text(training.checkpoints)}"
     more += f", validation {duration_text(training.validation)}" if training.validation else ""
-    more += f", held-out pairs {duration_text(training.held_out)}" if training.held_out else ""
+    more += f", held-out {_kind(step)}s {duration_text(training.held_out)}" if training.held_out else ""
     shown.add_row("training", duration_text(training.seconds), more)
     _evaluation(shown, plan)
     shown.add_section()
-    pairs = f"{disk.pairs:,} pairs" if disk.pairs is not None else "1,000 pairs: the manifest cannot be read"
+    pairs = (
+        f"{disk.pairs:,} {_kind(step)}s"
+        if disk.pairs is not None
+        else "1,000 pairs: the manifest cannot be read"
+    )
     shown.add_row("prepared latents", size_text(disk.latents), pairs)
     shown.add_row("prompt embeddings", size_text(disk.text), "at most")
     shown.add_row("one checkpoint", size_text(disk.checkpoint), f"{disk.checkpoint_seconds:.2g} s to write")
@@ -66,8 +70,12 @@ def table(plan: Plan, title: str) -> Table:
     return shown
 
 
+def _kind(step: Step) -> str:
+    return "pair" if step.clips == 2 * step.pairs else "group"
+
+
 def _clips(step: Step) -> str:
-    if step.clips == 2 * step.pairs:
+    if _kind(step) == "pair":
         return f"{step.pairs} pairs, two clips each"
     return f"{step.pairs} groups, {step.clips} clips"
 
@@ -85,8 +93,8 @@ def _evaluation(shown: Table, plan: Plan) -> None:
     shown.add_row(
         "evaluation",
         duration_text(evaluation.seconds),
-        f"{evaluation.clips} clips {duration_text(evaluation.sampling)}, errors of {evaluation.pairs} pairs "
-        f"{duration_text(evaluation.errors)}; decoding not counted",
+        f"{evaluation.clips} clips {duration_text(evaluation.sampling)}, errors of {evaluation.pairs} "
+        f"{_kind(plan.step)}s {duration_text(evaluation.errors)}; decoding not counted",
     )
     verdict = "" if evaluation.peak <= usable else f"; [red]does not fit[/] in {size_text(usable)}"
     shown.add_row("its peak", size_text(evaluation.peak), f"a GPU, one model at a time{verdict}")

@@ -1,4 +1,4 @@
-"""What ranks must agree on beside the gradients: over a CPU group of its own, so that no GPU waits for it."""
+"""What ranks must agree on beside the gradients: over a CPU process group of its own, so that no GPU waits for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pgdpo.messages.errors import InputError
 
 T = TypeVar("T")
 
-# A rank may have a whole validation or download more to do than another. NCCL's groups give up after ten minutes; here
-# the watchdog ends what stands still, and a rank that dies breaks its connections.
+# A rank may have a whole validation or download more to do than another. NCCL's process groups give up after ten
+# minutes; here the watchdog ends what stands still, and a rank that dies breaks its connections.
 LONG = datetime.timedelta(days=30)
 
 _groups: dict[tuple[dist.ProcessGroup, str], dist.ProcessGroup] = {}
@@ -30,7 +30,7 @@ class RankError(RuntimeError):
 
 
 def control_group() -> dist.ProcessGroup:
-    """The gloo group for flags and messages; made on the first call, which all ranks must make."""
+    """The gloo process group for flags and messages; made on the first call, which all ranks must make."""
     return dist.group.WORLD if dist.get_backend() == "gloo" else _group("control")
 
 
@@ -60,17 +60,17 @@ def meet() -> None:
     dist.barrier(group=control_group())
 
 
-def gather(value: object, group: dist.ProcessGroup | None = None) -> list:
+def gather(value: object, process_group: dist.ProcessGroup | None = None) -> list:
     """Every rank's value, on every rank; plain data of our own processes."""
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group or control_group())
+    dist.all_gather_object(values, value, group=process_group or control_group())
     return values
 
 
-def from_main(value: object, group: dist.ProcessGroup | None = None) -> object:
+def from_main(value: object, process_group: dist.ProcessGroup | None = None) -> object:
     """The main rank's value."""
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=group or control_group())
+    dist.broadcast_object_list(values, src=0, group=process_group or control_group())
     return values[0]
 
 
@@ -99,7 +99,7 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def together(what: str, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+def together(what: str, process_group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Run a block that no rank waits in for another; if it fails on one rank, all raise RankError naming it."""
     error: Exception | None = None
     try:
@@ -107,7 +107,7 @@ def together(what: str, group: dist.ProcessGroup | None = None) -> Iterator[None
     except Exception as caught:
         error = caught
     found = gather(
-        None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)), group
+        None if error is None else (f"{type(error).__name__}: {error}", is_out_of_space(error)), process_group
     )
     failed = {rank: entry for rank, entry in enumerate(found) if entry is not None}
     if failed:

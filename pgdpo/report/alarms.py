@@ -37,6 +37,7 @@ def alarms(
     *,
     looks: Sequence[dict] = (),
     events: Sequence[dict] = (),
+    kind: str = "pair",
 ) -> list[Alarm]:
     """Judge a run.
 
@@ -46,11 +47,12 @@ def alarms(
             else the run's last tenth.
         beta: the objective's beta, None for one without.
         looks, events: rows of `held_out.jsonl` and `events.jsonl`.
+        kind: `pair` or `group`, what the run's data are; of a group, chosen is its best clip and rejected its worst.
     """
     common_rise = [_common_rise(metrics, events)] if results.get("objective") == "pg_dpo" else []
     return [
-        _displacement(_held_out(results, looks, "displacement"), metrics),
-        _accuracy(_held_out(results, looks, "implicit_accuracy"), metrics),
+        _displacement(_held_out(results, looks, "displacement"), metrics, kind),
+        _accuracy(_held_out(results, looks, "implicit_accuracy"), metrics, kind),
         *common_rise,
         _saturation(metrics, beta),
         _rejected_share(metrics),
@@ -73,18 +75,19 @@ def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> floa
     return sum(values) / len(values) if values else None
 
 
-def _displacement(held_out: dict, metrics: list[dict]) -> Alarm:
+def _displacement(held_out: dict, metrics: list[dict], kind: str) -> Alarm:
     return _judged_share(
         "Likelihood displacement",
         held_out or {"value": tail_mean(metrics, "displacement")},
         lambda share: share > DISPLACEMENT,
-        "The share of pairs whose chosen clip the model now explains worse than the reference did. Above a half, "
-        "training makes the preferred clips less likely, even while the margin grows.",
+        "How often the model now explains the chosen clip worse than the reference did. Above a half, training makes "
+        "the preferred clips less likely, even while the margin grows.",
         f"warns above {DISPLACEMENT:.0%}",
+        kind,
     )
 
 
-def _accuracy(held_out: dict, metrics: list[dict]) -> Alarm:
+def _accuracy(held_out: dict, metrics: list[dict], kind: str) -> Alarm:
     return _judged_share(
         "Implicit accuracy",
         held_out or {"value": tail_mean(metrics, "implicit_accuracy")},
@@ -92,6 +95,7 @@ def _accuracy(held_out: dict, metrics: list[dict]) -> Alarm:
         "How often the model's own preference agrees with the label. Near 50% it cannot tell chosen from rejected: "
         "too few steps, too small a learning rate, or labels that are noise.",
         f"warns below {ACCURACY:.0%}",
+        kind,
     )
 
 
@@ -211,21 +215,26 @@ def _held_out(results: dict, looks: Sequence[dict], figure: str) -> dict:
 
 
 def _judged_share(
-    title: str, found: dict, alarming: Callable[[float], bool], meaning: str, threshold: str
+    title: str, found: dict, alarming: Callable[[float], bool], meaning: str, threshold: str, kind: str
 ) -> Alarm:
-    """Of held-out pairs, whose interval must lie on one side of the threshold; of training pairs as it is."""
+    """Of held-out data, whose interval must lie on one side of the threshold; of training data as it is."""
     value, bounds = found["value"], [found.get("low"), found.get("high")]
     if value is None or "pairs" not in found:
         return _judged(
-            title, value, alarming, lambda v: f"{v:.0%} of the last steps' training pairs", meaning, threshold
+            title,
+            value,
+            alarming,
+            lambda v: f"{v:.0%} of the last steps' training {kind}s",
+            meaning,
+            threshold,
         )
-    shown = f"{value:.0%} of {found['pairs'] or ''} held-out pairs".replace("  ", " ")
+    shown = f"{value:.0%} of {found['pairs'] or ''} held-out {kind}s".replace("  ", " ")
     if None in bounds:
         return Alarm(title, "warning" if alarming(value) else "ok", shown, meaning, threshold)
     shown += f" (95%: {bounds[0]:.0%} to {bounds[1]:.0%})"
     verdicts = {alarming(bound) for bound in bounds}
     if len(verdicts) == 2:
-        return Alarm(title, "open", f"{shown}: not enough pairs to say", meaning, threshold)
+        return Alarm(title, "open", f"{shown}: not enough to say", meaning, threshold)
     return Alarm(title, "warning" if verdicts == {True} else "ok", shown, meaning, threshold)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
+from pgdpo.report.page import embedded
 from pgdpo.video import probe_video, read_video, write_video
 
 MEGABYTES = 15.0  # of a page, where nothing else is asked for
@@ -26,6 +28,14 @@ class Fitted:
 
     files: dict[Path, Path]
     words: str = ""
+
+    def shown(self, clip: Path | None, out: Path) -> dict:
+        """`file`: where a clip lies whole, as a page in the folder `out` names it; `data` and the rest of `embedded`:
+        the clip itself. Both are None of no clip, `data` alone of one that found no room."""
+        if clip is None:
+            return {"file": None, "data": None}
+        held = embedded(self.files[clip]) if clip in self.files else {"data": None}
+        return {"file": quote(os.path.relpath(clip, out)), **held}
 
 
 def fit(clips: Sequence[Path], folder: Path, megabytes: float) -> Fitted:

@@ -16,7 +16,7 @@ from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.rows.ranked import drawn
-from pgdpo.rows.schema import MANIFEST, SAMPLES, scores_of, sides_of, worded
+from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, scores_of, sides_of, sized, worded
 from pgdpo.training.opening import open_pairs
 from pgdpo.video import write_video
 
@@ -24,7 +24,7 @@ SMALL, LARGE = (
     192,
     320,
 )  # pixels of the shorter side: smaller clips are enlarged by whole factors, larger ones shrunk
-SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", MANIFEST, "caption_rejected")
+SHOWN = ("weight", "probability", "reward_margin", "segment_labels", "source", MANIFEST)
 
 
 def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) -> None:
@@ -64,10 +64,13 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
                 pair[side] = f"pairs/{number:03d}-{side}.mp4"
                 _write(out / pair[side], frames, config.evaluate.fps or _rate(row, len(frames)))
                 pair["about"][f"scores of {worded(side)}"] = scores_of(row, side)
+            for side, caption in captions_of(row).items():
+                pair["about"][f"caption of {worded(side)}"] = caption
             pair["about"] = {key: value for key, value in pair["about"].items() if value not in (None, {})}
             pairs.append(pair)
             bar.advance()
-    write_json(index, {"data": data.fingerprint, "of": len(data), "pairs": pairs})
+    about = {"data": data.fingerprint, "of": len(data), "kind": data.kind, "sized": sized(data.rows)}
+    write_json(index, about | {"pairs": pairs})
 
 
 def _rate(row: dict, frames: int) -> float:

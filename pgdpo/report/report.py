@@ -6,11 +6,8 @@ The page asks nothing of the network (its own content policy forbids it), so it 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import yaml
 
@@ -18,15 +15,15 @@ from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.runs import evaluation_of
 from pgdpo.config import Config, SampleSettings
 from pgdpo.messages.errors import InputError
-from pgdpo.messages.formats import duration, in_text, is_number, number, objective_name, place, power_of_ten
+from pgdpo.messages.formats import duration, is_number, number, objective_name, power_of_ten, scale_of
 from pgdpo.report.alarms import alarms, bucket_label
 from pgdpo.report.budget import MEGABYTES, Fitted, fit
 from pgdpo.report.curves.series import curves
 from pgdpo.report.ending import ending
-from pgdpo.report.page import embedded, write_page
+from pgdpo.report.page import write_page
+from pgdpo.report.pairs import NOT_SHOWN, drawn_sides, shown_pairs
 from pgdpo.report.sources import by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
-from pgdpo.rows.schema import SIDES
 
 TEMPLATE = "report/templates/report.html.jinja"
 MODELS = ("reference", "aligned")
@@ -59,15 +56,18 @@ def write_report(
     judged = next((folder for folder in (out, run_dir) if _results(folder, step).is_file()), out)
     results = _read(_results(judged, step), json.loads, default=None)
     results = results or _not_evaluated(run_dir, config, metrics)
-    preview = _read(out / "pairs.json", json.loads, default={"of": 0, "pairs": []})
+    preview = NOT_SHOWN | _read(out / "pairs.json", json.loads, default={})
     steps, other_steps = evaluated_steps(judged, results)
     # Far more samples are scored than kept as clips.
     shown = [s for s in results["samples"] if any(s[side]["clip"] for side in MODELS)]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
     looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
     marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
-    found = alarms(metrics, results, results.get("beta") or _beta(config), looks=looks, events=events)
-    kept = [out / pair[side] for pair in preview["pairs"] for side in _sides(pair)]
+    kind = preview["kind"]
+    found = alarms(
+        metrics, results, results.get("beta") or _beta(config), looks=looks, events=events, kind=kind
+    )
+    kept = [out / pair[side] for pair in preview["pairs"] for side in drawn_sides(pair)]
     kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
     megabytes = config.get("evaluate", {}).get("report_megabytes", MEGABYTES)
     fitted = fit(kept, out / "small", megabytes)
@@ -78,7 +78,7 @@ def write_report(
         TEMPLATE,
         title=objective_name(results["objective"]),
         results=results,
-        verdict=verdict(results),
+        verdict=verdict(results, kind),
         about=_about(results["objective"]),
         created=_created(results.get("created")),
         alarms=sorted(found, key=lambda alarm: ("warning", "open", "ok", "unknown").index(alarm.state)),
@@ -88,9 +88,11 @@ def write_report(
         steps=steps if len(steps) > 1 else [],
         other_steps=other_steps,
         step_curves=step_curves(steps),
-        pairs=_pairs(out, preview["pairs"], fitted),
-        clips_note=fitted.words,
+        pairs=shown_pairs(out, preview["pairs"], fitted),
         pairs_of=preview["of"],
+        kind=kind,
+        sized=preview["sized"],
+        clips_note=fitted.words,
         events=events,
         ending=ending(events),
         curves=curves(metrics, held_out=looks, marks=marks),
@@ -102,8 +104,8 @@ def write_report(
         sources=by_source(metrics, results),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
-        settings=_settings(config, results),
-        costs=_costs(metrics, results),
+        settings=_settings(config, results, preview["sized"]),
+        costs=_costs(metrics, results, kind),
         config_text=config_text,
     )
     return report
@@ -117,7 +119,7 @@ def _up_to(rows: list[dict], step: int | None) -> list[dict]:
     return rows if step is None else [row for row in rows if row["step"] <= step]
 
 
-def verdict(results: dict) -> dict:
+def verdict(results: dict, kind: str = "pair") -> dict:
     """`headline`, `lede` and `tone` (better, worse, open) in plain words; only an interval clear of 50% decides."""
     name, steps = objective_name(results["objective"]), results["steps"]
     win = results.get("win_rate")
@@ -125,7 +127,7 @@ def verdict(results: dict) -> dict:
     clause = ""
     if is_number(moved.get("value")):
         clause = (
-            f" On held-out pairs, {moved['value']:.0%} of the preferred clips became less likely than under the "
+            f" On held-out {kind}s, {moved['value']:.0%} of the preferred clips became less likely than under the "
             "reference."
         )
     if not win and results["checkpoint"] is None:
@@ -200,63 +202,6 @@ def _beta(config: dict) -> float | None:
     return beta if is_number(beta) else None
 
 
-def _pairs(out: Path, pairs: list[dict], fitted: Fitted) -> list[dict]:
-    """The training pairs that are shown; a score of theirs lies on one scale for all of them."""
-    scores = [_scores(pair) for pair in pairs]
-    values: dict[str, list[float]] = {}
-    for name, both in (each for found in scores for each in found.items()):
-        values.setdefault(name, []).extend(both.values())
-    scales = {name: _scale(found) for name, found in values.items()}
-    shown = []
-    for pair, found in zip(pairs, scores, strict=True):
-        placed = [
-            {
-                "name": name,
-                **both,
-                "at": {side: round(place(value, scales[name]), 1) for side, value in both.items()},
-            }
-            for name, both in found.items()
-        ]
-        shown.append(_pair(out, pair, fitted) | {"scores": placed})
-    return shown
-
-
-def _sides(pair: dict) -> Iterable[str]:
-    """Its clips in the order in which they are drawn; a group has a name for each."""
-    return pair.get("names", SIDES)
-
-
-def _scores(pair: dict) -> dict[str, dict[str, float]]:
-    """Component -> its score of `chosen` and of `rejected`, of those that both have as numbers."""
-    chosen, rejected = (pair["about"].get(f"scores of {side}") or {} for side in SIDES)
-    return {
-        name: {"chosen": value, "rejected": rejected[name]}
-        for name, value in chosen.items()
-        if is_number(value) and is_number(rejected.get(name))
-    }
-
-
-def _pair(out: Path, pair: dict, fitted: Fitted) -> dict:
-    """A training pair or group with its clips embedded, and its other columns as text."""
-    sides = {side: _side(out, {"clip": pair[side]}, fitted, out) for side in _sides(pair)}
-    frames, height, width = pair["size"]
-    apart = (
-        {"segment_labels", *(f"scores of {side}" for side in SIDES)} if _scores(pair) else {"segment_labels"}
-    )
-    about = {key: in_text(value) for key, value in pair["about"].items() if key not in apart}
-    return (
-        pair
-        | sides
-        | {
-            "names": pair.get("names"),
-            "first": next(iter(sides.values())),
-            "size": f"{frames} frames of {width}×{height}",
-            "about": about,
-            "segments": pair["about"].get("segment_labels") or [],
-        }
-    )
-
-
 def _sample(judged: Path, sample: dict, fitted: Fitted, out: Path) -> dict:
     """One prompt and seed: both sides with their clip embedded, and which of them is better."""
     sides = {side: _side(judged, sample[side], fitted, out) for side in MODELS}
@@ -290,26 +235,15 @@ def _scales(results: dict, samples: list[dict]) -> dict[str, tuple[float, float]
     scored += [sample[side]["reward"] for sample in samples for side in ("reference", "aligned")]
     scales = {}
     for part in {part for reward in scored for part in reward}:
-        scales[part] = _scale([reward[part] for reward in scored if is_number(reward.get(part))])
+        scales[part] = scale_of([reward[part] for reward in scored if is_number(reward.get(part))])
     return scales
 
 
-def _scale(values: list[float]) -> tuple[float, float]:
-    """0 to 1 where all of them lie there, else their own range."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
-
-
 def _side(folder: Path, side: dict, fitted: Fitted, out: Path) -> dict:
-    """`data`: the clip as a URL that holds it; `file`: where it lies whole, as the page names it."""
+    """One model's clip of a sample, as `Fitted.shown` has it, with its reward."""
     reward = side.get("reward") or {}
-    shown = {"reward": reward, "total": reward.get("total"), "data": None, "file": None}
-    if side["clip"]:
-        clip = folder / side["clip"]
-        shown["file"] = quote(os.path.relpath(clip, out))
-        if clip in fitted.files:
-            shown |= embedded(fitted.files[clip])
-    return shown
+    clip = folder / side["clip"] if side["clip"] else None
+    return {"reward": reward, "total": reward.get("total"), **fitted.shown(clip, out)}
 
 
 def _about(objective: str) -> dict | None:
@@ -331,7 +265,7 @@ def _created(text: str | None) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M}"
 
 
-def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
+def _settings(config: dict, results: dict, sized: str) -> list[tuple[str, str]]:
     """What a reader asks for first; the rest stands in the whole configuration below it."""
     data, model, train = config["data"], config["model"], config["train"]
     adapter = model.get("adapter")
@@ -345,7 +279,7 @@ def _settings(config: dict, results: dict) -> list[tuple[str, str]]:
             f"LoRA, rank {adapter['rank']}, alpha {adapter['alpha']:g}" if adapter else "all weights",
         ),
         ("Objective", ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"),
-        ("Steps", f"{train['steps']:,} of {train['global_batch_groups']:,} pairs"),
+        ("Steps", f"{train['steps']:,} of {train['global_batch_groups']:,} {sized}"),
         (
             "Learning rate",
             f"{train['learning_rate']:g}, {train['schedule']}, {train['warmup_steps']} warm-up steps",
@@ -362,7 +296,7 @@ def _sizes(data: dict) -> str:
     return "; ".join(f"{frames} frames of {width}×{height}" for frames, height, width in sizes)
 
 
-def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
+def _costs(metrics: list[dict], results: dict, kind: str) -> list[tuple[str, str]]:
     """Medians over the steps: the first ones also pay for the warm-up of caches and kernels."""
 
     def values(name: str) -> list[float]:
@@ -375,7 +309,7 @@ def _costs(metrics: list[dict], results: dict) -> list[tuple[str, str]]:
     peak = max(values("peak_memory"), default=None)
     rows = [
         ("Training", duration(sum(values("seconds"))) if metrics else "–"),
-        ("Pairs a second", number(median("pairs_per_second"))),
+        (f"{kind.capitalize()}s a second", number(median("pairs_per_second"))),
         ("Tokens a second", number(median("tokens_per_second"))),
         ("Peak memory", f"{peak / 2**30:.2f} GiB" if peak else "–"),
         ("Evaluation", duration(results.get("seconds"))),

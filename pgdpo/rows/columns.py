@@ -58,17 +58,11 @@ COLUMNS = {
     "timestep_weight": Column(least=0),
     "advantage": Column((NUMBER, SIDES)),
     "label": Column((SIDES,), least=-1, most=1, integer=True),
-}  # all fields but `timestep`, which is drawn, and `masked`, which the trainer computes under the row's mask
-
-
-# Columns that groups have as pairs do, and the keys of samples of which another column needs one.
-OF_GROUPS = ("weight", "label_smoothing", "uncertainty", "gap_frequency", "timestep_weight")
-FROM_SAMPLES = {
-    "reward": ("score",),
-    "reward_margin": ("score",),
-    "advantage": ("advantage", "score"),
-    "label": ("label",),
-}
+}  # `timestep` is drawn, and `masked` is what the trainer computes under the row's mask
+OF_LISTS = (
+    "group",
+    "rank",
+)  # of pairs that lists were taken apart into: objectives read lists from `samples` alone
 
 
 def how_to_get(column: str) -> str:

@@ -44,15 +44,13 @@ def ends(row: Mapping[str, Any]) -> tuple[str, str]:
     return sides[order[0]], sides[order[-1]]
 
 
-def drawn(row: Mapping[str, Any]) -> dict[str, str]:
-    """Clips in the order in which they are drawn, a group's best first -> what stands above each."""
+def drawn(row: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Clips in the order in which they are drawn, a group's best first -> what each is called, and how it is rated:
+    `["sample 2", "rank 0", "score 0.9"]`."""
     sides, samples = sides_of(row), row.get(SAMPLES)
     if samples is None:
-        return {side: side for side in sides}
-    return {
-        sides[place]: " · ".join([worded(sides[place]), *_ratings(samples[place])])
-        for place in ranked(samples)
-    }
+        return {side: [side] for side in sides}
+    return {sides[place]: [worded(sides[place]), *_ratings(samples[place])] for place in ranked(samples)}
 
 
 def _ratings(sample: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.messages.problems import broken_text, shown
-from pgdpo.rows.columns import COLUMNS, OF_GROUPS
+from pgdpo.objectives.info import OF_GROUPS
+from pgdpo.rows.columns import COLUMNS
 from pgdpo.rows.groups import KEYS_OF_A_SAMPLE, OF_FILES, SAMPLES, group_flaws
 from pgdpo.rows.values import (
     CLIP,
@@ -223,12 +224,17 @@ def captions_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 def counted(rows: Sequence[Mapping[str, Any]]) -> str:
     """`20 pairs`, or `120 groups of 2 to 6 samples`."""
+    return f"{len(rows)} {sized(rows)}"
+
+
+def sized(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`pairs`, or `groups of 2 to 6 samples`."""
     sizes = {len(row[SAMPLES]) for row in rows if row.get(SAMPLES) is not None}
     if not sizes:
-        return f"{len(rows)} pairs"
+        return "pairs"
     most = max(sizes)
     span = f"{most}" if len(sizes) == 1 else f"{min(sizes)} to {most}"
-    return f"{len(rows)} groups of {span} sample{'s' * (most > 1)}"
+    return f"groups of {span} sample{'s' * (most > 1)}"
 
 
 def flaws(row: dict[str, Any]) -> Iterator[Flaw]:

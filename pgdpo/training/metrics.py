@@ -159,14 +159,14 @@ def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) ->
 class StepMetrics:
     """Sums of one optimizer step's micro-batches, by timestep bucket and by manifest.
 
-    `group`: ranks that hold all pairs once; `sources`: names of the manifests, where there are several.
+    `process_group`: ranks that hold all pairs once; `sources`: names of the manifests, where there are several.
     """
 
     def __init__(
-        self, device: torch.device, group: dist.ProcessGroup, *, sources: Sequence[str] = ()
+        self, device: torch.device, process_group: dist.ProcessGroup, *, sources: Sequence[str] = ()
     ) -> None:
         self.device = device
-        self.group = group
+        self.process_group = process_group
         self.sources = {name: BUCKETS + place for place, name in enumerate(sources)}
         self.names: list[str] = []
         # [BUCKETS + sources, names + 1, 2] a micro-batch: sums and how many they are of; the last column counts groups
@@ -199,8 +199,8 @@ class StepMetrics:
     def reduce(self) -> dict:
         """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket, `sources` per manifest."""
         own = torch.stack(self.sums)
-        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(everyone, own, group=self.group)
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
+        dist.all_gather(everyone, own, group=self.process_group)
         sums = torch.cat(everyone).sum(0).cpu()  # in the order of the global batch, on any number of ranks
         means = self._mean(sums[:BUCKETS].sum(0))
         buckets = {bucket_name(number): number for number in range(BUCKETS)}

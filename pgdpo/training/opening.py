@@ -18,6 +18,7 @@ from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
+from pgdpo.objectives import get_spec
 from pgdpo.ranks import agreement
 
 
@@ -45,7 +46,15 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
     if split == "train":
         pairs.shares = shares_of(data)
         pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
+    if compares_ends(config):
+        pairs.keep_ends()
     return pairs
+
+
+def compares_ends(config: Config) -> bool:
+    """Whether the objective reads of each group its best and its worst sample alone."""
+    pairing = config.objective_options.get("pairing") or "best_worst"
+    return not get_spec(config.objective["name"]).groups and pairing == "best_worst"
 
 
 def _refuse_stale(config: Config, split: str) -> None:
@@ -83,7 +92,7 @@ def show_curated(config: Config) -> dict:
         say(f"data.select {kept}")
     found = examine(data)
     counts = ", ".join(f"{name}: {count}" for name, count in found["sources"].items())
-    say(f"{len(data)} of {len(data.index['pairs'])} pairs are trained on; sources: {counts}")
+    say(f"{len(data)} of {len(data.index['pairs'])} {data.kind}s are trained on; sources: {counts}")
     say(found["verdict"])
     return found
 

@@ -97,5 +97,5 @@ PANELS = (
     Panel(
         "Learning rate", "After warm-up and schedule.", (Line("learning_rate", "learning rate"),), unit="rate"
     ),
-    Panel("Throughput", "Pairs a second, over all ranks.", (Line("pairs_per_second", "pairs a second"),)),
+    Panel("Throughput", "Pairs or groups a second, over all ranks.", (Line("pairs_per_second", "a second"),)),
 )

@@ -21,6 +21,7 @@ from pgdpo.ranks import agreement
 from pgdpo.reference import CachedErrors, Forward, Live, Reference, adapter_off
 from pgdpo.reference.moving import Moving, reference_adapter, second_copy
 from pgdpo.reference.store import joined, open_rows
+from pgdpo.training.opening import compares_ends
 
 
 def build_reference(config: Config, policy: Joint, objective: Objective, *, group_size: int = 2) -> Reference:
@@ -105,6 +106,7 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
         # Pairs that are computed alone have their text trimmed (`draw_sample`), which rounds otherwise.
         **({"text": "trimmed"} if family.masks_text and config.train.micro_batch_groups == 1 else {}),
         **lora,
+        **({"samples": "best and worst"} if data.kind == "group" and compares_ends(config) else {}),
         "reference dtype": str(base_dtype(config)),
         "prepared data": data.files_fingerprint,
         "data.caption_dropout": config.data.caption_dropout,

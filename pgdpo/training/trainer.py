@@ -14,7 +14,6 @@ import torch.distributed as dist
 from pgdpo.checkpoints.events import failure_logged, log_event
 from pgdpo.checkpoints.identity import run_identity
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.visits.batches import StepBatches
 from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.deterministic import make_deterministic
@@ -28,6 +27,7 @@ from pgdpo.models import open_family
 from pgdpo.objectives.spec import AUTO
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import Live
+from pgdpo.rows.schema import counted
 from pgdpo.training.costs import Costs
 from pgdpo.training.held_out.held_out import HeldOut
 from pgdpo.training.metrics import note
@@ -174,7 +174,7 @@ class Trainer:
         trained = sum(size for size, trains in sizes if trains)
         steps, batch = self.config.train.steps, self.config.train.global_batch_groups
         say(
-            f"{objective.name}: {len(pairs)} {pairs.kind}s{_of_sizes(pairs)}, {steps} steps of {batch} {pairs.kind}s "
+            f"{objective.name}: {counted(pairs.rows)}, {steps} steps of {batch} {pairs.kind}s "
             f"on {dist.get_world_size()} rank(s); "
             f"{trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
@@ -187,11 +187,3 @@ class Trainer:
         if objective.needs.data and objective.needs.noisy == "drawn":
             say(f"{objective.name} expects {objective.needs.data}; this is not checked")
         say_beta(objective, math.prod(pairs.latent_shape))
-
-
-def _of_sizes(pairs: PreparedPairs) -> str:
-    """` of 4 samples`, ` of 2 to 6 samples`; nothing of pairs."""
-    if pairs.kind == "pair":
-        return ""
-    least, most = min(pairs.group_sizes), max(pairs.group_sizes)
-    return f" of {least if least == most else f'{least} to {most}'} samples"

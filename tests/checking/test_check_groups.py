@@ -182,11 +182,11 @@ def test_the_page_shows_samples_side_by_side_in_the_order_of_their_ranks(folder)
         sample.update(rank=rank, score=score, source="wan")
     check(folder, rows, page=folder / "check.html")
     page = (folder / "check.html").read_text()
-    names = re.findall(r'<span class="side">([^<]*)</span>', page)
+    names = re.findall(r'<span class="side">([^<]*) <small>([^<]*)</small>', page)
     assert names == [
-        "sample 1 · rank 0 · score 0.75",
-        "sample 2 · rank 1 · score 0.5",
-        "sample 0 · rank 2 · score 0.25",
+        ("sample 1", "rank 0 · score 0.75"),
+        ("sample 2", "rank 1 · score 0.5"),
+        ("sample 0", "rank 2 · score 0.25"),
     ]
     assert page.count("<video") == 6 and "1 groups, as shot" in page and "clips/2.mp4" in page
     assert "Above: the whole clip" in page and "source" in page

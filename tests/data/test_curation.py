@@ -15,7 +15,7 @@ from pgdpo.data.curation import neighbours as module
 from pgdpo.data.curation.neighbours import neighbour_entropy
 from pgdpo.data.curation.order import stages
 from pgdpo.data.curation.probe import auc, probe, statistics
-from pgdpo.data.curation.select import select
+from pgdpo.data.curation.select import score_margin, select
 from pgdpo.data.curation.weight import weighted, weights
 from pgdpo.data.visits.order import Order
 from pgdpo.messages.errors import InputError
@@ -267,3 +267,40 @@ def test_the_command_and_the_run_that_follows(config_file, tmp_path):
     run_pgdpo("train", config_file, "name=half", "--resume", "train.steps=5")
     resumed = [json.loads(line) for line in (output / "half" / "events.jsonl").read_text().splitlines()]
     assert [row["step"] for row in resumed if row["event"] == "selection"] == [0, 0, 4, 4]
+
+
+def listed(number: int, *samples: dict, **extra) -> dict:
+    hashes = {
+        f"sha256_sample{place}": sample.pop("hash", f"{number}{place}")
+        for place, sample in enumerate(samples)
+    }
+    return {"id": f"g{number}", "prompt": "a", "samples": list(samples), **hashes, **extra}
+
+
+def test_of_groups_the_best_stands_against_the_worst():
+    """By rank where there is one, by scores of their own or by name; ends decide margins, gates and duplicates."""
+    rows = [
+        listed(
+            0,
+            {"score": 1.0, "scores": {"total": 5}},
+            {"score": 4.0, "scores": {"total": 2}},
+            {"score": 2.5, "scores": {"total": 0}},
+        ),
+        listed(
+            1,
+            {"score": 9.0, "rank": 2, "scores": {"total": 1}},
+            {"score": 8.5, "rank": 0, "scores": {"total": 3}},
+        ),
+        listed(
+            2,
+            {"score": 1.0, "scores": {"total": 0}, "hash": "x"},
+            {"score": 1.0, "scores": {"total": 0}, "hash": "x"},
+        ),
+    ]
+    margins = {"score": [3.0, -0.5, 0.0], "reward_margin": [3.0, -0.5, 0.0], "total": [-3, 2, 0]}
+    for name, wanted in margins.items():
+        assert score_margin(rows, name, needed_by="it").tolist() == wanted
+    assert kept(rows, {"by": "chosen_score", "score": "total", "least": 2})[0] == [0, 1]
+    assert kept(rows, {"by": "duplicates"})[0] == [0, 1]
+    with pytest.raises(InputError, match="`g0` has score, total"):
+        kept(rows, {"by": "margin", "score": "motion"})

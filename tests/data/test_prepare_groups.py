@@ -295,3 +295,23 @@ def test_a_group_starts_from_its_best_sample_unless_it_names_a_picture(tmp_path,
     save(rows)
     assert {found.kind for found in stale_differences("config.yaml")} == {"label edited"}
     assert all(map(alike, prepared(), named))
+
+
+def test_what_is_held_of_a_group_where_its_ends_alone_count(world):
+    """Best and worst of each group, its words, and buckets of two; what is not held is verified all the same."""
+    world[3]["samples"][0]["caption"] = world[3]["samples"][2]["caption"] = "its own words"
+    save(world)
+    run_pgdpo("prepare", "config.yaml")
+    whole, data = (PreparedPairs(Path("out/prepared/train")) for _ in range(2))
+    data.keep_ends()
+    assert data.group_sizes == [1, 2] and len(data) == len(whole) and data.kind == "group"
+    for index, row in enumerate(world):
+        ranks = [sample["rank"] for sample in row["samples"]]
+        places = list(range(len(ranks)))
+        ends = [ranks.index(min(ranks)), ranks.index(max(ranks))] if len(ranks) > 2 else places
+        everyone, held = whole[index, 0]["samples"], data[index, 0]["samples"]
+        assert len(held) == len(ends)
+        assert all(each.equal(everyone[place]) for each, place in zip(held, ends, strict=True))
+        assert [sample["rank"] for sample in data.rows[index]["samples"]] == [ranks[place] for place in ends]
+    # The first sample is the worst.
+    assert [*whole[3, 0]["captions"]] == [0, 2] and [*data[3, 0]["captions"]] == [1]

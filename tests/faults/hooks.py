@@ -228,7 +228,7 @@ def write_samples(rank: int, *, file: str, kill_after: int | None = None) -> Non
     def writing(self, batch):
         drawn = torch.rand(()).item()
         output = loss(self, batch)
-        sample = [batch["ids"], batch["draw"].tolist(), output[2].tolist(), drawn]
+        sample = [batch["ids"], batch["draw"].tolist(), output[-1].tolist(), drawn]
         with open(file, "a") as stream:
             stream.write(json.dumps({"where": [rank, *where], "sample": sample}) + "\n")
         where[1] += 1

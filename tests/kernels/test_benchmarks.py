@@ -12,10 +12,19 @@ from benchmarks.conftest import run
 from benchmarks.gpu import harness
 from benchmarks.gpu.driver import CACHE
 from benchmarks.gpu.harness import Case
-from benchmarks.ops import exactness, test_diffusion_dpo, test_hidden_ops, test_noise_pair, test_pair_errors
+from benchmarks.ops import (
+    exactness,
+    test_diffusion_dpo,
+    test_group_errors,
+    test_hidden_ops,
+    test_noise_pair,
+    test_pair_errors,
+)
+
+ON_LATENTS = test_diffusion_dpo, test_group_errors, test_noise_pair, test_pair_errors
 
 
-@pytest.mark.parametrize("module", [test_diffusion_dpo, test_pair_errors])
+@pytest.mark.parametrize("module", [test_diffusion_dpo, test_group_errors, test_pair_errors])
 def test_variants_compute_the_same(module):
     inputs = make_pairs((4, 2, 3, 5, 5), distance=1e-3)
     theirs = module.published if module is test_diffusion_dpo else module.eager
@@ -35,7 +44,7 @@ def test_noise_variants_have_the_same_form():
 
 
 def test_bytes_of_pairs_are_three_tensors():
-    for case in [*test_diffusion_dpo.CASES, *test_pair_errors.CASES, *test_noise_pair.CASES]:
+    for case in [case for module in ON_LATENTS for case in module.CASES]:
         assert case.moved == 3 * case.tensor_bytes
     sizes = [case.tensor_bytes for case in [*test_pair_errors.CASES, *test_hidden_ops.CASES]]
     assert min(sizes) == 64 << 10

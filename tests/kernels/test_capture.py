@@ -56,6 +56,7 @@ def test_a_whole_step(backend):
             pred, target, ref, beta=9.0, segment_labels=labels, weight=weight, **given
         ).loss
         errors = ops.pair_errors(pred, target, ref, cross=True, **given)
+        loss = loss + ops.group_errors(pred, target, ref, 4, segments=index, mask=mask[:1]).excess.sum()
         loss = loss + ops.preference_loss(errors, beta=3.0, timestep_weight=level, safeguard_mu=0.9).loss
         loss.backward()
     assert x.grad.isfinite().all() and scale.grad.isfinite().all()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernel_inputs import DEVICE, make_pairs
 
 from pgdpo_kernels import GroupErrors, PairErrors, group_errors, pair_errors
+from pgdpo_kernels.pairs.pair_launch import own_row
 
 pytestmark = pytest.mark.quick
 
@@ -187,6 +188,17 @@ def test_separate_samples_may_lie_anywhere(backend):
         assert all(torch.equal(getattr(found, name), getattr(want, name)) for name in (*ERRORS, "count"))
 
 
+def test_a_wide_load_finds_its_row():
+    """A row is copied where 128 bits at a time would miss it, and nowhere else."""
+    memory = torch.zeros(64, device=DEVICE)
+    for start, align, copied in ((0, 8, False), (1, 8, True), (1, 1, False), (4, 8, False)):
+        x = memory[start : start + 16].view(4, 4)
+        row = own_row(x, align)
+        assert (row.data_ptr() != x.data_ptr()) == copied
+        assert align == 1 or row.data_ptr() % 16 == 0
+    assert own_row(memory.view(8, 8).T, 8).is_contiguous()
+
+
 def test_equal_predictions_have_no_excess(backend):
     pred, target, _ = make_pairs((6, 3, 4, 9, 9), (torch.bfloat16,) * 3)
     parts = {"picture": pred, "sound": pred[..., 0]}, {"picture": target, "sound": target[..., 0]}
@@ -286,7 +298,7 @@ def test_without_reference(backend):
 def test_pairs_of_a_list_share_their_samples(backend):
     """All pairs of a ranked list of three: a sample's gradient is the sum over the pairs that it stands in."""
     pred, target, ref = make_pairs((3, 2, 4, 5, 5))
-    errors = group_errors(pred.requires_grad_(), target, ref, 3)
+    errors = group_errors(pred.requires_grad_(), target, ref, [2, 0, 1], mask=torch.rand(3, 4, device=DEVICE))
     pairs = errors.pairs(*(torch.tensor(x, device=DEVICE) for x in ([0, 0, 1], [1, 2, 2])))
     assert torch.equal(pairs.excess_chosen, errors.excess[[0, 0, 1]])
     assert torch.equal(pairs.drift_rejected, errors.drift[[1, 2, 2]])

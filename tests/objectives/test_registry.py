@@ -7,20 +7,22 @@ import pkgutil
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from objective_samples import random_errors, random_info, to_pair_info, to_torch
 
 from pgdpo.messages.errors import InputError
-from pgdpo.objectives import available, build_objective, check_options, formulas, get_spec
+from pgdpo.objectives import PairInfo, available, build_objective, check_options, formulas, get_spec
 from pgdpo.objectives.advice import beta_report, saturation_advice
 from pgdpo.objectives.batch import Batch
 from pgdpo.objectives.catalogue.docs import markdown, notes, rows
+from pgdpo.objectives.catalogue.listing import overview
 from pgdpo.objectives.catalogue.standing import STANDINGS, TRAINS, by_standing
 from pgdpo.objectives.registry import FORMULAS, REGISTRY
 from pgdpo.objectives.spec import CONFIDENCE, Spec
+from pgdpo.rows.columns import COLUMNS, OF_LISTS
 
 pytestmark = pytest.mark.quick
 
@@ -218,9 +220,24 @@ def test_the_table_has_every_objective():
     names = [line.split("`")[1] for line in body]
     assert sorted(names[: len(available())]) == sorted(available())
     cells = {line.replace("\\|", "").count("|") for line in body[: len(available())]}
-    assert cells == {8}
+    assert cells == {9}
     assert sorted(row["name"] for row in rows()) == sorted(f"`{name}`" for name in available())
     assert "not an equation of the paper" in table
+
+
+def test_what_an_objective_reads_of_groups_is_said():
+    read = {row["name"].strip("`"): row["reads"] for row in rows()}
+    whole = {name for name, text in read.items() if text.startswith("whole groups")}
+    assert whole == {"sft", "kto", "lpo", "rank_dpo", "gdro", "dgpo", "adpo"}
+    assert read["gdro"] == "whole groups (`score` of each sample)"
+    assert read["dgpo"] == "whole groups (`advantage` or `score` of each sample)"
+    assert read["dpo"] == "pairs, in a group those of `pairing`" and read["dense_dpo"] == "pairs alone"
+    text = overview().plain
+    assert "Of groups of any size: sft, kto, rank_dpo, lpo" in text and "pairs\nalone: dense_dpo" in text
+
+
+def test_rows_hold_no_column_that_objectives_do_not_know():
+    assert {*COLUMNS} - {*OF_LISTS} <= {each.name for each in fields(PairInfo)}
 
 
 def test_beta_report():

@@ -1,7 +1,7 @@
 """Every command line of the pages is run in a small world, or parsed by its own parser; nothing is passed over.
 
-`my_run.yaml` and `quickstart.yaml` are the toy world's there, in few pairs and steps; torchrun's part is parsed and
-what it starts is run on one rank. The commands of the pages on adding a thing are tests/pages/test_adding.py's.
+`my_run.yaml`, `my_lists.yaml` and `quickstart.yaml` are the toy world's there, in few pairs and steps; torchrun's part
+is parsed and what it starts is run on one rank. The commands of the pages on adding a thing are test_adding.py's.
 """
 
 import importlib.util
@@ -151,12 +151,18 @@ def small_world(world, tmp_path, monkeypatch, eager_kernels, traced_once):
             row | {side: str((toy / row[side]).resolve()) for side in ("chosen", "rejected")} for row in rows
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
-    for name in ("my_run.yaml", "quickstart.yaml"):
+    of_pairs = {"train": "train.jsonl", "held_out": "held_out.jsonl", "media_root": str(toy.resolve())}
+    of_lists = {"train": "data/lists.jsonl", "held_out": None}
+    for name, data in (
+        ("my_run.yaml", of_pairs),
+        ("quickstart.yaml", of_pairs),
+        ("my_lists.yaml", of_lists),
+    ):
         write_config(
             tmp_path / name,
-            tmp_path / "runs" / "my_run",
+            tmp_path / "runs" / ("my_lists" if data is of_lists else "my_run"),
             world / "tiny_wan",
-            data={"train": "train.jsonl", "held_out": "held_out.jsonl", "media_root": str(toy.resolve())},
+            data=data,
             train={"steps": 2, "checkpoint_every": 1, "global_batch_groups": 2},
             evaluate={"num_prompts": 1, "sampling_steps": 1, "draws_per_pair": 1, "batch": 4},
         )
@@ -167,6 +173,8 @@ def small_world(world, tmp_path, monkeypatch, eager_kernels, traced_once):
     clip = next(toy.rglob("*.mp4"))
     for name in re.findall(r"clips/\w+\.mp4", table):
         shutil.copy(clip, tmp_path / "data" / name)
+    scored = [f"a cat asleep,clips/{clip}.mp4,{score}" for score, clip in enumerate(("1a", "2b", "1b"))]
+    (tmp_path / "data" / "scored.csv").write_text("\n".join(["prompt,video,score", *scored, ""]))
     (tmp_path / "clips.jsonl").write_text(
         '{"id": "a", "prompt": "a large green square moving up", "video": "data/clips/1a.mp4"}\n'
     )
@@ -206,6 +214,9 @@ def test_commands_run(slow, small_world):
             raise AssertionError(f"{lines[words]}: pgdpo {' '.join(words)}: {error}") from error
         assert not code, f"{lines[words]}: pgdpo {' '.join(words)} ended with {code}"
     assert (small_world / "data" / "train.jsonl").is_file()
+    [row] = (small_world / "data" / "lists.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(json.loads(row)["samples"]) == 3
+    assert slow or list(small_world.glob("runs/my_lists/lpo/checkpoints/*/manifest.json"))
     assert slow or {"check.html", "report.html"} <= {file.name for file in small_world.rglob("*.html")}
     assert slow or list(small_world.rglob("pytorch_lora_weights.safetensors"))
 

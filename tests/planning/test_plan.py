@@ -180,6 +180,19 @@ def test_prepared_pairs_are_counted_where_they_are(config_file, capsys):
     assert disk["latents"] + disk["text"] == sum(file.stat().st_size for file in files)
 
 
+def test_lists_are_counted_by_their_size_and_called_what_they_are(plan_file, capsys):
+    """Two lists of three, of which a twentieth is held out: none, and nothing is divided by it."""
+    row = {"prompt": "p", "samples": [{"clip": f"{place}.mp4", "rank": place} for place in range(3)]}
+    manifest = plan_file.parent / "lists.jsonl"
+    manifest.write_text("".join(json.dumps(row | {"id": name}) + "\n" for name in "ab"))
+    lists = [f"data.train={manifest}", "data.held_out={share: 0.05}", "evaluate.every=1"]
+    plan = planned(capsys, plan_file, *TOLD, *lists)
+    assert (plan["disk"]["pairs"], plan["disk"]["latents"]) == (2, 2 * 3 * 48 * 64 * 4)
+    run_pgdpo("plan", plan_file, *TOLD[:-1], *lists)
+    printed = capsys.readouterr().out
+    assert "2 groups" in printed and "4 groups, 12 clips" in printed and "pairs" not in printed
+
+
 def test_offload_moves_bytes_to_the_host():
     sizes = [Size(1000, 2, False), Size(500, 4, True)]
     none = Activations(0, 0, 0)

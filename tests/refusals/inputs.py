@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from tests.refusals.lists import passed_over, prepared_groups
 from tests.refusals.making import (
     FRESH,
     HALF,
@@ -56,6 +57,8 @@ from tests.refusals.parts import (
     sized,
     timed,
 )
+
+RANKED = [{"rank": rank} for rank in range(3)]
 
 INPUTS = {
     # the configuration
@@ -220,7 +223,16 @@ INPUTS = {
         "train",
         prepared_rows("objective={name: adpo}", first={"probability": 1.0}, second={"probability": 0.0}),
     ),
+    "pairs of whole groups": Input("train", given("objective={name: lpo, pairing: all}")),
     "masks": Input("train", given("objective={name: local_dpo}")),
+    "groups for labels of segments": Input(
+        "train", prepared_groups("objective={name: dense_dpo}", samples=RANKED)
+    ),
+    "groups of one for pairs": Input("train", prepared_groups(samples=RANKED[:1])),
+    "groups without labels": Input("train", prepared_groups("objective={name: kto}", samples=RANKED)),
+    "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
+    "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
+    "a caption that was passed over": Input("train", passed_over),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(
         "train",

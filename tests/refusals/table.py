@@ -62,11 +62,14 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "data.masks": {
         "read_mask": {"nothing in it is white, so the region": By("an empty mask"), "'mask')}: {error}": Why.PASSED_ON},
     },
-    "data.mixture": {"check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}},
-    "data.batches": {"check_batches": {"it must be a multiple of micro_batch_groups": By("the batch")}},
+    "data.visits.mixture": {
+        "check_left": {"is left to train on, and its share is": By("a manifest of which none is left")}
+    },
+    "data.visits.batches": {"check_batches": {"it must be a multiple of micro_batch_groups": By("the batch")}},
     "data.preparing.encode": {"_Making._refuse": {"error$": Why.PASSED_ON}},
     "data.prepared": {
         "PreparedPairs.__init__": {"damaged_files": By("a shard for the reference", says=("its SHA-256 is",))},
+        "PreparedPairs._check_captions": {"was not embedded: an earlier version": By("a caption that was passed over")},
         "PreparedPairs.__getitem__": {"and no other pair of its size can": Why.RUN},
         "PreparedPairs._checked": {
             "InputError(f'{what}: {wrong}')": Why.RUN,
@@ -127,6 +130,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_side": {"pixels a side are read: check the file": By("bad rows")},
     },
+    "evaluation.errors": {"Errors.__init__": {"all held-out rows are single clips": Why.ANOTHER}},
     "evaluation.evaluate": {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
         "_check_results": {"it holds results of the run": Why.ANOTHER},
@@ -261,6 +265,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "objectives.batch": {"Batch._given": {"PairInfo.": Why.CALLER}},
     "objectives.modifiers": {
         "check": {
+            "is for objectives that compare pairs": By("pairs of whole groups"),
             "needs an objective with `beta` and": By("no safeguard"),
             "a factor of β at each noise level": By("omega without a beta"),
             "needs an objective with a reference": By("a cap without a reference"),
@@ -269,11 +274,18 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "allowed: ≤": By("a safeguard's order"),
         },
     },
+    "objectives.formulas.lists": {"adpo": {"set target to": Why.EARLIER}},
     "objectives.objective": {
+        "Objective.check_groups": {
+            "part the others first": Why.CALLER,
+            "and these are groups of one": Why.EARLIER,
+            "looks at the two samples of a pair": By("a safeguard on groups"),
+        },
+        "_weight": {"PairInfo.weight has shape": Why.CALLER},
         "get_spec": {"unknown objective": By("an unknown objective")},
         "check_options": {"{where}: {wrong}": By("a switch beyond one", says=("`ipr_form` switch; allowed: ≤ 1",))},
         "_check_present": {
-            "PairErrors.": Why.CALLER,
+            ".{} is missing": Why.CALLER,
             "needs the reference's errors in PairInfo.masked": Why.CALLER,
         },
         "_check_pairs": {"and the data doesn't hold it": Why.CALLER},

@@ -59,7 +59,13 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "training.held_out.held_out": {"HeldOut._start": {"not there, or of other held-out": Why.RUN}},
     "training.steering.fitting_beta": {"fitting_beta": {"the gradient of the margin is nothing": Why.RUN}},
-    "training.pairs": {
+    "training.task.checks": {
+        "_check_groups": {
+            "which is of pairs, and": By("groups for labels of segments"),
+            "has one; leave it out, or take": By("groups of one for pairs", says=("leave it out, or take `kto`",)),
+            "of every sample: group": By("groups without labels", says=("`label`",)),
+            "orders the samples of a group": By("groups in no order", says=("`advantage`",)),
+        },
         "check_noise": {
             "prepared pairs hold none. Call it": By("siblings"),
             "set diffusion.inversion_steps (10": By("inversion"),

@@ -57,7 +57,7 @@ def test_an_interval_on_both_sides_of_a_threshold_is_no_verdict():
     results = made_results()
     results["displacement"] |= {"value": 0.51, "implicit_accuracy": 0.5}
     [displaced, accurate] = [a for a in alarms(metric_rows(), results, 500) if a.state == "open"]
-    assert displaced.value == "51% of 32 held-out pairs (95%: 35% to 67%): not enough pairs to say"
+    assert displaced.value == "51% of 32 held-out pairs (95%: 35% to 67%): not enough to say"
     assert accurate.title == "Implicit accuracy"
     look = {"pairs": 400, "displacement": {"value": 0.6, "low": 0.55, "high": 0.65}}
     found = {a.title: a for a in alarms(metric_rows(), {}, 500, looks=[{"pairs": 400}, look])}

@@ -1,6 +1,7 @@
 """`pgdpo report` shows the pairs that training visits, as the model receives them, before and after training."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -69,14 +70,16 @@ def test_segments_are_drawn(config_file):
 
 
 def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
-    """From a group's manifest to the page: K clips, with what is said of each above it."""
+    """From a group's manifest to the page: K clips, with their ratings below, in the words of groups."""
     rows = []
     for number in range(2):
         samples = []
         for place in range(3):
             name = f"{number}-{place}.mp4"
             write_video(tmp_path / name, np.full((4, 16, 16, 3), 40 * number + 60 * place, np.uint8), 8)
-            samples.append({"clip": name, "rank": 2 - place, "score": 0.25 * place})
+            samples.append(
+                {"clip": name, "rank": 2 - place, "score": 0.25 * place, "caption": f"ball {place}"}
+            )
         rows.append({"id": f"g{number}", "prompt": "a red ball", "samples": samples})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": str(tmp_path / "rows.jsonl"), "held_out": None}
@@ -91,6 +94,11 @@ def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
         shown = read_video(run / group[f"sample{place}"], num_frames=4, size=(16, 16))
         assert abs(shown.mean() - 60 * place) < 12
     page = (run / "report.html").read_text()
-    assert page.count("<video") == 3 and "1 of 2 training groups" in page
-    names = [f"sample {place} · rank {2 - place} · score" for place in (2, 1, 0)]
-    assert sorted(names, key=page.index) == names
+    assert page.count("<video") == 3 and "1 of 2 training groups of 3 samples" in page
+    assert re.findall(r"sample \d(?=</a>)|(?<=<b>)(?:rank|score) [\d.]+", page) == [
+        *("sample 2", "rank 0", "score 0.5"),
+        *("sample 1", "rank 1", "score 0.25"),
+        *("sample 0", "rank 2", "score 0"),
+    ]
+    assert "<dt>caption of sample 1</dt><dd>ball 1</dd>" in page
+    assert 'href="#pairs">Groups</a>' in page and "of 1 groups of 3 samples</dd>" in page

@@ -63,7 +63,7 @@ def test_a_step_multiplies_beta_by_it(config_file, name, form):
     objective = f"objective={{name: {name}, beta: {BETA}, timestep_weight: {form}}}"
     run = moved_run(config_file, objective)
     assert run.step.objective.fused == (name == "dpo")
-    output, errors, sigma = run.step.group_loss(micro_batch(run))
+    output, errors, _, sigma = run.step.group_loss(micro_batch(run))
     omega = of_a_flow(form, double(sigma))
     chosen, rejected = (double(side)[:, 0] for side in (errors.excess_chosen, errors.excess_rejected))
     kappa = 0.5 * BETA * omega
@@ -86,7 +86,7 @@ def test_none_is_no_factor_at_all(config_file):
 def test_the_rows_own_weight_is_a_factor_beside_it_and_that_is_said(config_file, capsys):
     override = prepare_with(config_file, timestep_weight=lambda row: 0.5 + row)
     run = moved_run(config_file, override, f"objective={{name: dpo, beta: {BETA}, timestep_weight: snr}}")
-    output, errors, sigma = run.step.group_loss(micro_batch(run))
+    output, errors, _, sigma = run.step.group_loss(micro_batch(run))
     kappa = 0.5 * BETA * (1 - double(sigma)) ** 2 * (0.5 + np.arange(4))
     margin = double(errors.excess_rejected - errors.excess_chosen)[:, 0]
     np.testing.assert_allclose(double(output.logits), kappa * margin, rtol=2e-5)
@@ -181,7 +181,7 @@ def test_common_rise_explains_logits_by_it(config_file, tmp_path):
     """What PG-DPO's silent failure is told by: kappa, omega in it, times the margin."""
     objective = f"objective={{name: pg_dpo, beta: {BETA}, timestep_weight: min_snr}}"
     run = moved_run(config_file, objective)
-    output, errors, sigma = run.step.group_loss(micro_batch(run))
+    output, errors, _, sigma = run.step.group_loss(micro_batch(run))
     watch = CommonRise(run.step.objective, tmp_path, None)
     watch.add(output, errors)
     margin = double(errors.excess_rejected - errors.excess_chosen)[:, 0]

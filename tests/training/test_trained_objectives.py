@@ -30,8 +30,7 @@ class TestTheCatalogue:
         "segment_labels": lambda row: [1, -1 if row % 3 else 0],
         "tail": lambda row: [0.0, (row % 4) / 4],
         "uncertainty": lambda row: row / 12,
-        "group": lambda row: row // 2,
-        "rank": lambda row: [2 * (row % 2), 2 * (row % 2) + 1],
+        "advantage": lambda row: [0.5, -0.2 - row / 20],
     }
 
     @pytest.fixture(scope="class")
@@ -65,8 +64,7 @@ class TestTheCatalogue:
     def test_the_columns_are_all_that_the_table_needs(self):
         needed = {column for name in TRAINS for column in needs_of(name).pairs}
         made = {"masked", "timestep", "gap_frequency"}  # from a picture, by the trainer, from scores
-        lists = {"group", "rank"}  # read where they are
-        assert needed == made | (set(self.COLUMNS) - lists)
+        assert needed == made | set(self.COLUMNS)
         for name in TRAINS:
             needs = needs_of(name)
             assert not needs.data or needs.noisy == "inverted", f"{name}: no prepared data hold {needs.data}"
@@ -125,8 +123,16 @@ def test_npo_samples_with_its_adapter_in_the_unconditional_branch(config_file, m
 def test_a_run_says_what_its_objective_nearly_is_and_what_its_batch_is(config_file, capfd):
     for name, said in (
         ("cal_dpo", "is dpo at beta 5000 at these options, to 4e-06 of its gradient"),
-        ("lpo", "no row has `group`: each pair is a list of two, which is dpo"),
+        ("lpo", "no row has `samples`: each pair is a list of two, which is dpo"),
         ("aot", "one micro-batch of all ranks"),
     ):
         train(config_file, name, f"objective={{name: {name}}}", "train.steps=1")
         assert said in " ".join(capfd.readouterr().out.split())
+
+
+def test_pairs_that_a_list_was_taken_apart_into_train_as_pairs(config_file, capfd):
+    """`group` and `rank`, which `pgdpo import best_of_n --pairs` writes, are read by no objective, and that is said."""
+    override = prepare_with(config_file, group=lambda row: row // 3, rank=lambda row: [row % 3, row % 3 + 1])
+    rows = train(config_file, "lpo", override, "objective={name: lpo}", "train.steps=1")
+    assert rows[0]["loss"] == pytest.approx(math.log(2)) and rows[0]["margin"] == 0
+    assert "`group` of pairs is not read" in " ".join(capfd.readouterr().out.split())

@@ -9,8 +9,8 @@ import numpy as np
 
 from pgdpo.config import SelectRule
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.ranked import ranked
-from pgdpo.rows.schema import SAMPLES, SIDES, sides_of, titled
+from pgdpo.rows.ranked import ends
+from pgdpo.rows.schema import SAMPLES, SIDES, scores_of, sides_of, titled
 
 Spread = Callable[[list[str], int], np.ndarray]  # prompts, k -> log distance of each to its k-th nearest, [N]
 
@@ -52,17 +52,20 @@ def select(
 def score_margin(rows: list[dict], name: str, *, needed_by: str) -> np.ndarray:
     """`scores.chosen[name] - scores.rejected[name]` of every row; for the name `reward_margin` that column.
 
-    Of a group its best sample is the chosen one, its worst the rejected one; `score` names their own.
+    Of a group its best sample is the chosen one, its worst the rejected one; `score`, or `reward_margin`, is of their
+    own `score`.
     """
     if name == "reward_margin" and all("reward_margin" in row for row in rows):
         return np.array([row["reward_margin"] for row in rows], dtype=float)
+    if name == "reward_margin" and rows[0].get(SAMPLES) is not None:
+        name = "score"
     return _scores(rows, "chosen", name, needed_by) - _scores(rows, "rejected", name, needed_by)
 
 
 def _scores(rows: list[dict], side: str, name: str, needed_by: str) -> np.ndarray:
     values = []
     for row in rows:
-        scores = _scores_of(row, side)
+        scores = scores_of(row, ends(row)[SIDES.index(side)])
         if name not in scores:
             known = ", ".join(sorted(scores)) or "none"
             raise InputError(
@@ -71,15 +74,6 @@ def _scores(rows: list[dict], side: str, name: str, needed_by: str) -> np.ndarra
             )
         values.append(scores[name])
     return np.array(values, dtype=float)
-
-
-def _scores_of(row: dict, side: str) -> dict[str, float]:
-    samples = row.get(SAMPLES)
-    if samples is None:
-        return (row.get("scores") or {}).get(side) or {}
-    sample = samples[ranked(samples)[0 if side == SIDES[0] else -1]]
-    own = {} if sample.get("score") is None else {"score": sample["score"]}
-    return own | (sample.get("scores") or {})
 
 
 def _duplicates(rule: SelectRule, rows: list[dict], **_) -> tuple[np.ndarray, str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pgdpo.objectives.catalogue.standing import STANDINGS, by_standing, standing_of
+from pgdpo.objectives.info import on_groups
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.spec import CONFIDENCE, POOLED, Needs, Option, Spec
 
-COLUMNS = ("name", "paper", "formula", "options", "needs", "confidence", "notes")
+COLUMNS = ("name", "paper", "formula", "options", "reads", "needs", "confidence", "notes")
 NOTATION = """\
 Errors E are means of squared residuals, chosen *w* and rejected *l*, policy *p* and reference *r*;
 e = E_p − E_r, r = −e, m = r_w − r_l, κ = ½·β·ω_t, z = κ·m, ℓ(z) = −log σ(z), D = mean (policy − reference)²,
-sg = stop-gradient. Where a formula shows β it is β itself. The loss is the mean over pairs, weighted."""
+sg = stop-gradient. Where a formula shows β it is β itself. The loss is the mean over pairs or groups,
+weighted."""
+WHOLE, ONE_PAIR_OR_MORE, PAIRS_ALONE = "whole groups", "pairs, in a group those of `pairing`", "pairs alone"
 
 
 def rows() -> list[dict[str, str]]:
@@ -46,11 +49,28 @@ def _row(spec: Spec) -> dict[str, str]:
         "summary": spec.summary,
         "formula": spec.formula,
         "options": _options(spec.options),
+        "reads": _reads(spec),
         "needs": "; ".join(filter(None, needs)),
         "confidence": spec.confidence,
         "note": notes(spec),
         "notes": " ".join(filter(None, (spec.summary, notes(spec)))),
     }
+
+
+def units(spec: Spec) -> str:
+    """What the formula is of: WHOLE, ONE_PAIR_OR_MORE or PAIRS_ALONE."""
+    alone, _ = on_groups(spec.needs.pairs)
+    return PAIRS_ALONE if alone or spec.needs.soft else WHOLE if spec.groups else ONE_PAIR_OR_MORE
+
+
+def _reads(spec: Spec) -> str:
+    """`units`, and what every sample of a group must hold for it."""
+    found = units(spec)
+    if found == PAIRS_ALONE:
+        return found
+    _, needed = on_groups((*spec.needs.pairs, *spec.of_groups))
+    samples = " and ".join(" or ".join(f"`{key}`" for key in keys) for keys in needed)
+    return f"{found} ({samples} of each sample)" if samples else found
 
 
 def notes(spec: Spec) -> str:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pgdpo.objectives.catalogue.docs import NOTATION, rows
+from pgdpo.objectives.catalogue.docs import NOTATION, PAIRS_ALONE, WHOLE, rows, units
 from pgdpo.objectives.catalogue.standing import STANDINGS, by_standing
 from pgdpo.objectives.modifiers import MODIFIERS
 from pgdpo.objectives.objective import get_spec
@@ -19,7 +19,8 @@ WIDTH = 80  # columns that every terminal has
 
 
 def overview() -> Text:
-    """The objectives by standing, a line of at most 80 columns each: name, what it does, paper."""
+    """The objectives by standing, a line of at most 80 columns each: name, what it does, paper; then which of them read
+    whole groups, and which pairs alone."""
     specs = [spec for members in by_standing().values() for spec in members]
     first, second = (max(map(len, cells)) + 2 for cells in ([s.name for s in specs], [s.gist for s in specs]))
     shown = Text()
@@ -28,6 +29,11 @@ def overview() -> Text:
         for spec in members:
             shown.append(f"{spec.name:{first}}", "bold").append(f"{spec.gist:{second}}{spec.cited}\n")
         shown.append("\n")
+    whole, alone = (
+        ", ".join(spec.name for spec in specs if units(spec) == of) for of in (WHOLE, PAIRS_ALONE)
+    )
+    of_groups = f"Of groups of any size: {whole}. Of pairs alone: {alone}. Any other compares pairs, of a larger group "
+    shown.append(_wrapped(of_groups + "those that `pairing` names.", "dim", end="\n\n"))
     end = f"`pgdpo objectives NAME` shows one with its formula. Modifiers of any: {', '.join(MODIFIERS)}."
     return shown.append(_wrapped(end, "dim", end=""))
 
@@ -50,6 +56,7 @@ def page(name: str) -> RenderableType:
         ("what it does", spec.summary),
         ("loss", spec.formula),
         ("formula from", f"{spec.confidence}: {CONFIDENCE[spec.confidence]}"),
+        ("reads", row["reads"]),
         ("needs", row["needs"]),
         ("note", row["note"]),
     ):

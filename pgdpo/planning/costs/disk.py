@@ -181,7 +181,7 @@ def count_groups(config: Config, split: str) -> Counter[int] | None:
     if not data.splits_itself:
         return rows
     # Of prompts: of groups about as many.
-    held_out = Counter({size: round(count * data.held_out.share) for size, count in rows.items()})
+    held_out = +Counter({size: round(count * data.held_out.share) for size, count in rows.items()})
     return held_out if split == "held_out" else rows - held_out
 
 

@@ -12,7 +12,8 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, get_spec
-from pgdpo.rows.columns import COLUMNS, FROM_SAMPLES, OF_GROUPS, are_hard, hard_labels, how_to_get
+from pgdpo.objectives.info import OF_GROUPS, on_groups
+from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.schema import SAMPLES
 
 
@@ -44,8 +45,7 @@ def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
 def _check_groups(name: str, needs: Needs, data: PreparedPairs) -> None:
     """Raises InputError where groups lack what the objective reads, or an order of their samples."""
     file, spec = data.folder / "index.json", get_spec(name)
-    wanted = [column for column in needs.pairs if column not in (*OF_GROUPS, "probability", "timestep")]
-    pairs_alone = [column for column in wanted if column not in FROM_SAMPLES]
+    pairs_alone, needed = on_groups((*needs.pairs, *spec.of_groups))
     if pairs_alone or needs.soft:
         column = "probability" if needs.soft else pairs_alone[0]
         what = "a region mask" if column == "masked" else f"`{column}`"
@@ -53,7 +53,6 @@ def _check_groups(name: str, needs: Needs, data: PreparedPairs) -> None:
             f"objective `{name}` needs {what}, which is of pairs, and {file} holds groups (`samples`): write pairs, or "
             "choose another objective"
         )
-    needed = [FROM_SAMPLES[column] for column in (*wanted, *spec.of_groups)]
     for row in data.rows:
         samples = row[SAMPLES]
         if len(samples) == 1 and not spec.groups:

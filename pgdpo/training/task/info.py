@@ -9,12 +9,13 @@ import torch
 
 from pgdpo.models.family import Family
 from pgdpo.objectives import PairInfo
-from pgdpo.rows.columns import COLUMNS
+from pgdpo.rows.columns import COLUMNS, OF_LISTS
 from pgdpo.rows.ranked import ranks_of
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.training.noising import Sample
 
-OF_SAMPLES = {"reward": "score", "label": "label"}  # field of `PairInfo`: key of a group's samples
+READ = [name for name in COLUMNS if name not in OF_LISTS]
+OF_SAMPLES = {"reward": "score", "label": "label"}  # fields of `PairInfo`: keys of a group's samples
 
 
 def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
@@ -23,7 +24,7 @@ def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
     `timestep` `[B]` is in the model's own unit; `timestep_weight` the rows' own times `objective.timestep_weight`.
     """
     rows, timestep = batch["rows"], sample.sigma * family.num_train_timesteps
-    columns = {name: [row[name] for row in rows] for name in COLUMNS if rows[0].get(name) is not None}
+    columns = {name: [row[name] for row in rows] for name in READ if rows[0].get(name) is not None}
     if batch["groups"] is not None:
         columns |= sample_columns([row[SAMPLES] for row in rows])
     values = {
