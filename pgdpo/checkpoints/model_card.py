@@ -28,7 +28,7 @@ _CARD = Template(
 
 # {{ title }}
 
-{{ objective }} on preference pairs, trained with pgdpo {{ version }}.
+{{ objective }} on preference data, trained with pgdpo {{ version }}.
 
 | | |
 |---|---|
@@ -71,7 +71,7 @@ def write_model_card(run: Run, folder: Path) -> None:
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "written in": described_dtypes(folder),
-        "steps": f"{state['step']} of {train.global_batch_groups} pairs",
+        "steps": f"{state['step']} of {train.global_batch_groups} pairs or groups",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
         "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",
         "seed": train.seed,

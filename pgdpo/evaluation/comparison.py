@@ -79,7 +79,7 @@ def study_table(result: dict) -> Table:
     """A row per objective of study.json, the best win rate first."""
     budget = result["budget"]
     table = Table(
-        title=f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs each",
+        title=f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs or groups each",
         caption=f"Mean over seeds. Intervals: {INTERVALS} Measured on {result['machine']}.",
         caption_justify="left",
     )
@@ -110,7 +110,7 @@ def draw(result: dict, path: Path) -> None:
     seconds.set_xlim(left=0)
     budget = result["budget"]
     figure.suptitle(
-        f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs; means over seeds, 95% intervals; "
+        f"{budget['steps']:,} steps of {budget['pairs_per_step']} pairs or groups; means over seeds, 95% intervals; "
         f"{result['machine']}",
         fontsize=9,
     )

@@ -113,7 +113,7 @@ def _panel(panel: Panel, line: Line, runs: Sequence[Compared]) -> Drawn | None:
     if not series:
         return None
     title = panel.title if len(panel.lines) == 1 else f"{panel.title}, {line.label}"
-    on = " On held-out pairs." if any(each.kind == "measured" for each in series) else ""
+    on = " On held-out data." if any(each.kind == "measured" for each in series) else ""
     return drawn(replace(panel, title=title, caption=panel.caption + on), series)
 
 

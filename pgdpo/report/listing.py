@@ -42,7 +42,7 @@ def show_runs(where: str) -> None:
         pad_edge=False,
         padding=(0, 1, 0, 0),
         title=str(folder),
-        caption="loss, accuracy, displacement: of the last steps' training pairs; win rate over the reference (at "
+        caption="loss, accuracy, displacement: of the last steps' training data; win rate over the reference (at "
         "which step); kept: steps for --step, * the best by train.keep_best",
     )
     table.add_column("run", overflow="fold")

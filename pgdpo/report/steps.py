@@ -18,7 +18,7 @@ PANELS = (
     ),
     Panel(
         "Displacement",
-        "Share of held-out pairs whose chosen clip became less likely. Lower is better.",
+        "Share of held-out chosen clips that became less likely. Lower is better.",
         (Line("displacement", "displacement"),),
         guide=0.5,
         unit="share",
