@@ -252,7 +252,8 @@ class PreparedPairs:
     def keep_ends(self) -> None:
         """Hold of each group its best and its worst sample alone: nothing is computed that does not count."""
         self.rows = [_with_ends(row) for row in self.rows]
-        self.__dict__.pop("buckets", None)
+        for derived in ("buckets", "latent_shapes"):
+            self.__dict__.pop(derived, None)
 
     def order(self, *, micro_batch: int, seed: int) -> Order | Mixture:
         """In which the groups are visited, so many in a micro-batch."""

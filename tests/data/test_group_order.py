@@ -149,3 +149,16 @@ def test_a_prepared_folder_has_a_bucket_for_each_number_of_samples(prepared):
                 assert batch["latents"][2 * member + place].equal(sample)
     assert set(visits.values()) == {1}
     assert {index for index, draw in visits if draw == 0} == set(range(len(SIZES)))
+
+
+def test_of_groups_that_are_held_by_their_ends_all_are_of_two(prepared):
+    whole = [prepared[index, 0]["samples"] for index in range(len(SIZES))]
+    assert len(prepared.latent_shapes) == 3
+    prepared.keep_ends()
+    assert prepared.buckets == [[1], [0, 2, 3, 4, 5]] and prepared.group_sizes == [1, 2]
+    assert len(prepared.latent_shapes) == 2
+    for index, samples in enumerate(whole):
+        ends = [samples[-1], samples[0]] if len(samples) > 1 else samples  # the last is the best
+        assert all(
+            ours.equal(theirs) for ours, theirs in zip(prepared[index, 0]["samples"], ends, strict=True)
+        )

@@ -71,6 +71,10 @@ def kto(x):
     return (1 - 1 / (1 + np.exp(-z))).mean()
 
 
+def dpo(x):
+    return nll(x.s[np.argmin(x.rank)] - x.s[np.argmax(x.rank)])
+
+
 def dpo_all(x):
     return np.mean([nll(x.s[i] - x.s[j]) for i in x.all for j in x.all if x.rank[i] < x.rank[j]])
 
@@ -87,6 +91,7 @@ FORMULAS = {
     "adpo": (adpo, "{name: adpo, target: reward}"),
     "dgpo": (dgpo, "{name: dgpo}"),
     "kto": (kto, "{name: kto}"),
+    "dpo": (dpo, "{name: dpo}"),
     "dpo all": (dpo_all, "{name: dpo, pairing: all}"),
     "dpo adjacent": (dpo_adjacent, "{name: dpo, pairing: adjacent}"),
 }
@@ -98,7 +103,7 @@ def objective(case: str, beta: float = BETA) -> str:
 
 @pytest.fixture
 def predicted(monkeypatch):
-    """Of each micro-batch that a run takes: ids, and float64 errors `[B, K]` of policy and reference on its draws.
+    """Of each micro-batch that a run takes: ids, and each list's float64 errors of policy and reference on its draws.
 
     Each clip is predicted by itself, from the prepared clip and the prompt of its row.
     """
@@ -119,13 +124,11 @@ def of_lists(step, batch):
     sample = draw_sample(batch, step.config, family, step.policy.ranks.device)
     data = PreparedPairs(step.config.prepared_dir / "train")
     index = {row["id"]: place for place, row in enumerate(data.rows)}
-    errors = []
+    found = []
     for group, name in enumerate(batch["ids"]):
         item = data[index[name], int(batch["draw"][group])]
-        sigma, text = (
-            sample.sigma[group : group + 1],
-            family.trimmed({key: value[None] for key, value in item["conditioning"].items()}),
-        )
+        sigma, errors = sample.sigma[group : group + 1], []
+        text = {key: value[None] for key, value in item["conditioning"].items()}
         noise = sample.target[group] + sample.latents[group]  # of the list's first clip
         for clip in item["samples"]:
             noisy = ((1 - sigma) * clip + sigma * noise)[None]
@@ -136,23 +139,24 @@ def of_lists(step, batch):
                 model.enable_adapters()
             target = (noise - clip).double()
             errors.append([float((pred.double() - target).square().mean()) for pred in (ours, theirs)])
-    policy, reference = np.array(errors).T.reshape(2, len(batch["ids"]), -1)
-    return SimpleNamespace(ids=batch["ids"], policy=policy, reference=reference)
+        found.append(np.array(errors).T)
+    return SimpleNamespace(ids=batch["ids"], errors=found)
 
 
 def loss_of(case, micro, rows):
     """Mean over a micro-batch's lists, float64."""
-    s = -BETA / 2 * (micro.policy - micro.reference)
+    scores = [-BETA / 2 * (policy - reference) for policy, reference in micro.errors]
+    zero = max(0.0, np.concatenate(scores).mean())
     found = []
-    for number, name in enumerate(micro.ids):
+    for name, s, (policy, _) in zip(micro.ids, scores, micro.errors, strict=True):
         samples = rows[name]["samples"]
         said = {
             key: np.array([one[key] for one in samples])
             for key in ("rank", "score", "label")
             if key in samples[0]
         }
-        known = {"s": s[number], "E": micro.policy[number], "zero": max(0.0, s.mean())}
-        found.append(FORMULAS[case][0](SimpleNamespace(**known, **said, all=range(len(samples)))))
+        x = SimpleNamespace(s=s, E=policy, zero=zero, all=range(len(samples)), **said)
+        found.append(FORMULAS[case][0](x))
     return np.mean(found)
 
 
@@ -160,7 +164,8 @@ def check(config, predicted, case):
     """Three steps' losses: the first to a fp32 number's precision, the others to what clips in batches are rounded by,
     times beta."""
     found = train(config, case.replace(" ", "-"), objective(case), "train.steps=3")
-    assert len(predicted) == 2 * len(found) == 6 and len({micro.policy.shape[1] for micro in predicted}) == 3
+    assert len(predicted) == 2 * len(found) == 6
+    assert {errors.shape for micro in predicted for errors in micro.errors} == {(2, 2), (2, 3), (2, 4)}
     assert found[0]["margin"] == 0.0 != found[1]["margin"]
     rows = trained_on(config)
     for step, row in enumerate(found):

@@ -38,7 +38,9 @@ def test_kto_trains_on_them_and_tells_no_margin(singles, predicted, capfd):  # n
         assert all(row.get(name) is None for name in MARGINS)
         label = {name: rows[name]["samples"][0]["label"] for micro in own for name in micro.ids}
         errors = {
-            name: error for micro in own for name, error in zip(micro.ids, micro.policy[:, 0], strict=True)
+            name: policy
+            for micro in own
+            for name, ((policy,), _) in zip(micro.ids, micro.errors, strict=True)
         }
         for side, sign in (("error/chosen", 1), ("error/rejected", -1)):
             of = [errors[name] for name in errors if label[name] == sign]
