@@ -37,6 +37,7 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
         data = open_pairs(config, "train", compare=trained_on is None)
         if trained_on is not None and not _is_of(data, trained_on):
             raise InputError(f"{data.folder}: was prepared anew since, from other data")
+        data = open_pairs(config, "train", compare=False, whole=True)
     except InputError as error:
         if trained_on is None:
             raise

@@ -22,10 +22,13 @@ from pgdpo.objectives import get_spec
 from pgdpo.ranks import agreement
 
 
-def open_pairs(config: Config, split: str, *, compare: bool = True, **options: Any) -> PreparedPairs:
+def open_pairs(
+    config: Config, split: str, *, compare: bool = True, whole: bool = False, **options: Any
+) -> PreparedPairs:
     """The prepared pairs of `train` (those that `data.select` keeps) or `held_out`; `options` of PreparedPairs.
 
-    `compare`: hold what they were made of against what the configuration names (`data/preparing/stale.py`). With
+    Of groups it holds the best and the worst sample alone where the objective reads no other, unless `whole` asks for
+    all. `compare`: hold what they were made of against what the configuration names (`data/preparing/stale.py`). With
     torch.distributed every rank must call it: the main rank compares for all, and each file is looked at by one rank.
 
     Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads.
@@ -46,7 +49,7 @@ def open_pairs(config: Config, split: str, *, compare: bool = True, **options: A
     if split == "train":
         pairs.shares = shares_of(data)
         pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
-    if compares_ends(config):
+    if compares_ends(config) and not whole:
         pairs.keep_ends()
     return pairs
 

@@ -64,7 +64,7 @@ def test_errors_of_trimmed_and_of_padded_text_have_two_keys(family, apart, saved
         config = load_config(
             path, [*changes, f"train.micro_batch_groups={pairs}", "train.global_batch_groups=4"]
         )
-        data = SimpleNamespace(files_fingerprint="the same")
+        data = SimpleNamespace(files_fingerprint="the same", kind="pair")
         keys.append(errors_key(config, open_family(config.model), data))
     assert keys[1] == keys[2] and (keys[0] != keys[1]) == apart
 

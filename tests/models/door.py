@@ -98,7 +98,8 @@ class Door:
             clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
             conditioning = padded_text(encoded, self.family.text_length) | image
-            items.append({**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning})
+            told = {"conditioning": conditioning, "captions": {}}
+            items.append({**names, **told, "samples": list(clips)})
         return collate(items)
 
     def _at(self, sigma: torch.Tensor, draw_sample: Callable, config):

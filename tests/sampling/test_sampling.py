@@ -51,9 +51,8 @@ class HeldOut:
         return {name: tensor[0] for name, tensor in conditioning_of(self.family, [prompt]).items()}
 
     def __getitem__(self, item):
-        chosen = torch.empty(self.family.latent_shape(*self.size))
         return {
-            "chosen": chosen,
+            "samples": [torch.empty(self.family.latent_shape(*self.size))] * 2,
             "pair_id": 7,
             "draw": item[1],
             "conditioning": {**self.text(PROMPT), **self.image},

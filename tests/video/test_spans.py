@@ -33,7 +33,7 @@ def info(frames: int, fps: float, times=None) -> VideoInfo:
     name=st.text("abc", min_size=1),
 )
 def test_a_plan_takes_the_nearest_frames_of_one_span(own, fps, lengths, wanted, clip, name):
-    clips = info(lengths[0], own), info(lengths[1], own)
+    clips = {"chosen": info(lengths[0], own), "rejected": info(lengths[1], own)}
     name = f"{name}~2" if clip == "segments:3" else name
     sampling = Sampling(fps, clip)
     try:
@@ -45,13 +45,13 @@ def test_a_plan_takes_the_nearest_frames_of_one_span(own, fps, lengths, wanted, 
         assert slow or short or few, error
         return
     rate = own if fps is None or abs(own - fps) < 0.002 * own else fps
-    for each in clips:
+    for each in clips.values():
         numbers = plan.numbers(each)
         assert len(numbers) == wanted and numbers[-1] < each.num_frames
         for tick, number in enumerate(numbers, start=plan.first):
             assert abs(number / own - tick / rate) <= 0.5 / own + 1e-6
-    assert plan.numbers(clips[0]) == plan.numbers(clips[1])
-    plain = plan.numbers(clips[0]) == list(range(wanted))
+    assert plan.numbers(clips["chosen"]) == plan.numbers(clips["rejected"])
+    plain = plan.numbers(clips["chosen"]) == list(range(wanted))
     assert (plan.view == "") == plain
 
 
@@ -162,12 +162,13 @@ def test_slow_clips_are_refused_unless_frames_may_be_repeated(world):
 def test_what_is_seen_alike_is_the_same_frames(gaps, ways):
     """Of clips of variable rate: frames that are taken one by one are not those at a rate, though both begin alike."""
     times = np.cumsum([0, *gaps])
-    clips = (info(len(times), 25, [Fraction(int(time), 1000) for time in times]),) * 2
+    clip_of = info(len(times), 25, [Fraction(int(time), 1000) for time in times])
+    clips = {"chosen": clip_of, "rejected": clip_of}
     plans = [
         planned("p", clips, (6, 16, 16), Sampling(fps, clip, upsample=True))
         for fps, clip in ways
-        if clips[0].frames_at(fps) >= 6
+        if clip_of.frames_at(fps) >= 6
     ]
     for one in plans:
         for other in plans:
-            assert one.view != other.view or one.numbers(clips[0]) == other.numbers(clips[0])
+            assert one.view != other.view or one.numbers(clip_of) == other.numbers(clip_of)
