@@ -301,12 +301,6 @@ def stored_sides(row: dict) -> tuple[str, ...]:
     return sides_of({SAMPLES: [{}] * row[TAKEN]["of"]} if TAKEN in row else row)
 
 
-def held_sides(row: dict) -> tuple[str, ...]:
-    """Of `stored_sides` those of the samples that the row holds, in its order."""
-    sides = stored_sides(row)
-    return tuple(sides[place] for place in row[TAKEN]["samples"]) if TAKEN in row else sides
-
-
 def _with_ends(row: dict) -> dict:
     samples = row.get(SAMPLES)
     if samples is None or len(samples) < 3:

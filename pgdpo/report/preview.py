@@ -10,7 +10,7 @@ import torch
 
 from pgdpo.checkpoints.identity import rows_hash
 from pgdpo.config import Config
-from pgdpo.data.prepared import PreparedPairs, held_sides
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
@@ -55,10 +55,10 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
     with progress_bar("show pairs", total=count) as bar:
         for number in range(count):
             pair, clips = _shown(data[number, 0], f"pairs/{number:03d}")
-            for name, latents in clips.items():
+            for side, latents in clips.items():
                 frames = decoder.decode_video(latents)
                 pair["size"] = list(frames.shape[:3])
-                _write(out / pair[name], frames, config.evaluate.fps or len(frames) / pair["seconds"])
+                _write(out / pair[side], frames, config.evaluate.fps or len(frames) / pair["seconds"])
             pairs.append(pair)
             bar.advance()
     about = {"data": data.fingerprint, "of": len(data), "kind": data.kind, "sized": data.sized}
@@ -66,24 +66,21 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
 
 
 def _shown(item: dict, stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(a row as `pairs.json` has it, its clips' latents), each clip under the name that the manifest has for it, where
-    not all of a group's samples are held, too."""
+    """(a row as `pairs.json` has it, its clips' latents)."""
     row = item["row"]
-    named = dict(zip(sides_of(row), held_sides(row), strict=True))
+    sides = sides_of(row)
     about = {key: row[key] for key in SHOWN if key in row}
-    about |= {f"scores of {worded(name)}": scores_of(row, side) for side, name in named.items()}
-    about |= {f"caption of {worded(named[side])}": caption for side, caption in captions_of(row).items()}
+    about |= {f"scores of {worded(side)}": scores_of(row, side) for side in sides}
+    about |= {f"caption of {worded(side)}": caption for side, caption in captions_of(row).items()}
     pair = {
         "id": row["id"],
         "prompt": row["prompt"],
         "seconds": row["span"][1] - row["span"][0],
         "about": {key: value for key, value in about.items() if value not in (None, {})},
-        **{name: f"{stem}-{name}.mp4" for name in named.values()},
+        **{side: f"{stem}-{side}.mp4" for side in sides},
+        **({"names": drawn(row)} if SAMPLES in row else {}),
     }
-    if SAMPLES in row:
-        words = {named[side]: words for side, words in drawn(row).items()}
-        pair["names"] = {name: [worded(name), *ratings] for name, (_, *ratings) in words.items()}
-    return pair, dict(zip(named.values(), item["samples"], strict=True))
+    return pair, dict(zip(sides, item["samples"], strict=True))
 
 
 def _is_of(data: PreparedPairs, identity: dict) -> bool:
