@@ -23,7 +23,7 @@ from pgdpo.files.bounded import parse_json
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.ranked import ranked
-from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, kind_of, sides_of, titled
+from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, kind_of, sides_of, sized, titled
 
 TAKEN = "taken"  # in a row of which not all samples are held: which, and of how many
 
@@ -212,6 +212,13 @@ class PreparedPairs:
         """`pair` or `group`: what its rows are."""
         return kind_of(sides_of(self.rows[0]))
 
+    @property
+    def sized(self) -> str:
+        """`pairs`, or `groups of 2 to 6 samples`, and whether not all of these are held."""
+        whole = [{SAMPLES: stored_sides(row)} if TAKEN in row else row for row in self.rows]
+        part = any(TAKEN in row for row in self.rows)
+        return sized(whole) + ", of each the best and the worst" * part
+
     @functools.cached_property
     def latent_shapes(self) -> list[tuple[int, ...]]:
         """`(C, F, H, W)` of each of `buckets`."""
@@ -292,6 +299,12 @@ class PreparedPairs:
 def stored_sides(row: dict) -> tuple[str, ...]:
     """Under which names the samples of a row stand in its shard, those that are not held too."""
     return sides_of({SAMPLES: [{}] * row[TAKEN]["of"]} if TAKEN in row else row)
+
+
+def held_sides(row: dict) -> tuple[str, ...]:
+    """Of `stored_sides` those of the samples that the row holds, in its order."""
+    sides = stored_sides(row)
+    return tuple(sides[place] for place in row[TAKEN]["samples"]) if TAKEN in row else sides
 
 
 def _with_ends(row: dict) -> dict:

@@ -86,7 +86,7 @@ def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
     train = {"global_batch_groups": 1, "micro_batch_groups": 1}
     config = write_config(tmp_path / "config.yaml", tmp_path / "out", tiny_wan, data=data, train=train)
     run_pgdpo("prepare", config)
-    run_pgdpo("report", config, "evaluate.report_pairs=1")
+    run_pgdpo("report", config, "evaluate.report_pairs=1", "objective={name: dpo, beta: 500, pairing: all}")
     run = tmp_path / "out" / "dpo"
     [group] = json.loads((run / "pairs.json").read_text())["pairs"]
     assert [*group["names"]] == ["sample2", "sample1", "sample0"]
@@ -102,3 +102,17 @@ def test_groups_are_shown_sample_by_sample_the_best_first(tmp_path, tiny_wan):
     ]
     assert "<dt>caption of sample 1</dt><dd>ball 1</dd>" in page
     assert 'href="#pairs">Groups</a>' in page and "of 1 groups of 3 samples</dd>" in page
+    # An objective that compares the best with the worst holds these alone, under their names.
+    run_pgdpo("report", config, "evaluate.report_pairs=1")
+    page = (run / "report.html").read_text()
+    assert re.findall(r"sample \d(?=</a>)|(?<=<b>)rank \d", page) == [
+        "sample 2",
+        "rank 0",
+        "sample 0",
+        "rank 2",
+    ]
+    assert (
+        page.count("<video") == 2
+        and "1 of 2 training groups of 3 samples, of each the best and the worst" in page
+    )
+    assert "<dt>caption of sample 2</dt><dd>ball 2</dd>" in page and "caption of sample 1" not in page
