@@ -26,6 +26,7 @@ from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import Objective, ObjectiveOutput, PairInfo
 from pgdpo.ranks import agreement
+from pgdpo.rows.schema import captions_of
 from pgdpo_kernels import GroupErrors, PairErrors
 
 MOST = 0.95  # of a spike's loss: the pairs that make up so much of it are named, the largest first
@@ -257,8 +258,9 @@ def check_damage(data: PreparedPairs, config: Config) -> None:
 
 
 def _files_of(data: PreparedPairs, row: dict) -> list[dict]:
-    text = data.index["text"]
-    return [data.index["shards"][row["shard"]], text["files"][text["prompts"][prompt_key(row["prompt"])][0]]]
+    text, told = data.index["text"], [row["prompt"], *captions_of(row).values()]
+    files = [text["files"][text["prompts"][prompt_key(words)][0]] for words in told]
+    return [data.index["shards"][row["shard"]], *files]
 
 
 def sound_pairs(batch: dict, device: torch.device) -> torch.Tensor:

@@ -71,7 +71,8 @@ class Door:
         from pgdpo.engine.engine import build_frozen
         from pgdpo.engine.group_batching import batched
 
-        return torch.no_grad()(batched(self.family, build_frozen(self.transformer, self.config), "joint"))
+        frozen = build_frozen(self.transformer, self.config)
+        return torch.no_grad()(batched(self.family, frozen, self.config.train, group_size=2))
 
     def _config(self, precision: str, adapter: bool):
         from pgdpo.config.read import load_config
