@@ -23,7 +23,7 @@ from pgdpo.files.bounded import parse_json
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.ranked import ranked
-from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, kind_of, sides_of, titled
+from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, kind_of, sides_of, sized, titled
 
 TAKEN = "taken"  # in a row of which not all samples are held: which, and of how many
 
@@ -211,6 +211,13 @@ class PreparedPairs:
     def kind(self) -> str:
         """`pair` or `group`: what its rows are."""
         return kind_of(sides_of(self.rows[0]))
+
+    @property
+    def sized(self) -> str:
+        """`pairs`, or `groups of 2 to 6 samples`, and whether not all of these are held."""
+        whole = [{SAMPLES: stored_sides(row)} if TAKEN in row else row for row in self.rows]
+        part = any(TAKEN in row for row in self.rows)
+        return sized(whole) + ", of each the best and the worst" * part
 
     @functools.cached_property
     def latent_shapes(self) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.rows.ranked import drawn
-from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, scores_of, sides_of, sized, worded
+from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, scores_of, sides_of, worded
 from pgdpo.training.opening import open_pairs
 from pgdpo.video import write_video
 
@@ -54,30 +54,33 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
     pairs = []
     with progress_bar("show pairs", total=count) as bar:
         for number in range(count):
-            item = data[number, 0]
-            row = item["row"]
-            pair = {"id": row["id"], "prompt": row["prompt"], "about": {k: row[k] for k in SHOWN if k in row}}
-            if SAMPLES in row:
-                pair["names"] = drawn(row)
-            for side, latents in zip(sides_of(row), item["samples"], strict=True):
+            pair, clips = _shown(data[number, 0], f"pairs/{number:03d}")
+            for side, latents in clips.items():
                 frames = decoder.decode_video(latents)
                 pair["size"] = list(frames.shape[:3])
-                pair[side] = f"pairs/{number:03d}-{side}.mp4"
-                _write(out / pair[side], frames, config.evaluate.fps or _rate(row, len(frames)))
-                pair["about"][f"scores of {worded(side)}"] = scores_of(row, side)
-            for side, caption in captions_of(row).items():
-                pair["about"][f"caption of {worded(side)}"] = caption
-            pair["about"] = {key: value for key, value in pair["about"].items() if value not in (None, {})}
+                _write(out / pair[side], frames, config.evaluate.fps or len(frames) / pair["seconds"])
             pairs.append(pair)
             bar.advance()
-    about = {"data": data.fingerprint, "of": len(data), "kind": data.kind, "sized": sized(data.rows)}
+    about = {"data": data.fingerprint, "of": len(data), "kind": data.kind, "sized": data.sized}
     write_json(index, about | {"pairs": pairs})
 
 
-def _rate(row: dict, frames: int) -> float:
-    """Frames a second at which a pair's clips were taken."""
-    start, end = row["span"]
-    return frames / (end - start)
+def _shown(item: dict, stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(a row as `pairs.json` has it, its clips' latents)."""
+    row = item["row"]
+    sides = sides_of(row)
+    about = {key: row[key] for key in SHOWN if key in row}
+    about |= {f"scores of {worded(side)}": scores_of(row, side) for side in sides}
+    about |= {f"caption of {worded(side)}": caption for side, caption in captions_of(row).items()}
+    pair = {
+        "id": row["id"],
+        "prompt": row["prompt"],
+        "seconds": row["span"][1] - row["span"][0],
+        "about": {key: value for key, value in about.items() if value not in (None, {})},
+        **{side: f"{stem}-{side}.mp4" for side in sides},
+        **({"names": drawn(row)} if SAMPLES in row else {}),
+    }
+    return pair, dict(zip(sides, item["samples"], strict=True))
 
 
 def _is_of(data: PreparedPairs, identity: dict) -> bool:

@@ -27,7 +27,6 @@ from pgdpo.models import open_family
 from pgdpo.objectives.spec import AUTO
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import Live
-from pgdpo.rows.schema import counted
 from pgdpo.training.costs import Costs
 from pgdpo.training.held_out.held_out import HeldOut
 from pgdpo.training.metrics import note
@@ -174,7 +173,7 @@ class Trainer:
         trained = sum(size for size, trains in sizes if trains)
         steps, batch = self.config.train.steps, self.config.train.global_batch_groups
         say(
-            f"{objective.name}: {counted(pairs.rows)}, {steps} steps of {batch} {pairs.kind}s "
+            f"{objective.name}: {len(pairs)} {pairs.sized}, {steps} steps of {batch} {pairs.kind}s "
             f"on {dist.get_world_size()} rank(s); "
             f"{trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")

@@ -71,7 +71,8 @@ class Door:
         from pgdpo.engine.engine import build_frozen
         from pgdpo.engine.group_batching import batched
 
-        return torch.no_grad()(batched(self.family, build_frozen(self.transformer, self.config), "joint"))
+        frozen = build_frozen(self.transformer, self.config)
+        return torch.no_grad()(batched(self.family, frozen, self.config.train, group_size=2))
 
     def _config(self, precision: str, adapter: bool):
         from pgdpo.config.read import load_config
@@ -98,7 +99,8 @@ class Door:
             clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
             conditioning = padded_text(encoded, self.family.text_length) | image
-            items.append({**names, "chosen": clips[0], "rejected": clips[1], "conditioning": conditioning})
+            told = {"conditioning": conditioning, "captions": {}}
+            items.append({**names, **told, "samples": list(clips)})
         return collate(items)
 
     def _at(self, sigma: torch.Tensor, draw_sample: Callable, config):

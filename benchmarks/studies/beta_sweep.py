@@ -1,5 +1,5 @@
-"""`objective.beta: auto` beside a sweep on the toy world: `python -m benchmarks.runs.beta_sweep`, after `pgdpo study
-benchmarks/runs/beta_sweep.yaml` in the same folder.
+"""`objective.beta: auto` beside a sweep on the toy world: `python -m benchmarks.studies.beta_sweep`, after `pgdpo study
+benchmarks/studies/beta_sweep.yaml` in the same folder.
 
 Writes beta_sweep.json: what each beta came to, and what `auto` takes for the same configuration, three seeds.
 """

@@ -1,5 +1,5 @@
-"""Objectives on whole lists beside DPO: `python -m benchmarks.runs.best_of_four`, after `pgdpo study
-benchmarks/runs/best_of_four.yaml` in the same folder. Writes best_of_four.json: each run's win rate, reward and
+"""Objectives on whole lists beside DPO: `python -m benchmarks.studies.best_of_four`, after `pgdpo study
+benchmarks/studies/best_of_four.yaml` in the same folder. Writes best_of_four.json: each run's win rate, reward and
 held-out figures, and their means over the seeds.
 """
 
@@ -34,7 +34,7 @@ def run(folder: Path, out: Path) -> None:
         out,
         {
             "what": "lists of 4 of the toy world, 16 clips a step: objectives on whole lists, and DPO on the best "
-            "against the worst of twice as many lists; benchmarks/runs/best_of_four.yaml",
+            "against the worst of twice as many lists; benchmarks/studies/best_of_four.yaml",
             "machine": study["machine"],
             "versions": study["versions"],
             "steps": study["budget"]["steps"],

@@ -1,5 +1,5 @@
-"""What steering does on the toy world: `python -m benchmarks.runs.steering`, after `pgdpo study
-benchmarks/runs/steering.yaml` in the same folder.
+"""What steering does on the toy world: `python -m benchmarks.studies.steering`, after `pgdpo study
+benchmarks/studies/steering.yaml` in the same folder.
 
 Evaluates each run's best checkpoint by displacement beside its last one, and writes steering.json: win rate, reward and
 displacement of both, steps, decisions, and the share of the training that held-out figures took.
@@ -40,7 +40,7 @@ def run(folder: Path, out: Path, best: list[str]) -> None:
     write_json(
         out,
         {
-            "what": "DPO with rules of train.steer beside DPO and PG-DPO, toy world; benchmarks/runs/steering.yaml",
+            "what": "DPO with rules of train.steer beside DPO and PG-DPO, toy world; benchmarks/studies/steering.yaml",
             "machine": study["machine"],
             "versions": study["versions"],
             "budget": study["budget"],
