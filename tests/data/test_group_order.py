@@ -158,7 +158,7 @@ def test_of_groups_that_are_held_by_their_ends_all_are_of_two(prepared):
     assert prepared.buckets == [[1], [0, 2, 3, 4, 5]] and prepared.group_sizes == [1, 2]
     assert len(prepared.latent_shapes) == 2
     for index, samples in enumerate(whole):
-        ends = [samples[-1], samples[0]] if len(samples) > 1 else samples  # the last is the best
+        ends = [samples[-1], samples[0]] if len(samples) > 2 else samples  # the last is the best
         assert all(
             ours.equal(theirs) for ours, theirs in zip(prepared[index, 0]["samples"], ends, strict=True)
         )
