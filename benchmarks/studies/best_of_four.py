@@ -11,9 +11,8 @@ from pathlib import Path
 from statistics import mean
 
 from pgdpo.files.atomic import write_json
-from pgdpo.training.metrics import read_metrics
 
-FIGURES = ("win_rate", "reward", "displacement", "implicit_accuracy", "margin", "seconds of steps")
+FIGURES = ("win_rate", "reward", "displacement", "implicit_accuracy", "margin")
 
 
 def main() -> int:
@@ -57,7 +56,6 @@ def _row(run: Path, found: dict) -> dict:
         "displacement": held_out["value"],
         "implicit_accuracy": held_out["implicit_accuracy"],
         "margin": held_out["margin"],
-        "seconds of steps": round(sum(each["seconds"] for each in read_metrics(run)), 1),
     }
 
 
