@@ -294,7 +294,7 @@ def test_the_guard_costs_one_collective_of_40_bytes_a_step(config_file, monkeypa
     from pgdpo.training.trainer import Trainer
 
     config = load_config(config_file, [f"train.steps={trainer_steps}", "train.micro_batch_groups=1"])
-    monkeypatch.setattr("pgdpo.training.pairs.check_damage", lambda data, config: None)
+    monkeypatch.setattr("pgdpo.training.task.task.check_damage", lambda data, config: None)
     monkeypatch.setattr(Saves, "save", lambda self: None)
     monkeypatch.setattr(Saves, "published", lambda self: config_file)
     trainer = Trainer(config)
