@@ -129,6 +129,10 @@ class Objective:
             found.append(
                 f"{self.name}: `group` of pairs is not read: `pgdpo import --groups` writes lists themselves"
             )
+        if "pairing" in self.options and "samples" not in columns:
+            found.append(
+                f"{self.name}: objective.pairing is of groups, and the rows are pairs: it changes nothing"
+            )
         if self.options.get("timestep_weight", "none") != "none" and "timestep_weight" in columns:
             found.append(f"{self.name}: beta is multiplied by objective.timestep_weight and by the rows' own")
         return found + [f"{self.name}: {POOLED}"] * self.spec.pools
