@@ -1,7 +1,7 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file per model family has SOURCES, the diffusers functions that it stands in for with digests of their code, and
-`replacements(model, ops)`.
+A file in `video/` or `image/` has SOURCES, the diffusers functions that it stands in for with digests of their code,
+and `replacements(model, ops)`; `known` lists the classes.
 """
 
 from __future__ import annotations
@@ -14,30 +14,25 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from .known import FAMILIES, REASONS
 from .replace import OPS, Ops, Replacement, Unsupported, check_sources
 
 __all__ = ["apply_to", "revert"]
 
 logger = logging.getLogger("pgdpo_kernels")
-FAMILIES = {
-    "WanTransformer3DModel": "wan",
-    "HunyuanVideoTransformer3DModel": "hunyuan_video",
-    "CogVideoXTransformer3DModel": "cogvideox",
-    "LTXVideoTransformer3DModel": "ltx",
-}
 STATE = "_pgdpo_kernels_replaced"
 
 
 def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool = False) -> list[str]:
-    """Replace the element-wise half of a diffusers video transformer's blocks by the fused ops.
+    """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
     Works on this instance alone, before or after a peft adapter is added to it, and keeps parameters, state dict
     and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
     and eager maths in every call.
 
     Args:
-        model: WanTransformer3DModel, HunyuanVideoTransformer3DModel, CogVideoXTransformer3DModel or
-            LTXVideoTransformer3DModel, also inside a PeftModel, a `.module` wrapper or torch.compile's.
+        model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
+            wrapper or torch.compile's.
         ops: `all`, or names out of norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope.
         strict: raise where the model cannot be patched; by default it stays untouched, with a warning.
 
@@ -77,7 +72,9 @@ def revert(model: nn.Module) -> None:
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
     name = type(model).__name__
     if name not in FAMILIES or not type(model).__module__.startswith("diffusers."):
-        raise Unsupported(f"known are {', '.join(FAMILIES)} of diffusers")
+        raise Unsupported(
+            REASONS.get(name, "it is none of diffusers' transformers that the ops are known to fit")
+        )
     family = importlib.import_module(f".{FAMILIES[name]}", __name__)
     check_sources(family.SOURCES)
     found = family.replacements(model, ops)

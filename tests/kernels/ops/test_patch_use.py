@@ -82,7 +82,7 @@ def test_chosen_ops(caplog):
 
 
 def test_unknown_models_stay_as_they_are():
-    with pytest.warns(UserWarning, match="Linear is left as it is: known are Wan"):
+    with pytest.warns(UserWarning, match="Linear is left as it is: it is none of diffusers"):
         assert apply_to(torch.nn.Linear(2, 2)) == []
     with pytest.raises(TypeError, match="cannot patch Linear"):
         apply_to(torch.nn.Linear(2, 2), strict=True)
@@ -90,7 +90,7 @@ def test_unknown_models_stay_as_they_are():
 
 def test_unknown_code_of_a_known_class_is_refused(monkeypatch):
     """Another version of diffusers: the code that the patch stands in for is not the code that it knows."""
-    from pgdpo_kernels.patch import wan
+    from pgdpo_kernels.patch.video import wan
 
     def forward(self, hidden_states):
         return hidden_states

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tiny_hunyuan_kin
+import tiny_image
+import tiny_mmdit
+import tiny_wan_kin
 import torch
 from op_oracle import DEVICE
 
@@ -80,12 +84,18 @@ def ltx(per_token=False):
 
 
 FAMILIES = {"wan": wan, "hunyuan_video": hunyuan_video, "cogvideox": cogvideox, "ltx": ltx}
+# Classes that share blocks with them or have such blocks, by name: each gives a configuration and inputs.
+KIN = tiny_wan_kin.MODELS | tiny_hunyuan_kin.MODELS | tiny_mmdit.MODELS | tiny_image.MODELS
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **options):
-    """A model as `from_pretrained(torch_dtype=dtype)` leaves it, and its inputs."""
+    """A model as `from_pretrained(torch_dtype=dtype)` leaves it, and its inputs; of a family or a class of its kin."""
     torch.manual_seed(seed)
-    model, inputs = FAMILIES[family](**options)
+    if family in KIN:
+        config, inputs = KIN[family](**options)
+        model = new(family.split(",")[0], config)  # after a comma, what of the class
+    else:
+        model, inputs = FAMILIES[family](**options)
     for parameter in model.parameters():  # not the ones, zeros and tiny numbers of an initialization
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.to(DEVICE, dtype)

@@ -12,8 +12,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
-from .attention import FusedProcessor
-from .replace import Ops, Replacement, of_blocks
+from ..attention import FusedProcessor
+from ..replace import Ops, Replacement, of_blocks
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

@@ -10,8 +10,8 @@ from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 
-from .attention import FusedProcessor, mask_of_heads
-from .replace import Ops, Replacement, of_blocks, promoted
+from ..attention import FusedProcessor, mask_of_heads
+from ..replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

@@ -13,8 +13,8 @@ from diffusers.models.transformers.transformer_ltx import (
 )
 from torch import nn
 
-from .attention import FusedProcessor, mask_of_heads
-from .replace import Forward, Ops, Replacement, of_blocks, promoted
+from ..attention import FusedProcessor, mask_of_heads
+from ..replace import Forward, Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

@@ -16,8 +16,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from torch import nn
 
-from .attention import FusedProcessor
-from .replace import Ops, Replacement, of_blocks, promoted
+from ..attention import FusedProcessor
+from ..replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

@@ -1,0 +1,1 @@
+"""Image transformers, a file for each that shares blocks."""

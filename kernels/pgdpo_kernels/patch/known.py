@@ -1,0 +1,14 @@
+"""Which of diffusers' transformers the ops stand in for, and why not in the others."""
+
+# The class, and the file here that knows its blocks.
+FAMILIES = {
+    "CogVideoXTransformer3DModel": "video.cogvideox",
+    "HunyuanVideoTransformer3DModel": "video.hunyuan_video",
+    "LTXVideoTransformer3DModel": "video.ltx",
+    "WanTransformer3DModel": "video.wan",
+}
+
+# Of the others: what a kernel would have to do that none of the ops does. A test holds both lists against diffusers.
+REASONS: dict[str, str] = {
+    "LTX2VideoTransformer3DModel": "not written yet",
+}

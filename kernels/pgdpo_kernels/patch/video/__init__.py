@@ -1,0 +1,1 @@
+"""Video transformers, a file for each that shares blocks."""

@@ -1,0 +1,8 @@
+"""Tiny configurations and inputs of Flux, SD3, Qwen-Image and their like, for `tiny_models.build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+# Class, or "Class, what of it": a function that gives (configuration, inputs).
+MODELS: dict[str, Callable] = {}
