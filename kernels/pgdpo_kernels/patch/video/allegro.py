@@ -20,18 +20,19 @@ SOURCES = {
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    found = []
+    """Its attention keeps its processors."""
+    found: list[Replacement] = []
     for stack in ("transformer_blocks", "temporal_transformer_blocks"):  # the latter are Latte's
         for index, block in enumerate(getattr(model, stack, ())):
             path = f"{stack}.{index}"
             if type(block) is AllegroTransformerBlock:
-                found.append(Forward(block, path, allegro_forward(ops)))
+                forward = allegro_forward(ops)
             elif type(block) is BasicTransformerBlock and block.norm_type == "ada_norm_single":
-                found.append(Forward(block, path, latte_forward(ops)))
+                forward = latte_forward(ops)
             else:
                 raise Unsupported(f"{path} is a {type(block).__name__} of other norms")
-    if not ops.in_blocks:
-        raise Unsupported("its attention has no part for qk_norm_rope")
+            if ops.in_blocks:
+                found.append(Forward(block, path, forward, ops.used_by(forward)))
     return found
 
 

@@ -56,7 +56,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         HunyuanVideoTokenReplaceTransformerBlock: None,
         HunyuanVideoTokenReplaceSingleTransformerBlock: None,
         HunyuanVideo15TransformerBlock: dual,
-        HunyuanImageTransformerBlock: image_forward(dual),
+        HunyuanImageTransformerBlock: dual,
         HunyuanImageSingleTransformerBlock: single,
     }
     processor, known = (
@@ -83,6 +83,7 @@ def dual_forward(ops: Ops) -> Callable:
         attention_mask: torch.Tensor | None = None,
         freqs_cis: tuple[torch.Tensor, torch.Tensor] | None = None,
         *args,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # HunyuanImage's name for them
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation(self.norm1, temb, 6)
@@ -97,7 +98,7 @@ def dual_forward(ops: Ops) -> Callable:
                 encoder_hidden_states, text_scale, text_shift, eps=self.norm1_context.norm.eps
             ),
             attention_mask=attention_mask,
-            image_rotary_emb=freqs_cis,
+            image_rotary_emb=image_rotary_emb if freqs_cis is None else freqs_cis,
         )
         hidden_states, normed = ops.gate_residual_norm_modulate(
             hidden_states, branch, gate, ff_scale, ff_shift, eps=self.norm2.eps
@@ -114,15 +115,6 @@ def dual_forward(ops: Ops) -> Callable:
             ops.gate_residual(hidden_states, self.ff(normed), ff_gate),
             ops.gate_residual(encoder_hidden_states, self.ff_context(text_normed), text_ff_gate),
         )
-
-    return forward
-
-
-def image_forward(dual: Callable) -> Callable:
-    """HunyuanImage's has another name for the tables."""
-
-    def forward(self, hidden_states, encoder_hidden_states, temb, attention_mask=None, image_rotary_emb=None):
-        return dual(self, hidden_states, encoder_hidden_states, temb, attention_mask, image_rotary_emb)
 
     return forward
 

@@ -54,7 +54,8 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         if not isinstance(block, k6.Kandinsky6FusedTransformerDecoderBlock):
             raise Unsupported(f"{path} is a {type(block).__name__}")
         if ops.in_blocks:
-            found.append(Forward(block, path, fused_forward(ops)))
+            forward = fused_forward(ops)
+            found.append(Forward(block, path, forward, ops.used_by(forward)))
         if ops.in_attention:
             for inner in ("video_dec_block", "audio_dec_block"):
                 module = getattr(block, inner).self_attention
