@@ -51,8 +51,11 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
         fused = step(model, inputs)
     assert replaced
     ours_total, theirs_total = 0.0, 0.0
+    largest = max(truth.norm().item() for truth in exact)
     for name, ours, theirs, truth in zip(names, fused, eager, exact, strict=True):
         assert ours.dtype == theirs.dtype, name
+        if 0 < truth.norm().item() < 1e-12 * largest:  # rounding alone: softmax takes a key's bias out again
+            continue
         scale = max(truth.norm().item(), 1e-3)
         error, bound = ((x.double() - truth).norm().item() / scale for x in (ours, theirs))
         # A small gradient's error is one draw of a few roundings, most of them outside the ops: one more is allowed.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import tiny_hunyuan_kin
 import tiny_image
 import tiny_mmdit
 import tiny_wan_kin
 import torch
+import torch.nn.functional as F
 from op_oracle import DEVICE
 
 
@@ -116,10 +119,16 @@ def cast(key, value, dtype):
     return value.to(DEVICE, value.dtype if keep else dtype)
 
 
+def all_to_all(query, key, value, **kwargs) -> torch.Tensor:
+    """In place of flex attention, which has no backward on a CPU."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 def step(model, inputs) -> list[torch.Tensor]:
     """The output, and the gradient of every parameter and of the latents."""
     latents = inputs["hidden_states"].detach().requires_grad_()
-    output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
+    with mock.patch("torch.nn.attention.flex_attention.flex_attention", all_to_all):
+        output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     wanted = [latents, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
     grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
