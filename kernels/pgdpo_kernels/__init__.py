@@ -13,12 +13,14 @@ from .pairs.pair_errors import pair_errors
 from .pairs.preference import mean_loss, preference_loss
 from .patch import apply_to, revert
 from .types import GroupErrors, PairErrors, PreferenceLoss
+from .version import __version__
 
 __all__ = [
     "DiffusionDPOLoss",
     "GroupErrors",
     "PairErrors",
     "PreferenceLoss",
+    "__version__",
     "apply_to",
     "diffusion_dpo_loss",
     "explain",
