@@ -20,7 +20,7 @@ model = WanTransformer3DModel(
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 model, optimizer = accelerator.prepare(model, optimizer)
 set_seed(1, device_specific=True)  # other clips on every rank
-latents = torch.randn(2, 16, 3, 8, 8, device=accelerator.device)
+latents = torch.randn(2, 16, 1, 4, 4, device=accelerator.device)
 text = torch.randn(2, 4, 8, device=accelerator.device)
 for step in range(5):
     noise = torch.randn_like(latents)
