@@ -26,8 +26,8 @@ STATE = "_pgdpo_kernels_replaced"
 def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool = False) -> list[str]:
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
-    Works on this instance alone, before or after a peft adapter is added to it, and keeps parameters, state dict
-    and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
+    Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
     and eager maths in every call.
 
     Args:
@@ -75,8 +75,8 @@ def replaced(model: nn.Module) -> list[Replacement]:
 
 
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
-    name = type(model).__name__
-    if name not in FAMILIES or not type(model).__module__.startswith("diffusers."):
+    name = written_class(model).__name__
+    if name not in FAMILIES or not written_class(model).__module__.startswith("diffusers."):
         raise Unsupported(
             REASONS.get(name, "it is none of diffusers' transformers that the ops are known to fit")
         )
@@ -88,9 +88,14 @@ def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
     return found
 
 
+def written_class(model: nn.Module) -> type:
+    """Its class as someone wrote it: `fully_shard` gives the instance one that torch makes of that."""
+    return next((kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.")), nn.Module)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The diffusers model inside peft's, DeepSpeed's, DDP's or torch.compile's wrapper."""
-    while type(model).__name__ not in FAMILIES:
+    while written_class(model).__name__ not in FAMILIES:
         if isinstance(getattr(model, "get_base_model", None), types.MethodType):
             inner = model.get_base_model()
         else:
