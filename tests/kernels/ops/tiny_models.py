@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import tiny_hunyuan_kin
 import tiny_image
 import tiny_mmdit
 import tiny_wan_kin
 import torch
 from op_oracle import DEVICE
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def new(name: str, config: dict) -> torch.nn.Module:
@@ -105,10 +108,10 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
     for name, parameter in model.named_parameters():
         if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
             parameter.data = parameter.data.float()
-    return model, {key: cast(key, value, dtype) for key, value in inputs.items()}
+    return model, {key: tree_map(partial(cast, key, dtype), value) for key, value in inputs.items()}
 
 
-def cast(key, value, dtype):
+def cast(key, dtype, value):
     if not isinstance(value, torch.Tensor):
         return value
     keep = key in ("timestep", "guidance") or not value.is_floating_point()
@@ -116,11 +119,13 @@ def cast(key, value, dtype):
 
 
 def step(model, inputs) -> list[torch.Tensor]:
-    """The output, and the gradient of every parameter and of the latents."""
-    latents = inputs["hidden_states"].detach().requires_grad_()
-    output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
+    """All outputs as one tensor, and the gradient of every parameter and of the latents."""
+    latents = tree_map(lambda x: x.detach().requires_grad_(), inputs["hidden_states"])
+    outputs = model(**inputs | {"hidden_states": latents}, return_dict=False)
+    output = torch.cat([x.flatten() for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)])
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    wanted = [latents, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    wanted = [*tree_leaves(latents), *trained]
     grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
     unused = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted, strict=True))
     return [output.detach(), *unused]
