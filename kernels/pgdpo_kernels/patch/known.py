@@ -2,11 +2,28 @@
 
 # The class, and the file here that knows its blocks.
 FAMILIES = {
+    "AllegroTransformer3DModel": "video.allegro",
     "ChronoEditTransformer3DModel": "video.wan_kin",
     "CogVideoXTransformer3DModel": "video.cogvideox",
+    "CogView3PlusTransformer2DModel": "image.cogview",
+    "CogView4Transformer2DModel": "image.cogview",
+    "ConsisIDTransformer3DModel": "video.cogvideox",
+    "EasyAnimateTransformer3DModel": "video.easyanimate",
+    "GlmImageTransformer2DModel": "image.cogview",
+    "HunyuanDiT2DModel": "image.hunyuan_dit",
+    "HunyuanImageTransformer2DModel": "video.hunyuan_video",
+    "HunyuanVideo15Transformer3DModel": "video.hunyuan_video",
+    "HunyuanVideoFramepackTransformer3DModel": "video.hunyuan_video",
     "HunyuanVideoTransformer3DModel": "video.hunyuan_video",
+    "JoyImageEditPlusTransformer3DModel": "image.joy_image_plus",
+    "JoyImageEditTransformer3DModel": "image.joy_image",
+    "Kandinsky5Transformer3DModel": "video.kandinsky5",
+    "Kandinsky6SRTransformer3DModel": "video.kandinsky6",
+    "Kandinsky6Transformer3DModel": "video.kandinsky6",
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
+    "LatteTransformer3DModel": "video.allegro",
+    "MochiTransformer3DModel": "video.mochi",
     "SkyReelsV2Transformer3DModel": "video.wan_kin",
     "WanAnimateTransformer3DModel": "video.wan_kin",
     "WanTransformer3DModel": "video.wan",
@@ -14,4 +31,5 @@ FAMILIES = {
 }
 
 # Of the others: what a kernel would have to do that none of the ops does. A test holds both lists against diffusers.
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+}

@@ -106,7 +106,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Processor:
-    """Another attention processor, through diffusers' own setter."""
+    """Another attention processor, through diffusers' own setter where the attention has one."""
 
     module: nn.Module
     path: str
@@ -125,13 +125,20 @@ class Processor:
     def install(self) -> Callable:
         original = self.module.processor
         hand_over(original, self.processor)
-        self.module.set_processor(self.processor)
+        set_processor(self.module, self.processor)
         return original
 
     def restore(self, original: Callable) -> None:
         if type(self.module.processor) is type(self.processor):
             hand_over(self.module.processor, original)
-            self.module.set_processor(original)
+            set_processor(self.module, original)
+
+
+def set_processor(module: nn.Module, processor: Callable) -> None:
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:  # MochiAttention
+        module.processor = processor
 
 
 Replacement = Forward | Processor

@@ -15,10 +15,18 @@ from pgdpo_kernels import apply_to, revert, set_backend
 
 @contextlib.contextmanager
 def really_float64():
-    """diffusers casts to fp32 by `.float()` wherever it wants more than bf16: a float64 model must not lose by it."""
-    to_float = torch.Tensor.float
-    keep = lambda x, *a, **k: x if x.dtype == torch.float64 else to_float(x, *a, **k)  # noqa: E731
-    with mock.patch.object(torch.Tensor, "float", keep):
+    """diffusers casts to fp32 wherever it wants more than bf16: a float64 model must not lose by it."""
+    to = torch.Tensor.to
+    lower = (torch.float32, torch.bfloat16, torch.float16)
+    double = lambda x: torch.float64 if isinstance(x, torch.dtype) and x in lower else x  # noqa: E731
+
+    def keep_to(x, *args, **kwargs):
+        if not x.is_floating_point():
+            return to(x, *args, **kwargs)
+        return to(x, *map(double, args), **{name: double(arg) for name, arg in kwargs.items()})
+
+    keep = lambda x: keep_to(x, torch.float32)  # noqa: E731
+    with mock.patch.object(torch.Tensor, "float", keep), mock.patch.object(torch.Tensor, "to", keep_to):
         yield
 
 

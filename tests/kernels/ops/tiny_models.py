@@ -114,7 +114,8 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
 def cast(key, dtype, value):
     if not isinstance(value, torch.Tensor):
         return value
-    keep = key in ("timestep", "guidance") or not value.is_floating_point()
+    # A timestep of bf16 stands for the model's own dtype, which some want.
+    keep = key in ("timestep", "guidance") and value.dtype != torch.bfloat16 or not value.is_floating_point()
     return value.to(DEVICE, value.dtype if keep else dtype)
 
 
