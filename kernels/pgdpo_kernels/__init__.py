@@ -1,6 +1,7 @@
 """Fused Triton ops for preference training of diffusion models. Depends on torch and triton alone."""
 
 from .backend import get_backend, set_backend
+from .explain import explain
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
@@ -19,6 +20,7 @@ __all__ = [
     "PreferenceLoss",
     "apply_to",
     "diffusion_dpo_loss",
+    "explain",
     "gate_residual",
     "gate_residual_norm_modulate",
     "get_backend",

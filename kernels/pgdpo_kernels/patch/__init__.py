@@ -44,22 +44,22 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
         TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
             blocks are wrapped already.
     """
-    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
-    if names - set(OPS):
-        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    chosen = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if chosen - set(OPS):
+        raise ValueError(f"unknown ops {sorted(chosen - set(OPS))}; there are {', '.join(OPS)}")
     revert(model)
     model = unwrapped(model)
     try:
-        found = plan(model, Ops.choose(names))
+        found = plan(model, Ops.choose(chosen))
     except Unsupported as reason:
         if strict:
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
     setattr(model, STATE, [(item, item.install()) for item in found])
-    replaced = [item.name for item in found]
-    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
-    return replaced
+    names = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
+    return names
 
 
 def revert(model: nn.Module) -> None:
@@ -67,6 +67,11 @@ def revert(model: nn.Module) -> None:
     model = unwrapped(model)
     for item, original in reversed(model.__dict__.pop(STATE, [])):
         item.restore(original)
+
+
+def replaced(model: nn.Module) -> list[Replacement]:
+    """What `apply_to` replaced in this instance; empty where nothing was."""
+    return [item for item, _ in unwrapped(model).__dict__.get(STATE, [])]
 
 
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
