@@ -5,7 +5,10 @@ FAMILIES = {
     "CogVideoXTransformer3DModel": "video.cogvideox",
     "HunyuanVideoTransformer3DModel": "video.hunyuan_video",
     "LTXVideoTransformer3DModel": "video.ltx",
+    "Lumina2Transformer2DModel": "image.lumina",
+    "LuminaNextDiT2DModel": "image.lumina",
     "WanTransformer3DModel": "video.wan",
+    "ZImageTransformer2DModel": "image.lumina",
 }
 
 # Of the others: what a kernel would have to do that none of the ops does. A test holds both lists against diffusers.

@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from tiny_models import step
+from torch.utils._pytree import tree_map_only
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
@@ -22,10 +23,7 @@ def really_float64():
 
 
 def exact_step(model, inputs):
-    doubles = {
-        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for key, value in inputs.items()
-    }
+    doubles = tree_map_only(torch.Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
     with really_float64():
         return step(copy.deepcopy(model).double(), doubles)
 

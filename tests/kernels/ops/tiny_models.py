@@ -8,6 +8,7 @@ import tiny_mmdit
 import tiny_wan_kin
 import torch
 from op_oracle import DEVICE
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 
 def new(name: str, config: dict) -> torch.nn.Module:
@@ -109,16 +110,22 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
 
 
 def cast(key, value, dtype):
-    if not isinstance(value, torch.Tensor):
-        return value
-    keep = key in ("timestep", "guidance") or not value.is_floating_point()
-    return value.to(DEVICE, value.dtype if keep else dtype)
+    """A tensor, or tensors in lists; the rest as it is."""
+
+    def moved(x):
+        keep = key in ("timestep", "guidance") or not x.is_floating_point()
+        return x.to(DEVICE, x.dtype if keep else dtype)
+
+    return tree_map_only(torch.Tensor, moved, value)
 
 
 def step(model, inputs) -> list[torch.Tensor]:
-    """The output, and the gradient of every parameter and of the latents."""
-    latents = inputs["hidden_states"].detach().requires_grad_()
-    output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
+    """The output, and the gradient of every parameter and of the latents: one tensor, or a list of equal shapes."""
+    key = "hidden_states" if "hidden_states" in inputs else "x"
+    leaves, spec = tree_flatten(inputs[key])
+    latents = torch.stack(leaves).detach().requires_grad_()
+    output = model(**inputs | {key: tree_unflatten(latents.unbind(), spec)}, return_dict=False)[0]
+    output = torch.stack(tree_leaves(output))
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     wanted = [latents, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
     grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)

@@ -45,7 +45,8 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
             if type(block) not in forwards:
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if ops.in_blocks:
-                found.append(Forward(block, path, forwards[type(block)]))
+                forward = forwards[type(block)]
+                found.append(Forward(block, path, forward, ops.used_by(forward)))
             # The others' attention has fewer heads of keys than of queries, or a LayerNorm over all heads.
             if ops.in_attention and type(block) is ZImageTransformerBlock:
                 processor, known = FusedZImageAttnProcessor(ops), (ZSingleStreamAttnProcessor,)
@@ -75,9 +76,7 @@ def sandwich(
         hidden_states = promoted(hidden_states, gate)
     branch = attend(ops.norm_modulate(hidden_states, scale, **into))
     branch = ops.norm_modulate(branch, **out_of)
-    hidden_states, normed = ops.gate_residual_norm_modulate(
-        hidden_states, branch, gate, ff_scale, **into_ff
-    )
+    hidden_states, normed = ops.gate_residual_norm_modulate(hidden_states, branch, gate, ff_scale, **into_ff)
     branch = ops.norm_modulate(feed_forward(normed), **out_of_ff)
     return hidden_states + branch if gate is None else ops.gate_residual(hidden_states, branch, ff_gate)
 
