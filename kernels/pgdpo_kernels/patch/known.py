@@ -3,10 +3,17 @@
 # The class, and the file here that knows its blocks.
 FAMILIES = {
     "CogVideoXTransformer3DModel": "video.cogvideox",
+    "DiTTransformer2DModel": "image.basic",
+    "HiDreamImageTransformer2DModel": "image.hidream",
     "HunyuanVideoTransformer3DModel": "video.hunyuan_video",
     "LTXVideoTransformer3DModel": "video.ltx",
     "Lumina2Transformer2DModel": "image.lumina",
     "LuminaNextDiT2DModel": "image.lumina",
+    "PixArtTransformer2DModel": "image.basic",
+    "PriorTransformer": "image.basic",
+    "SanaTransformer2DModel": "image.sana",
+    "Transformer2DModel": "image.basic",
+    "TransformerTemporalModel": "image.basic",
     "WanTransformer3DModel": "video.wan",
     "ZImageTransformer2DModel": "image.lumina",
 }

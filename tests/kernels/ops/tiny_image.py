@@ -56,11 +56,109 @@ def z_image(captions=(3, 3), omni=False):
     return config, inputs
 
 
+def hidream(height=4, head=8, axes=(4, 2, 2)):
+    """Pictures that are no squares come masked; with small axes a part of each head is turned."""
+    config = dict(patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1)
+    config |= dict(attention_head_dim=head, num_attention_heads=3, caption_channels=[8, 4], text_emb_dim=8)
+    config |= dict(num_routed_experts=0, axes_dims_rope=axes, max_resolution=(8, 8), llama_layers=(0, 1))
+    inputs = {
+        "hidden_states": torch.randn(2, 4, height, 4),
+        "timesteps": torch.tensor([100, 700]),
+        "encoder_hidden_states_t5": torch.randn(2, 3, 8),
+        "encoder_hidden_states_llama3": torch.randn(2, 2, 3, 4),
+        "pooled_embeds": torch.randn(2, 8),
+    }
+    return config, inputs
+
+
+def sana(**norms):
+    config = dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=6)
+    config |= dict(num_cross_attention_heads=3, cross_attention_head_dim=8, cross_attention_dim=24)
+    config |= dict(caption_channels=8, sample_size=4, patch_size=1) | norms
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 4, 4),
+        "timestep": torch.tensor([100, 700]),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    }
+    return config, inputs
+
+
+def pixart():
+    config = dict(sample_size=4, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3)
+    config |= dict(in_channels=4, out_channels=8, cross_attention_dim=24, caption_channels=8)
+    config |= dict(use_additional_conditions=False)
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 4, 4),
+        "timestep": torch.tensor([100, 700]),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        "added_cond_kwargs": {"aspect_ratio": None, "resolution": None},
+    }
+    return config, inputs
+
+
+def dit():
+    config = dict(in_channels=4, out_channels=8, num_attention_heads=3, attention_head_dim=8, num_layers=1)
+    config |= dict(num_embeds_ada_norm=8, patch_size=2, sample_size=4)
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 4, 4),
+        "timestep": torch.tensor([100, 700]),
+        "class_labels": torch.tensor([1, 5]),
+    }
+    return config, inputs
+
+
+def of_unet(norm="layer_norm"):
+    """A part of UNets; `ada_norm_zero` with cross-attention has both norms and vectors."""
+    config = dict(num_attention_heads=3, attention_head_dim=8, in_channels=24, num_layers=1)
+    config |= dict(norm_num_groups=4, cross_attention_dim=8, norm_type=norm)
+    if norm == "ada_norm_zero":
+        config |= dict(num_embeds_ada_norm=8)
+    inputs = {
+        "hidden_states": torch.randn(2, 24, 4, 4),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "timestep": torch.tensor([100, 700]),
+        "class_labels": torch.tensor([1, 5]),
+    }
+    return config, inputs
+
+
+def temporal():
+    config = dict(num_attention_heads=3, attention_head_dim=8, in_channels=24, num_layers=1)
+    config |= dict(norm_num_groups=4)
+    return config, {"hidden_states": torch.randn(4, 24, 2, 2), "num_frames": 2}
+
+
+def prior():
+    config = dict(num_attention_heads=3, attention_head_dim=8, num_layers=1, embedding_dim=8)
+    config |= dict(num_embeddings=3, additional_embeddings=4)
+    inputs = {
+        "hidden_states": torch.randn(2, 8),
+        "timestep": torch.tensor([100, 700]),
+        "proj_embedding": torch.randn(2, 8),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]).bool(),
+    }
+    return config, inputs
+
+
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
+    "DiTTransformer2DModel": dit,
+    "HiDreamImageTransformer2DModel": hidream,
+    "HiDreamImageTransformer2DModel, no square": partial(hidream, height=8),
+    "HiDreamImageTransformer2DModel, half of each head turned": partial(hidream, head=12, axes=(2, 2, 2)),
     "Lumina2Transformer2DModel": lumina2,
     "Lumina2Transformer2DModel, captions of several lengths": partial(lumina2, ragged=True),
     "LuminaNextDiT2DModel": lumina_next,
+    "PixArtTransformer2DModel": pixart,
+    "PriorTransformer": prior,
+    "SanaTransformer2DModel": sana,
+    "SanaTransformer2DModel, q and k normed": partial(sana, qk_norm="rms_norm_across_heads"),
+    "Transformer2DModel": of_unet,
+    "Transformer2DModel, ada_norm_zero": partial(of_unet, norm="ada_norm_zero"),
+    "TransformerTemporalModel": temporal,
     "ZImageTransformer2DModel": z_image,
     "ZImageTransformer2DModel, captions of several lengths": partial(z_image, captions=(3, 40)),
     "ZImageTransformer2DModel, omni": partial(z_image, omni=True),

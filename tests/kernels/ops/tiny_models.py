@@ -99,7 +99,7 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
         model, inputs = FAMILIES[family](**options)
     for parameter in model.parameters():  # not the ones, zeros and tiny numbers of an initialization
         parameter.data += 0.05 * torch.randn_like(parameter)
-    model.to(DEVICE, dtype)
+    model.to(DEVICE, dtype).eval()  # DiT drops classes at random in training
     for name, module in model.named_modules():
         if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
             module.float()
