@@ -7,6 +7,8 @@ from functools import partial
 
 import torch
 
+LLM, PICTURE = 3, 2  # of Ideogram 4's tokens
+
 
 def lumina2(ragged=False):
     config = dict(sample_size=4, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1)
@@ -143,16 +145,60 @@ def prior():
     return config, inputs
 
 
+def ernie_image():
+    config = dict(hidden_size=24, num_attention_heads=3, num_layers=2, ffn_hidden_size=32, in_channels=4)
+    config |= dict(out_channels=4, patch_size=1, text_in_dim=8, rope_theta=256, rope_axes_dim=(4, 2, 2))
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 4, 4),
+        "timestep": torch.tensor([100.0, 700.0]),
+        "text_bth": torch.randn(2, 3, 8),
+        "text_lens": torch.tensor([2, 3]),
+    }
+    return config, inputs
+
+
+def prx():
+    config = dict(in_channels=4, patch_size=2, context_in_dim=8, hidden_size=24, mlp_ratio=2.0, num_heads=3)
+    config |= dict(depth=1, axes_dim=[4, 4])
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 4, 4),
+        "timestep": torch.tensor([0.1, 0.7]),
+        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    }
+    return config, inputs
+
+
+def ideogram4(per_token=False):
+    """Two samples of a text's and a picture's tokens each in one packed row."""
+    config = dict(in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=3)
+    config |= dict(intermediate_size=32, adaln_dim=16, llm_features_dim=8, mrope_section=(2, 1, 1))
+    indicator = torch.tensor([LLM, LLM, PICTURE, PICTURE] * 2)
+    inputs = {
+        "hidden_states": torch.randn(2, 8, 4),
+        "timestep": torch.rand(2, 8) if per_token else torch.tensor([0.1, 0.7]),
+        "encoder_hidden_states": torch.randn(2, 8, 8),
+        "position_ids": torch.randint(0, 8, (2, 8, 3)),
+        "segment_ids": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]).expand(2, 8),
+        "indicator": indicator.expand(2, 8),
+    }
+    return config, inputs
+
+
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
     "DiTTransformer2DModel": dit,
+    "ErnieImageTransformer2DModel": ernie_image,
     "HiDreamImageTransformer2DModel": hidream,
     "HiDreamImageTransformer2DModel, no square": partial(hidream, height=8),
     "HiDreamImageTransformer2DModel, half of each head turned": partial(hidream, head=12, axes=(2, 2, 2)),
+    "Ideogram4Transformer2DModel": ideogram4,
+    "Ideogram4Transformer2DModel, a timestep per token": partial(ideogram4, per_token=True),
     "Lumina2Transformer2DModel": lumina2,
     "Lumina2Transformer2DModel, captions of several lengths": partial(lumina2, ragged=True),
     "LuminaNextDiT2DModel": lumina_next,
     "PixArtTransformer2DModel": pixart,
+    "PRXTransformer2DModel": prx,
     "PriorTransformer": prior,
     "SanaTransformer2DModel": sana,
     "SanaTransformer2DModel, q and k normed": partial(sana, qk_norm="rms_norm_across_heads"),
