@@ -124,7 +124,8 @@ def _of_place(item: Replacement, op: str) -> list[tuple[str, str, str]]:
     linear = next(x for x in item.module.modules() if hasattr(x, "in_features"))
     x = torch.empty(1, 1, linear.in_features, device=next(item.module.parameters()).device)
     if op == "qk_norm_rope":
-        return _of_call(qk_norm_rope, x, x, num_heads=item.module.heads, norm="none")
+        heads = item.module.heads if hasattr(item.module, "heads") else item.module.num_heads
+        return _of_call(qk_norm_rope, x, x, num_heads=heads, norm="none")
     return _of_call(PROBES[op], x)
 
 

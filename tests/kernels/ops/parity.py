@@ -7,8 +7,8 @@ import copy
 from unittest import mock
 
 import torch
-from tiny_models import step
-from torch.utils._pytree import tree_map
+from tiny_models import latents_of, step
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
@@ -42,7 +42,8 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
 
     Returns what was replaced, and the total relative errors of the patched and of the untouched model.
     """
-    names = ["output", "latents", *(name for name, _ in model.named_parameters())]
+    latents = ["latents"] * len(tree_leaves(inputs[latents_of(inputs)]))
+    names = ["output", *latents, *(name for name, _ in model.named_parameters())]
     exact, eager = exact_step(model, inputs), step(model, inputs)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):
