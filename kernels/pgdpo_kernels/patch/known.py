@@ -2,9 +2,18 @@
 
 # The class, and the file here that knows its blocks.
 FAMILIES = {
+    "AuraFlowTransformer2DModel": "mmdit.auraflow",
+    "BriaFiboTransformer2DModel": "mmdit.flux_kin",
+    "BriaTransformer2DModel": "mmdit.flux_kin",
+    "ChromaTransformer2DModel": "mmdit.chroma",
     "CogVideoXTransformer3DModel": "video.cogvideox",
+    "FluxTransformer2DModel": "mmdit.flux",
     "HunyuanVideoTransformer3DModel": "video.hunyuan_video",
     "LTXVideoTransformer3DModel": "video.ltx",
+    "LongCatImageTransformer2DModel": "mmdit.flux_kin",
+    "OvisImageTransformer2DModel": "mmdit.flux_kin",
+    "QwenImageTransformer2DModel": "mmdit.qwenimage",
+    "SD3Transformer2DModel": "mmdit.sd3",
     "WanTransformer3DModel": "video.wan",
 }
 
