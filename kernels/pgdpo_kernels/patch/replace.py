@@ -109,14 +109,15 @@ def of_blocks(
     stack: str,
     ops: Ops,
     forwards: dict[type, Callable | None],
-    attention: str,
-    processor: type,
-    known: tuple[type, ...],
+    attention: str | None = None,
+    processor: type | None = None,
+    known: tuple[type, ...] = (),
 ) -> list[Replacement]:
     """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
 
     Args:
-        stack, attention: the attributes that hold the blocks, and a block's attention.
+        stack, attention: the paths of the blocks in the model, and of the attention in a block; None for one that
+            keeps its processor.
         forwards: the fused forward of every class of blocks; None where a class keeps its own.
         processor: its class, made of `ops`; it stands in for those of `known`.
 
@@ -124,7 +125,7 @@ def of_blocks(
         Unsupported: a block is of another class.
     """
     found: list[Replacement] = []
-    for index, block in enumerate(getattr(model, stack)):
+    for index, block in enumerate(model.get_submodule(stack)):
         path = f"{stack}.{index}"
         if ops.in_blocks:
             kinds = [kind for kind in forwards if isinstance(block, kind)]
@@ -132,7 +133,7 @@ def of_blocks(
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if forwards[kinds[0]] is not None:
                 found.append(Forward(block, path, forwards[kinds[0]]))
-        if ops.in_attention:
+        if ops.in_attention and attention is not None:
             module = getattr(block, attention)
             found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
     return found

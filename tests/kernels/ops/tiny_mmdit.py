@@ -85,6 +85,58 @@ def auraflow():
     return config, inputs
 
 
+def flux2():
+    config, inputs = flux(axes=(4, 4, 4, 4))
+    return config, inputs | {"guidance": torch.tensor([1.0, 3.5])}
+
+
+def flux3(given=False):
+    config, inputs = flux(axes=(4, 4, 4, 4), cond_in_channels=4)
+    if given:
+        inputs |= {"image_cond_hidden_states": torch.randn(2, 2, 4), "image_cond_ids": ids(2, 4)}
+    return config, inputs
+
+
+def qwen21():
+    """A text of three tokens, the second padded for a sample, a given image behind the first, and the image."""
+    config = HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 1, "context_in_dim": 8}
+    config |= {"axes_dims_rope": (4, 4, 8)}
+    slots = torch.tensor([False, True, False, False, True])  # four tokens each
+    inputs = {
+        "hidden_states": torch.randn(2, 8, 4),
+        "encoder_hidden_states": torch.randn(2, 4, 8),
+        "encoder_hidden_states_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool),
+        "timestep": torch.tensor([0.1, 0.7]),
+        "img_shapes": [[(1, 2, 2), (1, 2, 2)]] * 2,
+        "img_mask": slots.expand(2, -1).contiguous(),
+    }
+    return config, inputs
+
+
+def krea2():
+    config = HEADS | {"in_channels": 4, "num_layers": 1, "num_key_value_heads": 1, "intermediate_size": 16}
+    config |= {"timestep_embed_dim": 8, "text_hidden_dim": 8, "num_text_layers": 2}
+    config |= {"text_num_attention_heads": 2, "text_num_key_value_heads": 1, "text_intermediate_size": 8}
+    config |= {"num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1, "axes_dims_rope": (4, 4, 8)}
+    inputs = {
+        "hidden_states": torch.randn(2, 6, 4),
+        "encoder_hidden_states": torch.randn(2, 3, 2, 8),
+        "timestep": torch.tensor([0.1, 0.7]),
+        "position_ids": ids(9),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool),
+    }
+    return config, inputs
+
+
+def nucleus():
+    """A dense block, and one of two experts that each take all tokens: nothing hangs on a rounding."""
+    config, inputs = qwen()
+    del config["zero_cond_t"]
+    config |= {"num_layers": 2, "num_key_value_heads": 1, "dense_moe_strategy": "leave_first_block_dense"}
+    config |= {"num_experts": 2, "moe_intermediate_dim": 16, "capacity_factors": 2.0, "mlp_ratio": 8.0}
+    return config, inputs
+
+
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
     "FluxTransformer2DModel": pooled,
@@ -100,4 +152,10 @@ MODELS: dict[str, Callable] = {
     "QwenImageTransformer2DModel": qwen,
     "QwenImageTransformer2DModel, given images": lambda: qwen(given=True),
     "AuraFlowTransformer2DModel": auraflow,
+    "Flux2Transformer2DModel": flux2,
+    "Flux3Transformer2DModel": flux3,
+    "Flux3Transformer2DModel, given images": lambda: flux3(given=True),
+    "QwenImage21Transformer2DModel": qwen21,
+    "Krea2Transformer2DModel": krea2,
+    "NucleusMoEImageTransformer2DModel": nucleus,
 }

@@ -58,10 +58,8 @@ def joint_forward(ops: Ops) -> Callable:
         attention_kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         own, context = (zero_modulation(norm, temb) for norm in (self.norm1, self.norm1_context))
-        hidden_states, normed = enter(ops, hidden_states, own, self.norm1.norm)
-        encoder_hidden_states, text_normed = enter(
-            ops, encoder_hidden_states, context, self.norm1_context.norm
-        )
+        hidden_states, normed = enter(ops, hidden_states, own, self.norm1)
+        encoder_hidden_states, text_normed = enter(ops, encoder_hidden_states, context, self.norm1_context)
         branch, text_branch = self.attn(
             hidden_states=normed, encoder_hidden_states=text_normed, **(attention_kwargs or {})
         )
@@ -81,7 +79,7 @@ def single_forward(ops: Ops) -> Callable:
         attention_kwargs: dict | None = None,
     ) -> torch.Tensor:
         modulation = zero_modulation(self.norm1, temb)
-        hidden_states, normed = enter(ops, hidden_states, modulation, self.norm1.norm)
+        hidden_states, normed = enter(ops, hidden_states, modulation, self.norm1)
         branch = self.attn(hidden_states=normed, **(attention_kwargs or {}))
         return leave(ops, hidden_states, branch, modulation, self.norm2, self.ff)
 

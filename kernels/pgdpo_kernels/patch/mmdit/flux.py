@@ -73,8 +73,8 @@ def dual(
     **attention,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The text stream and the image stream after a dual block."""
-    hidden_states, normed = enter(ops, hidden_states, own, block.norm1.norm)
-    encoder_hidden_states, text_normed = enter(ops, encoder_hidden_states, context, block.norm1_context.norm)
+    hidden_states, normed = enter(ops, hidden_states, own, block.norm1)
+    encoder_hidden_states, text_normed = enter(ops, encoder_hidden_states, context, block.norm1_context)
     branch, text_branch, *adapters = block.attn(
         hidden_states=normed, encoder_hidden_states=text_normed, **attention
     )
@@ -114,7 +114,7 @@ def single(
     mlp: Callable,  # of the block and the normed states
     **attention,
 ) -> torch.Tensor:
-    hidden_states, normed = enter(ops, hidden_states, modulation, block.norm.norm)
+    hidden_states, normed = enter(ops, hidden_states, modulation, block.norm)
     inner = mlp(block, normed)
     branch = torch.cat([block.attn(hidden_states=normed, **attention), inner], dim=2)
     return clipped(ops.gate_residual(hidden_states, block.proj_out(branch), modulation[2]))

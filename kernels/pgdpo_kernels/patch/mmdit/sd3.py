@@ -67,7 +67,7 @@ def block_forward(ops: Ops) -> Callable:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         kwargs = joint_attention_kwargs or {}
         own = zero_modulation(self.norm1, temb, 9 if self.use_dual_attention else 6)
-        hidden_states, normed = enter(ops, hidden_states, own, self.norm1.norm)
+        hidden_states, normed = enter(ops, hidden_states, own, self.norm1)
         second = None
         if self.use_dual_attention:
             shift, scale, second_gate = own[6:]
@@ -98,7 +98,7 @@ def enter_text(
     norm = block.norm1_context
     if not block.context_pre_only:
         context = zero_modulation(norm, temb)
-        return *enter(ops, encoder_hidden_states, context, norm.norm), context
+        return *enter(ops, encoder_hidden_states, context, norm), context
     scale, shift = norm.linear(norm.silu(temb).to(encoder_hidden_states.dtype)).chunk(2, dim=1)
     normed = ops.norm_modulate(encoder_hidden_states, scale, shift, eps=norm.norm.eps)
     return encoder_hidden_states, normed, None

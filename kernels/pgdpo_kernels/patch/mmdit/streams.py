@@ -16,12 +16,17 @@ Tables = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def enter(
-    ops: Ops, hidden_states: torch.Tensor, modulation: Six, norm: nn.LayerNorm
+    ops: Ops, hidden_states: torch.Tensor, modulation: Six, norm: nn.Module
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream, and its modulated norm for the attention; of a modulation, shift, scale and gate."""
+    """The stream, and its modulated norm for the attention.
+
+    Args:
+        modulation: shift, scale and gate, and what may follow.
+        norm: a LayerNorm without weights, or one of diffusers' adaptive norms around it.
+    """
     shift, scale, gate = modulation[:3]
     hidden_states = promoted(hidden_states, gate)
-    return hidden_states, ops.norm_modulate(hidden_states, scale, shift, eps=norm.eps)
+    return hidden_states, ops.norm_modulate(hidden_states, scale, shift, eps=getattr(norm, "norm", norm).eps)
 
 
 def leave(
