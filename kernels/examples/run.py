@@ -74,7 +74,9 @@ def checkout(example: ModuleType) -> tuple[Path, str, tuple[str, ...]]:
     folder = os.environ.get(variable)
     if not folder:
         raise Skipped(f"needs a checkout: set {variable} to a clone that has commit {commit[:12]}")
-    known = subprocess.run(["git", "-C", folder, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True)
+    known = subprocess.run(
+        ["git", "-C", folder, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True
+    )
     if known.returncode:
         raise Skipped(f"{variable}={folder} does not have commit {commit}: fetch it")
     return Path(folder), commit, tuple(paths)
@@ -85,16 +87,16 @@ def sources(name: str, example: ModuleType, folder: Path) -> None:
     if hasattr(example, "CHECKOUT"):
         repository, commit, paths = checkout(example)
         archive = ["git", "-C", str(repository), "archive", commit, *paths]
-        subprocess.run(
-            ["tar", "-x", "-C", folder], input=subprocess.check_output(archive), check=True
-        )
+        subprocess.run(["tar", "-x", "-C", folder], input=subprocess.check_output(archive), check=True)
     else:
         shutil.copy(HERE / name / "train.py", folder)
 
 
 def patch(name: str, folder: Path) -> None:
     """`patch.diff` applied to the sources in `folder`; CalledProcessError where it does not fit."""
-    outside = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}  # else git looks for a repository above
+    outside = os.environ | {
+        "GIT_CEILING_DIRECTORIES": str(folder.parent)
+    }  # else git looks for a repository above
     command = ["git", "apply", "--unidiff-zero", str(HERE / name / "patch.diff")]
     subprocess.run(command, cwd=folder, env=outside, check=True)
 
@@ -127,7 +129,9 @@ def run(name: str, backend: str | None = None) -> list[float]:
     losses = [float(x) for x in re.findall(r"^step \d+: loss (\S+)$", done.stdout, re.MULTILINE)]
     if done.returncode or not losses:
         said = (done.stdout + done.stderr)[-3000:]
-        raise RuntimeError(f"{name}, {backend or 'untouched'}: exit {done.returncode}, {len(losses)} losses\n{said}")
+        raise RuntimeError(
+            f"{name}, {backend or 'untouched'}: exit {done.returncode}, {len(losses)} losses\n{said}"
+        )
     return losses
 
 
@@ -179,7 +183,9 @@ def show(row: dict) -> str:
         f"loss {row['losses'][0]:.6g} to {row['losses'][-1]:.6g}"
     ]
     for backend, found in row["patched"].items():
-        lines.append(f"  {backend}: at most {found['max_apart']:.1e} apart, relative {found['max_relative']:.1e}")
+        lines.append(
+            f"  {backend}: at most {found['max_apart']:.1e} apart, relative {found['max_relative']:.1e}"
+        )
     lines += [f"  {name}: {value:.4g}" for name, value in row.get("findings", {}).items()]
     return "\n".join(lines)
 

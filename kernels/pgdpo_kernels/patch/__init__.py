@@ -1,7 +1,7 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file in `video/` or `image/` has SOURCES, the diffusers functions that it stands in for with digests of their code,
-and `replacements(model, ops)`; `known` lists the classes.
+A file in `video/`, `image/` or `mmdit/` has SOURCES, the diffusers functions that it stands in for with digests of
+their code, and `replacements(model, ops)`; `known` lists the classes.
 """
 
 from __future__ import annotations

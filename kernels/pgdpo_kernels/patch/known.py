@@ -3,6 +3,10 @@
 # The class, and the file here that knows its blocks.
 FAMILIES = {
     "AllegroTransformer3DModel": "video.allegro",
+    "AuraFlowTransformer2DModel": "mmdit.auraflow",
+    "BriaFiboTransformer2DModel": "mmdit.flux_kin",
+    "BriaTransformer2DModel": "mmdit.flux_kin",
+    "ChromaTransformer2DModel": "mmdit.chroma",
     "ChronoEditTransformer3DModel": "video.wan_kin",
     "CogVideoXTransformer3DModel": "video.cogvideox",
     "CogView3PlusTransformer2DModel": "image.cogview",
@@ -11,6 +15,9 @@ FAMILIES = {
     "DiTTransformer2DModel": "image.basic",
     "EasyAnimateTransformer3DModel": "video.easyanimate",
     "ErnieImageTransformer2DModel": "image.ernie_image",
+    "Flux2Transformer2DModel": "mmdit.flux2",
+    "Flux3Transformer2DModel": "mmdit.flux3",
+    "FluxTransformer2DModel": "mmdit.flux",
     "GlmImageTransformer2DModel": "image.cogview",
     "HiDreamImageTransformer2DModel": "image.hidream",
     "HunyuanDiT2DModel": "image.hunyuan_dit",
@@ -24,15 +31,22 @@ FAMILIES = {
     "Kandinsky5Transformer3DModel": "video.kandinsky5",
     "Kandinsky6SRTransformer3DModel": "video.kandinsky6",
     "Kandinsky6Transformer3DModel": "video.kandinsky6",
+    "Krea2Transformer2DModel": "mmdit.krea2",
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
     "LatteTransformer3DModel": "video.allegro",
+    "LongCatImageTransformer2DModel": "mmdit.flux_kin",
     "Lumina2Transformer2DModel": "image.lumina",
     "LuminaNextDiT2DModel": "image.lumina",
     "MochiTransformer3DModel": "video.mochi",
+    "NucleusMoEImageTransformer2DModel": "mmdit.nucleus",
+    "OvisImageTransformer2DModel": "mmdit.flux_kin",
     "PRXTransformer2DModel": "image.prx",
     "PixArtTransformer2DModel": "image.basic",
     "PriorTransformer": "image.basic",
+    "QwenImage21Transformer2DModel": "mmdit.qwenimage21",
+    "QwenImageTransformer2DModel": "mmdit.qwenimage",
+    "SD3Transformer2DModel": "mmdit.sd3",
     "SanaTransformer2DModel": "image.sana",
     "SkyReelsV2Transformer3DModel": "video.wan_kin",
     "Transformer2DModel": "image.basic",
@@ -44,5 +58,4 @@ FAMILIES = {
 }
 
 # Of the others: what a kernel would have to do that none of the ops does. A test holds both lists against diffusers.
-REASONS: dict[str, str] = {
-}
+REASONS: dict[str, str] = {}

@@ -149,14 +149,15 @@ def of_blocks(
     stack: str,
     ops: Ops,
     forwards: dict[type, Callable | None],
-    attention: str,
-    processor: type,
-    known: tuple[type, ...],
+    attention: str | None = None,
+    processor: type | None = None,
+    known: tuple[type, ...] = (),
 ) -> list[Replacement]:
     """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
 
     Args:
-        stack, attention: the attributes that hold the blocks, and a block's attention.
+        stack, attention: the paths of the blocks in the model, and of the attention in a block; None for one that
+            keeps its processor.
         forwards: the fused forward of every class of blocks; None where a class keeps its own.
         processor: its class, made of `ops`; it stands in for those of `known`.
 
@@ -164,7 +165,7 @@ def of_blocks(
         Unsupported: a block is of another class.
     """
     found: list[Replacement] = []
-    for index, block in enumerate(getattr(model, stack)):
+    for index, block in enumerate(model.get_submodule(stack)):
         path = f"{stack}.{index}"
         if ops.in_blocks:
             kinds = [kind for kind in forwards if isinstance(block, kind)]
@@ -173,8 +174,8 @@ def of_blocks(
             if forwards[kinds[0]] is not None:
                 forward = forwards[kinds[0]]
                 found.append(Forward(block, path, forward, ops.used_by(forward)))
-        if ops.in_attention:
-            module = getattr(block, attention)
+        if ops.in_attention and attention is not None:
+            module = block.get_submodule(attention)
             found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
     return found
 
