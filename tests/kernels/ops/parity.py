@@ -64,9 +64,11 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
 
 
 def errors(found, exact) -> list[float]:
-    """Relative to the norm of what is exact."""
-    pairs = zip(found, exact, strict=True)
-    return [(x.double() - truth).norm().item() / max(truth.norm().item(), 1e-3) for x, truth in pairs]
+    """Relative to the norm of what is exact; to the largest norm where that is 0, as of a bias of keys."""
+    norms = [truth.norm().item() for truth in exact]
+    scales = (norm if norm > 1e-9 * max(norms) else max(norms) for norm in norms)
+    differences = ((x.double() - truth).norm().item() for x, truth in zip(found, exact, strict=True))
+    return [difference / scale for difference, scale in zip(differences, scales, strict=True)]
 
 
 def largest(model, inputs, errors_here: list[float], draws: int = 3) -> list[float]:
