@@ -9,8 +9,6 @@ from kernel_inputs import make_pairs
 
 from pgdpo_kernels import DiffusionDPOLoss, diffusion_dpo_loss
 
-pytestmark = pytest.mark.quick
-
 OPTIONS = {"objective": "pg_dpo", "ars_k": 0.5, "segments": 2, "reduction": "sum", "loss_scale": 0.25}
 PAIRS = make_pairs((4, 2, 4, 3, 5))
 

@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 import torch.multiprocessing
-from split_ranks import CASES, INDEX, LABELS, SIDES, SLOPES, part_of, run, whole
+from split_ranks import INDEX, LABELS, RUNS, SIDES, SLOPES, part_of, run, whole
 from torch.nn.functional import softplus
-
-from pgdpo_kernels.backend import interpreting
-
-pytestmark = pytest.mark.quick
-
-BACKENDS = ("eager", "triton") if interpreting() else ("eager",)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +54,8 @@ def oracle(case):
     return {name: value.detach() for name, value in out.items()}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("case", "backend"), RUNS)
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("case", CASES)
 def test_ranks_have_the_errors_and_the_loss_of_the_whole(found, case, world, backend):
     want = oracle(case)
     _, axis, sizes, *_ = whole(case)
@@ -82,9 +75,8 @@ def test_ranks_have_the_errors_and_the_loss_of_the_whole(found, case, world, bac
             assert torch.equal(got[name], got[name.replace("halves", "loss")])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("case", "backend"), RUNS)
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("case", CASES)
 def test_ranks_agree_to_the_bit(found, case, world, backend):
     first = found[0][world, case, backend]
     for rank in range(1, world):
@@ -94,17 +86,15 @@ def test_ranks_agree_to_the_bit(found, case, world, backend):
                 assert torch.equal(first[name], other[name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("case", "backend"), RUNS)
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("case", CASES)
 def test_equal_predictions_have_no_excess(found, case, world, backend):
     got = found[0][world, case, backend]
     assert torch.equal(got["excess of equals"], torch.zeros_like(got["excess of equals"]))
     assert got["loss of equals"].item() == torch.tensor(math.log(2)).item()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["frames", "rows"])
+@pytest.mark.parametrize(("case", "backend"), [run for run in RUNS if run[0] != "tokens"])
 def test_groups_and_cached_errors_do_not_depend_on_the_cut(found, case, backend):
     two, three = (found[0][world, case, backend] for world in (2, 3))
     for name in ("groups", "count of groups", "cached"):
