@@ -67,7 +67,7 @@ def chrono_edit(image: bool = False) -> Built:
 
 def ltx2(per_token: bool = False, inputs: dict | None = None, **config) -> Built:
     config = (
-        dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2)
+        dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1)
         | config
     )
     config |= dict(cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, caption_channels=8)
@@ -105,7 +105,7 @@ MODELS: dict[str, Callable] = {
         per_token=True, norm_elementwise_affine=True
     ),
     "LTX2VideoTransformer3DModel, halves": lambda: ltx2(rope_type="split"),
-    "LTX2VideoTransformer3DModel, isolated": lambda: ltx2(inputs={"isolate_modalities": True}, num_layers=1),
+    "LTX2VideoTransformer3DModel, isolated": lambda: ltx2(inputs={"isolate_modalities": True}),
     "LTX2VideoTransformer3DModel, 2.3": ltx23,
     "SkyReelsV2Transformer3DModel": skyreels_v2,
     "SkyReelsV2Transformer3DModel, diffusion forcing": skyreels_v2_forcing,
