@@ -10,8 +10,8 @@ from diffusers.models.transformers import transformer_cosmos3
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3VLTextMoTDecoderLayer
 from torch import nn
 
+from ..norms import affine
 from ..replace import Ops, Replacement, of_blocks
-from ..residual import Residual
 
 # As in diffusers 0.39 to 0.42.1; RMSNorm in other words since 0.41
 SOURCES = {
@@ -33,14 +33,17 @@ def block_forward(ops: Ops) -> Callable:
         gen_seq: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        und, gen = (Residual(ops, sequence.unsqueeze(0)) for sequence in (und_seq, gen_seq))
-        normed = und.normed(self.input_layernorm)[0], gen.normed(self.input_layernorm_moe_gen)[0]
+        sequences = und_seq.unsqueeze(0), gen_seq.unsqueeze(0)
+        norms = self.input_layernorm, self.input_layernorm_moe_gen
+        normed = (ops.norm_modulate(x, **affine(norm))[0] for x, norm in zip(sequences, norms, strict=True))
         branches = self.self_attn(*normed, rotary_emb)
         norms = self.post_attention_layernorm, self.post_attention_layernorm_moe_gen
-        streams = zip((und, gen), branches, norms, (self.mlp, self.mlp_moe_gen), strict=True)
-        for stream, branch, norm, mlp in streams:
-            stream.add(branch.unsqueeze(0))
-            stream.add(mlp(stream.normed(norm)[0]).unsqueeze(0))
-        return und.total()[0], gen.total()[0]
+        found = []
+        for x, branch, norm, mlp in zip(
+            sequences, branches, norms, (self.mlp, self.mlp_moe_gen), strict=True
+        ):
+            hidden, normed = ops.gate_residual_norm_modulate(x, branch.unsqueeze(0), **affine(norm))
+            found.append(hidden[0] + mlp(normed[0]))
+        return tuple(found)
 
     return forward
