@@ -211,6 +211,27 @@ def sana_video(**config) -> Built:
     return config, inputs
 
 
+def sana_wm(mask: bool = False) -> Built:
+    config = dict(in_channels=4, num_layers=1, hidden_size=24, num_attention_heads=2, linear_head_dim=12)
+    config |= dict(softmax_every_n=0, chunk_plucker_channels=6, caption_channels=8, mlp_ratio=1.0)
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 2, 2, 2),
+        "timestep": torch.tensor([[[100, 300]], [[500, 700]]]),
+        "encoder_hidden_states": torch.randn(2, 1, 5, 8),
+        "mask": torch.tensor([[1, 1, 1, 0, 0], [1] * 5]),
+        "chunk_plucker": torch.randn(2, 6, 2, 2, 2),
+        "frame_valid_mask": torch.tensor([[1, 1], [1, 0]]) if mask else None,
+    }
+    return config, inputs
+
+
+def sana_wm_refiner() -> Built:
+    config, given = ltx2(per_token=True)
+    keys = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    angles = torch.rand(2, 8, 8).repeat_interleave(2, -1)
+    return config, {key: given[key] for key in keys} | {"video_rotary_emb": (angles.cos(), angles.sin())}
+
+
 def motif_video(image: bool = False, **config) -> Built:
     config = (
         dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1)
@@ -270,6 +291,9 @@ MODELS: dict[str, Callable] = {
         enable_text_cross_attention_single=True,
     ),
     "SanaVideoTransformer3DModel": sana_video,
+    "SanaWMLTX2RefinerTransformer3DModel": sana_wm_refiner,
+    "SanaWMTransformer3DModel": sana_wm,
+    "SanaWMTransformer3DModel, padded frames": lambda: sana_wm(mask=True),
     "WanAnimate2Transformer3DModel": wan_animate_2,
     "LTX2VideoTransformer3DModel": ltx2,
     "LTX2VideoTransformer3DModel, a timestep per token": lambda: ltx2(

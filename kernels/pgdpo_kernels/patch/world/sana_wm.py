@@ -39,19 +39,26 @@ def block_forward(ops: Ops) -> Callable:
         t: torch.Tensor,  # [B, 1, F, 6 D]
         mask: torch.Tensor | None = None,
         THW: tuple[int, int, int] | None = None,
+        rotary_emb: torch.Tensor | None = None,
+        block_mask: torch.Tensor | None = None,
+        camera_conditions: torch.Tensor | None = None,
+        ucpe_ray_transforms: tuple | None = None,
         plucker_emb: torch.Tensor | None = None,
         frame_valid_mask: torch.Tensor | None = None,
         chunk_size: int | None = None,
-        **attention,
     ) -> torch.Tensor:
+        camera = {"camera_conditions": camera_conditions, "ucpe_ray_transforms": ucpe_ray_transforms}
         if frame_valid_mask is not None:  # what is padded is set to 0 between all steps
-            given = dict(plucker_emb=plucker_emb, frame_valid_mask=frame_valid_mask, chunk_size=chunk_size)
-            return type(self).forward(self, x, y, t, mask, THW, **given, **attention)
-        chunk_size = self.chunk_size if chunk_size is None else chunk_size
+            given = {"frame_valid_mask": frame_valid_mask, "chunk_size": chunk_size, **camera}
+            return type(self).forward(
+                self, x, y, t, mask, THW, rotary_emb, block_mask, plucker_emb=plucker_emb, **given
+            )
+        rows = {"HW": THW, "rotary_emb": rotary_emb, "block_mask": block_mask}
+        rows["chunk_size"] = self.chunk_size if chunk_size is None else chunk_size
         shift, scale, gate, ff_shift, ff_scale, ff_gate = pairs(self.scale_shift_table, t[:, 0])
         stream = Residual(ops, promoted(x, self.scale_shift_table, t))
         normed = stream.normed(self.norm1, scale, shift)
-        stream.add(self.attn(normed, HW=THW, chunk_size=chunk_size, **attention), gate)
+        stream.add(self.attn(normed, **rows, **camera), gate)
         if plucker_emb is not None and hasattr(self, "plucker_proj"):
             stream.add(self.plucker_proj(plucker_emb))
         stream.add(self.cross_attn(stream.total(), y, mask=mask))
