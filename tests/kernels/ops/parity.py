@@ -44,7 +44,7 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
     Returns what was replaced, and the total relative errors of the patched and of the untouched model.
     """
     latents = ["latents"] * len(tree_leaves(inputs[latents_of(inputs)]))
-    names = ["output", *latents, *(name for name, _ in model.named_parameters())]
+    names = ["output", *latents, *(name for name, x in model.named_parameters() if x.requires_grad)]
     exact, eager = exact_step(model, inputs), step(model, inputs)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):
