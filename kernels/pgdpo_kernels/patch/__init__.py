@@ -26,8 +26,8 @@ STATE = "_pgdpo_kernels_replaced"
 def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool = False) -> list[str]:
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
-    Works on this instance alone, before or after a peft adapter is added to it, and keeps parameters, state dict
-    and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
+    Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
     and eager maths in every call.
 
     Args:
@@ -44,22 +44,22 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
         TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
             blocks are wrapped already.
     """
-    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
-    if names - set(OPS):
-        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    chosen = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if chosen - set(OPS):
+        raise ValueError(f"unknown ops {sorted(chosen - set(OPS))}; there are {', '.join(OPS)}")
     revert(model)
     model = unwrapped(model)
     try:
-        found = plan(model, Ops.choose(names))
+        found = plan(model, Ops.choose(chosen))
     except Unsupported as reason:
         if strict:
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
     setattr(model, STATE, [(item, item.install()) for item in found])
-    replaced = [item.name for item in found]
-    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
-    return replaced
+    names = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
+    return names
 
 
 def revert(model: nn.Module) -> None:
@@ -69,9 +69,14 @@ def revert(model: nn.Module) -> None:
         item.restore(original)
 
 
+def replaced(model: nn.Module) -> list[Replacement]:
+    """What `apply_to` replaced in this instance; empty where nothing was."""
+    return [item for item, _ in unwrapped(model).__dict__.get(STATE, [])]
+
+
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
-    name = type(model).__name__
-    if name not in FAMILIES or not type(model).__module__.startswith("diffusers."):
+    name = written_class(model).__name__
+    if name not in FAMILIES or not written_class(model).__module__.startswith("diffusers."):
         raise Unsupported(
             REASONS.get(name, "it is none of diffusers' transformers that the ops are known to fit")
         )
@@ -83,9 +88,14 @@ def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
     return found
 
 
+def written_class(model: nn.Module) -> type:
+    """Its class as someone wrote it: `fully_shard` gives the instance one that torch makes of that."""
+    return next((kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.")), nn.Module)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The diffusers model inside peft's, DeepSpeed's, DDP's or torch.compile's wrapper."""
-    while type(model).__name__ not in FAMILIES:
+    while written_class(model).__name__ not in FAMILIES:
         if isinstance(getattr(model, "get_base_model", None), types.MethodType):
             inner = model.get_base_model()
         else:

@@ -35,13 +35,44 @@ class Ops:
     def choose(cls, names: set[str]) -> Ops:
         return cls(**{name: op if name in names else getattr(eager, name) for name, op in FUSED.items()})
 
+    @classmethod
+    def all(cls) -> Ops:
+        return cls(**FUSED)
+
+    @property
+    def chosen(self) -> set[str]:
+        return {name for name in OPS if getattr(self, name) is FUSED[name]}
+
     @property
     def in_blocks(self) -> bool:
-        return any(getattr(self, name) is FUSED[name] for name in OPS if name != "qk_norm_rope")
+        return bool(self.chosen - {"qk_norm_rope"})
 
     @property
     def in_attention(self) -> bool:
-        return self.qk_norm_rope is qk_norm_rope
+        return "qk_norm_rope" in self.chosen
+
+    def used_by(self, function: Callable) -> frozenset[str]:
+        """The chosen ops that a family's function calls, itself or through others of this package."""
+        names, seen, todo = set(), set(), [function]
+        while todo:
+            function = todo.pop()
+            seen.add(function)
+            called = names_in(function.__code__)
+            names |= called & self.chosen
+            known = (function.__globals__.get(name) for name in called)
+            todo += [
+                x
+                for x in known
+                if isinstance(x, types.FunctionType)
+                and x.__module__.startswith(__package__)
+                and x not in seen
+            ]
+        return frozenset(names)
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    within = (names_in(x) for x in code.co_consts if isinstance(x, types.CodeType))
+    return set(code.co_names).union(*within)
 
 
 FUSED = {op.__name__: op for op in (norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope)}
@@ -55,6 +86,7 @@ class Forward:
     module: nn.Module
     path: str
     function: Callable  # of the module and forward's arguments
+    uses: frozenset[str] = frozenset()  # ops
 
     @property
     def name(self) -> str:
@@ -74,12 +106,13 @@ class Forward:
 
 @dataclass(frozen=True)
 class Processor:
-    """Another attention processor, through diffusers' own setter."""
+    """Another attention processor, through diffusers' own setter where the attention has one."""
 
     module: nn.Module
     path: str
     processor: Callable
     known: tuple[type, ...]  # the classes of processors that it stands in for
+    uses = frozenset({"qk_norm_rope"})
 
     @property
     def name(self) -> str:
@@ -92,13 +125,20 @@ class Processor:
     def install(self) -> Callable:
         original = self.module.processor
         hand_over(original, self.processor)
-        self.module.set_processor(self.processor)
+        set_processor(self.module, self.processor)
         return original
 
     def restore(self, original: Callable) -> None:
         if type(self.module.processor) is type(self.processor):
             hand_over(self.module.processor, original)
-            self.module.set_processor(original)
+            set_processor(self.module, original)
+
+
+def set_processor(module: nn.Module, processor: Callable) -> None:
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:  # MochiAttention
+        module.processor = processor
 
 
 Replacement = Forward | Processor
@@ -132,9 +172,10 @@ def of_blocks(
             if not kinds:
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if forwards[kinds[0]] is not None:
-                found.append(Forward(block, path, forwards[kinds[0]]))
+                forward = forwards[kinds[0]]
+                found.append(Forward(block, path, forward, ops.used_by(forward)))
         if ops.in_attention and attention is not None:
-            module = getattr(block, attention)
+            module = block.get_submodule(attention)
             found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
     return found
 

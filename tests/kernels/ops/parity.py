@@ -7,25 +7,32 @@ import copy
 from unittest import mock
 
 import torch
-from tiny_models import step
+from tiny_models import latents_of, step
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pgdpo_kernels import apply_to, revert, set_backend
 
 
 @contextlib.contextmanager
 def really_float64():
-    """diffusers casts to fp32 by `.float()` wherever it wants more than bf16: a float64 model must not lose by it."""
-    to_float = torch.Tensor.float
-    keep = lambda x, *a, **k: x if x.dtype == torch.float64 else to_float(x, *a, **k)  # noqa: E731
-    with mock.patch.object(torch.Tensor, "float", keep):
+    """diffusers casts to fp32 wherever it wants more than bf16: a float64 model must not lose by it."""
+    to = torch.Tensor.to
+    lower = (torch.float32, torch.bfloat16, torch.float16)
+    double = lambda x: torch.float64 if isinstance(x, torch.dtype) and x in lower else x  # noqa: E731
+
+    def keep_to(x, *args, **kwargs):
+        if not x.is_floating_point():
+            return to(x, *args, **kwargs)
+        return to(x, *map(double, args), **{name: double(arg) for name, arg in kwargs.items()})
+
+    keep = lambda x: keep_to(x, torch.float32)  # noqa: E731
+    with mock.patch.object(torch.Tensor, "float", keep), mock.patch.object(torch.Tensor, "to", keep_to):
         yield
 
 
 def exact_step(model, inputs):
-    doubles = {
-        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for key, value in inputs.items()
-    }
+    exact = lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x  # noqa: E731
+    doubles = tree_map(exact, inputs)
     with really_float64():
         return step(copy.deepcopy(model).double(), doubles)
 
@@ -35,7 +42,8 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
 
     Returns what was replaced, and the total relative errors of the patched and of the untouched model.
     """
-    names = ["output", "latents", *(name for name, _ in model.named_parameters())]
+    latents = ["latents"] * len(tree_leaves(inputs[latents_of(inputs)]))
+    names = ["output", *latents, *(name for name, _ in model.named_parameters())]
     exact, eager = exact_step(model, inputs), step(model, inputs)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):
