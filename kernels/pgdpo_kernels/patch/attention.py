@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from .replace import OPS, Ops
+from .replace import Ops
 
 
 class FusedProcessor:
@@ -15,8 +15,10 @@ class FusedProcessor:
     _attention_backend = None  # diffusers sets both on processors
     _parallel_config = None
 
-    def __init__(self, ops: Ops | None = None):  # None: diffusers' loader of IP adapters makes processors anew
-        self.ops = Ops.choose(set(OPS)) if ops is None else ops
+    def __init__(
+        self, ops: Ops | None = None
+    ):  # None: diffusers' loader of IP adapters makes processors anew
+        self.ops = Ops.all() if ops is None else ops
 
     def normed(
         self,
