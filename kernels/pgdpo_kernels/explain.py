@@ -113,10 +113,10 @@ def _of_model(model: nn.Module, args: tuple, kwargs: dict) -> Explanation:
         with torch.no_grad(), heard() as decisions:
             model(*args, **kwargs)
         return Explanation.of(_merged((_choice(*decision), "") for decision in decisions))
-    found = [
-        (choice, item.name) for item in places for op in sorted(item.uses) for choice in _of_place(item, op)
-    ]
-    return Explanation.of(_merged(found))
+    called = ((item, op) for item, ops in places for op in sorted(ops))
+    return Explanation.of(
+        _merged((choice, item.name) for item, op in called for choice in _of_place(item, op))
+    )
 
 
 def _of_place(item: Replacement, op: str) -> list[tuple[str, str, str]]:

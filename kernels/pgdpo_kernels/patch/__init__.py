@@ -27,8 +27,8 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
     Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
-    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
-    and eager maths in every call.
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still
+    decides between Triton and eager maths in every call.
 
     Args:
         model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
@@ -56,7 +56,7 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, [(item, item.install()) for item in found])
+    setattr(model, STATE, (chosen, [(item, item.install()) for item in found]))
     names = [item.name for item in found]
     logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
     return names
@@ -65,13 +65,15 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
 def revert(model: nn.Module) -> None:
     """Give the instance back what `apply_to` replaced; nothing happens where nothing was."""
     model = unwrapped(model)
-    for item, original in reversed(model.__dict__.pop(STATE, [])):
+    _, installed = model.__dict__.pop(STATE, (set(), []))
+    for item, original in reversed(installed):
         item.restore(original)
 
 
-def replaced(model: nn.Module) -> list[Replacement]:
-    """What `apply_to` replaced in this instance; empty where nothing was."""
-    return [item for item, _ in unwrapped(model).__dict__.get(STATE, [])]
+def replaced(model: nn.Module) -> list[tuple[Replacement, set[str]]]:
+    """What `apply_to` replaced in this instance, and the ops that are called there; empty where nothing was."""
+    chosen, installed = unwrapped(model).__dict__.get(STATE, (set(), []))
+    return [(item, item.calls & chosen) for item, _ in installed]
 
 
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:

@@ -21,8 +21,6 @@ def really_float64():
     double = lambda x: torch.float64 if isinstance(x, torch.dtype) and x in lower else x  # noqa: E731
 
     def keep_to(x, *args, **kwargs):
-        if not x.is_floating_point():
-            return to(x, *args, **kwargs)
         return to(x, *map(double, args), **{name: double(arg) for name, arg in kwargs.items()})
 
     keep = lambda x: keep_to(x, torch.float32)  # noqa: E731

@@ -126,7 +126,7 @@ def latents_of(inputs) -> str:
 
 
 def step(model, inputs) -> list[torch.Tensor]:
-    """The output, several as one tensor, and the gradients of the latents, one tensor or several, and every parameter."""
+    """The output, several as one tensor, and the gradients of the latents, one or several, and of every parameter."""
     key = latents_of(inputs)
     latents = tree_map(lambda x: x.detach().requires_grad_(), inputs[key])
     outputs = model(**inputs | {key: latents}, return_dict=False)

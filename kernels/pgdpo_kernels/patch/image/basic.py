@@ -37,7 +37,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
             )
         if ops.in_blocks:
             forward = forwards[block.norm_type]
-            found.append(Forward(block, path, forward, ops.used_by(forward)))
+            found.append(Forward(block, path, forward))
     return found
 
 

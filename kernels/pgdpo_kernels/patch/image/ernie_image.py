@@ -30,7 +30,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         path = f"layers.{index}"
         if type(block) is not ErnieImageSharedAdaLNBlock:
             raise Unsupported(f"{path} is a {type(block).__name__}")
-        found.append(Forward(block, path, forward, ops.used_by(forward)))
+        found.append(Forward(block, path, forward))
     return found
 
 

@@ -46,7 +46,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if ops.in_blocks:
                 forward = forwards[type(block)]
-                found.append(Forward(block, path, forward, ops.used_by(forward)))
+                found.append(Forward(block, path, forward))
             if ops.in_attention:
                 processor, known = FusedHiDreamAttnProcessor(ops), (HiDreamAttnProcessor,)
                 found.append(Processor(block.attn1, f"{path}.attn1", processor, known))

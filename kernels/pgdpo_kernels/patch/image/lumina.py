@@ -46,7 +46,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if ops.in_blocks:
                 forward = forwards[type(block)]
-                found.append(Forward(block, path, forward, ops.used_by(forward)))
+                found.append(Forward(block, path, forward))
             # The others' attention has fewer heads of keys than of queries, or a LayerNorm over all heads.
             if ops.in_attention and type(block) is ZImageTransformerBlock:
                 processor, known = FusedZImageAttnProcessor(ops), (ZSingleStreamAttnProcessor,)

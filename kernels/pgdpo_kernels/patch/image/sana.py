@@ -31,7 +31,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         if type(block) is not SanaTransformerBlock:
             raise Unsupported(f"{path} is a {type(block).__name__}")
         if ops.in_blocks:
-            found.append(Forward(block, path, forward, ops.used_by(forward)))
+            found.append(Forward(block, path, forward))
         if ops.in_attention and block.attn1.norm_q is not None:
             processor = FusedSanaLinearAttnProcessor(ops)
             found.append(Processor(block.attn1, f"{path}.attn1", processor, known))
