@@ -4,7 +4,7 @@
 FAMILIES = {
     "AllegroTransformer3DModel": "video.allegro",
     "AuraFlowTransformer2DModel": "mmdit.auraflow",
-    "BriaFibo2Transformer2DModel": "mmdit.bria_fibo2",
+    "BriaFibo2Transformer2DModel": "image.bria_fibo2",
     "BriaFiboTransformer2DModel": "mmdit.flux_kin",
     "BriaTransformer2DModel": "mmdit.flux_kin",
     "ChromaTransformer2DModel": "mmdit.chroma",

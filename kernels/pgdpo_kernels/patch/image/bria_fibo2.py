@@ -13,9 +13,9 @@ from diffusers.models.transformers.transformer_bria_fibo2 import (
 )
 from torch import nn
 
-from ..image.lumina import FusedZImageAttnProcessor
 from ..norms import affine
 from ..replace import Ops, Replacement, of_blocks, promoted
+from .lumina import FusedZImageAttnProcessor
 
 # As in diffusers 0.42 and 0.42.1
 SOURCES = {
