@@ -1,6 +1,7 @@
 """Fused Triton ops for preference training of diffusion models. Depends on torch and triton alone."""
 
 from .backend import get_backend, set_backend
+from .explain import explain
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
@@ -12,14 +13,17 @@ from .pairs.pair_errors import pair_errors
 from .pairs.preference import mean_loss, preference_loss
 from .patch import apply_to, revert
 from .types import GroupErrors, PairErrors, PreferenceLoss
+from .version import __version__
 
 __all__ = [
     "DiffusionDPOLoss",
     "GroupErrors",
     "PairErrors",
     "PreferenceLoss",
+    "__version__",
     "apply_to",
     "diffusion_dpo_loss",
+    "explain",
     "gate_residual",
     "gate_residual_norm_modulate",
     "get_backend",

@@ -1,7 +1,7 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file in `video/` or `image/` has SOURCES, the diffusers functions that it stands in for with digests of their code,
-and `replacements(model, ops)`; `known` lists the classes.
+A file in `video/`, `image/` or `mmdit/` has SOURCES, the diffusers functions that it stands in for with digests of
+their code, and `replacements(model, ops)`; `known` lists the classes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STATE = "_pgdpo_kernels_replaced"
 def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool = False) -> list[str]:
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
-    Works on this instance alone, before or after a peft adapter is added to it, and keeps parameters, state dict
-    and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
-    and eager maths in every call.
+    Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still
+    decides between Triton and eager maths in every call.
 
     Args:
         model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
@@ -44,34 +44,41 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
         TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
             blocks are wrapped already.
     """
-    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
-    if names - set(OPS):
-        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    chosen = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if chosen - set(OPS):
+        raise ValueError(f"unknown ops {sorted(chosen - set(OPS))}; there are {', '.join(OPS)}")
     revert(model)
     model = unwrapped(model)
     try:
-        found = plan(model, Ops.choose(names))
+        found = plan(model, Ops.choose(chosen))
     except Unsupported as reason:
         if strict:
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, [(item, item.install()) for item in found])
-    replaced = [item.name for item in found]
-    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
-    return replaced
+    setattr(model, STATE, (chosen, [(item, item.install()) for item in found]))
+    names = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
+    return names
 
 
 def revert(model: nn.Module) -> None:
     """Give the instance back what `apply_to` replaced; nothing happens where nothing was."""
     model = unwrapped(model)
-    for item, original in reversed(model.__dict__.pop(STATE, [])):
+    _, installed = model.__dict__.pop(STATE, (set(), []))
+    for item, original in reversed(installed):
         item.restore(original)
 
 
+def replaced(model: nn.Module) -> list[tuple[Replacement, set[str]]]:
+    """What `apply_to` replaced in this instance, and the ops that are called there; empty where nothing was."""
+    chosen, installed = unwrapped(model).__dict__.get(STATE, (set(), []))
+    return [(item, item.calls & chosen) for item, _ in installed]
+
+
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
-    name = type(model).__name__
-    if name not in FAMILIES or not type(model).__module__.startswith("diffusers."):
+    name = written_class(model).__name__
+    if name not in FAMILIES or not written_class(model).__module__.startswith("diffusers."):
         raise Unsupported(
             REASONS.get(name, "it is none of diffusers' transformers that the ops are known to fit")
         )
@@ -83,9 +90,14 @@ def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
     return found
 
 
+def written_class(model: nn.Module) -> type:
+    """Its class as someone wrote it: `fully_shard` gives the instance one that torch makes of that."""
+    return next((kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.")), nn.Module)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The diffusers model inside peft's, DeepSpeed's, DDP's or torch.compile's wrapper."""
-    while type(model).__name__ not in FAMILIES:
+    while written_class(model).__name__ not in FAMILIES:
         if isinstance(getattr(model, "get_base_model", None), types.MethodType):
             inner = model.get_base_model()
         else:
