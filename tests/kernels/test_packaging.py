@@ -32,7 +32,7 @@ def test_it_needs_torch_and_triton_alone():
 
 
 def test_importing_it_imports_nothing_beyond_torch_and_triton():
-    """In a fresh process: no diffusers, no transformers, of what torch alone leaves out the standard library at most."""
+    """In a fresh process: no diffusers, no transformers, beyond torch the standard library at most."""
     code = (
         "import sys, json, torch, triton; before = set(sys.modules); import pgdpo_kernels;"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
