@@ -6,6 +6,7 @@ FAMILIES = {
     "AnyFlowFARTransformer3DModel": "wan.anyflow",
     "AnyFlowTransformer3DModel": "wan.anyflow",
     "AuraFlowTransformer2DModel": "mmdit.auraflow",
+    "BriaFibo2Transformer2DModel": "image.bria_fibo2",
     "BriaFiboTransformer2DModel": "mmdit.flux_kin",
     "BriaTransformer2DModel": "mmdit.flux_kin",
     "ChromaTransformer2DModel": "mmdit.chroma",
