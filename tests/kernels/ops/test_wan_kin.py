@@ -11,7 +11,8 @@ from pgdpo_kernels import apply_to, set_backend
 pytest.importorskip("diffusers")
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "," not in name])
+# diffusers gives Wan-Animate-2's blocks keywords, which its checkpoints don't take.
+@pytest.mark.parametrize("name", [name for name in MODELS if "," not in name and "Animate2" not in name])
 def test_checkpoints(name):
     """diffusers hands a block its arguments by position then: the gradients are those without."""
     model, inputs = build(name)
@@ -47,7 +48,7 @@ def test_a_cache_of_keys_reaches_the_attention():
     heads, size = model.config.num_attention_heads, model.config.attention_head_dim
     cache = {name: torch.randn(2, 2, heads, 4, size) for name in ("compressed_cache", "full_cache")}
     inputs |= {"kv_cache": [cache], "kv_cache_flag": {"num_cached_chunks": 1, "is_cache_step": False}}
-    inputs |= {key: inputs[key][:, 1:] for key in ("hidden_states",)}
+    inputs |= {key: inputs[key][:, 1:] for key in ("hidden_states", "timestep", "r_timestep")}
     with torch.no_grad(), set_backend("eager"):
         wanted = model(**inputs, return_dict=False)[0]
         apply_to(model, strict=True)
