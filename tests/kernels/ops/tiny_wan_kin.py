@@ -211,7 +211,7 @@ def sana_video(**config) -> Built:
     return config, inputs
 
 
-def sana_wm(mask: bool = False) -> Built:
+def sana_wm() -> Built:
     config = dict(in_channels=4, num_layers=1, hidden_size=24, num_attention_heads=2, linear_head_dim=12)
     config |= dict(softmax_every_n=0, chunk_plucker_channels=6, caption_channels=8, mlp_ratio=1.0)
     inputs = {
@@ -220,7 +220,6 @@ def sana_wm(mask: bool = False) -> Built:
         "encoder_hidden_states": torch.randn(2, 1, 5, 8),
         "mask": torch.tensor([[1, 1, 1, 0, 0], [1] * 5]),
         "chunk_plucker": torch.randn(2, 6, 2, 2, 2),
-        "frame_valid_mask": torch.tensor([[1, 1], [1, 0]]) if mask else None,
     }
     return config, inputs
 
@@ -293,7 +292,6 @@ MODELS: dict[str, Callable] = {
     "SanaVideoTransformer3DModel": sana_video,
     "SanaWMLTX2RefinerTransformer3DModel": sana_wm_refiner,
     "SanaWMTransformer3DModel": sana_wm,
-    "SanaWMTransformer3DModel, padded frames": lambda: sana_wm(mask=True),
     "WanAnimate2Transformer3DModel": wan_animate_2,
     "LTX2VideoTransformer3DModel": ltx2,
     "LTX2VideoTransformer3DModel, a timestep per token": lambda: ltx2(
