@@ -15,8 +15,10 @@ class FusedProcessor:
     _attention_backend = None  # diffusers sets both on processors
     _parallel_config = None
 
-    def __init__(self, ops: Ops):
-        self.ops = ops
+    def __init__(
+        self, ops: Ops | None = None
+    ):  # None: diffusers' loader of IP adapters makes processors anew
+        self.ops = Ops.all() if ops is None else ops
 
     def normed(
         self,

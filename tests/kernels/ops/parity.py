@@ -20,11 +20,14 @@ def really_float64():
     lower = (torch.float32, torch.bfloat16, torch.float16)
     double = lambda x: torch.float64 if isinstance(x, torch.dtype) and x in lower else x  # noqa: E731
 
-    def keep_to(x, *args, **kwargs):
-        return to(x, *map(double, args), **{name: double(arg) for name, arg in kwargs.items()})
+    def doubled(function):
+        return lambda *args, **kwargs: function(
+            *map(double, args), **{name: double(arg) for name, arg in kwargs.items()}
+        )
 
-    keep = lambda x: keep_to(x, torch.float32)  # noqa: E731
-    with mock.patch.object(torch.Tensor, "float", keep), mock.patch.object(torch.Tensor, "to", keep_to):
+    tensor = {"float": lambda x: to(x, torch.float64), "to": doubled(to)}
+    made = {"arange": doubled(torch.arange), "linspace": doubled(torch.linspace)}
+    with mock.patch.multiple(torch.Tensor, **tensor), mock.patch.multiple(torch, **made):
         yield
 
 
@@ -41,7 +44,7 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
     Returns what was replaced, and the total relative errors of the patched and of the untouched model.
     """
     latents = ["latents"] * len(tree_leaves(inputs[latents_of(inputs)]))
-    names = ["output", *latents, *(name for name, _ in model.named_parameters())]
+    names = ["output", *latents, *(name for name, x in model.named_parameters() if x.requires_grad)]
     exact, eager = exact_step(model, inputs), step(model, inputs)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):

@@ -137,6 +137,21 @@ def nucleus():
     return config, inputs
 
 
+def fibo2():
+    """A block that injects the text; one prompt has two tokens and two of gist, the other three of each."""
+    config = {"in_channels": 2, "dim": 32, "n_heads": 2, "n_layers": 1, "n_refiner_layers": 1}
+    config |= {"cap_feat_dim": 8, "injection_layer_ids": (0,), "perceiver_num_layers": 1}
+    config |= {"min_num_gist_tokens": 2, "max_num_gist_tokens": 4, "gist_step": 1, "axes_dims": (4, 4, 8)}
+    config |= {"gist_min_text_len": 2, "gist_max_text_len": 4, "axes_lens": (16, 8, 8)}
+    inputs = {
+        "hidden_states": torch.randn(2, 2, 4, 4),
+        "encoder_hidden_states": torch.randn(2, 2, 3, 8),
+        "timestep": torch.tensor([0.1, 0.7]),
+        "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool),
+    }
+    return config, inputs
+
+
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
     "FluxTransformer2DModel": pooled,
@@ -144,6 +159,7 @@ MODELS: dict[str, Callable] = {
     "OvisImageTransformer2DModel": lambda: flux(out_channels=4),
     "BriaTransformer2DModel": lambda: flux(pooled_projection_dim=None),
     "BriaFiboTransformer2DModel": fibo,
+    "BriaFibo2Transformer2DModel": fibo2,
     "ChromaTransformer2DModel": chroma,
     "ChromaTransformer2DModel, masked": lambda: chroma(masked=True),
     "SD3Transformer2DModel": sd3,

@@ -14,7 +14,7 @@ from diffusers.models.transformers.auraflow_transformer_2d import (
 from torch import nn
 
 from ..replace import Ops, Replacement, of_blocks
-from .streams import JointProcessor, Six, enter, zero_modulation
+from .joint import JointProcessor, Six, enter, zero_modulation
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import nn
 
 from ..replace import Ops, Replacement, of_blocks
-from .streams import JointProcessor, Six, clipped, enter, leave, zero_modulation
+from .joint import JointProcessor, Six, clipped, enter, leave, zero_modulation
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -56,11 +56,22 @@ def dual_forward(ops: Ops) -> Callable:
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         joint_attention_kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        own, context = (zero_modulation(norm, temb) for norm in (self.norm1, self.norm1_context))
         kwargs = (joint_attention_kwargs or {}) | {"image_rotary_emb": image_rotary_emb}
-        return dual(ops, self, hidden_states, encoder_hidden_states, own, context, **kwargs)
+        return zero_dual(ops, self, hidden_states, encoder_hidden_states, temb, **kwargs)
 
     return forward
+
+
+def zero_dual(
+    ops: Ops,
+    block: nn.Module,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    temb: torch.Tensor,
+    **attention,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    own, context = (zero_modulation(norm, temb) for norm in (block.norm1, block.norm1_context))
+    return dual(ops, block, hidden_states, encoder_hidden_states, own, context, **attention)
 
 
 def dual(
@@ -96,14 +107,27 @@ def single_forward(ops: Ops, mlp: Callable) -> Callable:
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         joint_attention_kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        text = encoder_hidden_states.shape[1]
-        hidden_states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        modulation = zero_modulation(self.norm, temb, 3)
         kwargs = (joint_attention_kwargs or {}) | {"image_rotary_emb": image_rotary_emb}
-        hidden_states = single(ops, self, hidden_states, modulation, mlp, **kwargs)
-        return hidden_states[:, :text], hidden_states[:, text:]
+        return joined_single(ops, self, hidden_states, encoder_hidden_states, temb, mlp, **kwargs)
 
     return forward
+
+
+def joined_single(
+    ops: Ops,
+    block: nn.Module,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    temb: torch.Tensor,
+    mlp: Callable,
+    **attention,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A single block that joins the streams and parts them."""
+    text = encoder_hidden_states.shape[1]
+    hidden_states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    modulation = zero_modulation(block.norm, temb, 3)
+    hidden_states = single(ops, block, hidden_states, modulation, mlp, **attention)
+    return hidden_states[:, :text], hidden_states[:, text:]
 
 
 def single(

@@ -18,7 +18,7 @@ from torch import nn
 from ..attention import FusedProcessor
 from ..replace import Ops, Replacement, of_blocks
 from .flux import FusedFluxAttnProcessor, dual
-from .streams import clipped, enter
+from .joint import clipped, enter
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

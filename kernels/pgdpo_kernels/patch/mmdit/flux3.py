@@ -16,7 +16,7 @@ from torch import nn
 
 from ..attention import FusedProcessor
 from ..replace import Ops, Replacement, of_blocks
-from .streams import enter
+from .joint import enter
 
 # As in diffusers 0.42 and 0.42.1
 SOURCES = {

@@ -30,8 +30,16 @@ from diffusers.models.transformers.transformer_ovis_image import (
 from torch import nn
 
 from ..replace import Ops, Replacement
-from .flux import dual_forward, flux_mlp, of_stacks, single, single_forward
-from .streams import zero_modulation
+from .flux import (
+    dual_forward,
+    flux_mlp,
+    joined_single,
+    of_stacks,
+    single,
+    single_forward,
+    zero_dual,
+)
+from .joint import zero_modulation
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -56,14 +64,14 @@ PROCESSORS = (LongCatImageAttnProcessor, OvisImageAttnProcessor, BriaAttnProcess
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    dual, single = dual_forward(ops), single_forward(ops, flux_mlp)
+    dual = dual_forward(ops)
     forwards = {
         LongCatImageTransformerBlock: dual,
-        LongCatImageSingleTransformerBlock: single,
+        LongCatImageSingleTransformerBlock: single_forward(ops, flux_mlp),
         OvisImageTransformerBlock: dual,
         OvisImageSingleTransformerBlock: single_forward(ops, gated_mlp),
-        BriaTransformerBlock: with_attention_kwargs(dual),
-        BriaSingleTransformerBlock: with_attention_kwargs(single),
+        BriaTransformerBlock: bria_dual_forward(ops),
+        BriaSingleTransformerBlock: bria_single_forward(ops),
         BriaFiboTransformerBlock: dual,
         BriaFiboSingleTransformerBlock: joined_forward(ops),
     }
@@ -75,20 +83,34 @@ def gated_mlp(block: OvisImageSingleTransformerBlock, normed: torch.Tensor) -> t
     return block.act_mlp(gate) * inner
 
 
-def with_attention_kwargs(forward: Callable) -> Callable:
-    """Bria's name for `joint_attention_kwargs`."""
-
-    def renamed(
-        self: nn.Module,
+def bria_dual_forward(ops: Ops) -> Callable:
+    def forward(
+        self: BriaTransformerBlock,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return forward(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
+        kwargs = (attention_kwargs or {}) | {"image_rotary_emb": image_rotary_emb}
+        return zero_dual(ops, self, hidden_states, encoder_hidden_states, temb, **kwargs)
 
-    return renamed
+    return forward
+
+
+def bria_single_forward(ops: Ops) -> Callable:
+    def forward(
+        self: BriaSingleTransformerBlock,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_kwargs: dict | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        kwargs = (attention_kwargs or {}) | {"image_rotary_emb": image_rotary_emb}
+        return joined_single(ops, self, hidden_states, encoder_hidden_states, temb, flux_mlp, **kwargs)
+
+    return forward
 
 
 def joined_forward(ops: Ops) -> Callable:

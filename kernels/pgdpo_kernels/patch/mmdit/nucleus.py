@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_nucleusmoe_image import NucleusMo
 from torch import nn
 
 from ..replace import Ops, Replacement, of_blocks, promoted
-from .streams import clipped
+from .joint import clipped
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {NucleusMoEImageTransformerBlock.forward: "c9e321f146193085"}

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_qwenimage import (
 from torch import nn
 
 from ..replace import Forward, Ops, Replacement, of_blocks
-from .streams import JointProcessor, Six, clipped, enter, leave
+from .joint import JointProcessor, Six, clipped, enter, leave
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {

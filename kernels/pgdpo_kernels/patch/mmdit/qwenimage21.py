@@ -19,8 +19,8 @@ from torch import nn
 
 from ..attention import FusedProcessor
 from ..replace import Forward, Ops, Replacement, of_blocks, promoted
+from .joint import clipped
 from .qwenimage import side_by_side
-from .streams import clipped
 
 # As in diffusers 0.41 to 0.42.1
 SOURCES = {

@@ -17,8 +17,8 @@ from diffusers.models.normalization import (
 from torch import nn
 
 from ..attention import FusedProcessor
-from ..replace import Forward, Ops, Processor, Replacement, Unsupported
-from .streams import enter, leave, zero_modulation
+from ..replace import Ops, Processor, Replacement, of_blocks
+from .joint import enter, leave, zero_modulation
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
@@ -33,28 +33,27 @@ SOURCES = {
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    found, forward = [], block_forward(ops)
-    for index, block in enumerate(model.transformer_blocks):
-        path = f"transformer_blocks.{index}"
-        if type(block) is not JointTransformerBlock:
-            raise Unsupported(f"{path} is a {type(block).__name__}")
-        if ops.in_blocks:
-            found.append(Forward(block, path, forward))
-        if ops.in_attention:
-            found += of_attention(block, path, ops)
-    return found
+    stack, known = "transformer_blocks", (JointAttnProcessor2_0,)
+    found = of_blocks(model, stack, ops, {JointTransformerBlock: block_forward(ops)})
+    attentions = {
+        f"{stack}.{index}.{name}": getattr(block, name)
+        for index, block in enumerate(model.transformer_blocks)
+        for name in ("attn", "attn2")
+    }
+    return found + [
+        Processor(attn, path, FusedNormJointAttnProcessor(ops), known)
+        for path, attn in attentions.items()
+        if ops.in_attention and has_norms(attn)
+    ]
 
 
-def of_attention(block: JointTransformerBlock, path: str, ops: Ops) -> list[Replacement]:
-    """Nothing where q and k are not normed: in SD 3.0, and by the processor for fused projections."""
-    known = (JointAttnProcessor2_0,)
-    return [
-        Processor(attn, f"{path}.{name}", FusedNormJointAttnProcessor(ops), known)
-        for name, attn in (("attn", block.attn), ("attn2", block.attn2))
-        if attn is not None
+def has_norms(attn: nn.Module | None) -> bool:
+    """Whether q and k are normed: not in SD 3.0, nor by the processor for fused projections."""
+    return (
+        attn is not None
         and isinstance(attn.norm_q, RMSNorm)
         and not isinstance(attn.processor, FusedJointAttnProcessor2_0)
-    ]
+    )
 
 
 def block_forward(ops: Ops) -> Callable:
