@@ -6,6 +6,7 @@ and `replacements(model, ops)`; `known` lists the classes.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import types
@@ -27,8 +28,8 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
     Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
-    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
-    and eager maths in every call.
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still
+    decides between Triton and eager maths in every call.
 
     Args:
         model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
@@ -56,10 +57,22 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, [(item, item.install()) for item in found])
+    setattr(model, STATE, Replaced((item, item.install()) for item in found))
     replaced = [item.name for item in found]
     logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
     return replaced
+
+
+class Replaced(list):
+    """Replacements with what was there before. They go along with a copy, but not into a pickle."""
+
+    def __deepcopy__(self, memo: dict) -> Replaced:
+        return Replaced(copy.deepcopy(pair, memo) for pair in self)
+
+    def __reduce__(self):
+        raise TypeError(
+            "a patched model can't be pickled: revert(model) before, and apply_to(model) in the process that loads it"
+        )
 
 
 def revert(model: nn.Module) -> None:
