@@ -1,7 +1,7 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file in `video/` or `image/` has SOURCES, the diffusers functions that it stands in for with digests of their code,
-and `replacements(model, ops)`; `known` lists the classes.
+A file in `video/`, `image/` or `mmdit/` has SOURCES, the diffusers functions that it stands in for with digests of
+their code, and `replacements(model, ops)`; `known` lists the classes.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
         TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
             blocks are wrapped already.
     """
-    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
-    if names - set(OPS):
-        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    chosen = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if chosen - set(OPS):
+        raise ValueError(f"unknown ops {sorted(chosen - set(OPS))}; there are {', '.join(OPS)}")
     revert(model)
     model = unwrapped(model)
     try:
-        found = plan(model, Ops.choose(names))
+        found = plan(model, Ops.choose(chosen))
     except Unsupported as reason:
         if strict:
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, Replaced((item, item.install()) for item in found))
-    replaced = [item.name for item in found]
-    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
-    return replaced
+    setattr(model, STATE, (chosen, Installed((item, item.install()) for item in found)))
+    names = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
+    return names
 
 
-class Replaced(list):
+class Installed(list):
     """Replacements with what was there before. They go along with a copy, but not into a pickle."""
 
-    def __deepcopy__(self, memo: dict) -> Replaced:
-        return Replaced(copy.deepcopy(pair, memo) for pair in self)
+    def __deepcopy__(self, memo: dict) -> Installed:
+        return Installed(copy.deepcopy(pair, memo) for pair in self)
 
     def __reduce__(self):
         raise TypeError(
@@ -78,8 +78,15 @@ class Replaced(list):
 def revert(model: nn.Module) -> None:
     """Give the instance back what `apply_to` replaced; nothing happens where nothing was."""
     model = unwrapped(model)
-    for item, original in reversed(model.__dict__.pop(STATE, [])):
+    _, installed = model.__dict__.pop(STATE, (set(), []))
+    for item, original in reversed(installed):
         item.restore(original)
+
+
+def replaced(model: nn.Module) -> list[tuple[Replacement, set[str]]]:
+    """What `apply_to` replaced in this instance, and the ops that are called there; empty where nothing was."""
+    chosen, installed = unwrapped(model).__dict__.get(STATE, (set(), []))
+    return [(item, item.calls & chosen) for item, _ in installed]
 
 
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:
