@@ -113,10 +113,10 @@ def _of_model(model: nn.Module, args: tuple, kwargs: dict) -> Explanation:
         with torch.no_grad(), heard() as decisions:
             model(*args, **kwargs)
         return Explanation.of(_merged((_choice(*decision), "") for decision in decisions))
-    found = [
-        (choice, item.name) for item in places for op in sorted(item.uses) for choice in _of_place(item, op)
-    ]
-    return Explanation.of(_merged(found))
+    called = ((item, op) for item, ops in places for op in sorted(ops))
+    return Explanation.of(
+        _merged((choice, item.name) for item, op in called for choice in _of_place(item, op))
+    )
 
 
 def _of_place(item: Replacement, op: str) -> list[tuple[str, str, str]]:
@@ -124,7 +124,8 @@ def _of_place(item: Replacement, op: str) -> list[tuple[str, str, str]]:
     linear = next(x for x in item.module.modules() if hasattr(x, "in_features"))
     x = torch.empty(1, 1, linear.in_features, device=next(item.module.parameters()).device)
     if op == "qk_norm_rope":
-        return _of_call(qk_norm_rope, x, x, num_heads=item.module.heads, norm="none")
+        heads = item.module.heads if hasattr(item.module, "heads") else item.module.num_heads
+        return _of_call(qk_norm_rope, x, x, num_heads=heads, norm="none")
     return _of_call(PROBES[op], x)
 
 

@@ -51,23 +51,21 @@ class Ops:
     def in_attention(self) -> bool:
         return "qk_norm_rope" in self.chosen
 
-    def used_by(self, function: Callable) -> frozenset[str]:
-        """The chosen ops that a family's function calls, itself or through others of this package."""
-        names, seen, todo = set(), set(), [function]
-        while todo:
-            function = todo.pop()
-            seen.add(function)
-            called = names_in(function.__code__)
-            names |= called & self.chosen
-            known = (function.__globals__.get(name) for name in called)
-            todo += [
-                x
-                for x in known
-                if isinstance(x, types.FunctionType)
-                and x.__module__.startswith(__package__)
-                and x not in seen
-            ]
-        return frozenset(names)
+
+def ops_in(function: Callable) -> set[str]:
+    """The ops that a family's function calls, itself or through functions and classes of this package."""
+    names, seen, todo = set(), set(), [function]
+    while todo:
+        function = todo.pop()
+        seen.add(function)
+        called = names_in(function.__code__)
+        names |= called & set(OPS)
+        enclosed = (cell.cell_contents for cell in function.__closure__ or ())
+        for known in (*(function.__globals__.get(name) for name in called), *enclosed):
+            of_class = vars(known).values() if isinstance(known, type) else [known]
+            functions = (x for x in of_class if isinstance(x, types.FunctionType) and x not in seen)
+            todo += [x for x in functions if x.__module__.startswith(__package__)]
+    return names
 
 
 def names_in(code: types.CodeType) -> set[str]:
@@ -86,7 +84,10 @@ class Forward:
     module: nn.Module
     path: str
     function: Callable  # of the module and forward's arguments
-    uses: frozenset[str] = frozenset()  # ops
+
+    @property
+    def calls(self) -> set[str]:
+        return ops_in(self.function)
 
     @property
     def name(self) -> str:
@@ -112,7 +113,8 @@ class Processor:
     path: str
     processor: Callable
     known: tuple[type, ...]  # the classes of processors that it stands in for
-    uses = frozenset({"qk_norm_rope"})
+
+    calls = frozenset({"qk_norm_rope"})
 
     @property
     def name(self) -> str:
@@ -149,14 +151,15 @@ def of_blocks(
     stack: str,
     ops: Ops,
     forwards: dict[type, Callable | None],
-    attention: str,
-    processor: type,
-    known: tuple[type, ...],
+    attention: str | None = None,
+    processor: type | None = None,
+    known: tuple[type, ...] = (),
 ) -> list[Replacement]:
     """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
 
     Args:
-        stack, attention: the attributes that hold the blocks, and a block's attention.
+        stack, attention: the paths of the blocks in the model, and of the attention in a block; None for one that
+            keeps its processor.
         forwards: the fused forward of every class of blocks; None where a class keeps its own.
         processor: its class, made of `ops`; it stands in for those of `known`.
 
@@ -164,7 +167,7 @@ def of_blocks(
         Unsupported: a block is of another class.
     """
     found: list[Replacement] = []
-    for index, block in enumerate(getattr(model, stack)):
+    for index, block in enumerate(model.get_submodule(stack)):
         path = f"{stack}.{index}"
         if ops.in_blocks:
             kinds = [kind for kind in forwards if isinstance(block, kind)]
@@ -172,9 +175,9 @@ def of_blocks(
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if forwards[kinds[0]] is not None:
                 forward = forwards[kinds[0]]
-                found.append(Forward(block, path, forward, ops.used_by(forward)))
-        if ops.in_attention:
-            module = getattr(block, attention)
+                found.append(Forward(block, path, forward))
+        if ops.in_attention and attention is not None:
+            module = block.get_submodule(attention)
             found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
     return found
 

@@ -32,7 +32,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
             else:
                 raise Unsupported(f"{path} is a {type(block).__name__} of other norms")
             if ops.in_blocks:
-                found.append(Forward(block, path, forward, ops.used_by(forward)))
+                found.append(Forward(block, path, forward))
     return found
 
 

@@ -55,7 +55,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
             raise Unsupported(f"{path} is a {type(block).__name__}")
         if ops.in_blocks:
             forward = fused_forward(ops)
-            found.append(Forward(block, path, forward, ops.used_by(forward)))
+            found.append(Forward(block, path, forward))
         if ops.in_attention:
             for inner in ("video_dec_block", "audio_dec_block"):
                 module = getattr(block, inner).self_attention
