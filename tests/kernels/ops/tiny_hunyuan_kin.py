@@ -133,16 +133,16 @@ def hunyuan_dit():
 def kandinsky5(sparse=False):
     config = dict(in_visual_dim=4, out_visual_dim=4, in_text_dim=8, in_text_dim2=8, time_dim=8, model_dim=32)
     config |= dict(ff_dim=16, num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6))
-    side = 16 if sparse else 4
+    batch, frames, height, width = (1, 1, 8, 16) if sparse else (2, 2, 2, 2)  # tokens
     inputs = {
-        "hidden_states": torch.randn(2, 2, side, side, 4),
-        "encoder_hidden_states": torch.randn(2, 3, 8),
-        "timestep": torch.tensor([100.0, 700.0]),
-        "pooled_projections": torch.randn(2, 8),
-        "visual_rope_pos": [torch.arange(2), torch.arange(side // 2), torch.arange(side // 2)],
+        "hidden_states": torch.randn(batch, frames, 2 * height, 2 * width, 4),
+        "encoder_hidden_states": torch.randn(batch, 3, 8),
+        "timestep": torch.tensor([100.0, 700.0])[:batch],
+        "pooled_projections": torch.randn(batch, 8),
+        "visual_rope_pos": [torch.arange(frames), torch.arange(height), torch.arange(width)],
         "text_rope_pos": torch.arange(3),
     }
-    if sparse:  # every block, in another order of tokens
+    if sparse:  # two blocks, whose tokens are no rows of the grid
         own = {"to_fractal": True, "P": 0.9, "sta_mask": torch.ones(1, 1, 2, 2, dtype=torch.bool)}
         inputs["sparse_params"] = own
     return config, inputs
@@ -167,7 +167,7 @@ def kandinsky6(sound=True, released=False):
 
 def kandinsky6_sr():
     config = dict(in_visual_dim=4, out_visual_dim=4, time_dim=8, model_dim=32, ff_dim=16, num_visual_blocks=1)
-    inputs = {"hidden_states": torch.randn(2, 2, 8, 8, 9), "timestep": torch.tensor([100.0, 700.0])}
+    inputs = {"hidden_states": torch.randn(1, 1, 8, 8, 9), "timestep": torch.tensor([700.0])}
     return config | {"axes_dims": (4, 6, 6)}, inputs
 
 
