@@ -72,7 +72,7 @@ def lay_out(out: Path, repo_id: str) -> dict[str, str]:
         metadata = json.dumps(described(general, backend, name, files), indent=2).encode()
         write(out / "build" / f"torch-{backend}", (files | {"metadata.json": metadata}).items())
         variants[f"torch-{backend}"] = name
-    card = (HERE / "CARD.md").read_text(encoding="utf-8").replace("{{ repo_id }}", repo_id)
+    card = (HERE / "card.template").read_text(encoding="utf-8").replace("{{ repo_id }}", repo_id)
     card = card.replace("{{ version }}", str(general["version"]))
     (out / "CARD.md").write_text(card, encoding="utf-8")
     return variants

@@ -10,7 +10,8 @@ import torch
 from tiny_models import latents_of, step
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pgdpo_kernels import apply_to, revert, set_backend
+from pgdpo_kernels import apply_to, explain, revert, set_backend
+from pgdpo_kernels.backend import heard
 
 
 @contextlib.contextmanager
@@ -49,8 +50,11 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):
         replaced = apply_to(model, strict=True)
-        fused = step(model, inputs)
+        told = {choice.op for choice in explain(model)}
+        with heard() as decisions:
+            fused = step(model, inputs)
     assert replaced
+    assert told == {op for op, *_ in decisions}, "what `explain` reads off the replacements is what is called"
     revert(model)
     assert all(torch.equal(a, b) for a, b in zip(step(model, inputs), eager, strict=True))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
