@@ -74,7 +74,7 @@ def hidream(height=4, head=8, axes=(4, 2, 2)):
 
 
 def sana(**norms):
-    config = dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=6)
+    config = dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=3)
     config |= dict(num_cross_attention_heads=3, cross_attention_head_dim=8, cross_attention_dim=24)
     config |= dict(caption_channels=8, sample_size=4, patch_size=1) | norms
     inputs = {
@@ -176,7 +176,7 @@ def ideogram4(per_token=False):
     indicator = torch.tensor([LLM, LLM, PICTURE, PICTURE] * 2)
     inputs = {
         "hidden_states": torch.randn(2, 8, 4),
-        "timestep": torch.rand(2, 8) if per_token else torch.tensor([0.1, 0.7]),
+        "timestep": (torch.rand(2, 8) if per_token else torch.tensor([0.1, 0.7])).bfloat16(),
         "encoder_hidden_states": torch.randn(2, 8, 8),
         "position_ids": torch.randint(0, 8, (2, 8, 3)),
         "segment_ids": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]).expand(2, 8),
