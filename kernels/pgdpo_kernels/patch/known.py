@@ -40,7 +40,7 @@ FAMILIES = {
     "Krea2Transformer2DModel": "mmdit.krea2",
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
-    "LatteTransformer3DModel": "video.allegro",
+    "LatteTransformer3DModel": "image.basic",
     "LongCatImageTransformer2DModel": "mmdit.flux_kin",
     "Lumina2Transformer2DModel": "image.lumina",
     "LuminaNextDiT2DModel": "image.lumina",

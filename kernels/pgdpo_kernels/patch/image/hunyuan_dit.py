@@ -12,6 +12,7 @@ from diffusers.models.transformers.hunyuan_transformer_2d import AdaLayerNormShi
 from torch import nn
 
 from ..attention import FusedProcessor, mask_of_heads
+from ..norms import affine
 from ..replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
@@ -58,10 +59,6 @@ def block_forward(ops: Ops) -> Callable:
         return hidden_states + self.ff(normed)
 
     return forward
-
-
-def affine(norm: FP32LayerNorm) -> dict:
-    return {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
 
 
 class FusedNormHunyuanAttnProcessor(FusedProcessor):
