@@ -24,6 +24,7 @@ class Bundle(build_py):
         shutil.rmtree(library / BUNDLE, ignore_errors=True)
         (library / BUNDLE).mkdir()
         (library / "pgdpo_kernels").rename(library / BUNDLE / "pgdpo_kernels")
+        (library / BUNDLE / "__init__.py").touch()  # by which pip knows a folder that it may remove
         (library / f"{BUNDLE}.pth").write_text(f"{BUNDLE}\n", encoding="utf-8")
 
 
@@ -86,6 +87,7 @@ setup(
             "hypothesis",
             "scipy",
             "ruff",
+            "setuptools>=77",  # wheels are built of this tree, without a network
             "trackio",
         ],
         "wandb": ["wandb"],

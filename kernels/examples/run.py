@@ -3,11 +3,12 @@
 A folder here is one trainer:
 
 - `patch.diff`: what puts the ops in, at most 15 lines, for `git apply --unidiff-zero`.
-- `example.py`: `TRAINER`, `PACKAGES` (distributions that it needs, its own first), `DTYPE` (what the model computes in),
-  `SCOPE` ("whole script", "training step" or "loss function"), and `command(source, work)`: makes what the trainer wants
-  in the folder `work` and returns its arguments for Python. For a checkout also `CHECKOUT`: the variable that names
-  it, the commit that the patch is of, and which of its paths are needed. `findings()`, where there is one, measures
-  what is wrong in the trainer's loss: a number by its name.
+- `example.py`: `TRAINER`, `PACKAGES` (distributions that it needs, its own first), `DTYPE` (what the model computes
+  in), `SCOPE` ("whole script", "training step" or "loss function"), and `command(source, work)`: makes what the trainer
+  wants in the folder `work` and returns its arguments for Python. For a checkout also `CHECKOUT`: the variable that
+  names it, the commit that the patch is of, and which of its paths are needed. `GAIN`, 1 by default: what the loss
+  multiplies an error's rounding by, beta / 2 in preference losses. `findings()`, where there is one, measures what is
+  wrong in the trainer's loss: a number by its name.
 - `train.py`, where the trainer is a released package: a script as its documentation would write it.
 
 A run is a process of its own on a fresh copy of the sources. It prints `step N: loss X`, for a checkout's script
@@ -162,7 +163,8 @@ def compare(name: str, backends: list[str]) -> dict:
         row["commit"] = checkout(example)[1]
     untouched = run(name)
     eps = torch.finfo(getattr(torch, example.DTYPE)).eps
-    row |= {"lines_added": added, "lines_removed": removed, "dtype": example.DTYPE, "eps": eps}
+    row |= {"lines_added": added, "lines_removed": removed, "dtype": example.DTYPE}
+    row |= {"eps": eps, "gain": getattr(example, "GAIN", 1)}
     row |= {"steps": len(untouched), "losses": untouched, "patched": {}}
     for backend in backends:
         losses = run(name, backend)
@@ -179,7 +181,7 @@ def show(row: dict) -> str:
     version = row.get("commit", "")[:12] or next(iter(row["versions"].values()))
     lines = [
         f"{row['trainer']} {version}, {row['scope']}: +{row['lines_added']} -{row['lines_removed']} lines, "
-        f"{row['steps']} steps in {row['dtype']} (eps {row['eps']:.1e}), "
+        f"{row['steps']} steps in {row['dtype']} (rounding {row['eps'] * row['gain']:.1e}), "
         f"loss {row['losses'][0]:.6g} to {row['losses'][-1]:.6g}"
     ]
     for backend, found in row["patched"].items():

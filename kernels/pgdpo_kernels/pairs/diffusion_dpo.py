@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,8 +73,7 @@ def diffusion_dpo_loss(
         return _fused(given, preference, weights, reduction, loss_scale)
     errors = errors_of(OP, given, cross=named and preference.safeguard_mu is not None)
     result = loss_from_errors(OP, errors, preference, *weights, reduction, loss_scale)
-    result.losses = result.losses.detach()
-    return result
+    return replace(result, losses=result.losses.detach())
 
 
 def label_columns(op: str, labels: torch.Tensor) -> int:

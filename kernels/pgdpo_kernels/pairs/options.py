@@ -124,17 +124,16 @@ def checked_objective(
     op: str, objective: Objective, beta: float | None, timestep_weight, segment_labels, options: dict
 ) -> Preference | Custom:
     """The named objective with its numbers, or the callable, for which these have no meaning."""
+    if options and not options.keys() <= OPTIONS:
+        unknown = ", ".join(sorted(options.keys() - OPTIONS))
+        raise TypeError(f"{op}: unknown option {unknown}; options are {', '.join(sorted(OPTIONS))}")
     if not callable(objective):
-        if options and not options.keys() <= OPTIONS:
-            unknown = ", ".join(sorted(options.keys() - OPTIONS))
-            raise TypeError(f"{op}: unknown option {unknown}; options are {', '.join(sorted(OPTIONS))}")
         return Preference(beta, objective, **options).check(op)
-    given = {"beta": beta, "timestep_weight": timestep_weight, "segment_labels": segment_labels}
-    given = [*(name for name, value in given.items() if value is not None), *options]
-    if given:
+    given = {"beta": beta, "timestep_weight": timestep_weight, "segment_labels": segment_labels, **options}
+    if given := ", ".join(name for name, value in given.items() if value is not None):
         raise ValueError(
-            f"{op}: {', '.join(given)} is of the named objectives, but objective is a callable; let it close over "
-            "what it needs"
+            f"{op}: {given} can't be given beside a callable objective, which doesn't read it; let it close over what "
+            "it needs"
         )
     return objective
 

@@ -6,6 +6,7 @@ their code, and `replacements(model, ops)`; `known` lists the classes.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import types
@@ -56,10 +57,22 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, (chosen, [(item, item.install()) for item in found]))
+    setattr(model, STATE, (chosen, Installed((item, item.install()) for item in found)))
     names = [item.name for item in found]
     logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
     return names
+
+
+class Installed(list):
+    """Replacements with what was there before. They go along with a copy, but not into a pickle."""
+
+    def __deepcopy__(self, memo: dict) -> Installed:
+        return Installed(copy.deepcopy(pair, memo) for pair in self)
+
+    def __reduce__(self):
+        raise TypeError(
+            "a patched model can't be pickled: revert(model) before, and apply_to(model) in the process that loads it"
+        )
 
 
 def revert(model: nn.Module) -> None:

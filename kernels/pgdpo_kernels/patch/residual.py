@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .norms import affine
 from .replace import Ops
 
 
@@ -24,12 +25,10 @@ class Residual:
 
     def normed(self, norm: nn.Module, scale=None, shift=None) -> torch.Tensor:
         """The stream through a LayerNorm or an RMSNorm of torch's or of diffusers', and its modulation."""
-        how = {"eps": norm.eps, "weight": getattr(norm, "weight", None), "bias": getattr(norm, "bias", None)}
-        how["norm"] = "layer" if isinstance(norm, nn.LayerNorm) else "rms"
         if self.branch is None:
-            return self.ops.norm_modulate(self.hidden, scale, shift, **how)
+            return self.ops.norm_modulate(self.hidden, scale, shift, **affine(norm))
         self.hidden, normed = self.ops.gate_residual_norm_modulate(
-            self.hidden, self.branch, self.gate, scale, shift, **how
+            self.hidden, self.branch, self.gate, scale, shift, **affine(norm)
         )
         self.branch = self.gate = None
         return normed

@@ -12,14 +12,14 @@ LLM, PICTURE = 3, 2  # of Ideogram 4's tokens
 
 def lumina2(ragged=False):
     config = dict(sample_size=4, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1)
-    config |= dict(num_attention_heads=3, num_kv_heads=1, multiple_of=2, cap_feat_dim=8)
+    config |= dict(num_attention_heads=3, num_kv_heads=1, multiple_of=2, cap_feat_dim=32)
     config |= dict(axes_dim_rope=(4, 2, 2), axes_lens=(16, 8, 8))
     mask = torch.ones(2, 3, dtype=torch.bool)
     mask[0, 2] = not ragged
     inputs = {
         "hidden_states": torch.randn(2, 4, 4, 4),
         "timestep": torch.tensor([0.1, 0.7]),
-        "encoder_hidden_states": torch.randn(2, 3, 8),
+        "encoder_hidden_states": torch.randn(2, 3, 32),
         "encoder_attention_mask": mask,
     }
     return config, inputs

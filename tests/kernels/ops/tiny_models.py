@@ -122,7 +122,7 @@ def cast(key, dtype, value):
 
 
 def latents_of(inputs) -> str:
-    return "hidden_states" if "hidden_states" in inputs else "x"
+    return next(key for key in ("hidden_states", "x", "vision_tokens") if key in inputs)
 
 
 def step(model, inputs) -> list[torch.Tensor]:

@@ -37,19 +37,31 @@ def block_forward(ops: Ops) -> Callable:
         temb: torch.Tensor,  # [B, 6, D], or [B, N, 6, D] with a timestep per token
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        return branches(
-            Residual(ops, hidden_states),
-            (self.norm1, self.norm2, self.norm3),
-            modulation(self.scale_shift_table, temb.unbind(-2)),
-            lambda normed: self.attn1(normed, None, None, rotary_emb),
-            lambda normed: self.attn2(normed, encoder_hidden_states, None, None),
-            self.ffn,
-        )
+        return block(ops, self, hidden_states, encoder_hidden_states, temb.unbind(-2), rotary_emb)
 
     return forward
 
 
-def modulation(table: torch.Tensor, embeddings: tuple[torch.Tensor, ...]) -> tuple:
+def block(
+    ops: Ops,
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    embeddings: tuple[torch.Tensor, ...],  # six of [B, D] or [B, N, D]
+    rotary_emb: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return branches(
+        Residual(ops, hidden_states),
+        (self.norm1, self.norm2, self.norm3),
+        pairs(self.scale_shift_table, embeddings),
+        lambda normed: self.attn1(normed, None, attention_mask, rotary_emb),
+        lambda normed: self.attn2(normed, encoder_hidden_states, None, None),
+        self.ffn,
+    )
+
+
+def pairs(table: torch.Tensor, embeddings: tuple[torch.Tensor, ...]) -> tuple:
     """shift, scale and gate of self-attention and of the feed-forward, from a table `[1, 6, D]`.
 
     Table and embedding stay unsummed: per token, the sum would be six times the hidden states in fp32.

@@ -19,8 +19,7 @@ from diffusers.models.transformers.transformer_wan_vace import WanVACETransforme
 from torch import nn
 
 from ..replace import Ops, Replacement, of_blocks
-from ..residual import Residual
-from . import wan
+from ..video.wan import FusedWanAttnProcessor, block, block_forward
 
 COPIES = (transformer_wan, transformer_wan_animate, transformer_chronoedit)
 PROCESSORS = (SkyReelsV2AttnProcessor, *(copy.WanAttnProcessor for copy in COPIES))
@@ -39,7 +38,7 @@ for copy in COPIES:  # by their comments, the copies are told apart
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    forwards = {copy.WanTransformerBlock: wan.block_forward(ops) for copy in COPIES}
+    forwards = {copy.WanTransformerBlock: block_forward(ops) for copy in COPIES}
     forwards |= {
         SkyReelsV2TransformerBlock: skyreels_forward(ops),
         WanVACETransformerBlock: vace_forward(ops),
@@ -48,7 +47,7 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         item
         for stack in ("vace_blocks", "blocks")
         if hasattr(model, stack)
-        for item in of_blocks(model, stack, ops, forwards, "attn1", wan.FusedWanAttnProcessor, PROCESSORS)
+        for item in of_blocks(model, stack, ops, forwards, "attn1", FusedWanAttnProcessor, PROCESSORS)
     ]
 
 
@@ -61,21 +60,13 @@ def skyreels_forward(ops: Ops) -> Callable:
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        return wan.branches(
-            Residual(ops, hidden_states),
-            (self.norm1, self.norm2, self.norm3),
-            wan.modulation(self.scale_shift_table, temb.unbind(1)),
-            lambda normed: self.attn1(normed, None, attention_mask, rotary_emb),
-            lambda normed: self.attn2(normed, encoder_hidden_states, None, None),
-            self.ffn,
-        )
+        embeddings = temb.unbind(1)
+        return block(ops, self, hidden_states, encoder_hidden_states, embeddings, rotary_emb, attention_mask)
 
     return forward
 
 
 def vace_forward(ops: Ops) -> Callable:
-    of_wan = wan.block_forward(ops)
-
     def forward(
         self: WanVACETransformerBlock,
         hidden_states: torch.Tensor,
@@ -86,7 +77,10 @@ def vace_forward(ops: Ops) -> Callable:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         if self.proj_in is not None:
             control_hidden_states = self.proj_in(control_hidden_states) + hidden_states
-        control_hidden_states = of_wan(self, control_hidden_states, encoder_hidden_states, temb, rotary_emb)
+        embeddings = temb.unbind(1)
+        control_hidden_states = block(
+            ops, self, control_hidden_states, encoder_hidden_states, embeddings, rotary_emb
+        )
         conditioning = None if self.proj_out is None else self.proj_out(control_hidden_states)
         return conditioning, control_hidden_states
 
