@@ -2,6 +2,7 @@
 
 # The class, and the file here that knows its blocks.
 FAMILIES = {
+    "AceStepTransformer1DModel": "audio.ace_step",
     "AllegroTransformer3DModel": "video.allegro",
     "AnyFlowFARTransformer3DModel": "wan.anyflow",
     "AnyFlowTransformer3DModel": "wan.anyflow",
@@ -41,13 +42,16 @@ FAMILIES = {
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
     "LatteTransformer3DModel": "video.allegro",
+    "LongCatAudioDiTTransformer": "audio.longcat_audio",
     "LongCatImageTransformer2DModel": "mmdit.flux_kin",
     "Lumina2Transformer2DModel": "image.lumina",
     "LuminaNextDiT2DModel": "image.lumina",
     "MiniMaxH3Transformer3DModel": "video.minimax_h3",
+    "MiniMaxMusic3Transformer1DModel": "audio.minimax_music3",
     "MochiTransformer3DModel": "video.mochi",
     "MotifVideoTransformer3DModel": "video.motif_video",
     "NucleusMoEImageTransformer2DModel": "mmdit.nucleus",
+    "OmniGenTransformer2DModel": "image.omnigen",
     "OvisImageTransformer2DModel": "mmdit.flux_kin",
     "PRXTransformer2DModel": "image.prx",
     "PixArtTransformer2DModel": "image.basic",
@@ -60,6 +64,8 @@ FAMILIES = {
     "SanaWMLTX2RefinerTransformer3DModel": "world.sana_wm",
     "SanaWMTransformer3DModel": "world.sana_wm",
     "SkyReelsV2Transformer3DModel": "wan.copies",
+    "StableAudio3DiTModel": "audio.stable_audio3",
+    "StableAudioDiTModel": "audio.stable_audio",
     "Transformer2DModel": "image.basic",
     "TransformerTemporalModel": "image.basic",
     "WanAnimate2Transformer3DModel": "wan.animate_2",
