@@ -41,7 +41,7 @@ FAMILIES = {
     "Krea2Transformer2DModel": "mmdit.krea2",
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
-    "LatteTransformer3DModel": "video.allegro",
+    "LatteTransformer3DModel": "image.basic",
     "LongCatAudioDiTTransformer": "audio.longcat_audio",
     "LongCatImageTransformer2DModel": "mmdit.flux_kin",
     "Lumina2Transformer2DModel": "image.lumina",

@@ -36,7 +36,7 @@ def chroma(masked=False):
     config, inputs = flux(**network)
     if masked:
         inputs["attention_mask"] = torch.ones(2, 9, dtype=torch.bool)
-        inputs["attention_mask"][0, 2] = False
+        inputs["attention_mask"][0, 2] = inputs["attention_mask"][1, 5] = False  # a text's, an image's
     return config, inputs
 
 

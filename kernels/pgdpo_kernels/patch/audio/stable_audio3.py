@@ -1,4 +1,4 @@
-"""Stable Audio 3: RMS norms, gates through a sigmoid; its attention is a difference of two, half of each head turned."""
+"""Stable Audio 3: RMS norms, gates through a sigmoid; its attention is a difference of two, half of a head turned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' `BasicTransformerBlock`, where its norms are LayerNorms: PixArt, DiT and the models of UNets' parts."""
+"""diffusers' `BasicTransformerBlock`, where its norms are LayerNorms: PixArt, Latte, DiT and UNets' parts."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         "layer_norm": plain_forward(ops),
     }
     found: list[Replacement] = []
-    for index, block in enumerate(model.transformer_blocks):
-        path = f"transformer_blocks.{index}"
-        if type(block) is not BasicTransformerBlock:
-            raise Unsupported(f"{path} is a {type(block).__name__}")
-        if block.norm_type not in forwards or block.pos_embed is not None or hasattr(block, "fuser"):
-            raise Unsupported(
-                f"{path} has norms of type {block.norm_type}, positions or grounding of its own"
-            )
-        if ops.in_blocks:
-            forward = forwards[block.norm_type]
-            found.append(Forward(block, path, forward))
+    for stack in ("transformer_blocks", "temporal_transformer_blocks"):  # the latter are Latte's
+        for index, block in enumerate(getattr(model, stack, ())):
+            path = f"{stack}.{index}"
+            if type(block) is not BasicTransformerBlock:
+                raise Unsupported(f"{path} is a {type(block).__name__}")
+            if block.norm_type not in forwards or block.pos_embed is not None or hasattr(block, "fuser"):
+                raise Unsupported(
+                    f"{path} has norms of type {block.norm_type}, positions or grounding of its own"
+                )
+            if ops.in_blocks:
+                forward = forwards[block.norm_type]
+                found.append(Forward(block, path, forward))
     return found
 
 
