@@ -40,7 +40,9 @@ def test_a_reason_is_told(name):
     """By an instance without layers: nothing of it is looked at."""
     model = models()[name].__new__(models()[name])
     nn.Module.__init__(model)
-    assert REASONS[name][-1].isalnum() and len(REASONS[name].split()) > 4, "a fragment that names the obstacle"
+    assert REASONS[name][-1].isalnum() and len(REASONS[name].split()) > 4, (
+        "a fragment that names the obstacle"
+    )
     with pytest.warns(UserWarning, match=f"^{name} is left as it is: ") as told:
         assert apply_to(model) == []
     assert str(told[0].message).endswith(REASONS[name])

@@ -18,6 +18,7 @@ from ..replace import Forward, Ops, Replacement, Unsupported, promoted
 SOURCES = {
     BasicTransformerBlock.forward: "440071576ac5ee6f",
     AdaLayerNormZero.forward: "93374820c014f812",
+    _chunked_feed_forward: "c1e9a86d8d3a9af2",
 }
 
 
