@@ -1,8 +1,32 @@
 """Install with `pip install -e .`; the tests with `pip install -e ".[test]"`."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+BUNDLE = "pgdpo_bundled"
+
+
+class Bundle(build_py):
+    """A wheel holds the kernels in a folder of their own, which a .pth file puts at the end of the path.
+
+    At `pgdpo_kernels/` lie the files of the distribution pgdpo-kernels: where it is installed, it is the one that is
+    imported, and pip removes either without touching the other's files. An editable install maps the clone's folder.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        library = Path(self.build_lib)
+        shutil.rmtree(library / BUNDLE, ignore_errors=True)
+        (library / BUNDLE).mkdir()
+        (library / "pgdpo_kernels").rename(library / BUNDLE / "pgdpo_kernels")
+        (library / BUNDLE / "__init__.py").touch()  # by which pip knows a folder that it may remove
+        (library / f"{BUNDLE}.pth").write_text(f"{BUNDLE}\n", encoding="utf-8")
+
 
 setup(
     name="pgdpo",
@@ -26,6 +50,7 @@ setup(
     package_data={
         "pgdpo.configs": ["*.yaml", "cluster/*"],
         "pgdpo": ["assets/**/*", "report/templates/*.jinja", "checking/*.jinja", "py.typed"],
+        "pgdpo_kernels": ["py.typed"],
     },
     install_requires=[
         "torch>=2.10,<2.14",
@@ -62,6 +87,7 @@ setup(
             "hypothesis",
             "scipy",
             "ruff",
+            "setuptools>=77",  # wheels are built of this tree, without a network
             "trackio",
         ],
         "wandb": ["wandb"],
@@ -69,5 +95,6 @@ setup(
         "swanlab": ["swanlab"],
         "bench": ["pytest>=8", "pytest-benchmark", "liger-kernel"],
     },
+    cmdclass={"build_py": Bundle},
     entry_points={"console_scripts": ["pgdpo=pgdpo.cli:main"]},
 )

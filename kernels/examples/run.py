@@ -3,11 +3,12 @@
 A folder here is one trainer:
 
 - `patch.diff`: what puts the ops in, at most 15 lines, for `git apply --unidiff-zero`.
-- `example.py`: `TRAINER`, `PACKAGES` (distributions that it needs, its own first), `DTYPE` (what the model computes in),
-  `SCOPE` ("whole script", "training step" or "loss function"), and `command(source, work)`: makes what the trainer wants
-  in the folder `work` and returns its arguments for Python. For a checkout also `CHECKOUT`: the variable that names
-  it, the commit that the patch is of, and which of its paths are needed. `findings()`, where there is one, measures
-  what is wrong in the trainer's loss: a number by its name.
+- `example.py`: `TRAINER`, `PACKAGES` (distributions that it needs, its own first), `DTYPE` (what the model computes
+  in), `SCOPE` ("whole script", "training step" or "loss function"), and `command(source, work)`: makes what the trainer
+  wants in the folder `work` and returns its arguments for Python. For a checkout also `CHECKOUT`: the variable that
+  names it, the commit that the patch is of, and which of its paths are needed. `GAIN`, 1 by default: what the loss
+  multiplies an error's rounding by, beta / 2 in preference losses. `findings()`, where there is one, measures what is
+  wrong in the trainer's loss: a number by its name.
 - `train.py`, where the trainer is a released package: a script as its documentation would write it.
 
 A run is a process of its own on a fresh copy of the sources. It prints `step N: loss X`, for a checkout's script
@@ -74,7 +75,9 @@ def checkout(example: ModuleType) -> tuple[Path, str, tuple[str, ...]]:
     folder = os.environ.get(variable)
     if not folder:
         raise Skipped(f"needs a checkout: set {variable} to a clone that has commit {commit[:12]}")
-    known = subprocess.run(["git", "-C", folder, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True)
+    known = subprocess.run(
+        ["git", "-C", folder, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True
+    )
     if known.returncode:
         raise Skipped(f"{variable}={folder} does not have commit {commit}: fetch it")
     return Path(folder), commit, tuple(paths)
@@ -85,16 +88,16 @@ def sources(name: str, example: ModuleType, folder: Path) -> None:
     if hasattr(example, "CHECKOUT"):
         repository, commit, paths = checkout(example)
         archive = ["git", "-C", str(repository), "archive", commit, *paths]
-        subprocess.run(
-            ["tar", "-x", "-C", folder], input=subprocess.check_output(archive), check=True
-        )
+        subprocess.run(["tar", "-x", "-C", folder], input=subprocess.check_output(archive), check=True)
     else:
         shutil.copy(HERE / name / "train.py", folder)
 
 
 def patch(name: str, folder: Path) -> None:
     """`patch.diff` applied to the sources in `folder`; CalledProcessError where it does not fit."""
-    outside = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}  # else git looks for a repository above
+    outside = os.environ | {
+        "GIT_CEILING_DIRECTORIES": str(folder.parent)
+    }  # else git looks for a repository above
     command = ["git", "apply", "--unidiff-zero", str(HERE / name / "patch.diff")]
     subprocess.run(command, cwd=folder, env=outside, check=True)
 
@@ -127,7 +130,9 @@ def run(name: str, backend: str | None = None) -> list[float]:
     losses = [float(x) for x in re.findall(r"^step \d+: loss (\S+)$", done.stdout, re.MULTILINE)]
     if done.returncode or not losses:
         said = (done.stdout + done.stderr)[-3000:]
-        raise RuntimeError(f"{name}, {backend or 'untouched'}: exit {done.returncode}, {len(losses)} losses\n{said}")
+        raise RuntimeError(
+            f"{name}, {backend or 'untouched'}: exit {done.returncode}, {len(losses)} losses\n{said}"
+        )
     return losses
 
 
@@ -158,7 +163,8 @@ def compare(name: str, backends: list[str]) -> dict:
         row["commit"] = checkout(example)[1]
     untouched = run(name)
     eps = torch.finfo(getattr(torch, example.DTYPE)).eps
-    row |= {"lines_added": added, "lines_removed": removed, "dtype": example.DTYPE, "eps": eps}
+    row |= {"lines_added": added, "lines_removed": removed, "dtype": example.DTYPE}
+    row |= {"eps": eps, "gain": getattr(example, "GAIN", 1)}
     row |= {"steps": len(untouched), "losses": untouched, "patched": {}}
     for backend in backends:
         losses = run(name, backend)
@@ -175,11 +181,13 @@ def show(row: dict) -> str:
     version = row.get("commit", "")[:12] or next(iter(row["versions"].values()))
     lines = [
         f"{row['trainer']} {version}, {row['scope']}: +{row['lines_added']} -{row['lines_removed']} lines, "
-        f"{row['steps']} steps in {row['dtype']} (eps {row['eps']:.1e}), "
+        f"{row['steps']} steps in {row['dtype']} (rounding {row['eps'] * row['gain']:.1e}), "
         f"loss {row['losses'][0]:.6g} to {row['losses'][-1]:.6g}"
     ]
     for backend, found in row["patched"].items():
-        lines.append(f"  {backend}: at most {found['max_apart']:.1e} apart, relative {found['max_relative']:.1e}")
+        lines.append(
+            f"  {backend}: at most {found['max_apart']:.1e} apart, relative {found['max_relative']:.1e}"
+        )
     lines += [f"  {name}: {value:.4g}" for name, value in row.get("findings", {}).items()]
     return "\n".join(lines)
 

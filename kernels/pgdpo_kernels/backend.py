@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -10,6 +12,7 @@ BACKENDS = ("auto", "triton", "eager")
 VARIABLE = "PGDPO_KERNELS_BACKEND"
 
 _forced: str | None = None
+_heard: list | None = None  # of `heard`
 
 
 class set_backend:
@@ -38,6 +41,11 @@ def get_backend() -> str:
     return _forced if _forced is not None else _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
 
 
+def forced() -> bool:
+    """Whether `set_backend` decides, and not the environment."""
+    return _forced is not None
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, and so on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -52,15 +60,26 @@ def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> 
         RuntimeError: the backend `triton` was asked for and can't run here.
     """
     backend = get_backend()
-    if backend == "eager":
-        return False
     if obstacle is None and not tensor.is_cuda and not (tensor.is_cpu and interpreting()):
         obstacle = (
             f"its tensors are on {tensor.device}: Triton needs CUDA or HIP tensors, or TRITON_INTERPRET=1"
         )
-    if obstacle is not None and backend == "triton":
+    if _heard is not None:
+        _heard.append((op, backend, tensor.device, obstacle))
+    elif obstacle is not None and backend == "triton":
         raise RuntimeError(f"{op}: backend 'triton' was asked for, but {obstacle}")
-    return obstacle is None
+    return obstacle is None and backend != "eager"
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[tuple[str, str, torch.device, str | None]]]:
+    """Every decision within, as (op, the backend asked for, device, what stands against Triton); none raises."""
+    global _heard
+    before, _heard = _heard, []
+    try:
+        yield _heard
+    finally:
+        _heard = before
 
 
 def _checked(name: str, source: str) -> str:

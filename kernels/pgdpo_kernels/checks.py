@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -33,11 +34,20 @@ def check_samples(op: str, name: str, tensor: torch.Tensor, meaning: str = "[N, 
         raise ValueError(f"{op}: {name} has no elements, its shape is {tuple(tensor.shape)}")
 
 
-def check_like(op: str, name: str, tensor: torch.Tensor, other: str, like: torch.Tensor) -> None:
+def check_like(
+    op: str,
+    name: str,
+    tensor: torch.Tensor,
+    other: str,
+    like: torch.Tensor,
+    shape: Sequence[int] | None = None,
+) -> None:
+    """On the device of `like`, and of its shape or of the one that is said."""
     check_float(op, name, tensor)
-    if tensor.shape != like.shape:
+    shape = like.shape if shape is None else shape
+    if tensor.shape != shape:
         raise ValueError(
-            f"{op}: {name} must have the shape of {other}, {tuple(like.shape)}, got {tuple(tensor.shape)}"
+            f"{op}: {name} must have the shape of {other}, {tuple(shape)}, got {tuple(tensor.shape)}"
         )
     if tensor.device != like.device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, {other} on {like.device}")

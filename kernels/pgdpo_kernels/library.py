@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch.autograd import forward_ad
 
-# A copy of this package under another name, as Hugging Face's `kernels` loads them, has operators of its own.
-NAMESPACE = {"pgdpo_kernels": "pgdpo"}.get(__package__, __package__.replace(".", "_"))
+from ._ops import add_op_namespace_prefix, ops
+
 # Kept: with it go its operators.
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_library = torch.library.Library(ops.name, "FRAGMENT")
 # The kernels read memory by the strides that were checked: a compiler may choose no others. torch's default, said.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
 def opaque(name: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
-    """Decorator: a function of tensors and constants as the operator NAME of `torch.ops.pgdpo`.
+    """Decorator: a function of tensors and constants as the operator NAME in the namespace of `_ops`.
 
     `fake` takes the same arguments and gives empty outputs of the right shapes. The function changes none of its
     arguments and returns new tensors alone: nothing looks at that when it runs, `torch.library.opcheck` does in tests.
@@ -30,8 +30,8 @@ def opaque(name: str, fake: Callable) -> Callable[[Callable], torch._ops.OpOverl
         schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema, tags=_TAGS)
         _library.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-        return getattr(getattr(torch.ops, NAMESPACE), name).default
+        torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_library)
+        return getattr(ops, name).default
 
     return register
 

@@ -115,16 +115,17 @@ def _detached(errors: PairErrors | GroupErrors) -> PairErrors | GroupErrors:
 class PreferenceLoss:
     """A preference loss and the numbers to log with it.
 
-    `loss` carries a gradient, from `preference_loss` also `losses`; the rest is detached.
+    `loss` carries a gradient, from `preference_loss` also `losses`; the rest is detached. Reduction and `loss_scale`
+    are in `loss` alone. What is None with a callable objective is None, as it has no such numbers.
     """
 
-    loss: torch.Tensor  # scalar: the mean of `losses`
+    loss: torch.Tensor  # scalar, the mean or the sum of `losses`, or [B]; times `loss_scale`
     losses: torch.Tensor  # [B], weighted
-    logits: torch.Tensor  # [B]
-    implicit_reward_chosen: torch.Tensor  # [B], -excess, before beta and timestep weight
-    implicit_reward_rejected: torch.Tensor  # [B]
-    ars_alpha: torch.Tensor  # [B]; 1 where rejection is not scaled
-    ipr_gate: torch.Tensor  # [B]; 0 without the regularization
-    slope_chosen: torch.Tensor  # [B, S]: the loss by the chosen's error of each segment
-    slope_rejected: torch.Tensor
+    logits: torch.Tensor | None  # [B]
+    implicit_reward_chosen: torch.Tensor | None  # [B], -excess, before beta and timestep weight
+    implicit_reward_rejected: torch.Tensor | None  # [B]
+    ars_alpha: torch.Tensor | None  # [B]; 1 where rejection is not scaled
+    ipr_gate: torch.Tensor | None  # [B]; 0 without the regularization
+    slope_chosen: torch.Tensor | None  # [B, S]: the mean of `losses` by the chosen's error of each segment
+    slope_rejected: torch.Tensor | None
     errors: PairErrors

@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pgdpo.messages.console import console, say
+from pgdpo.version import foreign_kernels, imported_kernels, kernels_version
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 NETWORK_FILE_SYSTEMS = {
@@ -168,6 +169,9 @@ def _kernels() -> Iterator[Finding]:
     from pgdpo_kernels import pair_errors
     from pgdpo_kernels.backend import takes_triton
 
+    folder, foreign = imported_kernels(), foreign_kernels()
+    said = f"{kernels_version(folder)} from {folder}"
+    yield Finding("pgdpo_kernels", WARNING if foreign else OK, said, foreign)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pred, target, reference = torch.randn(3, 4, 4, 3, 8, 8, device=device)
     fused = pair_errors(pred, target, reference).policy_chosen[:, 0].double()

@@ -8,12 +8,15 @@ import sys
 from pgdpo.cli import data, look, quickstart, tools, train  # noqa: F401  (they register their commands)
 from pgdpo.cli.app import app
 from pgdpo.messages.errors import INTERRUPTED, InputError, Interrupted, Stopped
+from pgdpo.version import foreign_kernels
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Entry point: bad input is one message and exit code 2; what was told to stop ends with 130 (Ctrl-C) or 143."""
+    if warning := _once(foreign_kernels()):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -156,7 +156,7 @@ def pair_gradients(full: bool) -> list[Case]:
 
 
 def noises(full: bool) -> list[Case]:
-    from pgdpo_kernels.pairs.noise_kernel import GROUPS, THREADS, noise_kernel
+    from pgdpo_kernels.noise.noise_kernel import GROUPS, THREADS, noise_kernel
 
     out = []
     every = itertools.product(("bf16", "fp32"), ("flow", "epsilon", "v", "noise"))

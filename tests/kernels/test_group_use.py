@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 def test_opcheck():
     pred, target, ref = make_pairs((3, 2, 4, 3, 5), (torch.bfloat16, torch.float32, torch.float32))
     mask, groups = torch.rand(2, 120, device=DEVICE), torch.tensor([0, 1, 0], device=DEVICE)
-    where, ops = (mask, [0, 0, 1, 1], 2), torch.ops.pgdpo
+    where, ops = (mask, [0, 0, 1, 1], 2), torch.ops.pgdpo_kernels
     torch.library.opcheck(ops.pair_errors.default, (pred, target, ref, *where, False, 1, groups))
     apart = [list(x) for x in (pred, target, ref)]
     torch.library.opcheck(ops.separate_errors.default, (*apart, *where, False, 1, groups))

@@ -31,7 +31,7 @@ def test_opcheck_pairs():
     """Two calls' numbers are alike to the bit. Gradients are of the `autograd.Function`s around the operators."""
     pred, target, ref = make_pairs(SHAPE, (torch.bfloat16, torch.float32, torch.float32))
     mask, ones, segments = torch.rand(2, 60, device=DEVICE), torch.ones(2, device=DEVICE), [0, 0, 1, 1]
-    ops = torch.ops.pgdpo
+    ops = torch.ops.pgdpo_kernels
     torch.library.opcheck(ops.pair_errors.default, (pred, target, ref, mask, segments, 2, True))
     torch.library.opcheck(ops.pair_errors.default, (pred, target, None, None, [], 0, False))
     errors = torch.rand(5, 2, 2, device=DEVICE)
@@ -53,9 +53,11 @@ def test_opcheck_pairs():
 @pytest.mark.parametrize("triton", [False, True])
 def test_opcheck_noise(triton):
     latents, level = make_pairs(SHAPE)[0], torch.rand(2, device=DEVICE)
-    torch.library.opcheck(torch.ops.pgdpo.noise_pair.default, (latents, level, IDS, IDS, 5, "v", triton))
+    torch.library.opcheck(
+        torch.ops.pgdpo_kernels.noise_pair.default, (latents, level, IDS, IDS, 5, "v", triton)
+    )
     arguments = ([2, 9], IDS, IDS, 5, torch.bfloat16, triton)
-    torch.library.opcheck(torch.ops.pgdpo.pair_noise.default, arguments)
+    torch.library.opcheck(torch.ops.pgdpo_kernels.pair_noise.default, arguments)
 
 
 def test_compiles_whole():

@@ -14,7 +14,7 @@ from kernel_inputs import DEVICE
 
 from pgdpo_kernels import noise_pair, pair_noise, set_backend
 from pgdpo_kernels.backend import interpreting
-from pgdpo_kernels.pairs.noise_kernel import gaussians as kernel_gaussians
+from pgdpo_kernels.noise.noise_kernel import gaussians as kernel_gaussians
 from pgdpo_kernels.reference.noise import gaussians, philox
 
 pytestmark = pytest.mark.quick

@@ -1,6 +1,9 @@
 """The kernels' folder can be published and imported on its own."""
 
 import ast
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +29,22 @@ def test_it_needs_torch_and_triton_alone():
                 names = [node.module]
             unknown = {name.split(".")[0] for name in names} - allowed - extra
             assert not unknown, (path.name, unknown)
+
+
+def test_importing_it_imports_nothing_beyond_torch_and_triton():
+    """In a fresh process: no diffusers, no transformers, beyond torch the standard library at most."""
+    code = (
+        "import sys, json, torch, triton; before = set(sys.modules); import pgdpo_kernels;"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    added = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert "pgdpo_kernels" in added and added - {"pgdpo_kernels"} <= set(sys.stdlib_module_names)
+
+
+def test_its_licence_is_the_repositorys():
+    """A copy, for a distribution's sources must hold it."""
+    assert (ROOT / "kernels" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

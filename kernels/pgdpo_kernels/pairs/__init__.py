@@ -1,1 +1,1 @@
-"""Ops on preference pairs: their errors, the losses of these, their noise."""
+"""Ops on preference pairs: their errors, and the losses of these."""

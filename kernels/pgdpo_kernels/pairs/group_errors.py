@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..backend import takes_triton
 from ..checks import check_float, check_like, check_number, check_samples
-from ..library import once_differentiable, opaque
 from ..reference import errors as eager
+from ..split import agreed_segments, over_ranks
 from ..types import GroupErrors
 from .layout import Segments, checked_groups, frame_axis, group_mask, mask_groups, mask_rows, segment_index
-from .pair_errors import PairErrorsFunction, asked_slopes, cached_excess, check_one_reference, per_sample
-from .pair_launch import launch_gradient, launch_means, separate_rows, sizes_of_errors, unpack_groups
+from .pair_errors import cached_excess, check_one_reference, per_sample
+from .pair_launch import unpack_groups
+from .samples import ErrorsFunction, Form, Samples, Tensors, stacked
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OP = "group_errors"
-Samples = torch.Tensor | Sequence[torch.Tensor]
 
 
 def group_errors(
@@ -33,6 +37,7 @@ def group_errors(
     cross: bool = False,
     weights: Mapping[str, float] | None = None,
     frame_dim: int = 2,
+    process_group: ProcessGroup | None = None,
 ) -> GroupErrors:
     """Mean squared errors per sample and temporal segment, fp32 `[N, S]`, each differentiable by `pred`.
 
@@ -55,6 +60,7 @@ def group_errors(
         cross: also the mean of the product of a pair's two residuals, `[B, S]`; with `groups=2` alone.
         weights: of the parts, 1 each by default: every error is the sum of weight * mean over the part, and `count`
             the sum of the parts' counts.
+        process_group: as in `pair_errors`, an exchange for each of the parts.
 
     Raises:
         TypeError: a tensor is not bf16, fp16 or fp32; groups are no integers.
@@ -62,7 +68,8 @@ def group_errors(
             groups other than pairs.
     """
     check_one_reference(OP, ref_pred, ref_errors, excess)
-    options = {"groups": groups, "segments": segments, "mask": mask, "cross": cross, "frame_dim": frame_dim}
+    options = {"groups": groups, "segments": segments, "mask": mask, "cross": cross}
+    options |= {"frame_dim": frame_dim, "process_group": process_group}
     if isinstance(pred, Mapping):
         errors = _by_parts(pred, target, ref_pred, weights, options)
     elif weights is not None:
@@ -126,13 +133,17 @@ def _of_output(
     mask,
     cross,
     frame_dim,
+    process_group,
 ) -> GroupErrors:
     """Of the samples' one output; `part` says which, in messages."""
     given = {f"pred{part}": pred, f"target{part}": target, f"ref_pred{part}": ref_pred}
-    stacked = all(isinstance(x, torch.Tensor) for x in given.values() if x is not None)
-    samples = _checked_stacks(given) if stacked else _checked_samples(given)
-    like = samples[0] if stacked else samples[0][0]
-    shape = like.shape if stacked else torch.Size((len(samples[0]), *like.shape))
+    if all(isinstance(x, torch.Tensor) for x in given.values() if x is not None):
+        form, samples = None, _checked_stacks(given)
+        shape = samples[0].shape
+    else:
+        form, samples = _checked_samples(given)
+        shape = torch.Size((form[0], *samples[0].shape))
+    like = samples[0]
     groups = checked_groups(OP, groups, shape[0])
     if cross and groups != 2:
         raise ValueError(f"{OP}: cross is of pairs, groups=2, got groups={groups}")
@@ -142,12 +153,16 @@ def _of_output(
     mask = group_mask(OP, mask, like, [count, *shape[1:]], frame_dim, "one sample of each group")
     members = 2 if groups == 2 else 1
     rows = mask_groups(groups, mask, members, like.device, shape[0])
-    if not takes_triton(OP, like):
-        samples = samples if stacked else [None if x is None else torch.stack(x) for x in samples]
-        return GroupErrors(**eager.group_errors(*samples, index, axis, mask, rows, cross), groups=groups)
-    apply = PairErrorsFunction.apply if stacked else _apply_separate
-    found = apply(*samples, mask_rows(mask, shape), index or (), axis, cross, members, rows)
-    return GroupErrors(**unpack_groups(*found, members), groups=groups)
+    if takes_triton(OP, like):
+        where = mask_rows(mask, shape), index or (), axis, cross, members, rows
+        found = unpack_groups(*ErrorsFunction.apply(form, *where, *samples), members)
+    else:
+        found = eager.group_errors(*stacked(form, samples), index, axis, mask, rows, cross)
+    errors = GroupErrors(**found, groups=groups)
+    if process_group is None:
+        return errors
+    count = agreed_segments(segments, errors.policy.shape[1], like.device, process_group)
+    return over_ranks(errors, count, process_group)
 
 
 def _checked_stacks(given: dict[str, torch.Tensor | None]) -> list[torch.Tensor | None]:
@@ -160,12 +175,12 @@ def _checked_stacks(given: dict[str, torch.Tensor | None]) -> list[torch.Tensor 
     return [pred, *(None if x is None else x.detach() for _, x in others)]
 
 
-def _checked_samples(given: dict[str, Samples | None]) -> list[list[torch.Tensor] | None]:
-    """The same, each a list of as many samples of one shape; what is stacked is taken apart into views."""
+def _checked_samples(given: dict[str, Samples | None]) -> tuple[Form, Tensors]:
+    """The same, each as many samples of one shape; what is stacked is taken apart into views."""
     first, out = None, []
     for name, samples in given.items():
         if samples is None:
-            out.append(None)
+            out.append([])
             continue
         if not isinstance(samples, torch.Tensor | list | tuple) or len(samples) == 0:
             got = "none" if isinstance(samples, list | tuple) else type(samples).__name__
@@ -182,83 +197,4 @@ def _checked_samples(given: dict[str, Samples | None]) -> list[list[torch.Tensor
         out.append([x.detach() for x in samples] if out else samples)
     if out[0][0].dim() == 0 or out[0][0].numel() == 0:
         raise ValueError(f"{OP}: {first[0]} has no axes or no elements, its shape is {tuple(first[1].shape)}")
-    return out
-
-
-def _apply_separate(pred, target, ref_pred, *options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _SeparateErrors.apply(len(pred), *options, *pred, *target, *(ref_pred or ()))
-
-
-def _separate_fake(pred, target, ref_pred, mask, index, frame_axis, cross, members, groups):
-    shape = len(pred) // members, max(index, default=0) + 1
-    sizes = sizes_of_errors(members, bool(ref_pred), cross)
-    return tuple(pred[0].new_empty((size, *shape), dtype=torch.float32) for size in sizes)
-
-
-@opaque("separate_errors", _separate_fake)
-def separate_errors_op(
-    pred: Sequence[torch.Tensor],
-    target: Sequence[torch.Tensor],
-    ref_pred: Sequence[torch.Tensor],
-    mask: torch.Tensor | None,
-    index: Sequence[int],
-    frame_axis: int,
-    cross: bool,
-    members: int,
-    groups: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`pair_errors` of the dispatcher, of samples that lie by themselves; `ref_pred` may be empty."""
-    return launch_means(
-        separate_rows(pred, target, ref_pred, mask, groups, index, frame_axis, members), cross
-    )
-
-
-def _stack_like(pred: Sequence[torch.Tensor]) -> torch.Tensor:
-    return pred[0].new_empty((len(pred), *pred[0].shape))
-
-
-@opaque("separate_errors_backward", lambda errors, drift, cross, count, pred, *_: _stack_like(pred))
-def separate_errors_backward_op(
-    grad_errors: torch.Tensor,
-    grad_drift: torch.Tensor | None,
-    grad_cross: torch.Tensor | None,
-    count: torch.Tensor,
-    pred: Sequence[torch.Tensor],
-    target: Sequence[torch.Tensor],
-    ref_pred: Sequence[torch.Tensor],
-    mask: torch.Tensor | None,
-    index: Sequence[int],
-    frame_axis: int,
-    members: int,
-    groups: torch.Tensor | None,
-) -> torch.Tensor:
-    """The gradient by `pred` in one allocation, `[N, ...]`."""
-    rows = separate_rows(pred, target, ref_pred, mask, groups, index, frame_axis, members)
-    slopes = (None if grad is None else grad.contiguous() for grad in (grad_errors, grad_drift, grad_cross))
-    return launch_gradient(rows, _stack_like(pred), *slopes, count.contiguous(), None, None)
-
-
-class _SeparateErrors(torch.autograd.Function):
-    """`PairErrorsFunction` of N predictions, as many targets and, where there is a reference, its N predictions."""
-
-    @staticmethod
-    def forward(ctx, samples, mask, index, frame_axis, cross, members, groups, *tensors):
-        pred, target, ref_pred = tensors[:samples], tensors[samples : 2 * samples], tensors[2 * samples :]
-        errors, drift, cross = separate_errors_op(
-            pred, target, ref_pred, mask, index, frame_axis, cross, members, groups
-        )
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, groups, errors, *tensors)
-        ctx.samples, ctx.index, ctx.frame_axis, ctx.members = samples, index, frame_axis, members
-        return errors, drift, cross
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_errors, grad_drift, grad_cross):
-        mask, groups, errors, *tensors = ctx.saved_tensors
-        slopes = asked_slopes(errors, grad_errors, grad_drift, grad_cross, ctx.members)
-        pred, target = tensors[: ctx.samples], tensors[ctx.samples : 2 * ctx.samples]
-        ref_pred = [] if slopes[1] is None else tensors[2 * ctx.samples :]
-        where = mask, ctx.index, ctx.frame_axis, ctx.members, groups
-        grad = separate_errors_backward_op(*slopes, pred, target, ref_pred, *where)
-        return (*[None] * 7, *grad.unbind(0), *[None] * (len(tensors) - ctx.samples))
+    return (*map(len, out), False), [x for samples in out for x in samples]

@@ -16,7 +16,7 @@ from .layout import Parts, cut, integers, rows_of
 class PairRows:
     """Policy, target and reference as rows, their mask, and how the rows are cut into parts."""
 
-    pred: torch.Tensor  # [N, n]; the first row alone where each lies by itself
+    pred: torch.Tensor  # [N, n]; the first tensor of several, `addresses` has the others' too
     target: torch.Tensor
     ref: torch.Tensor | None
     mask: torch.Tensor | None  # fp32 [G | 1, m]
@@ -27,7 +27,7 @@ class PairRows:
     segments: int
     members: int  # rows that a program reads
     pairs: int  # B = N / members
-    addresses: torch.Tensor | None = None  # int64 [3, N], of rows that lie by themselves
+    addresses: torch.Tensor | None = None  # int64 [3, N], of the rows of several tensors
     kept: Sequence[Sequence[torch.Tensor]] = ()  # what lies there
 
     def inputs(self) -> tuple[torch.Tensor | None, ...]:
@@ -103,16 +103,35 @@ def separate_rows(
     index: Sequence[int],
     frame_axis: int,
     members: int,
+    stacks: bool,
 ) -> PairRows:
-    """Of N samples `[...]`, each a tensor; `ref` is empty without a reference."""
-    shape, device = torch.Size((len(pred), *pred[0].shape)), pred[0].device
-    align = 8 if pred[0].numel() % 8 == 0 else 1
-    kept = [[own_row(x, align) for x in samples] for samples in (pred, target, ref)]
-    addresses = integers([[x.data_ptr() for x in rows] for rows in kept if rows], device)
-    first = [rows[0][None] if rows else None for rows in kept]
-    parts, segments = cut(shape, frame_axis, tuple(index) or None, align, device), max(index, default=0) + 1
-    pairs = len(pred) // members
-    return PairRows(*first, mask, groups, parts, segments, members, pairs, addresses, kept)
+    """Of samples in several tensors: one `[...]` each, or `stacks` `[n, ...]`; `ref` is empty without a reference."""
+    wide = 8 if pred[0].numel() % 8 == 0 else 1
+    kept = [
+        [rows_of(x) if stacks else own_row(x, wide)[None] for x in tensors] for tensors in (pred, target, ref)
+    ]
+    addresses = [[place for x in rows for place in addresses_of(x)] for rows in kept if rows]
+    length, samples, device = kept[0][0].shape[1], len(addresses[0]), pred[0].device
+    # A stack that a wide load would miss is read element by element: a copy would be of many samples.
+    align = 1 if length % 8 or any(place % 16 for rows in addresses for place in rows) else 8
+    shape = torch.Size((samples, *pred[0].shape[stacks:]))
+    parts = cut(shape, frame_axis, tuple(index) or None, align, device)
+    return PairRows(
+        *(rows[0] if rows else None for rows in kept),
+        mask,
+        groups,
+        parts,
+        max(index, default=0) + 1,
+        members,
+        samples // members,
+        integers(addresses, device),
+        kept,
+    )
+
+
+def addresses_of(rows: torch.Tensor) -> list[int]:
+    step = rows.stride(0) * rows.element_size()
+    return [rows.data_ptr() + row * step for row in range(len(rows))]
 
 
 def own_row(x: torch.Tensor, align: int) -> torch.Tensor:

@@ -3,119 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ..backend import takes_triton
-from ..checks import check_number, check_per_pair
+from ..checks import check_per_pair
 from ..launch import launch
 from ..library import once_differentiable, opaque
 from ..types import PairErrors, PreferenceLoss
 from . import formula
-
-OBJECTIVES = ("dpo", "pg_dpo", "ipo", "hinge")
-IPR_FORMS = ("bt", "hinge", "sft", "switch")
-SAFEGUARD_SCOPES = ("pair", "batch")
-
-
-@dataclass(frozen=True)
-class Preference:
-    """The objective and its numbers, checked. See `preference_loss` for their meaning."""
-
-    beta: float
-    objective: str = "pg_dpo"
-    label_smoothing: float = 0.0
-    ars_k: float | None = 1.0
-    ars_eps: float = 1e-6
-    ars_clip: float = 10.0
-    ipr_weight: float = 1.0
-    ipr_sharpness: float = 1.0
-    ipr_threshold: float = 1.0
-    ipr_form: str = "bt"
-    logit_cap: float | None = None
-    chosen_pull: float | None = None
-    safeguard_mu: float | None = None
-    safeguard_scope: str = "pair"
-
-    @property
-    def scales_rejected(self) -> bool:
-        return self.objective == "pg_dpo" and self.ars_k is not None
-
-    @property
-    def regularizes(self) -> bool:
-        return self.objective == "pg_dpo" and self.ipr_weight != 0
-
-    @property
-    def in_one_sweep(self) -> bool:
-        """A scale for the whole batch must be known before the first pair's slope: not in the kernel's one sweep."""
-        return self.safeguard_mu is None or self.safeguard_scope == "pair"
-
-    def arguments(self) -> tuple[str, bool, str, bool, bool, str, tuple[float, ...]]:
-        """Objective, ARS, IPR's form, whether capped and pulled, safeguard's scope, and the numbers in the order of
-        `formula.preference`.
-
-        Only the numbers change from step to step, and no kernel is compiled for a number.
-        """
-        numbers = (0.5 * self.beta, 0.5 / self.beta, self.label_smoothing, self.ars_k or 0.0, self.ars_eps)
-        numbers += (self.ars_clip, self.ipr_weight, self.ipr_sharpness, self.ipr_threshold)
-        numbers += (self.logit_cap or 0.0, self.chosen_pull or 0.0, 1 - (self.safeguard_mu or 0.0))
-        return (
-            self.objective,
-            self.scales_rejected,
-            self.ipr_form if self.regularizes else "none",
-            self.logit_cap is not None,
-            self.chosen_pull is not None,
-            "none" if self.safeguard_mu is None else self.safeguard_scope,
-            tuple(float(number) for number in numbers),
-        )
-
-    def check(self, op: str) -> Preference:
-        for name, options in (
-            ("objective", OBJECTIVES),
-            ("ipr_form", IPR_FORMS),
-            ("safeguard_scope", SAFEGUARD_SCOPES),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{op}: {name} must be one of {options}, got {getattr(self, name)!r}")
-        check_number(op, "beta", self.beta, above=0)
-        check_number(op, "label_smoothing", self.label_smoothing, least=0)
-        if self.label_smoothing >= 0.5:
-            raise ValueError(f"{op}: label_smoothing must be below 0.5, got {self.label_smoothing}")
-        if self.label_smoothing and self.objective not in ("dpo", "pg_dpo"):
-            raise ValueError(f"{op}: label_smoothing is defined for dpo and pg_dpo, not for {self.objective}")
-        if self.ars_k is not None:
-            check_number(op, "ars_k", self.ars_k)
-        check_number(op, "ars_eps", self.ars_eps, above=0)
-        check_number(op, "ars_clip", self.ars_clip, above=0)
-        check_number(op, "ipr_weight", self.ipr_weight, least=0)
-        if self.ipr_form == "switch" and self.ipr_weight > 1:
-            raise ValueError(
-                f"{op}: ipr_weight must be between 0 and 1 with ipr_form='switch', got {self.ipr_weight}"
-            )
-        check_number(op, "ipr_sharpness", self.ipr_sharpness)
-        check_number(op, "ipr_threshold", self.ipr_threshold)
-        for name, bound in (("logit_cap", {"above": 0}), ("chosen_pull", {"least": 0})):
-            if getattr(self, name) is not None:
-                check_number(op, name, getattr(self, name), **bound)
-                if self.objective == "ipo":
-                    raise ValueError(
-                        f"{op}: {name} is not defined for ipo, which regresses to a margin of its own"
-                    )
-        if self.safeguard_mu is not None:
-            check_number(op, "safeguard_mu", self.safeguard_mu, least=0)
-            if self.safeguard_mu > 1:
-                raise ValueError(f"{op}: safeguard_mu must be between 0 and 1, got {self.safeguard_mu}")
-        return self
+from .options import Custom, Objective, Preference, check_reduction, checked_objective
 
 
 def preference_loss(
     errors: PairErrors,
     *,
-    beta: float,
+    beta: float | None = None,
+    objective: Objective = "pg_dpo",
     weight: torch.Tensor | None = None,
     timestep_weight: torch.Tensor | None = None,
     segment_labels: torch.Tensor | None = None,
+    reduction: str = "mean",
+    loss_scale: float = 1.0,
     **options: float | str | None,
 ) -> PreferenceLoss:
     """The sigmoid family of preference losses on pair errors, differentiable through `.loss` and `.losses`.
@@ -138,15 +47,22 @@ def preference_loss(
     Args:
         errors: with `excess_*`, as `pair_errors` gives them beside a reference. Several segments without labels are
             pooled by their counts.
-        beta: on errors that are means over elements.
-        weight: `[B]`, the weight of each pair; the loss is the mean over all B, not over the weights' sum.
+        beta: on errors that are means over elements; of the named objectives, which need it.
+        objective: `dpo`, `pg_dpo` (default), `ipo` or `hinge`; or a callable of your own, which makes losses `[B]` of
+            the errors, in their dtype and differentiable by them. It has `weight`, `reduction` and `loss_scale`; beta,
+            timestep weights, labels and options are its own affair. `logits`, `ars_alpha`, `ipr_gate` and the slopes
+            are None then, and so are the implicit rewards of errors without an excess.
+        weight: `[B]`, the weight of each pair; the mean is over all B, not over the weights' sum.
         timestep_weight: `[B]`, omega_t: a factor of beta in the logit. ARS and IPR see rewards times it, and `ipo`
             has it on the margin alone.
         segment_labels: `[B, S]` of -1, 0 or +1 (DenseDPO, arXiv 2506.03517): +1 where the chosen segment is
             better, -1 where the rejected one is, 0 for a tie, which drops out. The sum over segments stands
             inside one sigmoid; r_w sums the better segments, r_l the worse.
-        options:
-            objective: `dpo`, `pg_dpo` (default), `ipo` or `hinge`.
+        reduction: `mean` (default) or `sum` of the pairs' losses, in float64 and fixed order; or `none`: `.loss` is
+            `[B]`.
+        loss_scale: a factor of `.loss` and so of the gradient, such as 1 over the steps of an accumulation. It and the
+            reduction are in `.loss` alone: `losses` are before both, the slopes are those of the mean.
+        options: of the named objectives.
             label_smoothing: of `dpo` and `pg_dpo`, (1 - x) l(z) + x l(-z), 0 by default.
             ars_k, ars_eps, ars_clip: 1, 1e-6, 10 by default. `ars_k=None` leaves alpha = 1.
             ipr_weight, ipr_sharpness, ipr_threshold: 1 by default. With `ars_k=None, ipr_weight=0`, `pg_dpo`
@@ -164,11 +80,21 @@ def preference_loss(
             safeguard_scope: `pair` (default), a scale per pair; `batch`, one for all, as the authors' code.
 
     Raises:
-        ValueError: a number out of range, an unknown name, or `errors` without what the objective needs.
+        TypeError: no beta, or an unknown option; what the callable made is no tensor, or of another dtype.
+        ValueError: a number out of range, an unknown name, or `errors` without what the objective needs; a callable
+            beside what is of the named objectives, or with losses of another shape or without a gradient.
     """
     op = "preference_loss"
-    preference = Preference(beta=beta, **options).check(op)
-    return loss_from_errors(op, errors, preference, weight, timestep_weight, segment_labels)
+    preference = checked_objective(op, objective, beta, timestep_weight, segment_labels, options)
+    check_reduction(op, reduction, loss_scale)
+    weights = weight, timestep_weight, segment_labels
+    return loss_from_errors(op, errors, preference, *weights, reduction, loss_scale)
+
+
+def reduced(losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    if reduction == "mean":
+        return mean_loss(losses)
+    return losses if reduction == "none" else losses.double().sum().to(losses.dtype)
 
 
 def mean_loss(losses: torch.Tensor) -> torch.Tensor:
@@ -179,11 +105,15 @@ def mean_loss(losses: torch.Tensor) -> torch.Tensor:
 def loss_from_errors(
     op: str,
     errors: PairErrors,
-    preference: Preference,
+    preference: Preference | Custom,
     weight: torch.Tensor | None,
     timestep_weight: torch.Tensor | None,
     segment_labels: torch.Tensor | None,
+    reduction: str,
+    loss_scale: float,
 ) -> PreferenceLoss:
+    if not isinstance(preference, Preference):
+        return _loss_of_callable(op, errors, preference, weight, reduction, loss_scale)
     if errors.excess_chosen is None or errors.excess_rejected is None:
         raise ValueError(f"{op}: errors hold no excess over a reference; give ref_pred or ref_errors")
     if preference.safeguard_mu is not None and errors.cross is None:
@@ -204,14 +134,54 @@ def loss_from_errors(
         triton,
         *preference.arguments(),
     )
-    return packed(loss, losses, per_pair, loss_slopes, errors.detach())
+    loss = loss if reduction == "mean" else reduced(losses, reduction)
+    return packed(loss, losses, per_pair, loss_slopes, errors.detach(), loss_scale)
 
 
-def packed(loss, losses, per_pair, loss_slopes, errors: PairErrors) -> PreferenceLoss:
+def _loss_of_callable(
+    op: str,
+    errors: PairErrors,
+    objective: Custom,
+    weight: torch.Tensor | None,
+    reduction: str,
+    loss_scale: float,
+) -> PreferenceLoss:
+    policy = errors.policy_chosen
+    check_per_pair(op, "weight", weight, policy.shape[:1], "[B]", policy.device)
+    losses = objective(errors)
+    check_losses(op, losses, errors)
+    losses = losses if weight is None else losses * weight.detach().to(losses)
+    loss, errors = reduced(losses, reduction), errors.detach()
+    whole = errors.over_segments()
+    sides = (whole.excess_chosen, whole.excess_rejected)
+    rewards = (None if excess is None else -excess[:, 0] for excess in sides)
+    return PreferenceLoss(scaled(loss, loss_scale), losses, None, *rewards, None, None, None, None, errors)
+
+
+def check_losses(op: str, losses: torch.Tensor, errors: PairErrors) -> None:
+    policy = errors.policy_chosen
+    if not isinstance(losses, torch.Tensor):
+        raise TypeError(f"{op}: objective must return a tensor of losses [B], got {type(losses).__name__}")
+    if losses.shape != policy.shape[:1]:
+        raise ValueError(
+            f"{op}: objective must return losses [B] = {tuple(policy.shape[:1])}, got shape {tuple(losses.shape)}; "
+            "errors are [B, S], `over_segments()` makes them [B, 1]"
+        )
+    if losses.dtype != policy.dtype:
+        raise TypeError(f"{op}: objective must return losses in {policy.dtype}, got {losses.dtype}")
+    if policy.requires_grad and not losses.requires_grad:
+        raise ValueError(f"{op}: objective returned losses without a gradient, though its errors have one")
+
+
+def scaled(loss: torch.Tensor, loss_scale: float) -> torch.Tensor:
+    return loss if loss_scale == 1.0 else loss * loss_scale
+
+
+def packed(loss, losses, per_pair, loss_slopes, errors: PairErrors, loss_scale: float) -> PreferenceLoss:
     logits, chosen, rejected, alpha, gate = per_pair.unbind(0)[1:]
     slope_chosen, slope_rejected = loss_slopes.unbind(0)
     return PreferenceLoss(
-        loss=loss,
+        loss=scaled(loss, loss_scale),
         losses=losses,
         logits=logits,
         implicit_reward_chosen=chosen,

@@ -1,11 +1,12 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file in `video/` or `image/` has SOURCES, the diffusers functions that it stands in for with digests of their code,
-and `replacements(model, ops)`; `known` lists the classes.
+A file in `video/`, `image/` or `mmdit/` has SOURCES, the diffusers functions that it stands in for with digests of
+their code, and `replacements(model, ops)`; `known` lists the classes.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import types
@@ -27,8 +28,8 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
     """Replace the element-wise half of a diffusers transformer's blocks by the fused ops.
 
     Works on this instance alone, before or after a peft adapter is added to it or FSDP2 shards it, and keeps
-    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still decides between Triton
-    and eager maths in every call.
+    parameters, state dict and hooks as they are. Patching again replaces the earlier choice. `set_backend` still
+    decides between Triton and eager maths in every call.
 
     Args:
         model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
@@ -44,29 +45,48 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
         TypeError: strict, and the model's class or diffusers' code of it is not one that is known here, or its
             blocks are wrapped already.
     """
-    names = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
-    if names - set(OPS):
-        raise ValueError(f"unknown ops {sorted(names - set(OPS))}; there are {', '.join(OPS)}")
+    chosen = set(OPS) if ops == "all" else {ops} if isinstance(ops, str) else set(ops)
+    if chosen - set(OPS):
+        raise ValueError(f"unknown ops {sorted(chosen - set(OPS))}; there are {', '.join(OPS)}")
     revert(model)
     model = unwrapped(model)
     try:
-        found = plan(model, Ops.choose(names))
+        found = plan(model, Ops.choose(chosen))
     except Unsupported as reason:
         if strict:
             raise TypeError(f"cannot patch {type(model).__name__}: {reason}") from None
         warnings.warn(f"{type(model).__name__} is left as it is: {reason}", stacklevel=2)
         return []
-    setattr(model, STATE, [(item, item.install()) for item in found])
-    replaced = [item.name for item in found]
-    logger.info("%s: %d replaced: %s", type(model).__name__, len(replaced), ", ".join(replaced))
-    return replaced
+    setattr(model, STATE, (chosen, Installed((item, item.install()) for item in found)))
+    names = [item.name for item in found]
+    logger.info("%s: %d replaced: %s", type(model).__name__, len(names), ", ".join(names))
+    return names
+
+
+class Installed(list):
+    """Replacements with what was there before. They go along with a copy, but not into a pickle."""
+
+    def __deepcopy__(self, memo: dict) -> Installed:
+        return Installed(copy.deepcopy(pair, memo) for pair in self)
+
+    def __reduce__(self):
+        raise TypeError(
+            "a patched model can't be pickled: revert(model) before, and apply_to(model) in the process that loads it"
+        )
 
 
 def revert(model: nn.Module) -> None:
     """Give the instance back what `apply_to` replaced; nothing happens where nothing was."""
     model = unwrapped(model)
-    for item, original in reversed(model.__dict__.pop(STATE, [])):
+    _, installed = model.__dict__.pop(STATE, (set(), []))
+    for item, original in reversed(installed):
         item.restore(original)
+
+
+def replaced(model: nn.Module) -> list[tuple[Replacement, set[str]]]:
+    """What `apply_to` replaced in this instance, and the ops that are called there; empty where nothing was."""
+    chosen, installed = unwrapped(model).__dict__.get(STATE, (set(), []))
+    return [(item, item.calls & chosen) for item, _ in installed]
 
 
 def plan(model: nn.Module, ops: Ops) -> list[Replacement]:

@@ -15,8 +15,10 @@ class FusedProcessor:
     _attention_backend = None  # diffusers sets both on processors
     _parallel_config = None
 
-    def __init__(self, ops: Ops):
-        self.ops = ops
+    def __init__(
+        self, ops: Ops | None = None
+    ):  # None: diffusers' loader of IP adapters makes processors anew
+        self.ops = Ops.all() if ops is None else ops
 
     def normed(
         self,
@@ -35,7 +37,8 @@ class FusedProcessor:
             own = {"norm": norm, "eps": norm_q.eps, "q_weight": norm_q.weight, "k_weight": norm_k.weight}
             own |= {"q_bias": getattr(norm_q, "bias", None), "k_bias": getattr(norm_k, "bias", None)}
         cos, sin = tables or (None, None)
-        return self.ops.qk_norm_rope(query, key, cos=cos, sin=sin, num_heads=attn.heads, **own, **turned)
+        heads = heads_of(attn, query)
+        return self.ops.qk_norm_rope(query, key, cos=cos, sin=sin, num_heads=heads, **own, **turned)
 
     def attend(
         self,
@@ -46,7 +49,7 @@ class FusedProcessor:
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention in heads by the backend that diffusers has set, `[B, N, D]` in the query's dtype."""
-        heads = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        heads = (x.unflatten(2, (heads_of(attn, query), -1)) for x in (query, key, value))
         hidden_states = dispatch_attention_fn(
             *heads,
             attn_mask=mask,
@@ -56,6 +59,11 @@ class FusedProcessor:
             parallel_config=self._parallel_config,
         )
         return hidden_states.flatten(2, 3).to(query.dtype)
+
+
+def heads_of(attn: nn.Module, query: torch.Tensor) -> int:
+    """The heads of this rank: diffusers' tensor parallelism cuts the projections and leaves `attn.heads` as it was."""
+    return attn.heads * query.shape[2] // getattr(attn, "inner_dim", query.shape[2])
 
 
 def mask_of_heads(

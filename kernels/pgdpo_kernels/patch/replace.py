@@ -35,13 +35,42 @@ class Ops:
     def choose(cls, names: set[str]) -> Ops:
         return cls(**{name: op if name in names else getattr(eager, name) for name, op in FUSED.items()})
 
+    @classmethod
+    def all(cls) -> Ops:
+        return cls(**FUSED)
+
+    @property
+    def chosen(self) -> set[str]:
+        return {name for name in OPS if getattr(self, name) is FUSED[name]}
+
     @property
     def in_blocks(self) -> bool:
-        return any(getattr(self, name) is FUSED[name] for name in OPS if name != "qk_norm_rope")
+        return bool(self.chosen - {"qk_norm_rope"})
 
     @property
     def in_attention(self) -> bool:
-        return self.qk_norm_rope is qk_norm_rope
+        return "qk_norm_rope" in self.chosen
+
+
+def ops_in(function: Callable) -> set[str]:
+    """The ops that a family's function calls, itself or through functions and classes of this package."""
+    names, seen, todo = set(), set(), [function]
+    while todo:
+        function = todo.pop()
+        seen.add(function)
+        called = names_in(function.__code__)
+        names |= called & set(OPS)
+        enclosed = (cell.cell_contents for cell in function.__closure__ or ())
+        for known in (*(function.__globals__.get(name) for name in called), *enclosed):
+            of_class = vars(known).values() if isinstance(known, type) else [known]
+            functions = (x for x in of_class if isinstance(x, types.FunctionType) and x not in seen)
+            todo += [x for x in functions if x.__module__.startswith(__package__)]
+    return names
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    within = (names_in(x) for x in code.co_consts if isinstance(x, types.CodeType))
+    return set(code.co_names).union(*within)
 
 
 FUSED = {op.__name__: op for op in (norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope)}
@@ -55,6 +84,10 @@ class Forward:
     module: nn.Module
     path: str
     function: Callable  # of the module and forward's arguments
+
+    @property
+    def calls(self) -> set[str]:
+        return ops_in(self.function)
 
     @property
     def name(self) -> str:
@@ -74,12 +107,14 @@ class Forward:
 
 @dataclass(frozen=True)
 class Processor:
-    """Another attention processor, through diffusers' own setter."""
+    """Another attention processor, through diffusers' own setter where the attention has one."""
 
     module: nn.Module
     path: str
     processor: Callable
     known: tuple[type, ...]  # the classes of processors that it stands in for
+
+    calls = frozenset({"qk_norm_rope"})
 
     @property
     def name(self) -> str:
@@ -92,13 +127,20 @@ class Processor:
     def install(self) -> Callable:
         original = self.module.processor
         hand_over(original, self.processor)
-        self.module.set_processor(self.processor)
+        set_processor(self.module, self.processor)
         return original
 
     def restore(self, original: Callable) -> None:
         if type(self.module.processor) is type(self.processor):
             hand_over(self.module.processor, original)
-            self.module.set_processor(original)
+            set_processor(self.module, original)
+
+
+def set_processor(module: nn.Module, processor: Callable) -> None:
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:  # MochiAttention
+        module.processor = processor
 
 
 Replacement = Forward | Processor
@@ -109,14 +151,15 @@ def of_blocks(
     stack: str,
     ops: Ops,
     forwards: dict[type, Callable | None],
-    attention: str,
-    processor: type,
-    known: tuple[type, ...],
+    attention: str | None = None,
+    processor: type | None = None,
+    known: tuple[type, ...] = (),
 ) -> list[Replacement]:
     """The replacements in a model's blocks: their own `forward`, and the processor of the attention in them.
 
     Args:
-        stack, attention: the attributes that hold the blocks, and a block's attention.
+        stack, attention: the paths of the blocks in the model, and of the attention in a block; None for one that
+            keeps its processor.
         forwards: the fused forward of every class of blocks; None where a class keeps its own.
         processor: its class, made of `ops`; it stands in for those of `known`.
 
@@ -124,16 +167,17 @@ def of_blocks(
         Unsupported: a block is of another class.
     """
     found: list[Replacement] = []
-    for index, block in enumerate(getattr(model, stack)):
+    for index, block in enumerate(model.get_submodule(stack)):
         path = f"{stack}.{index}"
         if ops.in_blocks:
             kinds = [kind for kind in forwards if isinstance(block, kind)]
             if not kinds:
                 raise Unsupported(f"{path} is a {type(block).__name__}")
             if forwards[kinds[0]] is not None:
-                found.append(Forward(block, path, forwards[kinds[0]]))
-        if ops.in_attention:
-            module = getattr(block, attention)
+                forward = forwards[kinds[0]]
+                found.append(Forward(block, path, forward))
+        if ops.in_attention and attention is not None:
+            module = block.get_submodule(attention)
             found.append(Processor(module, f"{path}.{attention}", processor(ops), known))
     return found
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 import warnings
 
 import pytest
@@ -68,6 +69,16 @@ def test_a_copy_is_its_own():
     revert(clone)
     assert same(step(clone, inputs), eager)
     assert same(step(model, inputs), fused)
+
+
+def test_a_pickle_is_refused():
+    """Its blocks would come back with diffusers' own forward, and no longer be what `revert` looks for."""
+    model, _ = build("wan")
+    apply_to(model, strict=True)
+    with pytest.raises(TypeError, match="revert"):
+        pickle.dumps(model)
+    revert(model)
+    pickle.loads(pickle.dumps(model))
 
 
 def test_chosen_ops(caplog):

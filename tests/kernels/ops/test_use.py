@@ -41,16 +41,16 @@ X, BRANCH, GATE, SCALE = (1, 3, 24), (1, 3, 24), (1, 1, 24), (1, 3, 24)
 
 def test_opcheck():
     """Without gradients: an `autograd.Function` around the operators has those."""
-    op = torch.ops.pgdpo.gate_residual_norm_modulate.default
+    op = torch.ops.pgdpo_kernels.gate_residual_norm_modulate.default
     x, branch, gate, scale, vector = (
         tensor(*shape, seed=seed, grad=False) for seed, shape in enumerate((X, BRANCH, GATE, SCALE, (24,)))
     )
     torch.library.opcheck(
         op, (x, branch, gate, vector, scale, None, scale, None, vector, vector, "layer", 1e-6)
     )
-    op = torch.ops.pgdpo.gate_residual.default
+    op = torch.ops.pgdpo_kernels.gate_residual.default
     torch.library.opcheck(op, (x, branch, gate, None))
-    op = torch.ops.pgdpo.qk_norm_rope.default
+    op = torch.ops.pgdpo_kernels.qk_norm_rope.default
     cos = torch.rand(1, 3, 1, 8, device=DEVICE)
     torch.library.opcheck(op, (x, branch, vector, vector, None, None, cos, cos, 3, "rms_full", 0, 3, 1e-6))
 
@@ -135,7 +135,7 @@ def test_selective_checkpointing_knows_the_operators(saved, launches, monkeypatc
         launch(kernel, *arguments, **constants)
 
     def policy(context, op, *arguments, **options):
-        ours = op == torch.ops.pgdpo.gate_residual.default
+        ours = op == torch.ops.pgdpo_kernels.gate_residual.default
         return saved if ours else CheckpointPolicy.PREFER_RECOMPUTE
 
     x, gate = tensor(1, 3, 24), tensor(1, 24, seed=1, grad=False)
@@ -160,7 +160,7 @@ def test_a_copy_under_another_name_has_operators_of_its_own(monkeypatch):
     x = tensor(1, 3, 24)
     with set_backend("triton"), copy.set_backend("triton"):
         assert torch.equal(copy.norm_modulate(x), norm_modulate(x))
-    assert torch.ops.pgdpo_kernels_copy.gate_residual.default != torch.ops.pgdpo.gate_residual.default
+    assert torch.ops.pgdpo_kernels_copy.gate_residual.default != torch.ops.pgdpo_kernels.gate_residual.default
 
 
 def test_frozen_parameters_keep_nothing_of_the_branch():

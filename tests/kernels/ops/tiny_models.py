@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from unittest import mock
+
 import tiny_hunyuan_kin
 import tiny_image
 import tiny_mmdit
 import tiny_wan_kin
 import torch
 from op_oracle import DEVICE
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def new(name: str, config: dict) -> torch.nn.Module:
@@ -93,34 +97,44 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
     torch.manual_seed(seed)
     if family in KIN:
         config, inputs = KIN[family](**options)
-        model = new(family.split(",")[0], config)  # after a comma, what of the class
+        with mock.patch("torch.empty", torch.zeros):  # Nucleus' experts are left as the memory was
+            model = new(family.split(",")[0], config)  # after a comma, what of the class
     else:
         model, inputs = FAMILIES[family](**options)
     for parameter in model.parameters():  # not the ones, zeros and tiny numbers of an initialization
         parameter.data += 0.05 * torch.randn_like(parameter)
-    model.to(DEVICE, dtype)
+    model.to(DEVICE, dtype).eval()  # DiT drops classes at random in training
     for name, module in model.named_modules():
         if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
             module.float()
     for name, parameter in model.named_parameters():
         if name.split(".")[-1] in (model._keep_in_fp32_modules or []):
             parameter.data = parameter.data.float()
-    return model, {key: cast(key, value, dtype) for key, value in inputs.items()}
+    return model, {key: tree_map(partial(cast, key, dtype), value) for key, value in inputs.items()}
 
 
-def cast(key, value, dtype):
+def cast(key, dtype, value):
     if not isinstance(value, torch.Tensor):
         return value
-    keep = key in ("timestep", "guidance") or not value.is_floating_point()
+    # A timestep of bf16 stands for the model's own dtype, which some want.
+    keep = key in ("timestep", "guidance") and value.dtype != torch.bfloat16 or not value.is_floating_point()
     return value.to(DEVICE, value.dtype if keep else dtype)
 
 
+def latents_of(inputs) -> str:
+    return next(key for key in ("hidden_states", "x", "vision_tokens") if key in inputs)
+
+
 def step(model, inputs) -> list[torch.Tensor]:
-    """The output, and the gradient of every parameter and of the latents."""
-    latents = inputs["hidden_states"].detach().requires_grad_()
-    output = model(**inputs | {"hidden_states": latents}, return_dict=False)[0]
+    """The output, several as one tensor, and the gradients of the latents, one or several, and of every parameter."""
+    key = latents_of(inputs)
+    latents = tree_map(lambda x: x.detach().requires_grad_(), inputs[key])
+    outputs = model(**inputs | {key: latents}, return_dict=False)
+    outputs = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+    output = outputs[0] if len(outputs) == 1 else torch.cat([x.flatten() for x in outputs])
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    wanted = [latents, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    wanted = [*tree_leaves(latents), *trained]
     grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
     unused = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted, strict=True))
     return [output.detach(), *unused]

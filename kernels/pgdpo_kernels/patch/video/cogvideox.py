@@ -1,4 +1,4 @@
-"""CogVideoX 2b and 5b: text and video streams share a block, its norms have weights of their own."""
+"""CogVideoX 2b and 5b, ConsisID: text and video streams share a block, its norms have weights of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from diffusers.models.transformers.consisid_transformer_3d import ConsisIDBlock
 from torch import nn
 
 from ..attention import FusedProcessor, mask_of_heads
@@ -16,6 +17,7 @@ from ..replace import Ops, Replacement, of_blocks, promoted
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
     CogVideoXBlock.forward: "f27caf0be5d9de2d",
+    ConsisIDBlock.forward: "ea9c5437242017ad",
     CogVideoXLayerNormZero.forward: "8e8e6c80a6b8de20",
     CogVideoXAttnProcessor2_0.__call__: "a1ecc57eaf6a958b",
     FusedCogVideoXAttnProcessor2_0.__call__: "5a1c50f8bf400f0e",
@@ -24,13 +26,14 @@ PROCESSORS = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
-    forwards, processor = {CogVideoXBlock: block_forward(ops)}, FusedNormCogVideoXAttnProcessor
+    forward, processor = block_forward(ops), FusedNormCogVideoXAttnProcessor
+    forwards = {CogVideoXBlock: forward, ConsisIDBlock: forward}
     return of_blocks(model, "transformer_blocks", ops, forwards, "attn1", processor, PROCESSORS)
 
 
 def block_forward(ops: Ops) -> Callable:
     def forward(
-        self: CogVideoXBlock,
+        self: CogVideoXBlock | ConsisIDBlock,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,

@@ -1,10 +1,14 @@
-"""HunyuanVideo: dual and single blocks; the token-replace blocks of its image model keep their own forward."""
+"""HunyuanVideo, Framepack, HunyuanVideo 1.5 and HunyuanImage: dual and single blocks.
+
+The token-replace blocks of HunyuanVideo's image model keep their own forward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers.transformer_hunyuan_video import (
@@ -13,6 +17,15 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoTokenReplaceSingleTransformerBlock,
     HunyuanVideoTokenReplaceTransformerBlock,
     HunyuanVideoTransformerBlock,
+)
+from diffusers.models.transformers.transformer_hunyuan_video15 import (
+    HunyuanVideo15AttnProcessor2_0,
+    HunyuanVideo15TransformerBlock,
+)
+from diffusers.models.transformers.transformer_hunyuanimage import (
+    HunyuanImageAttnProcessor,
+    HunyuanImageSingleTransformerBlock,
+    HunyuanImageTransformerBlock,
 )
 from torch import nn
 
@@ -24,6 +37,11 @@ SOURCES = {
     HunyuanVideoTransformerBlock.forward: "dc6d07e7f1c452e3",
     HunyuanVideoSingleTransformerBlock.forward: "3e921434984e3891",
     HunyuanVideoAttnProcessor2_0.__call__: "9d2e9a44e1dc2bf7",
+    HunyuanVideo15TransformerBlock.forward: "dc6d07e7f1c452e3",
+    HunyuanVideo15AttnProcessor2_0.__call__: "7bb9b09c8f4ac8c8",
+    HunyuanImageTransformerBlock.forward: "62ab0bb8cf9cfbc7",
+    HunyuanImageSingleTransformerBlock.forward: "ee384e972e85efd1",
+    HunyuanImageAttnProcessor.__call__: "03b77a4e7b05bf70",
     AdaLayerNormZero.forward: "93374820c014f812",
     AdaLayerNormZeroSingle.forward: "d48dfb2b1e75e64f",
     apply_rotary_emb: "a25267d425f8c5ea",
@@ -31,29 +49,41 @@ SOURCES = {
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
+    dual, single = dual_forward(ops), single_forward(ops)
     forwards = {
-        HunyuanVideoTransformerBlock: dual_forward(ops),
-        HunyuanVideoSingleTransformerBlock: single_forward(ops),
+        HunyuanVideoTransformerBlock: dual,
+        HunyuanVideoSingleTransformerBlock: single,
         HunyuanVideoTokenReplaceTransformerBlock: None,
         HunyuanVideoTokenReplaceSingleTransformerBlock: None,
+        HunyuanVideo15TransformerBlock: dual,
+        HunyuanImageTransformerBlock: dual,
+        HunyuanImageSingleTransformerBlock: single,
     }
-    processor, known = FusedHunyuanVideoAttnProcessor, (HunyuanVideoAttnProcessor2_0,)
+    processor, known = (
+        FusedHunyuanVideoAttnProcessor,
+        (HunyuanVideoAttnProcessor2_0, HunyuanImageAttnProcessor),
+    )
+    if isinstance(model.transformer_blocks[0], HunyuanVideo15TransformerBlock):
+        processor, known = FusedHunyuanVideo15AttnProcessor, (HunyuanVideo15AttnProcessor2_0,)
+    stacks = ("transformer_blocks", "single_transformer_blocks")
     return [
         item
-        for stack in ("transformer_blocks", "single_transformer_blocks")
+        for stack in stacks
+        if hasattr(model, stack)
         for item in of_blocks(model, stack, ops, forwards, "attn", processor, known)
     ]
 
 
 def dual_forward(ops: Ops) -> Callable:
     def forward(
-        self: HunyuanVideoTransformerBlock,
+        self: HunyuanVideoTransformerBlock | HunyuanVideo15TransformerBlock | HunyuanImageTransformerBlock,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         freqs_cis: tuple[torch.Tensor, torch.Tensor] | None = None,
         *args,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # HunyuanImage's name for them
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation(self.norm1, temb, 6)
@@ -68,7 +98,7 @@ def dual_forward(ops: Ops) -> Callable:
                 encoder_hidden_states, text_scale, text_shift, eps=self.norm1_context.norm.eps
             ),
             attention_mask=attention_mask,
-            image_rotary_emb=freqs_cis,
+            image_rotary_emb=image_rotary_emb if freqs_cis is None else freqs_cis,
         )
         hidden_states, normed = ops.gate_residual_norm_modulate(
             hidden_states, branch, gate, ff_scale, ff_shift, eps=self.norm2.eps
@@ -91,7 +121,7 @@ def dual_forward(ops: Ops) -> Callable:
 
 def single_forward(ops: Ops) -> Callable:
     def forward(
-        self: HunyuanVideoSingleTransformerBlock,
+        self: HunyuanVideoSingleTransformerBlock | HunyuanImageSingleTransformerBlock,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
@@ -123,7 +153,7 @@ def modulation(norm: nn.Module, temb: torch.Tensor, parts: int) -> tuple[torch.T
 
 
 class FusedHunyuanVideoAttnProcessor(FusedProcessor):
-    """`HunyuanVideoAttnProcessor2_0`."""
+    """`HunyuanVideoAttnProcessor2_0` and `HunyuanImageAttnProcessor`."""
 
     def __call__(
         self,
@@ -158,3 +188,21 @@ class FusedHunyuanVideoAttnProcessor(FusedProcessor):
         if getattr(attn, "to_add_out", None) is not None:
             encoder_hidden_states = attn.to_add_out(encoder_hidden_states)
         return hidden_states, encoder_hidden_states
+
+
+class FusedHunyuanVideo15AttnProcessor(FusedHunyuanVideoAttnProcessor):
+    """`HunyuanVideo15AttnProcessor2_0`: padded tokens of the text neither see nor are seen."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,  # [B, text]
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        tokens = hidden_states.shape[1] + text
+        valid = F.pad(attention_mask, (tokens - attention_mask.shape[1], 0), value=True).bool()
+        mask = valid[:, None, :, None] & valid[:, None, None, :]
+        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)

@@ -1,0 +1,1 @@
+"""Noise of preference pairs and of other groups that share it."""

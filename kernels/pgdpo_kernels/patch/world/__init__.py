@@ -1,0 +1,1 @@
+"""Cosmos, Sana and what was made beside them."""
