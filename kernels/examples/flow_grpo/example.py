@@ -1,10 +1,18 @@
 """flow_grpo's online DPO of Stable Diffusion 3.5 by the compressibility of the pictures."""
 
-import sys
 from pathlib import Path
 
 TRAINER = "flow_grpo, train_sd3_dpo.py"
-PACKAGES = ("ml_collections", "absl-py", "wandb", "diffusers", "peft", "accelerate", "transformers", "sentencepiece")
+PACKAGES = (
+    "ml_collections",
+    "absl-py",
+    "wandb",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "transformers",
+    "sentencepiece",
+)
 DTYPE = "float32"
 SCOPE = "whole script"
 CHECKOUT = (
@@ -48,7 +56,12 @@ def command(source: Path, work: Path) -> list:
     pipeline(work).save_pretrained(model)
     config = work / "config.py"
     config.write_text(CONFIG.format(model=str(model), data=str(data), logs=str(work / "logs")))
-    return [Path(__file__).parent.parent / "record.py", STEPS, source / "scripts/train_sd3_dpo.py", f"--config={config}"]
+    return [
+        Path(__file__).parent.parent / "record.py",
+        STEPS,
+        source / "scripts/train_sd3_dpo.py",
+        f"--config={config}",
+    ]
 
 
 def pipeline(work: Path):
@@ -63,27 +76,48 @@ def pipeline(work: Path):
 
     torch.manual_seed(0)
     clip = CLIPTextConfig(
-        vocab_size=1000, hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=3,
-        projection_dim=32, bos_token_id=52, eos_token_id=53,
+        vocab_size=1000,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        projection_dim=32,
+        bos_token_id=52,
+        eos_token_id=53,
     )
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32,
-            pooled_projection_dim=64, out_channels=4, pos_embed_max_size=16, qk_norm="rms_norm",
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+            out_channels=4,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=AutoencoderKL(
-            block_out_channels=(4,), layers_per_block=1, latent_channels=4, norm_num_groups=1,
-            use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035,
+            block_out_channels=(4,),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.0609,
+            scaling_factor=1.5035,
         ),
         text_encoder=CLIPTextModelWithProjection(clip),
         tokenizer=clip_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(clip),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=T5EncoderModel(T5Config(
-            vocab_size=1000, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4
-        )),
+        text_encoder_3=T5EncoderModel(
+            T5Config(vocab_size=1000, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+        ),
         tokenizer_3=t5_tokenizer(),
     )
 

@@ -10,7 +10,8 @@ import torch
 from tiny_models import latents_of, step
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pgdpo_kernels import apply_to, revert, set_backend
+from pgdpo_kernels import apply_to, explain, revert, set_backend
+from pgdpo_kernels.backend import heard
 
 
 @contextlib.contextmanager
@@ -49,8 +50,11 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with set_backend(backend):
         replaced = apply_to(model, strict=True)
-        fused = step(model, inputs)
+        told = {choice.op for choice in explain(model)}
+        with heard() as decisions:
+            fused = step(model, inputs)
     assert replaced
+    assert told == {op for op, *_ in decisions}, "what `explain` reads off the replacements is what is called"
     revert(model)
     assert all(torch.equal(a, b) for a, b in zip(step(model, inputs), eager, strict=True))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -67,9 +71,11 @@ def check_parity(model, inputs, dtype, backend: str) -> tuple[list[str], float, 
 
 
 def errors(found, exact) -> list[float]:
-    """Relative to the norm of what is exact."""
-    pairs = zip(found, exact, strict=True)
-    return [(x.double() - truth).norm().item() / max(truth.norm().item(), 1e-3) for x, truth in pairs]
+    """Relative to the norm of what is exact; to the largest norm where that is 0, as of a bias of keys."""
+    norms = [truth.norm().item() for truth in exact]
+    scales = (norm if norm > 1e-9 * max(norms) else max(norms) for norm in norms)
+    differences = ((x.double() - truth).norm().item() for x, truth in zip(found, exact, strict=True))
+    return [difference / scale for difference, scale in zip(differences, scales, strict=True)]
 
 
 def largest(model, inputs, errors_here: list[float], draws: int = 3) -> list[float]:

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, KIN, build
+from tiny_models import FAMILIES, build
 
 from pgdpo_kernels import apply_to, explain, set_backend
 
 pytest.importorskip("diffusers")
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *KIN])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_places_and_calls(name):
     model, inputs = build(name, torch.float32)
     assert "apply_to(model) does it" in str(explain(model))

@@ -1,9 +1,11 @@
 """What check_parity's plain step of a tiny model doesn't reach: sparse attention, other processors, caches."""
 
+from functools import partial
+
 import pytest
 import torch
 from parity import check_parity
-from tiny_hunyuan_kin import SPARSE
+from tiny_hunyuan_kin import kandinsky5
 from tiny_models import KIN, build
 
 from pgdpo_kernels import apply_to, set_backend
@@ -11,37 +13,23 @@ from pgdpo_kernels import apply_to, set_backend
 pytest.importorskip("diffusers")
 
 
-@pytest.fixture
-def dense(monkeypatch):
-    """Attention of all to all in place of flex attention, which has no backward on a CPU."""
-    from diffusers.models import attention_dispatch
-    from diffusers.models.transformers import transformer_kandinsky, transformer_kandinsky6_sr
-
-    from pgdpo_kernels.patch.video import kandinsky5
-
-    original = attention_dispatch.dispatch_attention_fn
-
-    def attend(*args, attn_mask=None, backend=None, **kwargs):
-        return original(*args, **kwargs)
-
-    for module in (transformer_kandinsky, transformer_kandinsky6_sr, kandinsky5):
-        monkeypatch.setattr(module, "dispatch_attention_fn", attend)
+def sparse_kandinsky5(dtype, monkeypatch):
+    monkeypatch.setitem(KIN, "Kandinsky5Transformer3DModel", partial(kandinsky5, sparse=True))
+    model, inputs = build("Kandinsky5Transformer3DModel", dtype)
+    for block in model.visual_transformer_blocks:
+        block.self_attention.set_attention_backend("flex")
+    return model, inputs
 
 
-@pytest.mark.parametrize("name", SPARSE)
-def test_sparse_attention(name, dense, monkeypatch):
-    """Kandinsky 5's sparse form moves the tokens, and with them the table that was laid out for the ops."""
-    monkeypatch.setitem(KIN, name, SPARSE[name])
-    replaced, _, _ = check_parity(*build(name), torch.float32, "eager")
-    assert "visual_rope_embeddings.forward" in replaced
+def test_sparse_kandinsky5(monkeypatch):
+    """Its sparse form moves the tokens, and with them the table that was laid out for the ops."""
+    check_parity(*sparse_kandinsky5(torch.float32, monkeypatch), torch.float32, "eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", SPARSE)
-def test_sparse_attention_kernels(name, dtype, dense, monkeypatch):
-    monkeypatch.setitem(KIN, name, SPARSE[name])
-    check_parity(*build(name, dtype), dtype, "triton")
+def test_sparse_kandinsky5_kernels(dtype, monkeypatch):
+    check_parity(*sparse_kandinsky5(dtype, monkeypatch), dtype, "triton")
 
 
 def frozen_frequencies(dtype):

@@ -122,7 +122,7 @@ def hunyuan_dit():
         "text_embedding_mask": torch.ones(2, 3),
         "encoder_hidden_states_t5": torch.randn(2, 2, 8),
         "text_embedding_mask_t5": torch.ones(2, 2),
-        "timestep": torch.tensor([100.0, 700.0]),
+        "timestep": torch.tensor([100.0, 700.0], dtype=torch.bfloat16),
         "image_meta_size": torch.tensor([[32.0, 32.0, 16.0, 16.0, 0.0, 0.0]] * 2),
         "style": torch.zeros(2, dtype=torch.long),
         "image_rotary_emb": (angles.cos().to(DEVICE), angles.sin().to(DEVICE)),
@@ -240,11 +240,6 @@ def joy_image_plus(mask=False):
     return config, inputs | ({"encoder_hidden_states_mask": text_mask()} if mask else {})
 
 
-# Flex attention has no backward on a CPU.
-SPARSE: dict[str, Callable] = {
-    "Kandinsky5Transformer3DModel": partial(kandinsky5, sparse=True),
-    "Kandinsky6SRTransformer3DModel": kandinsky6_sr,
-}
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
     "HunyuanVideoFramepackTransformer3DModel": framepack,
@@ -262,6 +257,7 @@ MODELS: dict[str, Callable] = {
     "Kandinsky6Transformer3DModel": kandinsky6,
     "Kandinsky6Transformer3DModel, picture alone": partial(kandinsky6, sound=False),
     "Kandinsky6Transformer3DModel, as released": partial(kandinsky6, released=True),
+    "Kandinsky6SRTransformer3DModel": kandinsky6_sr,
     "MochiTransformer3DModel": mochi,
     "EasyAnimateTransformer3DModel": easyanimate,
     "EasyAnimateTransformer3DModel, after norm": partial(easyanimate, after_norm=True),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from unittest import mock
 
+import tiny_audio
 import tiny_hunyuan_kin
 import tiny_image
 import tiny_mmdit
 import tiny_wan_kin
 import torch
+import torch.nn.functional as F
 from op_oracle import DEVICE
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -89,7 +91,9 @@ def ltx(per_token=False):
 
 FAMILIES = {"wan": wan, "hunyuan_video": hunyuan_video, "cogvideox": cogvideox, "ltx": ltx}
 # Classes that share blocks with them or have such blocks, by name: each gives a configuration and inputs.
-KIN = tiny_wan_kin.MODELS | tiny_hunyuan_kin.MODELS | tiny_mmdit.MODELS | tiny_image.MODELS
+KIN = (
+    tiny_wan_kin.MODELS | tiny_hunyuan_kin.MODELS | tiny_mmdit.MODELS | tiny_image.MODELS | tiny_audio.MODELS
+)
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **options):
@@ -125,11 +129,17 @@ def latents_of(inputs) -> str:
     return next(key for key in ("hidden_states", "x", "vision_tokens") if key in inputs)
 
 
+def all_to_all(query, key, value, **kwargs) -> torch.Tensor:
+    """In place of flex attention, which has no backward on a CPU."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 def step(model, inputs) -> list[torch.Tensor]:
     """The output, several as one tensor, and the gradients of the latents, one or several, and of every parameter."""
     key = latents_of(inputs)
     latents = tree_map(lambda x: x.detach().requires_grad_(), inputs[key])
-    outputs = model(**inputs | {key: latents}, return_dict=False)
+    with mock.patch("torch.nn.attention.flex_attention.flex_attention", all_to_all):
+        outputs = model(**inputs | {key: latents}, return_dict=False)
     outputs = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
     output = outputs[0] if len(outputs) == 1 else torch.cat([x.flatten() for x in outputs])
     slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)

@@ -12,6 +12,7 @@ from diffusers.models.transformers.hunyuan_transformer_2d import AdaLayerNormShi
 from torch import nn
 
 from ..attention import FusedProcessor, mask_of_heads
+from ..norms import affine
 from ..replace import Ops, Replacement, of_blocks, promoted
 
 # As in diffusers 0.38 to 0.42.1
@@ -60,10 +61,6 @@ def block_forward(ops: Ops) -> Callable:
     return forward
 
 
-def affine(norm: FP32LayerNorm) -> dict:
-    return {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
-
-
 class FusedNormHunyuanAttnProcessor(FusedProcessor):
     """`HunyuanAttnProcessor2_0`, fused projections too, for self-attention; cross-attention keeps its own."""
 
@@ -83,7 +80,10 @@ class FusedNormHunyuanAttnProcessor(FusedProcessor):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        tables = image_rotary_emb and tuple(table.to(query.device) for table in image_rotary_emb)
+        tables = image_rotary_emb and tuple(
+            table.to(query.device).expand(query.shape[1], -1)
+            for table in image_rotary_emb  # one row: for all
+        )
         query, key = self.normed(attn, query, key, "layer_head", (attn.norm_q, attn.norm_k), tables)
         hidden_states = self.attend(attn, query, key, value, attention_mask)
         return attn.to_out[1](attn.to_out[0](hidden_states))

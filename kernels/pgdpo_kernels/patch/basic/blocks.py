@@ -1,8 +1,9 @@
-"""diffusers' `BasicTransformerBlock`, where its norms are LayerNorms: PixArt, DiT and the models of UNets' parts."""
+"""diffusers' `BasicTransformerBlock`, where its norms are LayerNorms: PixArt, Latte, DiT and UNets' parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
@@ -10,12 +11,14 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
 from ..norms import affine
+from ..plain import plain
 from ..replace import Forward, Ops, Replacement, Unsupported, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
     BasicTransformerBlock.forward: "440071576ac5ee6f",
     AdaLayerNormZero.forward: "93374820c014f812",
+    _chunked_feed_forward: "c1e9a86d8d3a9af2",
 }
 
 
@@ -27,17 +30,18 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
         "layer_norm": plain_forward(ops),
     }
     found: list[Replacement] = []
-    for index, block in enumerate(model.transformer_blocks):
-        path = f"transformer_blocks.{index}"
-        if type(block) is not BasicTransformerBlock:
-            raise Unsupported(f"{path} is a {type(block).__name__}")
-        if block.norm_type not in forwards or block.pos_embed is not None or hasattr(block, "fuser"):
-            raise Unsupported(
-                f"{path} has norms of type {block.norm_type}, positions or grounding of its own"
-            )
-        if ops.in_blocks:
-            forward = forwards[block.norm_type]
-            found.append(Forward(block, path, forward))
+    for stack in ("transformer_blocks", "temporal_transformer_blocks"):  # the latter are Latte's
+        for index, block in enumerate(getattr(model, stack, ())):
+            path = f"{stack}.{index}"
+            if type(block) is not BasicTransformerBlock:
+                raise Unsupported(f"{path} is a {type(block).__name__}")
+            if block.norm_type not in forwards or block.pos_embed is not None or hasattr(block, "fuser"):
+                raise Unsupported(
+                    f"{path} has norms of type {block.norm_type}, positions or grounding of its own"
+                )
+            if ops.in_blocks:
+                forward = forwards[block.norm_type]
+                found.append(Forward(block, path, forward))
     return found
 
 
@@ -124,14 +128,10 @@ def plain_forward(ops: Ops) -> Callable:
         attend, cross_attend = attentions(
             self, attention_mask, encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs
         )
-        branch = attend(ops.norm_modulate(hidden_states, **affine(self.norm1)))
-        if self.attn2 is not None:
-            hidden_states, normed = ops.gate_residual_norm_modulate(
-                hidden_states, branch, **affine(self.norm2)
-            )
-            branch = cross_attend(normed)
-        hidden_states, normed = ops.gate_residual_norm_modulate(hidden_states, branch, **affine(self.norm3))
-        return hidden_states + feed_forward(self, normed)
+        halves = [(self.norm1, attend), (self.norm2, cross_attend), (self.norm3, partial(feed_forward, self))]
+        if self.attn2 is None:
+            del halves[1]
+        return plain(ops, hidden_states, *halves)
 
     return forward
 
