@@ -39,7 +39,7 @@ pipeline.t_dist = get_t_distribution(pipeline.model_config)
 layers, loss_of = torch.nn.Sequential(*pipeline.to_layers()), pipeline.get_loss_fn()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 given = {
-    "latents": torch.randn(2, 16, 3, 8, 8, device=device),
+    "latents": torch.randn(2, 16, 2, 4, 4, device=device),
     "mask": None,
     "text_embeddings": torch.randn(2, 6, 32, device=device),
     "seq_lens": torch.tensor([6, 6], device=device),
