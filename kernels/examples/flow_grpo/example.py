@@ -1,4 +1,4 @@
-"""flow_grpo's DPO of Stable Diffusion 3.5 on samples of its own, by how well the pictures compress; all on tiny models."""
+"""flow_grpo's DPO of Stable Diffusion 3.5 on its own samples, by how well they compress; all on tiny models."""
 
 from __future__ import annotations
 

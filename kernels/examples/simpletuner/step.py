@@ -18,10 +18,11 @@ Wan.MODEL_CLASS(
 ).save_pretrained(work / "transformer")  # fmt: skip
 FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(work / "scheduler")
 unset = (
-    "pretrained_transformer_subfolder pretrained_vae_model_name_or_path vae_path revision variant controlnet tread_config "
-    "gradient_checkpointing_interval fuse_qkv_projections lora_alpha flux_fast_schedule flow_use_beta_schedule "
-    "flow_use_uniform_schedule flow_schedule_auto_shift prediction_type wan_trained_stage offset_noise framerate "
-    "disable_segmented_timestep_sampling input_perturbation_steps validation_num_inference_steps aspect_bucket_alignment"
+    "pretrained_transformer_subfolder pretrained_vae_model_name_or_path vae_path revision variant controlnet "
+    "tread_config gradient_checkpointing_interval fuse_qkv_projections lora_alpha flux_fast_schedule "
+    "flow_use_beta_schedule flow_use_uniform_schedule flow_schedule_auto_shift prediction_type "
+    "wan_trained_stage offset_noise framerate aspect_bucket_alignment disable_segmented_timestep_sampling "
+    "input_perturbation_steps validation_num_inference_steps"
 )
 config = SimpleNamespace(  # what Wan reads: its own parser imports every model that there is
     **dict.fromkeys(unset.split()),
