@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -101,6 +102,7 @@ def page(result: dict) -> str:
         columns="---|" * (len(OPS) + 3),
         rows="\n".join(rows),
         diffusers=result["machine"]["packages"]["diffusers"],
+        total=total_of(result["models"].values()),
         left="\n".join(left),
     )
 
@@ -121,11 +123,17 @@ def tests_of(found: dict | None) -> str:
     )
 
 
+def total_of(rows: Iterable[dict]) -> str:
+    found = [row["own_tests"] for row in rows if row.get("own_tests")]
+    passed = [sum(tests[kind].get("passed", 0) for tests in found) for kind in ("patched", "plain")]
+    return f"{passed[0]} of {passed[1]} in all"
+
+
 PAGE_TEXT = """# The models that `apply_to` knows
 
 How often one forward of a tiny model with one block of each kind calls each op; the error of output and all gradients
 in bf16, by Triton's kernels, as a multiple of the unpatched model's, both against float64; and how many of the tests
-that diffusers has of the class pass with every model in them patched, of those that pass without. Made by
+that diffusers has of the class pass with every model in them patched, of those that pass without, {total}. Made by
 `python -m benchmarks.models.patched` from [patched_models.json](../benchmarks/results/patched_models.json).
 
 | class | {ops} | error to eager's | diffusers' own tests |
