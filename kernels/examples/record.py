@@ -1,4 +1,4 @@
-"""Run a trainer's script and print every loss that it takes gradients of: `python record.py [STEPS] SCRIPT [ARGUMENTS]`.
+"""Run a trainer's script, print every loss that it takes gradients of: `python record.py [STEPS] SCRIPT [ARGUMENTS]`.
 
 Its own logs round to a few digits. STEPS ends the run after so many losses: some scripts go on forever.
 """

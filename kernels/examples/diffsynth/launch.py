@@ -29,7 +29,7 @@ MODEL_CONFIGS.append(model | {"model_hash": hash_model_file(str(weights)), "extr
 T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0).save_pretrained(tokenizer)
 cache.mkdir()
 for clip in range(6):  # as its task sft:data_process leaves them
-    shared = {"input_latents": torch.randn(1, 16, 3, 8, 8), "use_gradient_checkpointing": True}
+    shared = {"input_latents": torch.randn(1, 16, 2, 4, 4), "use_gradient_checkpointing": True}
     torch.save((shared, {"context": torch.randn(1, 6, 32)}, {}), cache / f"{clip}.pth")
 sys.argv = [
     script,

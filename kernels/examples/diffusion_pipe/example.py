@@ -1,9 +1,11 @@
 """diffusion-pipe's Wan: its own layers for DeepSpeed's pipeline, its inputs and its loss, on a tiny model."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 TRAINER = "diffusion-pipe, Wan"
-PACKAGES = ("deepspeed", "diffusers", "accelerate", "transformers", "peft", "toml", "safetensors")
+PACKAGES = ("deepspeed", "diffusers", "accelerate", "peft", "torchaudio", "torchvision", "transformers")
 DTYPE = "bfloat16"
 SCOPE = "training step"
 CHECKOUT = (
@@ -14,4 +16,4 @@ CHECKOUT = (
 
 
 def command(source: Path, work: Path) -> list:
-    return [Path(__file__).parent / "step.py", work]
+    return [Path(__file__).with_name("step.py"), work]

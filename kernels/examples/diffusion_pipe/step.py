@@ -1,7 +1,7 @@
 """Six steps of diffusion-pipe's Wan: `python step.py FOLDER`, with diffusion-pipe on the path.
 
-`train.py` itself wants a GPU: NCCL, and FlashAttention, for which PyTorch's attention stands in here on a CPU. ComfyUI, a
-submodule that its Wan does not call, is a stand-in too.
+`train.py` itself wants a GPU: NCCL, and FlashAttention, for which PyTorch's attention stands in here on a CPU. ComfyUI,
+a submodule that its Wan does not call, is a stand-in too.
 """
 
 import sys
@@ -14,9 +14,9 @@ sys.modules |= {name: MagicMock() for name in (*COMFY, "comfy_api", "comfy_api.l
 if not torch.cuda.is_available():
     torch.cuda.current_device = lambda: "cpu"  # a default argument of its text encoder
 
-import models.wan.model
-from models.wan.wan import WanModel, WanPipeline
-from utils.common import get_t_distribution
+import models.wan.model  # noqa: E402
+from models.wan.wan import WanModel, WanPipeline  # noqa: E402
+from utils.common import get_t_distribution  # noqa: E402
 
 
 def attention(q, k, v, k_lens=None, window_size=(-1, -1)):
@@ -39,7 +39,7 @@ pipeline.t_dist = get_t_distribution(pipeline.model_config)
 layers, loss_of = torch.nn.Sequential(*pipeline.to_layers()), pipeline.get_loss_fn()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 given = {
-    "latents": torch.randn(2, 16, 3, 8, 8, device=device),
+    "latents": torch.randn(2, 16, 2, 4, 4, device=device),
     "mask": None,
     "text_embeddings": torch.randn(2, 6, 32, device=device),
     "seq_lens": torch.tensor([6, 6], device=device),

@@ -10,16 +10,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from simpletuner.helpers.distillation.factory import DistillerFactory
 from simpletuner.helpers.models.wan.model import Wan
 
-
-
-class Config(SimpleNamespace):
-    """What Wan reads of the configuration; None for the rest. Its own parser imports every model there is."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
 work = Path(sys.argv[1])
 torch.manual_seed(0)
 Wan.MODEL_CLASS(
@@ -27,22 +17,30 @@ Wan.MODEL_CLASS(
     cross_attn_norm=True,
 ).save_pretrained(work / "transformer")  # fmt: skip
 FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(work / "scheduler")
-config = Config(
+unset = (
+    "pretrained_transformer_subfolder pretrained_vae_model_name_or_path vae_path revision variant controlnet "
+    "tread_config gradient_checkpointing_interval fuse_qkv_projections lora_alpha flux_fast_schedule "
+    "flow_use_beta_schedule flow_use_uniform_schedule flow_schedule_auto_shift prediction_type "
+    "wan_trained_stage offset_noise framerate aspect_bucket_alignment disable_segmented_timestep_sampling "
+    "input_perturbation_steps validation_num_inference_steps"
+)
+config = SimpleNamespace(  # what Wan reads: its own parser imports every model that there is
+    **dict.fromkeys(unset.split()),
     model_family="wan",
     model_flavour="t2v-480p-1.3b-2.1",
     model_type="lora",
     lora_type="standard",
     lora_rank=4,
     lora_dropout=0.0,
-    lora_initialisation_style="default",
+    lora_initialisation_style=True,
     pretrained_model_name_or_path=str(work),
     pretrained_transformer_model_name_or_path=str(work / "transformer"),
-    pretrained_transformer_subfolder=None,
     weight_dtype=torch.float32,
-    flow_matching=True,
-    flow_schedule_shift=1.0,
-    input_perturbation=0,
     base_model_precision="no_change",
+    flow_matching=True,
+    flow_schedule_shift=3.0,
+    flow_sigmoid_scale=1.0,
+    input_perturbation=0,
     loss_type="l2",
 )
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -56,7 +54,7 @@ distiller = DistillerFactory.create_distiller(
 
 parameters = [x for x in model.model.parameters() if x.requires_grad]
 optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-latents, text = torch.randn(2, 2, 16, 3, 8, 8), torch.randn(2, 6, 32)
+latents, text = torch.randn(2, 2, 16, 2, 4, 4), torch.randn(2, 6, 32)
 for step in range(6):
     batch = {
         "latent_batch": latents[0],

@@ -148,7 +148,7 @@ def fibo2():
     config |= {"min_num_gist_tokens": 2, "max_num_gist_tokens": 4, "gist_step": 1, "axes_dims": (4, 4, 8)}
     config |= {"gist_min_text_len": 2, "gist_max_text_len": 4, "axes_lens": (16, 8, 8)}
     inputs = {
-        "hidden_states": torch.randn(2, 2, 4, 4),
+        "hidden_states": torch.randn(2, 2, 4, 8),
         "encoder_hidden_states": torch.randn(2, 2, 3, 8),
         "timestep": torch.tensor([0.1, 0.7]),
         "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool),
