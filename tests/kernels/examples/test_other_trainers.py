@@ -47,7 +47,9 @@ def test_patches_are_small(name):
     assert 1 <= added <= 15 and removed <= 15
     text = (EXAMPLES / name / "patch.diff").read_text()
     assert "pgdpo_kernels" in text
-    assert not [line for line in text.splitlines() if line.startswith(" ")], "no lines of others but those removed"
+    assert not [line for line in text.splitlines() if line.startswith(" ")], (
+        "no lines of others but those removed"
+    )
 
 
 @pytest.mark.parametrize("name", RELEASED)
