@@ -56,6 +56,11 @@ def separate_errors(pred, target, ref) -> tuple:
     return found.excess, found.policy, found.ref
 
 
+def losses(pred, target, ref) -> tuple:
+    halves = kernels.diffusion_dpo_loss(pred.chunk(2), target.chunk(2), ref, beta=20.0)
+    return kernels.diffusion_dpo_loss(pred, target, ref, beta=20.0).loss, halves.loss
+
+
 def noise(latents) -> tuple:
     ids = torch.arange(len(latents) // 2, device=latents.device)
     level = torch.linspace(0.1, 0.9, len(ids), device=latents.device)
@@ -76,7 +81,7 @@ OPS = {
     "qk_norm_rope": Smoke(query_and_key, lambda *x: kernels.qk_norm_rope(*x, num_heads=HEADS)),
     "pair_errors": Smoke(pairs, errors),
     "group_errors": Smoke(pairs, separate_errors),
-    "diffusion_dpo": Smoke(pairs, lambda *x: (kernels.diffusion_dpo_loss(*x, beta=20.0).loss,)),
+    "diffusion_dpo": Smoke(pairs, losses),
     "noise_pair": Smoke(lambda *sizes: pairs(*sizes)[1:2], noise, backward=False),
 }
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,27 +31,45 @@ FILE, PAGE = RESULTS / "patched_models.json", ROOT / "kernels" / "MODELS.md"
 CHECKOUT = "DIFFUSERS_CHECKOUT"
 
 
-def measure(name: str) -> dict:
-    """Ops and errors of a class, in a process whose Triton interprets."""
-    code = "import sys, json; from benchmarks.models.patched_case import of; print('\\n' + json.dumps(of(sys.argv[1])))"
+def measure(names: list[str]) -> dict[str, dict]:
+    """Ops and errors of each class, in a process whose Triton interprets."""
+    code = "import sys; from benchmarks.models.patched_case import main; main(sys.argv[1:])"
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", OPS_TESTS)))
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", code, name], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *names], env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(done.returncode)
+    return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
 
 
-def own_tests(name: str, checkout: Path) -> dict | None:
-    """Outcomes of diffusers' tests of a class, counted, and which of them the patch changes; None: it has none."""
+def own_tests(names: list[str], checkout: Path) -> dict[str, dict | None]:
+    """Of each class diffusers' tests of it, counted by outcome, and which of them the patch changes; None: no tests."""
     folder = checkout / "tests" / "models" / "transformers"
-    files = [file for file in sorted(folder.glob("test_*.py")) if f" {name}\n" in file.read_text("utf-8")]
+    said = {file: file.read_text("utf-8") for file in sorted(folder.glob("test_*.py"))}
+    files = {
+        name: [x for x, text in said.items() if re.search(rf"\breturn {name}\b|= {name}$", text, re.M)]
+        for name in names
+    }
+    every = sorted(set().union(*files.values()))
+    plain, patched = (outcomes(every, checkout, patch) for patch in ("0", "1"))
+    return {name: compared(files[name], plain, patched) for name in names}
+
+
+def is_of(name: str, text: str) -> bool:
+    return re.search(rf"\breturn {name}\b|= {name}$", text, re.MULTILINE) is not None
+
+
+def compared(files: list[Path], plain: dict[str, str], patched: dict[str, str]) -> dict | None:
     if not files:
         return None
-    plain, patched = (outcomes(files, checkout, patch) for patch in ("0", "1"))
-    differ = {test: [plain.get(test), patched.get(test)] for test in plain.keys() | patched.keys()}
-    differ = {test: pair for test, pair in sorted(differ.items()) if pair[0] != pair[1]}
-    return {"plain": Counter(plain.values()), "patched": Counter(patched.values()), "differ": differ}
+    stems = {file.stem for file in files}
+    tests = sorted(test for test in plain.keys() | patched.keys() if stems & set(re.split(r"[.:]", test)))
+    pairs = {test: (plain.get(test, "missing"), patched.get(test, "missing")) for test in tests}
+    return {
+        "plain": Counter(before for before, _ in pairs.values()),
+        "patched": Counter(after for _, after in pairs.values()),
+        "differ": {test: pair for test, pair in pairs.items() if pair[0] != pair[1]},
+    }
 
 
 def outcomes(files: list[Path], checkout: Path, patch: str) -> dict[str, str]:
@@ -82,6 +102,7 @@ def page(result: dict) -> str:
         columns="---|" * (len(OPS) + 3),
         rows="\n".join(rows),
         diffusers=result["machine"]["packages"]["diffusers"],
+        total=total_of(result["models"].values()),
         left="\n".join(left),
     )
 
@@ -102,11 +123,17 @@ def tests_of(found: dict | None) -> str:
     )
 
 
+def total_of(rows: Iterable[dict]) -> str:
+    found = [row["own_tests"] for row in rows if row.get("own_tests")]
+    passed = [sum(tests[kind].get("passed", 0) for tests in found) for kind in ("patched", "plain")]
+    return f"{passed[0]} of {passed[1]} in all"
+
+
 PAGE_TEXT = """# The models that `apply_to` knows
 
 How often one forward of a tiny model with one block of each kind calls each op; the error of output and all gradients
 in bf16, by Triton's kernels, as a multiple of the unpatched model's, both against float64; and how many of the tests
-that diffusers has of the class pass with every model in them patched, of those that pass without. Made by
+that diffusers has of the class pass with every model in them patched, of those that pass without, {total}. Made by
 `python -m benchmarks.models.patched` from [patched_models.json](../benchmarks/results/patched_models.json).
 
 | class | {ops} | error to eager's | diffusers' own tests |
@@ -122,19 +149,17 @@ What `apply_to` says of the other transformers in diffusers {diffusers}:
 
 
 def main(names: list[str]) -> None:
-    result = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {"models": {}}
-    models = {name: row for name, row in result["models"].items() if name in FAMILIES}
+    kept = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {"models": {}}
+    models = {name: row for name, row in kept["models"].items() if name in FAMILIES}
+    names = names or sorted(FAMILIES)
     checkout = os.environ.get(CHECKOUT)
-    for name in names or FAMILIES:
-        row = measure(name)
-        if checkout:
-            row["own_tests"] = own_tests(name, Path(checkout))
-        elif "own_tests" in models.get(name, {}):
-            row["own_tests"] = models[name]["own_tests"]
+    tests = own_tests(names, Path(checkout)) if checkout else {}
+    for name, row in measure(names).items():
+        row["own_tests"] = tests[name] if checkout else models.get(name, {}).get("own_tests")
         models[name] = row
-        print(name, ratio_of(row), tests_of(row.get("own_tests")), flush=True)
-        result = {"machine": machine(), "models": dict(sorted(models.items()))}
-        write(result, "", FILE)
+        print(name, ratio_of(row), tests_of(row["own_tests"]))
+    result = {"machine": machine(), "models": dict(sorted(models.items()))}
+    write(result, "", FILE)
     PAGE.write_text(page(result), "utf-8")
 
 

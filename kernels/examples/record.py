@@ -1,6 +1,6 @@
-"""Run a trainer's script and print every loss that it takes gradients of: `python record.py SCRIPT [ARGUMENTS]`.
+"""Run a trainer's script, print every loss that it takes gradients of: `python record.py [STEPS] SCRIPT [ARGUMENTS]`.
 
-Its own logs round to a few digits.
+Its own logs round to a few digits. STEPS ends the run after so many losses: some scripts go on forever.
 """
 
 import itertools
@@ -9,15 +9,20 @@ import sys
 
 import torch
 
-backward, steps = torch.Tensor.backward, itertools.count()
+backward, steps, last = torch.Tensor.backward, itertools.count(), None
 
 
 def recorded(loss: torch.Tensor, *arguments, **keywords) -> None:
-    print(f"step {next(steps)}: loss {loss.item()!r}", flush=True)
+    step = next(steps)
+    print(f"step {step}: loss {loss.item()!r}", flush=True)
     backward(loss, *arguments, **keywords)
+    if step == last:
+        sys.exit()
 
 
 if __name__ == "__main__":
     torch.Tensor.backward = recorded
     sys.argv = sys.argv[1:]
+    if sys.argv[0].isdecimal():
+        last = int(sys.argv.pop(0)) - 1
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -55,27 +55,32 @@ def lay_out(out: Path, repo_id: str) -> dict[str, str]:
         raise ValueError(f"repo_id must be OWNER/NAME, such as me/pgdpo-kernels, got {repo_id!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out must be a new or empty folder, got {out}: empty it, or name another")
-    general = tomllib.loads((HERE / "build.toml").read_text(encoding="utf-8"))["general"]
+    about = general()
     sources = {
         path.relative_to(PACKAGE).as_posix(): path.read_bytes() for path in sorted(PACKAGE.rglob("*.py"))
     }
     del sources["_ops.py"]  # every build has its own
-    module = general["name"].replace("-", "_")
+    module = about["name"].replace("-", "_")
     write(out / "torch-ext" / module, sources.items())
     shutil.copy(HERE / "flake.nix", out)
     config = (HERE / "build.toml").read_text(encoding="utf-8")
     (out / "build.toml").write_text(f'{config}\n[general.hub]\nrepo-id = "{repo_id}"\n', encoding="utf-8")
     variants = {}
-    for backend in general["backends"]:
+    for backend in about["backends"]:
         name = f"_{module}_{backend}_{digest(sources)}"
         files = sources | {"_ops.py": OPS.format(name=name).encode()}
-        metadata = json.dumps(described(general, backend, name, files), indent=2).encode()
+        metadata = json.dumps(described(about, backend, name, files), indent=2).encode()
         write(out / "build" / f"torch-{backend}", (files | {"metadata.json": metadata}).items())
         variants[f"torch-{backend}"] = name
     card = (HERE / "card.template").read_text(encoding="utf-8").replace("{{ repo_id }}", repo_id)
-    card = card.replace("{{ version }}", str(general["version"]))
+    card = card.replace("{{ version }}", str(about["version"]))
     (out / "CARD.md").write_text(card, encoding="utf-8")
     return variants
+
+
+def general() -> dict:
+    """The table of that name of build.toml."""
+    return tomllib.loads((HERE / "build.toml").read_text(encoding="utf-8"))["general"]
 
 
 def write(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
@@ -92,16 +97,16 @@ def digest(files: dict[str, bytes]) -> str:
     return summed.hexdigest()[:10]
 
 
-def described(general: dict, backend: str, name: str, files: dict[str, bytes]) -> dict:
+def described(about: dict, backend: str, name: str, files: dict[str, bytes]) -> dict:
     """The metadata of one variant: the loader names the module, and looks for its operators, by `id`."""
     hashes = {
         path: base64.b64encode(hashlib.sha256(content).digest()).decode() for path, content in files.items()
     }
     return {
-        "name": general["name"],
+        "name": about["name"],
         "id": name,
-        "version": general["version"],
-        "license": general["license"],
+        "version": about["version"],
+        "license": about["license"],
         "python-depends": [],
         "kernel-depends": [],
         "backend": {"type": backend},
@@ -132,19 +137,30 @@ def check(out: Path, variants: dict[str, str]) -> None:
 
 
 def upload(api, out: Path, repo_id: str, branch: str) -> None:
-    """The card to main and the builds to the version's branch, as `kernel-builder upload` puts them."""
+    """The card to main and the builds to the version's branch, where `kernel-builder upload` puts them.
+
+    One commit brings all builds and takes away what an earlier one had beside them: no reader meets half of a version.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     where = {"repo_id": repo_id, "repo_type": "kernel"}
     api.create_repo(**where, exist_ok=True)
     api.create_branch(**where, branch=branch, exist_ok=True)
     api.upload_file(**where, path_or_fileobj=out / "CARD.md", path_in_repo="README.md")
-    api.upload_folder(
-        **where,
-        revision=branch,
-        folder_path=out / "build",
-        path_in_repo="build",
-        ignore_patterns="*.pyc",
-        delete_patterns="*",  # of an earlier upload, what is no more
+    files = (path for path in sorted((out / "build").rglob("*")) if path.is_file() and path.suffix != ".pyc")
+    built = {path.relative_to(out).as_posix(): path for path in files}
+    there = api.list_repo_files(**where, revision=branch)
+    operations = [CommitOperationAdd(name, path) for name, path in built.items()]
+    operations += [
+        CommitOperationDelete(name) for name in there if name.startswith("build/") and name not in built
+    ]
+    api.create_commit(
+        **where, revision=branch, operations=operations, commit_message=f"pgdpo_kernels {version()}"
     )
+
+
+def version() -> str:
+    return (PACKAGE / "version.py").read_text(encoding="utf-8").split('"')[-2]
 
 
 def main() -> str | None:
@@ -162,13 +178,13 @@ def main() -> str | None:
         return str(error)
     except ImportError as error:
         return f"{arguments.out} is laid out, and not checked: {error}. `pip install kernels` brings what loads it"
-    version = tomllib.loads((arguments.out / "build.toml").read_text(encoding="utf-8"))["general"]["version"]
-    what = f"{', '.join(variants)} of {arguments.out} to the branch v{version} of {arguments.repo_id}"
+    branch = f"v{general()['version']}"
+    what = f"{', '.join(variants)} of {arguments.out} to the branch {branch} of {arguments.repo_id}"
     if not (token := os.environ.get("HF_TOKEN")):
         return f"`kernels` loads it; without a token nothing is uploaded. HF_TOKEN=... uploads {what}"
     from huggingface_hub import HfApi
 
-    upload(HfApi(token=token), arguments.out, arguments.repo_id, f"v{version}")
+    upload(HfApi(token=token), arguments.out, arguments.repo_id, branch)
     print(f"uploaded {what}")
     return None
 

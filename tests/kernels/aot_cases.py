@@ -136,6 +136,7 @@ def pair_gradients(full: bool) -> list[Case]:
             ("fp16", True, False, False, False, False, 2, False),
             ("bf16", True, False, True, True, False, 2, False),
             ("bf16", False, True, True, True, True, 2, True),
+            ("bf16", True, False, False, False, False, 2, True),
         ]
         cases += [("bf16", False, False, False, False, False, *rows) for rows in ROWS]
         cases += [("fp32", False, True, False, True, False, *rows) for rows in ROWS]

@@ -146,9 +146,9 @@ def test_wrong_use_is_told(tmp_path, folder, repo, message):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub's API as an upload of small files asks for; the paths of every commit are kept."""
+    """As much of the Hub's API as an upload of small files asks for; what every commit does to which path is kept."""
 
-    commits: dict[str, list[str]] = {}
+    commits: dict[str, list[set[tuple[str, str]]]] = {}
     posted: list[str] = []
 
     def answer(self, content) -> None:
@@ -159,31 +159,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self.answer([])
+        there = ("README.md", "build/torch-cpu/gone.py")
+        tree = [{"type": "file", "path": path, "size": 1, "oid": "a" * 40} for path in there]
+        self.answer(tree if "/tree/v1" in self.path else [])
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         self.posted.append(self.path)
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
-            self.answer(
-                {
-                    "files": [
-                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
-                    ]
-                }
-            )
+            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            self.answer({"files": modes})
         elif "/commit/" in self.path:
             rows = [json.loads(line) for line in body.splitlines()]
-            self.commits[self.path.rpartition("/")[2]] = [
-                row["value"]["path"] for row in rows if row["key"] == "file"
-            ]
-            self.answer(
-                {
-                    "commitUrl": f"https://huggingface.co/kernels/{REPO}/commit/{'a' * 40}",
-                    "commitOid": "a" * 40,
-                }
-            )
+            done = {(row["key"], row["value"].get("path", "")) for row in rows} - {("header", "")}
+            self.commits.setdefault(self.path.rpartition("/")[2], []).append(done)
+            self.answer({"commitUrl": f"{PAGE}/commit/{'a' * 40}", "commitOid": "a" * 40})
         else:
             self.answer({"url": PAGE})
 
@@ -191,7 +182,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_upload_puts_the_card_on_main_and_the_builds_on_the_versions_branch(project):
+def test_an_upload_is_one_commit_to_the_versions_branch_and_the_card_on_main(project):
     """Over HTTP, to a Hub of this test: nothing here can show that the real one takes it."""
     from huggingface_hub import HfApi
 
@@ -203,10 +194,10 @@ def test_an_upload_puts_the_card_on_main_and_the_builds_on_the_versions_branch(p
     finally:
         server.shutdown()
     assert f"/api/kernels/{REPO}/branch/v1" in Hub.posted
-    assert Hub.commits["main"] == ["README.md"]
+    assert Hub.commits["main"] == [{("file", "README.md")}]
     files = (path for path in (project / "build").rglob("*") if path.suffix in (".py", ".json"))
-    built = {path.relative_to(project).as_posix() for path in files}
-    assert set(Hub.commits["v1"]) == built
+    built = {("file", path.relative_to(project).as_posix()) for path in files}
+    assert Hub.commits["v1"] == [built | {("deletedFile", "build/torch-cpu/gone.py")}]  # one commit, at once
 
 
 def test_hugging_faces_own_tooling_reads_and_loads_it(project):

@@ -106,7 +106,9 @@ class Operators(TorchDispatchMode):
 
 def test_halves_are_neither_joined_nor_copied():
     """An operator forward, one backward; both gradients lie in the memory that it wrote and are handed on so."""
-    halves = [[x.contiguous() for x in tensor.chunk(2)] for tensor in make_pairs(SHAPE)]
+    halves = [
+        [x.contiguous() for x in tensor.chunk(2)] for tensor in make_pairs(SHAPE, (torch.bfloat16,) * 3)
+    ]
     leaves = [x.requires_grad_() for x in halves[0]]
     with set_backend("triton"), Operators(leaves[0].numel()) as operators:
         loss = diffusion_dpo_loss(leaves, *halves[1:], beta=300.0).loss

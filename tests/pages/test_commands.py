@@ -53,7 +53,7 @@ def pgdpo_words(words: list[str]) -> list[str] | None:
     """What `pgdpo` gets, by whatever program it is started; None for other commands."""
     if words[0] == "pgdpo":
         return words[1:]
-    if words[0] in ("python", "torchrun"):
+    if words[0] in ("python", "torchrun") and "-m" in words:
         at = words.index("-m")
         return words[at + 2 :] if words[at + 1] == "pgdpo" else None
     script = next((place for place, word in enumerate(words) if word.startswith(LAUNCHERS)), None)
@@ -100,8 +100,11 @@ def test_options_and_keys_are_known(where, words):
 def test_other_commands_are_what_ci_runs_or_have_what_they_name(where, words, monkeypatch, pytestconfig):
     program, *arguments = words
     if program == "pip":
-        option, kind, package = arguments
-        assert (option, kind) == ("install", "-e") and re.search(
+        option, *kind, package = arguments
+        if package == "./kernels":  # tests/kernels/test_install.py
+            assert (option, kind) == ("install", []) and (ROOT / package / "pyproject.toml").is_file()
+            return
+        assert (option, kind) == ("install", ["-e"]) and re.search(
             r"^pip install -q -e \"?\.\[test\]", CI, re.MULTILINE
         )
         extras = re.fullmatch(r"\.(?:\[(\w+)\])?", package)
@@ -114,6 +117,8 @@ def test_other_commands_are_what_ci_runs_or_have_what_they_name(where, words, mo
                 assert set(re.findall(r"\w+", value)) - {"or", "and", "not"} <= known
             elif option.startswith("tests"):
                 assert (ROOT / option).exists(), option
+    elif arguments[0] == "kernels/examples/run.py":  # tests/kernels/examples runs it
+        assert all((ROOT / "kernels" / "examples" / name / "example.py").is_file() for name in arguments[1:])
     else:
         module = arguments[arguments.index("-m") + 1]
         assert module.startswith("benchmarks."), f"{where}: {words} is no command that a test knows"

@@ -21,7 +21,7 @@ model = LTXVideoTransformer3DModel(
     out_channels=4,
     num_attention_heads=2,
     attention_head_dim=16,
-    num_layers=2,
+    num_layers=1,
     cross_attention_dim=32,
     caption_channels=8,
 )

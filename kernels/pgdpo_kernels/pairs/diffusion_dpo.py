@@ -71,7 +71,7 @@ def diffusion_dpo_loss(
     fused = named and preference.in_one_sweep and process_group is None
     if fused and takes_triton(OP, given.tensors[0]):
         return _fused(given, preference, weights, reduction, loss_scale)
-    errors = errors_of(OP, given, cross=named and preference.safeguard_mu is not None)
+    errors = errors_of(given, cross=named and preference.safeguard_mu is not None)
     result = loss_from_errors(OP, errors, preference, *weights, reduction, loss_scale)
     return replace(result, losses=result.losses.detach())
 

@@ -74,10 +74,9 @@ def pair_errors(
         TypeError: a tensor is not bf16, fp16 or fp32; two halves have two dtypes.
         ValueError: shapes, segments or mask don't fit; both of `ref_pred` and `ref_errors`.
     """
-    op = "pair_errors"
     where = segments, mask, frame_dim, process_group
-    given = checked_arguments(op, pred, target, ref_pred, ref_errors, excess, *where)
-    return errors_of(op, given, cross)
+    given = checked_arguments("pair_errors", pred, target, ref_pred, ref_errors, excess, *where)
+    return errors_of(given, cross)
 
 
 class PairArguments(NamedTuple):
@@ -118,8 +117,8 @@ def checked_arguments(
     return PairArguments(form, tensors, shape, ref_errors, excess, index, axis, mask, count, process_group)
 
 
-def errors_of(op: str, given: PairArguments, cross: bool) -> PairErrors:
-    if takes_triton(op, given.tensors[0]):
+def errors_of(given: PairArguments, cross: bool) -> PairErrors:
+    if takes_triton("pair_errors", given.tensors[0]):
         rows, index = mask_rows(given.mask, given.shape), given.index or ()
         found = ErrorsFunction.apply(given.form, rows, index, given.axis, cross, 2, None, *given.tensors)
         errors = PairErrors(**unpack_errors(*found))

@@ -2,6 +2,7 @@
 
 # The class, and the file here that knows its blocks.
 FAMILIES = {
+    "AceStepTransformer1DModel": "audio.ace_step",
     "AllegroTransformer3DModel": "video.allegro",
     "AnyFlowFARTransformer3DModel": "wan.anyflow",
     "AnyFlowTransformer3DModel": "wan.anyflow",
@@ -17,7 +18,8 @@ FAMILIES = {
     "ConsisIDTransformer3DModel": "video.cogvideox",
     "Cosmos3OmniTransformer": "world.cosmos3",
     "CosmosTransformer3DModel": "world.cosmos",
-    "DiTTransformer2DModel": "image.basic",
+    "DiTTransformer2DModel": "basic.blocks",
+    "DreamLiteTransformer2DModel": "basic.dreamlite",
     "EasyAnimateTransformer3DModel": "video.easyanimate",
     "ErnieImageTransformer2DModel": "image.ernie_image",
     "Flux2Transformer2DModel": "mmdit.flux2",
@@ -40,18 +42,21 @@ FAMILIES = {
     "Krea2Transformer2DModel": "mmdit.krea2",
     "LTX2VideoTransformer3DModel": "video.ltx2",
     "LTXVideoTransformer3DModel": "video.ltx",
-    "LatteTransformer3DModel": "image.basic",
+    "LatteTransformer3DModel": "basic.blocks",
+    "LongCatAudioDiTTransformer": "audio.longcat_audio",
     "LongCatImageTransformer2DModel": "mmdit.flux_kin",
     "Lumina2Transformer2DModel": "image.lumina",
     "LuminaNextDiT2DModel": "image.lumina",
     "MiniMaxH3Transformer3DModel": "video.minimax_h3",
+    "MiniMaxMusic3Transformer1DModel": "audio.minimax_music3",
     "MochiTransformer3DModel": "video.mochi",
     "MotifVideoTransformer3DModel": "video.motif_video",
     "NucleusMoEImageTransformer2DModel": "mmdit.nucleus",
+    "OmniGenTransformer2DModel": "image.omnigen",
     "OvisImageTransformer2DModel": "mmdit.flux_kin",
     "PRXTransformer2DModel": "image.prx",
-    "PixArtTransformer2DModel": "image.basic",
-    "PriorTransformer": "image.basic",
+    "PixArtTransformer2DModel": "basic.blocks",
+    "PriorTransformer": "basic.blocks",
     "QwenImage21Transformer2DModel": "mmdit.qwenimage21",
     "QwenImageTransformer2DModel": "mmdit.qwenimage",
     "SD3Transformer2DModel": "mmdit.sd3",
@@ -60,8 +65,10 @@ FAMILIES = {
     "SanaWMLTX2RefinerTransformer3DModel": "world.sana_wm",
     "SanaWMTransformer3DModel": "world.sana_wm",
     "SkyReelsV2Transformer3DModel": "wan.copies",
-    "Transformer2DModel": "image.basic",
-    "TransformerTemporalModel": "image.basic",
+    "StableAudio3DiTModel": "audio.stable_audio3",
+    "StableAudioDiTModel": "audio.stable_audio",
+    "Transformer2DModel": "basic.blocks",
+    "TransformerTemporalModel": "basic.blocks",
     "WanAnimate2Transformer3DModel": "wan.animate_2",
     "WanAnimateTransformer3DModel": "wan.copies",
     "WanTransformer3DModel": "video.wan",
@@ -70,4 +77,13 @@ FAMILIES = {
 }
 
 # Of the others: what a kernel would have to do that none of the ops does. A test holds both lists against diffusers.
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "DualTransformer2DModel": "it is two Transformer2DModels, and apply_to takes each of them by itself",
+    "MiniMaxMusic3RVQDepthDecoder": "it is a language model over the 8 codes of a frame of music, no denoiser",
+    "RFD4ProteinaTransformer": "its norms and gates are masked, and its other stream is of pairs of residues "
+    "[B, N, N, D]: a kernel would have to take mask and pairs along",
+    "T5FilmDecoder": "its norm, its attention and its sum with the dropout before it are modules apart: "
+    "ops would join the norm and its FiLM alone, in two of three of them",
+    "TransformerSpatioTemporalModel": "it is a part of Stable Video Diffusion's UNet, whose plain norms and sums "
+    "the ops would fit: not written yet",
+}

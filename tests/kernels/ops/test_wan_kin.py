@@ -3,7 +3,7 @@
 import pytest
 import torch
 from parity import check_parity
-from tiny_models import build, step
+from tiny_models import build, new, step
 from tiny_wan_kin import MODELS
 
 from pgdpo_kernels import apply_to, set_backend
@@ -39,6 +39,15 @@ def test_padded_frames_go_through_diffusers_own_block():
 def test_fused_projections(name):
     model, inputs = build(name)
     model.fuse_qkv_projections()
+    check_parity(model, inputs, torch.float32, "eager")
+
+
+@pytest.mark.parametrize("mode", ["scalar", "per_head"])
+def test_an_amplified_history(mode):
+    """In fp32 alone, as in diffusers: the scale is kept in fp32, and lifts the keys to it beside the queries."""
+    config, inputs = MODELS["HeliosTransformer3DModel"]()
+    model = new("HeliosTransformer3DModel", config | {"is_amplify_history": True, "history_scale_mode": mode})
+    model.blocks[0].attn1.history_key_scale.data.normal_()
     check_parity(model, inputs, torch.float32, "eager")
 
 

@@ -46,13 +46,13 @@ def z_image(captions=(3, 3), omni=False):
     config |= dict(cap_feat_dim=8, axes_dims=[4, 2, 2], axes_lens=[256, 32, 32])
     inputs = {
         "x": [torch.randn(4, 1, 4, 4) for _ in captions],
-        "t": torch.tensor([0.1, 0.7]),
+        "t": torch.tensor([0.1, 0.7])[: len(captions)],
         "cap_feats": [torch.randn(length, 8) for length in captions],
     }
     if omni:
         config |= dict(siglip_feat_dim=8)
         inputs["x"] = [[torch.randn(4, 1, 4, 4) for _ in range(2)] for _ in captions]
-        inputs["cap_feats"] = [[torch.randn(length, 8) for _ in range(3)] for length in captions]
+        inputs["cap_feats"] = [[torch.randn(length, 8) for _ in range(2)] for length in captions]
         inputs["siglip_feats"] = [[torch.randn(2, 2, 8), None] for _ in captions]
         inputs["image_noise_mask"] = [[0, 1] for _ in captions]
     return config, inputs
@@ -74,7 +74,7 @@ def hidream(height=4, head=8, axes=(4, 2, 2)):
 
 
 def sana(**norms):
-    config = dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=6)
+    config = dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=3)
     config |= dict(num_cross_attention_heads=3, cross_attention_head_dim=8, cross_attention_dim=24)
     config |= dict(caption_channels=8, sample_size=4, patch_size=1) | norms
     inputs = {
@@ -176,7 +176,7 @@ def ideogram4(per_token=False):
     indicator = torch.tensor([LLM, LLM, PICTURE, PICTURE] * 2)
     inputs = {
         "hidden_states": torch.randn(2, 8, 4),
-        "timestep": torch.rand(2, 8) if per_token else torch.tensor([0.1, 0.7]),
+        "timestep": (torch.rand(2, 8) if per_token else torch.tensor([0.1, 0.7])).bfloat16(),
         "encoder_hidden_states": torch.randn(2, 8, 8),
         "position_ids": torch.randint(0, 8, (2, 8, 3)),
         "segment_ids": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]).expand(2, 8),
@@ -185,9 +185,18 @@ def ideogram4(per_token=False):
     return config, inputs
 
 
+def dreamlite(**options):
+    config = dict(num_attention_heads=4, attention_head_dim=8, in_channels=24, num_layers=1)
+    config |= dict(norm_num_groups=4, cross_attention_dim=8, qk_norm="rms_norm") | options
+    inputs = {"hidden_states": torch.randn(2, 24, 4, 4), "encoder_hidden_states": torch.randn(2, 3, 8)}
+    return config, inputs
+
+
 # Class, or "Class, what of it": a function that gives (configuration, inputs).
 MODELS: dict[str, Callable] = {
     "DiTTransformer2DModel": dit,
+    "DreamLiteTransformer2DModel": dreamlite,
+    "DreamLiteTransformer2DModel, no self-attention": partial(dreamlite, use_self_attention=False),
     "ErnieImageTransformer2DModel": ernie_image,
     "HiDreamImageTransformer2DModel": hidream,
     "HiDreamImageTransformer2DModel, no square": partial(hidream, height=8),
@@ -207,5 +216,5 @@ MODELS: dict[str, Callable] = {
     "TransformerTemporalModel": temporal,
     "ZImageTransformer2DModel": z_image,
     "ZImageTransformer2DModel, captions of several lengths": partial(z_image, captions=(3, 40)),
-    "ZImageTransformer2DModel, omni": partial(z_image, omni=True),
+    "ZImageTransformer2DModel, omni": partial(z_image, captions=(3,), omni=True),
 }

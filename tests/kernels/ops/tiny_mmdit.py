@@ -36,7 +36,7 @@ def chroma(masked=False):
     config, inputs = flux(**network)
     if masked:
         inputs["attention_mask"] = torch.ones(2, 9, dtype=torch.bool)
-        inputs["attention_mask"][0, 2] = False
+        inputs["attention_mask"][0, 2] = inputs["attention_mask"][1, 5] = False  # a text's, an image's
     return config, inputs
 
 
@@ -60,8 +60,11 @@ def sd3(dual=(), **options):
 
 
 def qwen(given=False):
-    """With a mask of the text; `given`, an image of two tokens beside that of six, at a timestep of 0."""
-    config = HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 1, "joint_attention_dim": 8}
+    """Two blocks, the last of which leaves the text unread, with a mask of it.
+
+    `given`: an image of two tokens beside that of six, at a timestep of 0.
+    """
+    config = HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 8}
     config |= {"axes_dims_rope": (4, 4, 8), "patch_size": 1, "zero_cond_t": given}
     inputs = {
         "hidden_states": torch.randn(2, 8 if given else 6, 4),
@@ -91,7 +94,8 @@ def flux2():
 
 
 def flux3(given=False):
-    config, inputs = flux(axes=(4, 4, 4, 4), cond_in_channels=4)
+    """Two single blocks: the last leaves the text unread."""
+    config, inputs = flux(axes=(4, 4, 4, 4), cond_in_channels=4, num_single_layers=2)
     if given:
         inputs |= {"image_cond_hidden_states": torch.randn(2, 2, 4), "image_cond_ids": ids(2, 4)}
     return config, inputs
@@ -144,7 +148,7 @@ def fibo2():
     config |= {"min_num_gist_tokens": 2, "max_num_gist_tokens": 4, "gist_step": 1, "axes_dims": (4, 4, 8)}
     config |= {"gist_min_text_len": 2, "gist_max_text_len": 4, "axes_lens": (16, 8, 8)}
     inputs = {
-        "hidden_states": torch.randn(2, 2, 4, 4),
+        "hidden_states": torch.randn(2, 2, 4, 8),
         "encoder_hidden_states": torch.randn(2, 2, 3, 8),
         "timestep": torch.tensor([0.1, 0.7]),
         "encoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from unittest import mock
 
+import tiny_audio
 import tiny_hunyuan_kin
 import tiny_image
 import tiny_mmdit
@@ -90,7 +91,9 @@ def ltx(per_token=False):
 
 FAMILIES = {"wan": wan, "hunyuan_video": hunyuan_video, "cogvideox": cogvideox, "ltx": ltx}
 # Classes that share blocks with them or have such blocks, by name: each gives a configuration and inputs.
-KIN = tiny_wan_kin.MODELS | tiny_hunyuan_kin.MODELS | tiny_mmdit.MODELS | tiny_image.MODELS
+KIN = (
+    tiny_wan_kin.MODELS | tiny_hunyuan_kin.MODELS | tiny_mmdit.MODELS | tiny_image.MODELS | tiny_audio.MODELS
+)
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **options):

@@ -38,6 +38,11 @@ def skyreels_v2_forcing() -> Built:
     return WAN, inputs | {"enable_diffusion_forcing": True}
 
 
+def skyreels_v2_causal() -> Built:
+    """Two frames that don't see the next two."""
+    return WAN | {"num_frame_per_block": 2}, wan_inputs() | {"hidden_states": torch.randn(2, 4, 4, 4, 4)}
+
+
 def wan_vace(**config) -> Built:
     inputs = wan_inputs() | {"control_hidden_states": torch.randn(2, 6, 1, 4, 4)}
     inputs["control_hidden_states_scale"] = torch.tensor([0.5, 2.0])
@@ -280,7 +285,7 @@ MODELS: dict[str, Callable] = {
         per_frame=True, extra_pos_embed_type=None
     ),
     "HeliosTransformer3DModel": helios,
-    "HeliosTransformer3DModel, guidance": lambda: helios(guidance_cross_attn=True, is_amplify_history=True),
+    "HeliosTransformer3DModel, guidance": lambda: helios(guidance_cross_attn=True, num_layers=2),
     "MiniMaxH3Transformer3DModel": minimax_h3,
     "MotifVideoTransformer3DModel": motif_video,
     "MotifVideoTransformer3DModel, cross-attention": lambda: motif_video(
@@ -303,7 +308,7 @@ MODELS: dict[str, Callable] = {
     "SkyReelsV2Transformer3DModel": skyreels_v2,
     "SkyReelsV2Transformer3DModel, diffusion forcing": skyreels_v2_forcing,
     "SkyReelsV2Transformer3DModel, image": lambda: skyreels_v2(image=True, cross_attn_norm=False),
-    "SkyReelsV2Transformer3DModel, causal": lambda: skyreels_v2(num_frame_per_block=2),
+    "SkyReelsV2Transformer3DModel, causal": skyreels_v2_causal,
     "WanVACETransformer3DModel": wan_vace,
     "WanAnimateTransformer3DModel": wan_animate,
     "ChronoEditTransformer3DModel": chrono_edit,

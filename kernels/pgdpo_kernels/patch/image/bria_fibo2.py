@@ -64,7 +64,8 @@ def block_forward(ops: Ops) -> Callable:
                 normed, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
             )
             branch = ops.norm_modulate(branch, **affine(self.cross_attn_norm2))
-            gate = self.cross_attn_gate.tanh().repeat(1, 1, x.shape[2])
+            # One number: its gradient is summed over the width before it is rounded.
+            gate = self.cross_attn_gate.tanh().float().repeat(1, 1, x.shape[2])
         x, normed = ops.gate_residual_norm_modulate(x, branch, gate, ff_scale, **affine(self.ffn_norm1))
         branch = ops.norm_modulate(self.feed_forward(normed), **affine(self.ffn_norm2))
         return ops.gate_residual(x, branch, ff_gate)

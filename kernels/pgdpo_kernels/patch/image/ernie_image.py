@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_ernie_image import (
 from torch import nn
 
 from ..norms import affine
-from ..replace import Forward, Ops, Replacement, Unsupported
+from ..replace import Ops, Replacement, of_blocks
 
 # As in diffusers 0.38 to 0.42.1, where annotations and a docstring came. The model gives every token the same vectors.
 SOURCES = {
@@ -25,13 +25,7 @@ SOURCES = {
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
     """Its attention turns halves of heads, after torch's own fused norm: it keeps its processor."""
-    forward, found = block_forward(ops), []
-    for index, block in enumerate(model.layers if ops.in_blocks else ()):
-        path = f"layers.{index}"
-        if type(block) is not ErnieImageSharedAdaLNBlock:
-            raise Unsupported(f"{path} is a {type(block).__name__}")
-        found.append(Forward(block, path, forward))
-    return found
+    return of_blocks(model, "layers", ops, {ErnieImageSharedAdaLNBlock: block_forward(ops)})
 
 
 def block_forward(ops: Ops) -> Callable:

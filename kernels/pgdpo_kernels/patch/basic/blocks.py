@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
@@ -10,12 +11,14 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
 from ..norms import affine
+from ..plain import plain
 from ..replace import Forward, Ops, Replacement, Unsupported, promoted
 
 # As in diffusers 0.38 to 0.42.1
 SOURCES = {
     BasicTransformerBlock.forward: "440071576ac5ee6f",
     AdaLayerNormZero.forward: "93374820c014f812",
+    _chunked_feed_forward: "c1e9a86d8d3a9af2",
 }
 
 
@@ -125,14 +128,10 @@ def plain_forward(ops: Ops) -> Callable:
         attend, cross_attend = attentions(
             self, attention_mask, encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs
         )
-        branch = attend(ops.norm_modulate(hidden_states, **affine(self.norm1)))
-        if self.attn2 is not None:
-            hidden_states, normed = ops.gate_residual_norm_modulate(
-                hidden_states, branch, **affine(self.norm2)
-            )
-            branch = cross_attend(normed)
-        hidden_states, normed = ops.gate_residual_norm_modulate(hidden_states, branch, **affine(self.norm3))
-        return hidden_states + feed_forward(self, normed)
+        halves = [(self.norm1, attend), (self.norm2, cross_attend), (self.norm3, partial(feed_forward, self))]
+        if self.attn2 is None:
+            del halves[1]
+        return plain(ops, hidden_states, *halves)
 
     return forward
 
