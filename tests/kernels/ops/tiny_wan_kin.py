@@ -101,7 +101,7 @@ def ltx23() -> Built:
     inputs |= {"spatio_temporal_guidance_blocks": [0], "perturbation_mask": torch.tensor([0.0, 1.0])}
     inputs |= {"video_self_attention_mask": torch.rand(2, 8, 8).round()}
     config = dict(gated_attn=True, cross_attn_mod=True, audio_gated_attn=True, audio_cross_attn_mod=True)
-    config |= dict(use_prompt_embeddings=False, perturbed_attn=True, rope_type="split", ff_bias=False)
+    config |= dict(use_prompt_embeddings=False, perturbed_attn=True, rope_type="split")
     return ltx2(inputs=inputs, **config)
 
 
