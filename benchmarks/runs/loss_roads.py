@@ -28,7 +28,7 @@ from pgdpo.objectives import Compared, Objective, PairInfo, build_objective
 from pgdpo.reference.cached import compared_with, frame_sums
 from pgdpo.training.metrics import watch_gradients
 from pgdpo_kernels import launch as door
-from pgdpo_kernels import set_backend
+from pgdpo_kernels import library, set_backend
 from pgdpo_kernels.pairs import pair_launch, preference
 
 from ..report import RESULTS
@@ -130,7 +130,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         view = any(each.alias_info is not None for each in function._schema.returns)
         apart = (
-            function.namespace == "pgdpo"
+            function.namespace == library.ops.name
             or "empty" in function.name()
             or function is torch.ops.aten.detach.default
         )

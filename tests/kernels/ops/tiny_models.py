@@ -140,11 +140,11 @@ def step(model, inputs) -> list[torch.Tensor]:
     latents = tree_map(lambda x: x.detach().requires_grad_(), inputs[key])
     with mock.patch("torch.nn.attention.flex_attention.flex_attention", all_to_all):
         outputs = model(**inputs | {key: latents}, return_dict=False)
-    outputs = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
-    output = outputs[0] if len(outputs) == 1 else torch.cat([x.flatten() for x in outputs])
-    slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    wanted = [*tree_leaves(latents), *trained]
-    grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
+        outputs = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        output = outputs[0] if len(outputs) == 1 else torch.cat([x.flatten() for x in outputs])
+        slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        wanted = [*tree_leaves(latents), *trained]
+        grads = torch.autograd.grad(output, wanted, slope, allow_unused=True)
     unused = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted, strict=True))
     return [output.detach(), *unused]
