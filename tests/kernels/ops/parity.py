@@ -26,6 +26,10 @@ def really_float64():
             *map(double, args), **{name: double(arg) for name, arg in kwargs.items()}
         )
 
+    with torch.device(
+        "cpu"
+    ):  # from its first use on torch keeps a list of what makes tensors: not of stand-ins
+        torch.empty(0)
     tensor = {"float": lambda x: to(x, torch.float64), "to": doubled(to)}
     made = {"arange": doubled(torch.arange), "linspace": doubled(torch.linspace)}
     with mock.patch.multiple(torch.Tensor, **tensor), mock.patch.multiple(torch, **made):
