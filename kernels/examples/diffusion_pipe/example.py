@@ -6,7 +6,7 @@ from pathlib import Path
 
 TRAINER = "diffusion-pipe, Wan"
 PACKAGES = ("deepspeed", "diffusers", "accelerate", "peft", "torchaudio", "torchvision", "transformers")
-DTYPE = "bfloat16"
+DTYPE = "float32"  # its autocast is a GPU's
 SCOPE = "training step"
 CHECKOUT = (
     "DIFFUSION_PIPE_CHECKOUT",

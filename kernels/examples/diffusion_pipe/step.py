@@ -21,8 +21,8 @@ from utils.common import get_t_distribution  # noqa: E402
 
 def attention(q, k, v, k_lens=None, window_size=(-1, -1)):
     """`flash_attention` of the tiny model, without padding: `[B, N, heads, size]`."""
-    q, k, v = (x.transpose(1, 2).to(torch.bfloat16) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).float()
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 if not torch.cuda.is_available():
@@ -47,9 +47,7 @@ given = {
 for step in range(6):
     (noisy, _, t, text, lengths, _), (target, _) = pipeline.prepare_inputs(given)
     nothing = torch.tensor([], device=device)  # as its data loader makes of None
-    with torch.autocast(device, torch.bfloat16):  # theirs is of "cuda"
-        velocity = layers((noisy, nothing, t, text, lengths, nothing))
-    loss = loss_of(velocity, (target, nothing))
+    loss = loss_of(layers((noisy, nothing, t, text, lengths, nothing)), (target, nothing))
     print(f"step {step}: loss {loss.item()!r}", flush=True)
     loss.backward()
     optimizer.step()
