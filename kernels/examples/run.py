@@ -202,22 +202,26 @@ def keep(rows: dict[str, dict], path: Path) -> None:
     path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
 
-def main() -> None:
+def main() -> int:
+    """2 where every trainer that was named had to be skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--out", type=Path, help="JSON file that takes the rows, beside those it has.")
     arguments = parser.parse_args()
+    ran = 0
     for name in arguments.names:
         try:
             row = compare(name, arguments.backends)
         except Skipped as reason:
             print(f"{name} skipped: {reason}")
             continue
+        ran += 1
         print(show(row), flush=True)
         if arguments.out:
             keep({name: row}, arguments.out)
+    return 0 if ran else 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

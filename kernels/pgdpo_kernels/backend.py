@@ -71,6 +71,12 @@ def takes_triton(op: str, tensor: torch.Tensor, obstacle: str | None = None) -> 
     return obstacle is None and backend != "eager"
 
 
+def takes_eager(op: str, tensor: torch.Tensor, why: str) -> None:
+    """Tell `heard` of a part of a call that has no kernel, whatever was asked for."""
+    if _heard is not None:
+        _heard.append((op, "auto", tensor.device, why))
+
+
 @contextlib.contextmanager
 def heard() -> Iterator[list[tuple[str, str, torch.device, str | None]]]:
     """Every decision within, as (op, the backend asked for, device, what stands against Triton); none raises."""

@@ -62,6 +62,16 @@ def test_the_environment_is_named(monkeypatch):
     assert str(told) == "norm_modulate  eager  PGDPO_KERNELS_BACKEND=eager"
 
 
+def test_a_part_without_a_kernel_is_told(backend):
+    args, kwargs = CALLS["diffusion_dpo_loss"]
+    told = explain(
+        pgdpo_kernels.diffusion_dpo_loss, *args, **kwargs, safeguard_mu=0.5, safeguard_scope="batch"
+    )
+    found = {choice.op: choice.backend for choice in told}
+    assert found["diffusion_dpo_loss"] == "eager" and backend in {choice.backend for choice in told}
+    assert "safeguard_scope='batch'" in str(told)
+
+
 def test_wrong_use_is_told():
     with pytest.raises(TypeError, match="expected a model or an op of pgdpo_kernels, got <built-in"):
         explain(len)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..backend import takes_triton
+from ..backend import takes_eager, takes_triton
 from ..checks import check_per_pair
 from ..launch import launch
 from ..library import once_differentiable, opaque
@@ -123,6 +123,10 @@ def loss_from_errors(
     check_weights(op, weight, timestep_weight, segment_labels, policy.shape, policy.device)
     obstacle = None if policy.dtype == torch.float32 else f"its errors are {policy.dtype}, not float32"
     triton = preference.in_one_sweep and takes_triton(op, policy, obstacle)
+    if not preference.in_one_sweep:
+        takes_eager(
+            op, policy, "safeguard_scope='batch' needs the whole batch first; of [B, S] numbers alone"
+        )
     loss, losses, per_pair, loss_slopes = _PreferenceLoss.apply(
         policy,
         errors.policy_rejected,

@@ -1,7 +1,7 @@
 """Switch the fused ops on in a diffusers transformer, one instance at a time, and off again.
 
-A file in `video/`, `image/` or `mmdit/` has SOURCES, the diffusers functions that it stands in for with digests of
-their code, and `replacements(model, ops)`; `known` lists the classes.
+A file in one of the folders here has SOURCES, the diffusers functions that it stands in for with digests of their
+code, and `replacements(model, ops)`; `known` says for each class which file it is, or why there is none.
 """
 
 from __future__ import annotations
