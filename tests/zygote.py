@@ -20,7 +20,7 @@ from pathlib import Path
 IMPORTED = (
     "pgdpo.cli",
     "pgdpo.training.trainer",
-    "pgdpo.models.wan",
+    "pgdpo.models.families.wan",
     "torch.utils.tensorboard",
     "peft",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # by ZeRO's engine, and Inductor with it: a second a rank

@@ -16,7 +16,7 @@ from pgdpo.checking.prompts import negative_prompt_problems, row_prompt_problems
 from pgdpo.config import Config, DataConfig, sample_settings
 from pgdpo.config.read import Inspection
 from pgdpo.data.buckets import size_name
-from pgdpo.data.clips import PairPlan, Sampling, bucket_of, first_picture, planned
+from pgdpo.data.clips import PairPlan, Sampling, bucket_of, planned, read_pictures
 from pgdpo.data.curation.apply import curated
 from pgdpo.data.masks import read_mask
 from pgdpo.data.sources import shares_of
@@ -36,7 +36,7 @@ from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.objectives import build_objective, needs_of
-from pgdpo.rows.manifest import CheckedRow, PairRow, carried, spread
+from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, PairRow, carried, spread
 from pgdpo.rows.schema import MANIFEST, columns, cut_labels
 from pgdpo.sampling import how_sampled
 from pgdpo.training.opening import compare_prepared, open_pairs, require_images
@@ -265,14 +265,15 @@ def _pictures(
 ) -> Iterator[Problem]:
     """Masks in which nothing is left at the size that is trained on, and images that are none."""
     for row, plan in pairs:
-        files = {key: _local(row.clips[key]) for key in ("mask", "image") if key in row.clips}
+        files = {key: _local(row.clips[key]) for key in PICTURES if key in row.clips}
         pair = PairRow(row.values["id"], row.values["prompt"], dict.fromkeys(row.sides, Path()), **files)
         checks: dict[str, Callable[[], object]] = {}
         if pair.mask is not None:
             grid = family.latent_shape(*plan.size)[1:]
             checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid)
-        if pair.image is not None and encoders.needs_image:
-            checks["image"] = lambda pair=pair, plan=plan: first_picture(pair, {}, plan.size)
+        for frame in encoders.pictures:
+            if (key := GIVEN.get(frame)) in files:
+                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan.size, at)
         for key, check in checks.items():
             try:
                 check()
@@ -281,7 +282,7 @@ def _pictures(
                     str(error),
                     key=key,
                     value=row.values[key],
-                    allowed="a picture" if key == "image" else "a mask with white in it",
+                    allowed="a mask with white in it" if key == "mask" else "a picture",
                     suggestion="make it anew, or leave the row out",
                 )
 

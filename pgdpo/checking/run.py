@@ -36,10 +36,9 @@ from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
-from pgdpo.rows.manifest import CheckedRow
+from pgdpo.rows.manifest import PICTURES, CheckedRow
 
 SPLITS = ("train", "held_out")
-PICTURES = ("mask", "image")  # keys of rows whose files `prepare` reads with the clips
 
 
 def run_check(

@@ -41,7 +41,7 @@ LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
 @dataclasses.dataclass(frozen=True)
 class KnownFamily:
-    """What a configuration knows of the family in `pgdpo/models/NAME.py` without opening it."""
+    """What a configuration knows of the family in `pgdpo/models/families/NAME.py` without opening it."""
 
     fps: float  # frames a second that its models were trained for
     sampling: SampleSettings  # of those of its models that have no card of their own in CARDS

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pgdpo.config.data import spans_of
 from pgdpo.data.buckets import Size, choose_bucket, size_name
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.errors import InputError
-from pgdpo.rows.manifest import SPAN_MARK, PairRow
+from pgdpo.rows.manifest import GIVEN, SPAN_MARK, PairRow
 from pgdpo.rows.ranked import ends
 from pgdpo.rows.schema import kind_of, titled
 from pgdpo.video import VideoInfo, probe_video, read_frames
@@ -245,15 +245,17 @@ def unsaid(row: Mapping, clips: Mapping[str, VideoInfo]) -> Iterator[Odd]:
                 break
 
 
-def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] | None = None) -> dict:
-    """What a row's tensors follow from: SHA-256 of its clips, its `mask` and, if asked, its `image`, and what it says
-    of the clips. Raises InputError where it says another hash.
+def clip_identity(
+    row: PairRow, *, pictures: Collection[int] = (), hashes: Mapping[str, str] | None = None
+) -> dict:
+    """What a row's tensors follow from: SHA-256 of its clips, its `mask` and the `pictures` that the model is given,
+    and what it says of the clips. Raises InputError where it says another hash.
 
-    Where a group's clips start from one of them, which one is a matter of its labels: it is named too.
+    Where a group's pictures are one of its clips', which one is a matter of its labels: it is named too.
 
     `hashes`: the files' SHA-256 by key, where they are known; by default the files are read.
     """
-    files = files_of(row, with_image=with_image)
+    files = files_of(row, pictures)
     hashes = {key: sha256_of(file) if hashes is None else hashes[key] for key, file in files.items()}
     for side, clip in row.clips.items():
         found = hashes[side]
@@ -263,15 +265,19 @@ def clip_identity(row: PairRow, *, with_image: bool, hashes: Mapping[str, str] |
                 f"{titled(row.id, row.clips, side)}: the SHA-256 of {clip} is {found[:12]}..., its row says "
                 f"{said[:12]}...: the clip was cut or changed; fetch it again or correct the row"
             )
-    starts = (
-        {"starts": ends(row.extra)[0]} if with_image and row.image is None and row.kind == "group" else {}
-    )
+    starts = {"starts": ends(row.extra)[0]} if takes_frames(pictures, files) and row.kind == "group" else {}
     return hashes | {what: row.extra.get(what) for what in SAID} | starts
 
 
-def files_of(row: PairRow, *, with_image: bool) -> dict[str, Path]:
-    """The files that a row's tensors follow from, by key."""
-    return {key: file for key, file in row.files.items() if with_image or key != "image"}
+def files_of(row: PairRow, pictures: Collection[int]) -> dict[str, Path]:
+    """The files that a row's tensors follow from, by key; `pictures`: of which frames the model is given one."""
+    unread = {key for frame, key in GIVEN.items() if frame not in pictures}
+    return {key: file for key, file in row.files.items() if key not in unread}
+
+
+def takes_frames(pictures: Collection[int], files: Collection[str]) -> bool:
+    """Whether one of the `pictures` is a frame of a clip, since the row names no file of it."""
+    return any(GIVEN.get(frame) not in files for frame in pictures)
 
 
 def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
@@ -282,16 +288,24 @@ def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
         yield side, frames
 
 
-def first_picture(row: PairRow, frames: Mapping[str, np.ndarray], size: Size) -> np.ndarray:
-    """uint8 [H, W, 3] that all clips start from: the row's picture, or the first frame of the best of them."""
-    if row.image is None:
-        return frames[ends(row.extra)[0]][0]
+def read_pictures(
+    row: PairRow, frames: Mapping[str, np.ndarray], size: Size, wanted: Collection[int]
+) -> dict[int, np.ndarray]:
+    """Frame -> uint8 [H, W, 3] that the model is given of it: the row's picture, or that frame of its best clip."""
+    return {frame: _picture(row, frames, size, frame) for frame in wanted}
+
+
+def _picture(row: PairRow, frames: Mapping[str, np.ndarray], size: Size, frame: int) -> np.ndarray:
+    key = GIVEN.get(frame)
+    file = row.files.get(key) if key is not None else None
+    if file is None:
+        return frames[ends(row.extra)[0]][frame]
     try:
-        return read_image(row.image, size[1:])
+        return read_image(file, size[1:])
     except InputError as error:
         best = "chosen clip" if row.kind == "pair" else "best clip"
-        mend = f"or leave `image` out to take the {best}'s first frame"
-        raise InputError(f"{titled(row.id, row.clips, 'image')}: {error}, {mend}") from error
+        mend = f"or leave `{key}` out to take the {best}'s {'last' if frame else 'first'} frame"
+        raise InputError(f"{titled(row.id, row.clips, key)}: {error}, {mend}") from error
 
 
 def check_mask(path: Path, clip: VideoInfo, kind: str = "pair") -> VideoInfo | None:

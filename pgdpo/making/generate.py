@@ -44,7 +44,7 @@ class Generator:
             )
         self.family.check_fps(config.data)
         self.encoders: Encoders = self.family.load_encoders(device)
-        if self.encoders.needs_image:
+        if self.encoders.pictures:
             raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")
         self.settings = sample_settings(
             config.evaluate, self.family.card, (config.data.height, config.data.width)

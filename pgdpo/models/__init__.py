@@ -1,4 +1,4 @@
-"""One file per model family, `NAME.py` with the class as its `FAMILY`; `open_family` takes the configured one."""
+"""One file per model family, `families/NAME.py` with its class as `FAMILY`; `open_family` takes the configured one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def open_family(model: ModelConfig) -> Family:
 
     Raises InputError if a local folder is no pipeline of that family, or `model.transformer` no such transformer.
     """
-    family = importlib.import_module(f"pgdpo.models.{model.family}").FAMILY(model)
+    family = importlib.import_module(f"pgdpo.models.families.{model.family}").FAMILY(model)
     check_start(family)
     return family

@@ -47,7 +47,8 @@ class Family:
     transformer_folder = "transformer"  # the part of the pipeline that trains
     other_folder: str | None = None  # of the expert that doesn't train, which sampling asks too
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
-    image_names: tuple[str, ...] = ()  # conditioning that `encode_image` gives; none without an image
+    pictures: tuple[int, ...] = ()  # frames of the clip that the model is given: 0 the first, -1 the last
+    image_names: tuple[str, ...] = ()  # conditioning that `encode_images` gives of them
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model

@@ -26,7 +26,9 @@ class Encoders(Protocol):
     )  # that prompts are embedded in; set before the first one, they are embedded in that
     fingerprint: str  # changes when the same clip or prompt would be encoded differently
     parts: dict[str, dict[str, str]]  # what latents (`clips`) and embeddings (`text`) follow from, by name
-    needs_image: bool  # the model is conditioned on an image beside the prompt
+    pictures: tuple[
+        int, ...
+    ]  # frames of the clip that the model is given beside the prompt: 0 the first, -1 the last
     readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
     tiling: Tiling | None  # which clips go through the VAE in tiles; None: of none it makes any
 
@@ -40,8 +42,10 @@ class Encoders(Protocol):
         """Conditioning of each prompt, without a batch axis: `prompt` `[L, D]` with L <= text_length, without
         padding, and what else the family wants, of one shape for all prompts; as computed, in `text_dtype`."""
 
-    def encode_image(self, image: np.ndarray, num_frames: int) -> Conditioning:
-        """uint8 `[H, W, 3]` -> the image's conditioning, without a batch axis; asked where `needs_image`."""
+    def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
+        """Frame -> uint8 `[H, W, 3]`, of all `pictures` -> their conditioning, without a batch axis: what the family's
+        `image_names` name. It stands before what `encode_prompts` gives under the same name, for a text encoder that
+        sees the picture. Asked where there are `pictures`."""
 
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 `[F, H, W, 3]` -> normalised fp32 latents `[C, F', H', W']`."""

@@ -25,7 +25,8 @@ from pgdpo.rows.schema import (
     spoken,
 )
 
-PICTURES = ("mask", "image")  # keys of a row that name a file beside its clips
+GIVEN = {0: "image", -1: "last_image"}  # frame of the clips -> key of a row that names its picture
+PICTURES = ("mask", *GIVEN.values())  # keys of a row that name a file beside its clips
 SPAN_MARK = "~"  # between a row's id and the number of its span
 FETCHES = 16  # clips that are downloaded at a time
 MOST_BAD_ROWS = 100_000  # after which reading stops: their problems are kept, about 1 kB each
@@ -39,7 +40,8 @@ class PairRow:
     prompt: str
     clips: dict[str, Path]  # by side, as `schema.sides_of` has them
     mask: Path | None = None  # where the clips differ, and
-    image: Path | None = None  # what generation starts from, where the row says it
+    image: Path | None = None  # what generation starts from, where the row says it, and
+    last_image: Path | None = None  # what it ends with
     extra: dict = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)  # the files, as `CheckedRow.name_of` names them
 
@@ -50,7 +52,7 @@ class PairRow:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its clips by side, and `mask` and `image` where there are any."""
+        """Its clips by side, and those of `PICTURES` that there are."""
         return self.clips | {key: file for key in PICTURES if (file := getattr(self, key)) is not None}
 
 
@@ -59,7 +61,7 @@ class CheckedRow:
     """A row as it stands in the file, where it stands, and where its clips lie (paths or URLs)."""
 
     record: Record
-    clips: dict[str, str]  # by side, and mask and image where there are any
+    clips: dict[str, str]  # by side, and those of `PICTURES` that there are
     manifest_name: str | None = None  # name of the one that it comes from, where there are several
 
     @property

@@ -104,6 +104,12 @@ KEYS: dict[str, Key] = {
         text,
         "name the picture's file",
     ),
+    "last_image": Key(
+        "the picture that both clips end with, for models that are given one; by default the chosen clip's last frame",
+        CLIP.allowed,
+        text,
+        "name the picture's file",
+    ),
     "chosen_is_real": Key(
         "the chosen clip was filmed, not generated",
         "true or false",
@@ -130,7 +136,7 @@ KEYS: dict[str, Key] = {
 
 # Keys that a group's row may hold as a pair's does.
 SHARED = (
-    "id", "prompt", *OF_GROUPS, "mask", "image", "fps", "num_frames", "width", "height", "source",
+    "id", "prompt", *OF_GROUPS, "mask", "image", "last_image", "fps", "num_frames", "width", "height", "source",
     "licence", "source_fields",
 )  # fmt: skip
 OF_A_PAIR = tuple(key for key in dict.fromkeys((*KEYS, *COLUMNS)) if key not in (*SHARED, SAMPLES))
@@ -138,7 +144,7 @@ OF_A_PAIR = tuple(key for key in dict.fromkeys((*KEYS, *COLUMNS)) if key not in 
 # Keys that reach a loss beside prompt and files: objectives' columns, what they follow from, what pairs are chosen by,
 # and what a row says of its clips.
 LABELS = tuple(
-    sorted({*COLUMNS, *KEYS} - {*REQUIRED, "mask", "image", "licence", "source_fields"})
+    sorted({*COLUMNS, *KEYS} - {*REQUIRED, "mask", "image", "last_image", "licence", "source_fields"})
 )  # fmt: skip
 
 

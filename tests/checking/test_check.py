@@ -62,7 +62,7 @@ def found(findings, severity="error"):
 
 
 def test_good_data_is_found_good_without_a_weight(folder, monkeypatch):
-    from pgdpo.models.wan import Wan
+    from pgdpo.models.families.wan import Wan
 
     monkeypatch.setattr(Wan, "load_transformer", lambda *_, **__: pytest.fail("weights were loaded"))
     findings = check(folder, [row(number) for number in range(4)])

@@ -83,7 +83,7 @@ OF_THE_RECORD = ("data.height", "data.latent_dtype", "data.ties")  # a run's own
 @pytest.mark.parametrize("change", TABLE)
 def test_what_changed_after_prepare_is_named_by_every_command(changed_world, change, monkeypatch):
     """Case 1 of the small inputs, and its kind."""
-    from pgdpo.models.wan import Wan
+    from pgdpo.models.families.wan import Wan
 
     do, pattern, *overrides = TABLE[change]
     do()

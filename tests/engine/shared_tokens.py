@@ -18,10 +18,10 @@ from diffusers import (
 from pgdpo.config import ModelConfig
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.ulysses import share_tokens
-from pgdpo.models.cogvideox import CogVideoX
-from pgdpo.models.hunyuan_video import HunyuanVideo
-from pgdpo.models.ltx import LTX
-from pgdpo.models.wan import Wan
+from pgdpo.models.families.cogvideox import CogVideoX
+from pgdpo.models.families.hunyuan_video import HunyuanVideo
+from pgdpo.models.families.ltx import LTX
+from pgdpo.models.families.wan import Wan
 from pgdpo_kernels import apply_to, set_backend
 
 STEPS = 5

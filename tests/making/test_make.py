@@ -297,7 +297,7 @@ def test_guided_without_a_reward_and_unknown_kinds_are_refused(clips, tmp_path):
 
 
 def test_a_model_that_predicts_otherwise_is_named(tmp_path, clips, monkeypatch):
-    from pgdpo.models.wan import Wan
+    from pgdpo.models.families.wan import Wan
 
     monkeypatch.setattr(Wan, "prediction", "v")
     with pytest.raises(InputError, match="it predicts v; clips are made by models of flow matching"):

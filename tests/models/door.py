@@ -92,7 +92,9 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        image = encoders.encode_image(self.kind.picture, self.kind.size[0]) if self.kind.image else {}
+        image = (
+            encoders.encode_images({0: self.kind.picture}, self.kind.size[0], "") if self.kind.image else {}
+        )
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):

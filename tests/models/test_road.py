@@ -85,7 +85,7 @@ def test_sampling_is_the_pipelines(each):
     noise = torch.randn(1, *family.latent_shape(*kind.size))
     prompt, empty = conditioning_of(family, [PROMPT]), conditioning_of(family, [""])
     if kind.image:
-        image = family.load_encoders(CPU).encode_image(kind.picture, kind.size[0])
+        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
         assert set(image) == set(family.image_names)
         given = {name: tensor[None] for name, tensor in image.items()}
         prompt, empty = prompt | given, empty | given

@@ -128,7 +128,7 @@ def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pict
     for index, image in enumerate(pictures):
         assert image.shape == (height, width, 3)
         found = data[index, 0]["conditioning"]
-        for name, tensor in encoders.encode_image(image, frames).items():
+        for name, tensor in encoders.encode_images({0: image}, frames, "").items():
             torch.testing.assert_close(found[name], tensor)
     assert not torch.equal(found["image_embeds"], data[0, 0]["conditioning"]["image_embeds"])
     Image.fromarray(255 - pictures[0]).save(tmp_path / "first.png")

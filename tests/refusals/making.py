@@ -227,8 +227,8 @@ def black_mask(place: Place) -> list[str]:
 def broken_picture(place: Place) -> list[str]:
     """A row whose picture is a web page, for an image-to-video model that has no need of a text encoder."""
     write_clips(place.folder / "clips")
-    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.needs_image", True)
-    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.encode_image", None, raising=False)
+    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.pictures", (0,))
+    place.patch.setattr("pgdpo.toy.encoders.ToyEncoders.encode_images", None, raising=False)
     return rows(place, [good_row(name) | {"image": "page.png"} for name in ("0", "1")])
 
 

@@ -31,7 +31,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "bucket_of": {"add a bucket, or leave the row out": By("no bucket")},
         "check_clip": {"too_short(info": By("bad rows", "bad groups", says=("the clip holds 3 frames at 8",))},
         "clip_identity": {"the SHA-256 of": By("bad rows", "bad groups", says=("SHA-256", "000000000000"))},
-        "first_picture": {"{error}, {mend}": By("a picture", says=("cannot be read as a picture",))},
+        "_picture": {"{error}, {mend}": By("a picture", says=("cannot be read as a picture",))},
         "check_mask": {"a mask has the size of its": By("bad rows")},
         "_named": {"titled(name, sides, side)": Why.PASSED_ON},
     },

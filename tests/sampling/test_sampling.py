@@ -80,7 +80,7 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     options, image = kind.call, {}
     if kind.image:
         options["image"] = Image.fromarray(kind.picture)
-        image = family.load_encoders(CPU).encode_image(kind.picture, kind.size[0])
+        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
     told, shift = TOLD[kind.card]
     negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
     if shift is not None:

@@ -197,7 +197,7 @@ def test_a_merged_model_is_trained_on_where_it_lies(config_file, sft):
 
 
 def test_check_and_plan_know_of_it_before_anything_is_loaded(config_file, sft, monkeypatch):
-    from pgdpo.models.wan import Wan
+    from pgdpo.models.families.wan import Wan
 
     monkeypatch.setattr(Wan, "load_transformer", lambda *_, **__: pytest.fail("weights were loaded"))
     start = f"model.adapter.init={sft}"

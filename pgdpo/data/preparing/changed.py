@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pgdpo.config import Config
-from pgdpo.data.preparing.made_of import entries
+from pgdpo.data.clips import takes_frames
+from pgdpo.data.preparing.made_of import entries, pictures_of
 from pgdpo.files.atomic import sha256_of
 from pgdpo.files.locations import is_url
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.problems import Problem, shown
-from pgdpo.rows.manifest import PICTURES, CheckedRow, carried
+from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, carried
 from pgdpo.rows.ranked import ends
 from pgdpo.rows.schema import (
     LABELS,
@@ -54,7 +55,7 @@ class Rows:
         selected = (getattr(rule, "quality", None) for rule in config.data.select)
         labels = {*LABELS, MANIFEST, *selected} - {SAMPLES, None}
         self.labels = [key for key in labels if not key.startswith("sha256_")]
-        self.with_image = bool(index["image"])
+        self.pictures = pictures_of(index)
         known = [entry for pair in self.made.values() for entry in entries(pair).values()]
         self.by_name = {name: digest for name, _, _, digest in known}
         self.known = {(name, size, time): digest for name, size, time, digest in known}
@@ -124,7 +125,7 @@ class Rows:
                     what = f"{_about(row, side)}: {values}"
                     kind = "prompt edited" if key == "caption" else "label edited"
                     yield _row(row, kind, what, f"{SAMPLES}.{key}", now.get(key))
-        if not all(samples) or not self.with_image or "image" in row.clips:
+        if not all(samples) or not takes_frames(self.pictures, row.clips):
             return
         start, started = ends(extra)[0], ends(was)[0]
         if start != started:
@@ -164,7 +165,7 @@ class Rows:
 
     def _counts(self, key: str) -> bool:
         """Whether tensors follow from a file under that key."""
-        return self.with_image or key != "image"
+        return key not in PICTURES or key == "mask" or any(GIVEN.get(frame) == key for frame in self.pictures)
 
     def _look_at(self, rows: Sequence[CheckedRow]) -> None:
         """Fill `digests` for all files of `rows`, and note what could not be looked at."""

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pgdpo.data.buckets import Size
-from pgdpo.data.clips import SAID, Sampling, probe_pair
-from pgdpo.data.preparing.made_of import SEEN, FileEntry, entries
+from pgdpo.data.clips import SAID, Sampling, probe_pair, takes_frames
+from pgdpo.data.preparing.made_of import SEEN, FileEntry, entries, pictures_of
 from pgdpo.data.shards import (
     ENCODING,
     INDEX,
@@ -55,7 +55,7 @@ class Earlier:
     def _take_over(self, index: dict, encoders: Encoders, latent_dtype: str) -> None:
         self.ids = [row["id"] for row in index.get("pairs", [])]
         self._shards = index.get("shards", [])
-        self._image = index.get("image", [])
+        self._pictures, self._image = pictures_of(index), index.get("image", [])
         self._same_encoders = index.get("encoders") == encoders.fingerprint
         self._texts = [index.get("text", {}), index.get("negative", {})]
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
@@ -91,7 +91,7 @@ class Earlier:
         self, row: Mapping, files: Mapping[str, FileEntry], size: Sequence[int], view: str
     ) -> tuple:
         """What a row's tensors follow from, beside the encoders."""
-        starts = ends(row)[0] if self._image and "image" not in files else ""
+        starts = ends(row)[0] if takes_frames(self._pictures, files) else ""
         return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view, starts)
 
     def looked_at(

@@ -21,7 +21,7 @@ import torch
 from pgdpo.config import DataConfig
 from pgdpo.data.bad import check_bad
 from pgdpo.data.buckets import Size, size_name
-from pgdpo.data.clips import PairPlan, Sampling, clip_identity, first_picture, plan_pair, read_pair
+from pgdpo.data.clips import PairPlan, Sampling, clip_identity, plan_pair, read_pair, read_pictures
 from pgdpo.data.masks import read_mask
 from pgdpo.data.preparing.ahead import Behind, ahead
 from pgdpo.data.preparing.earlier import Earlier
@@ -54,7 +54,7 @@ class Work:
     hashes: Hashes
 
     def files(self, row: PairRow) -> dict[str, FileEntry]:
-        return self.hashes.files(row, with_image=self.encoders.needs_image)
+        return self.hashes.files(row, self.encoders.pictures)
 
     def tiled(self, size: Size) -> bool | None:
         """Whether clips of this size are encoded in tiles; None where that is the same as whole."""
@@ -130,11 +130,11 @@ def _members(makings: Mapping[int, _Making]) -> Iterator[_Member]:
 
 class _Read(NamedTuple):
     """What there is of a pair before the VAE: its tensors where they are taken over from before, else frames by side,
-    the picture that both start from where the model wants one, and the mask where the row has one."""
+    the pictures that the model is given, by frame, and the mask where the row has one."""
 
     tensors: dict[str, torch.Tensor] | None = None
     frames: dict[str, np.ndarray] = {}
-    picture: np.ndarray | None = None
+    pictures: dict[int, np.ndarray] = {}
     mask: torch.Tensor | None = None
 
 
@@ -190,7 +190,7 @@ class _Making:
         work, files = self.work, self.work.files(row)
         hashes = {key: entry[3] for key, entry in files.items()}
         try:
-            identity = clip_identity(row, with_image=work.encoders.needs_image, hashes=hashes)
+            identity = clip_identity(row, pictures=work.encoders.pictures, hashes=hashes)
             seen = work.earlier.looked_at(row.id, files, self.size, work.sampling)
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
@@ -209,16 +209,16 @@ class _Making:
             return _Read(found)
         plan = self.plans.get(row.id) or plan_pair(row, self.size, work.sampling)
         frames = dict(read_pair(row, plan))
-        picture = first_picture(row, frames, self.size) if work.encoders.needs_image else None
+        pictures = read_pictures(row, frames, self.size, work.encoders.pictures)
         grid = work.family.latent_shape(*self.size)[1:]
         mask = None if row.mask is None else read_mask(row, plan, grid)
-        return _Read(None, frames, picture, mask)
+        return _Read(None, frames, pictures, mask)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:
-        """Put the row's tensors into `pairs`: its clips by side, `mask` where the row has one and, where the model
-        wants it, the conditioning by the picture that all start from."""
+        """Put the row's tensors into `pairs`: its clips by side, `mask` where the row has one, and the conditioning by
+        the pictures that the model is given."""
         try:
-            tensors, frames, picture, mask = read.result()
+            tensors, frames, pictures, mask = read.result()
         except InputError as error:
             self._refuse(row, error)
             return
@@ -227,8 +227,8 @@ class _Making:
         if tensors is None:
             encoders, dtype = self.work.encoders, getattr(torch, self.work.config.latent_dtype)
             tensors = {side: encoders.encode_video(clip) for side, clip in frames.items()}
-            if picture is not None:
-                tensors |= encoders.encode_image(picture, self.size[0])
+            if pictures:
+                tensors |= encoders.encode_images(pictures, self.size[0], row.prompt)
             tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
             if mask is not None:
                 tensors["mask"] = mask

@@ -24,7 +24,7 @@ fingerprint beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ def entries(pair: Mapping) -> dict[str, FileEntry]:
     return {key: entry for key, entry in pair.items() if key not in SEEN}
 
 
+def pictures_of(index: Mapping) -> list[int]:
+    """Of which frames the model was given a picture: of the first where an earlier version does not say."""
+    return index.get("pictures", [0] if index.get("image") else [])
+
+
 class Hashes:
     """SHA-256 of files, which are read only where no earlier record has one of that name, size and time."""
 
@@ -96,7 +101,7 @@ class Hashes:
             self._known[key] = sha256_of(path)
         return [*key, self._known[key]]
 
-    def files(self, row: PairRow, *, with_image: bool) -> dict[str, FileEntry]:
+    def files(self, row: PairRow, pictures: Collection[int]) -> dict[str, FileEntry]:
         """What a record holds of a row's files."""
-        files = files_of(row, with_image=with_image)
+        files = files_of(row, pictures)
         return {key: self.entry(row.named[key], file) for key, file in files.items()}

@@ -293,6 +293,7 @@ def _index(
         "image": max(
             (shard["names"] for shard in shards), key=len
         ),  # conditioning that stands in the shards, beside the latents
+        "pictures": list(encoders.pictures),
         "shards": files,
         "bad": [{"id": name, "reason": reason} for name, reason in bad.items()],
         "pairs": [

@@ -66,7 +66,6 @@ class PipelineEncoders:
     A subclass says how its pipeline embeds prompts and normalises latents.
     """
 
-    needs_image = False
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     readers: tuple[TextReader, ...]
 
@@ -74,6 +73,7 @@ class PipelineEncoders:
         self.family = family
         self.device = device
         self.text_length = family.text_length
+        self.pictures = family.pictures
         self.text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.check_size = family.check_size
         self.tiling = Tiling(self)

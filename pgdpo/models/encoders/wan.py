@@ -24,8 +24,7 @@ class WanEncoders(PipelineEncoders):
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         super().__init__(family, device)
-        self.needs_image = bool(family.image_names)
-        if self.needs_image:
+        if family.pictures:
             digest = family.fingerprint("image_encoder", "image_processor") if family.uses_clip else "vae"
             self.fingerprint += f":image:{digest}"
             self.parts["clips"]["image"] = digest
@@ -42,12 +41,12 @@ class WanEncoders(PipelineEncoders):
         return [{"prompt": row[:n]} for row, n in zip(embeddings, lengths, strict=True)]
 
     @torch.no_grad()
-    def encode_image(self, image: np.ndarray, num_frames: int) -> Conditioning:
+    def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
         """`image_latents` `[C, F, H, W]`: of a clip of the image and black frames, or of the image alone (F = 1) where
         it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
         pipeline's own `prepare_latents` and `encode_image`.
         """
-        picture, (height, width) = Image.fromarray(image), image.shape[:2]
+        picture, (height, width) = Image.fromarray(pictures[0]), pictures[0].shape[:2]
         vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
         pipeline = WanImageToVideoPipeline(None, None, vae, None, **self._clip, expand_timesteps=expand)

@@ -30,7 +30,7 @@ def read_pairs(manifest: str) -> str:
     from pgdpo.data.sources import read_rows
 
     for row in read_rows(DataConfig(train=manifest), "train"):
-        clip_identity(row, with_image=False)
+        clip_identity(row)
         for _ in read_pair(row, plan_pair(row, (24, 160, 256), Sampling(8))):
             pass
     return "read"

@@ -100,7 +100,7 @@ def test_layers_outside_the_blocks_are_said(family, capsys):
 
 def test_train_and_check_say_it_with_the_same_words_before_any_weight(config_file, monkeypatch):
     from pgdpo.checking import run_check
-    from pgdpo.models.wan import Wan
+    from pgdpo.models.families.wan import Wan
 
     monkeypatch.setattr(Wan, "load_transformer", lambda *_, **__: pytest.fail("weights were loaded"))
     override = "model.adapter.target_modules=[to_q,to_z]"

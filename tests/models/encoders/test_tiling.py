@@ -87,7 +87,7 @@ def test_an_image_goes_the_way_of_its_clips(saved, monkeypatch):
     picture, found = clip((16, 272), seed=1), {}
     for asked in ("whole", "tiled"):
         monkeypatch.setattr(opened.model, "vae_tiling", asked)
-        found[asked] = opened.load_encoders(CPU).encode_image(picture, size[0])["image_latents"]
+        found[asked] = opened.load_encoders(CPU).encode_images({0: picture}, size[0], "")["image_latents"]
     black = np.full((*size, 3), 0, np.uint8)
     black[0] = picture
     grey = torch.from_numpy(black).permute(3, 0, 1, 2)[None].float() / 127.5 - 1

@@ -160,6 +160,7 @@ class Wan(VaeFamily):
                 f"{' and a last frame' if config.get('pos_embed_seq_len') else ''}: what trains is image-to-video from "
                 "a first frame"
             )
+        self.pictures = (0,)
         self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
         self._check_clip()
 

@@ -1,0 +1,1 @@
+"""The model families, a file each, whose class stands in it as `FAMILY`."""
