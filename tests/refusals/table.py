@@ -154,7 +154,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_numbers": {"expected a finite number, or a dict": By("a reward's numbers")},
     },
     "models.adapters.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
-    "models.cogvideox": {
+    "models.families.cogvideox": {
         "CogVideoX.__init__": {
             "an image-to-video model": By("CogVideoX's image"),
             "latent frames (it is CogVideoX 1.5)": By("CogVideoX 1.5"),
@@ -188,7 +188,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_told_to_all": {"the main rank has ended": Why.RUN},
         "_wait": {"store.get": Why.PASSED_ON},
     },
-    "models.hunyuan_video": {
+    "models.families.hunyuan_video": {
         "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
     },
     "models.adapters.lora_file": {
@@ -237,8 +237,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
         "_words": {"the toy's encoder takes": By("words")},
     },
-    "models.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
-    "models.wan": {
+    "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
+    "models.families.wan": {
         "Wan._read_index": {
             "its model_index.json cannot be read": By("no model_index"),
             "what trains is a": By("another pipeline"),
