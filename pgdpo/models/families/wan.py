@@ -5,7 +5,7 @@ down where the folder's scheduler does so. What differs between the models is re
 
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
-- two experts (2.2 A14B): `transformer` answers from `boundary_ratio` up, `transformer_2` below it. A run trains one.
+- two experts (2.2 A14B): see `models/experts.py`.
 - a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
 
@@ -25,17 +25,15 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
+from pgdpo.models.experts import Experts, has_experts
 from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
-from pgdpo.models.weights.held import OneAtATime
 from pgdpo.models.weights.kept import computes_in
 
 TASKS = {"text_to_video": "WanPipeline", "image_to_video": "WanImageToVideoPipeline"}
-EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 # `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
 NEGATIVE = (
@@ -119,10 +117,6 @@ class Wan(VaeFamily):
         super().__init__(model)
         index = self._read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
-        self._loaded = OneAtATime()
-        self.open_other: Callable[[], torch.nn.Module] | None = (
-            None  # in the place of a whole one, as ZeRO-3 wants
-        )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
         self._check_widths()
@@ -179,32 +173,13 @@ class Wan(VaeFamily):
             self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
 
     def _choose_expert(self, boundary: float | None) -> None:
-        """Which transformer trains, and its share of the noise levels: the pipeline changes over at `boundary`."""
-        expert = self.model.expert
-        if expert is None and boundary is not None:
-            raise self._refused(
-                f"it has two experts, above and below sigma {boundary:g}: set model.expert to high_noise or low_noise "
-                "and train each in a run of its own"
-            )
-        if expert is None:
+        """Which transformer trains, and its share of the noise levels."""
+        if not has_experts(self.model, boundary):
             return
-        if boundary is None:
-            raise self._refused(
-                f"model.expert is {expert!r}, but it has one transformer for all noise levels (no boundary_ratio in "
-                "model_index.json): leave model.expert out"
-            )
-        for folder in EXPERTS.values():
-            if Path(self.source).is_dir() and not (Path(self.source) / folder / "config.json").is_file():
-                raise self._refused(f"its boundary_ratio asks for two experts and {folder}/ is missing")
-        adapter = self.model.other_adapter
-        if adapter is not None and not (adapter / LORA_FILE).is_file():
-            raise InputError(
-                f"model.other_adapter is {str(adapter)!r}: no {LORA_FILE} in it; name an export's folder"
-            )
-        self.boundary = boundary
-        self.transformer_folder = EXPERTS[expert]
-        (self.other_folder,) = set(EXPERTS.values()) - {self.transformer_folder}
-        self.sigma_range = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
+        self.experts = Experts(
+            self.model, self.source, boundary, load=self.load_part, pipeline=self.pipeline_class
+        )
+        self.transformer_folder, self.sigma_range = self.experts.folder, self.experts.sigma_range
 
     def _choose_task(self) -> None:
         config = self._architecture
@@ -374,31 +349,6 @@ class Wan(VaeFamily):
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents
-
-    def guidance_at(self, sigma: float, first: float, second: float | None) -> float:
-        return first if self.model.expert is None or second is None or sigma >= self.boundary else second
-
-    def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
-        if self.model.expert is None or (sigma >= self.boundary) == (self.model.expert == "high_noise"):
-            return transformer
-        load = self.open_other or functools.partial(self._load_other, transformer)
-        return self._loaded.get("other expert", load)
-
-    def release(self) -> None:
-        self._loaded.drop_others()
-
-    def _load_other(self, like: torch.nn.Module) -> torch.nn.Module:
-        """The expert that this run does not train, whole, beside the one that it does."""
-        other = self._load_part(self.other_folder, like.dtype)
-        self.adapt_other(other)
-        return other.to(like.device).eval().requires_grad_(False)
-
-    def adapt_other(self, other: torch.nn.Module) -> None:
-        """Put `model.other_adapter` into the expert that does not train, where one is named."""
-        if self.model.other_adapter is not None:
-            pipeline = diffusers.WanPipeline
-            state, metadata = pipeline.lora_state_dict(self.model.other_adapter, return_lora_metadata=True)
-            pipeline.load_lora_into_transformer(state, other, metadata=metadata)
 
 
 def per_token(
