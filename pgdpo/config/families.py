@@ -35,6 +35,8 @@ WAN_NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
     "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
+# Beside it, wan/configs/__init__.py of Wan2.1 (no change of shots) and wan_i2v_14B.py (no shaking camera).
+WAN_FLF2V_NEGATIVE = "镜头切换，镜头晃动，" + WAN_NEGATIVE  # noqa: RUF001
 # The example in diffusers' pipeline_ltx.py, and the model card of Lightricks/LTX-Video.
 LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
@@ -63,6 +65,8 @@ FAMILIES = {
 CARDS = {
     **{name: family.sampling for name, family in FAMILIES.items()},
     "toy": SampleSettings(16, 2.0),  # as configs/quickstart.yaml was measured
+    # Wan-Video/Wan2.1, wan/first_last_frame2video.py: sampling_steps, guide_scale, shift; so the example in diffusers.
+    "wan21_flf2v_14b": SampleSettings(50, 5.5, None, 16.0, WAN_FLF2V_NEGATIVE),
     # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise first).
     "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, WAN_NEGATIVE),
     # The same, wan_i2v_A14B.py.

@@ -59,10 +59,10 @@ class ModelConfig(Section):
         json_schema_extra={"meant_by": ["merged", "weights"]},
     )
     adapter: AdapterConfig | None = Field(None, description="LoRA; leave it out to train all weights.")
-    task: Literal["text_to_video", "image_to_video"] | None = Field(
+    task: Literal["text_to_video", "image_to_video", "first_last_frame_to_video"] | None = Field(
         None,
-        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
-        "text_to_video.",
+        description="wan: by default what the folder's model is for. Two do two things: Wan 2.2 TI2V-5B text_to_video "
+        "(by default) and image_to_video, Wan 2.2 I2V-A14B image_to_video (by default) and first_last_frame_to_video.",
     )
     expert: Literal["high_noise", "low_noise"] | None = Field(
         None,

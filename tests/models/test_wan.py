@@ -187,7 +187,10 @@ REFUSED = {
     "expert of one": ("vae", {}, {"expert": "low_noise"}, ["model.expert is 'low_noise'", "one transformer", "leave"]),
     "task": ("vae", {}, {"task": "text_to_video"}, ["model.task is 'text_to_video'", "is for image_to_video"]),
     "control channels": ("transformer", {"in_channels": 16}, {}, ["takes 16 channels", "from a first frame"]),
-    "last frame": ("transformer", {"pos_embed_seq_len": 10}, {}, ["a last frame"]),
+    "last frame": ("vae", {}, {"task": "first_last_frame_to_video"}, ["this model is for image_to_video: leave"]),
+    "first frame alone": (
+        "transformer", {"pos_embed_seq_len": 10}, {"task": "image_to_video"}, ["is for first_last_frame_to_video"],
+    ),
     "toy encoders": ("vae", {}, {"encoders": "toy"}, ["starts from an image", "set model.encoders to `pipeline`"]),
 }  # fmt: skip
 

@@ -5,6 +5,8 @@ down where the folder's scheduler does so. What differs between the models is re
 
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
+- first and last frame (2.1 FLF2V, and 2.2 A14B where `model.task` asks for it): the latents are those of a clip that
+  is black between the two, and 2.1 attends to the CLIP states of both, with positions that it has learnt.
 - two experts (2.2 A14B): `transformer` answers from `boundary_ratio` up, `transformer_2` below it. A run trains one.
 - a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
@@ -36,7 +38,11 @@ from pgdpo.models.weights.held import OneAtATime
 from pgdpo.models.weights.kept import computes_in
 from pgdpo.toy.encoders import TEXT_DIM
 
-TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
+TASKS = {
+    "text_to_video": WanPipeline,
+    "image_to_video": WanImageToVideoPipeline,
+    "first_last_frame_to_video": WanImageToVideoPipeline,
+}
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
@@ -73,7 +79,7 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             return "wan22_ti2v_5b"
         if self.model.expert is None:
-            return self.model.family
+            return "wan21_flf2v_14b" if -1 in self.pictures else self.model.family
         return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
 
     @property
@@ -90,7 +96,10 @@ class Wan(VaeFamily):
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise self._refused(f"its model_index.json cannot be read ({reason})") from error
-        found, known = index.get("_class_name"), [pipeline.__name__ for pipeline in TASKS.values()]
+        found, known = (
+            index.get("_class_name"),
+            [pipeline.__name__ for pipeline in dict.fromkeys(TASKS.values())],
+        )
         if found not in known:
             raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
         return dict(index)
@@ -137,12 +146,26 @@ class Wan(VaeFamily):
         (self.other_folder,) = set(EXPERTS.values()) - {self.transformer_folder}
         self.sigma_range = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the folder's model does; the first is what it is taken for where `model.task` says nothing."""
+        config = self._architecture
+        if self.expand_timesteps:
+            return "text_to_video", "image_to_video"
+        if config["in_channels"] == config["out_channels"]:
+            return ("text_to_video",)
+        if not self.uses_clip:  # latents alone: the pipeline takes a last frame too
+            return "image_to_video", "first_last_frame_to_video"
+        return ("first_last_frame_to_video" if config.get("pos_embed_seq_len") else "image_to_video",)
+
     def _choose_task(self) -> None:
         config = self._architecture
-        own = "image_to_video" if config["in_channels"] != config["out_channels"] else "text_to_video"
-        task = self.model.task or own
-        if task != own and not self.expand_timesteps:
-            raise self._refused(f"model.task is {task!r}, but this model is for {own}: leave model.task out")
+        task = self.model.task or self.tasks[0]
+        if task not in self.tasks:
+            known = " or ".join(self.tasks)
+            raise self._refused(
+                f"model.task is {task!r}, but this model is for {known}: leave model.task out"
+            )
         self.pipeline_class = TASKS[task]
         if task == "text_to_video":
             return
@@ -151,16 +174,12 @@ class Wan(VaeFamily):
                 "it starts from an image, which the toy's encoders do not encode: set model.encoders to `pipeline`"
             )
         image_channels = config["in_channels"] - config["out_channels"]
-        if config.get("pos_embed_seq_len") or image_channels not in (
-            0,
-            MASK_CHANNELS + config["out_channels"],
-        ):
+        if image_channels not in (0, MASK_CHANNELS + config["out_channels"]):
             raise self._refused(
-                f"its transformer takes {config['in_channels']} channels"
-                f"{' and a last frame' if config.get('pos_embed_seq_len') else ''}: what trains is image-to-video from "
-                "a first frame"
+                f"its transformer takes {config['in_channels']} channels: what trains is image-to-video from a first "
+                "frame, or from a first and a last one"
             )
-        self.pictures = (0,)
+        self.pictures = (0, -1) if task == "first_last_frame_to_video" else (0,)
         self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
         self._check_clip()
 
@@ -232,7 +251,10 @@ class Wan(VaeFamily):
         if self.image_names:
             shapes["image_latents"] = (channels, 1 if self.expand_timesteps else frames, height, width)
         if "image_embeds" in self.image_names:
-            shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
+            both = config.get("pos_embed_seq_len")  # tokens of the first and the last frame
+            shapes["image_embeds"] = (
+                (2, both // 2, config["image_dim"]) if both else (CLIP_TOKENS, config["image_dim"])
+            )
         return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -254,9 +276,10 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             noisy, timestep = per_token(noisy, timestep, image)
         elif image is not None:
-            noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
+            noisy = torch.cat([noisy, given_frames(image, self.pictures), image], dim=1)
         attended = given.get("image_embeds")
-        clip = {} if attended is None else {"encoder_hidden_states_image": attended}
+        # Of two pictures [N, 2, tokens, D]: the transformer takes them one after the other, and joins them itself.
+        clip = {} if attended is None else {"encoder_hidden_states_image": attended.flatten(0, -3)}
         return transformer(
             hidden_states=noisy,
             timestep=timestep,
@@ -344,11 +367,14 @@ def per_token(
     return noisy, timesteps.view(count, -1)
 
 
-def first_frame_mask(image: torch.Tensor) -> torch.Tensor:
-    """`[N, 4, F, H, W]` for the image's latents `[N, C, F, H, W]`: ones where the image is, in the first frame."""
+def given_frames(image: torch.Tensor, pictures: tuple[int, ...]) -> torch.Tensor:
+    """The mask `[N, 4, F, H, W]` before the pictures' latents `[N, C, F, H, W]`: ones where a frame is given. The first
+    latent frame is one frame of the clip; of the last one's four frames the last is given."""
     count, _, *size = image.shape
     mask = image.new_zeros(count, MASK_CHANNELS, *size)
     mask[:, :, 0] = 1
+    if -1 in pictures:
+        mask[:, -1, -1] = 1
     return mask
 
 
