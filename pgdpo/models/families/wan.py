@@ -30,6 +30,7 @@ from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
 from pgdpo.models.experts import Experts, has_experts
 from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
+from pgdpo.models.pictures import MASK_CHANNELS, given_frames, per_token
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.weights.kept import computes_in
 
@@ -38,7 +39,6 @@ TASKS = {
     "image_to_video": "WanImageToVideoPipeline",
     "first_last_frame_to_video": "WanImageToVideoPipeline",
 }
-MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 # `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
@@ -103,7 +103,7 @@ class Wan(VaeFamily):
     cards = {  # noqa: RUF012
         # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
         "wan": SampleSettings(50, 5.0, negative_prompt=NEGATIVE),
-        # Wan-Video/Wan2.1, wan/first_last_frame2video.py: sampling_steps, guide_scale, shift; so the example in diffusers.
+        # Wan-Video/Wan2.1, wan/first_last_frame2video.py: sampling_steps, guide_scale, shift; so diffusers' example.
         "wan21_flf2v_14b": SampleSettings(50, 5.5, None, 16.0, FLF2V_NEGATIVE),
         # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise
         # first).
@@ -373,31 +373,6 @@ class Wan(VaeFamily):
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents
-
-
-def per_token(
-    noisy: torch.Tensor,  # [N, C, F, H, W]
-    timestep: torch.Tensor,  # [N]
-    image: torch.Tensor | None,  # [N, C, 1, H, W]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the transformer's input, its fp32 timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
-    count, _, frames, height, width = noisy.shape
-    timesteps = timestep.float().view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
-    if image is not None:
-        noisy = torch.cat([image, noisy[:, :, 1:]], dim=2)
-        timesteps[:, 0] = 0
-    return noisy, timesteps.view(count, -1)
-
-
-def given_frames(image: torch.Tensor, pictures: tuple[int, ...]) -> torch.Tensor:
-    """The mask `[N, 4, F, H, W]` before the pictures' latents `[N, C, F, H, W]`: ones where a frame is given. The first
-    latent frame is one frame of the clip; of the last one's four frames the last is given."""
-    count, _, *size = image.shape
-    mask = image.new_zeros(count, MASK_CHANNELS, *size)
-    mask[:, :, 0] = 1
-    if -1 in pictures:
-        mask[:, -1, -1] = 1
-    return mask
 
 
 FAMILY = Wan
