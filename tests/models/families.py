@@ -51,7 +51,7 @@ class Kind:
     def open(self, folder: Path, **keys: object) -> Family:
         """The family of a saved pipeline; `keys` of the section `model` go before the kind's own."""
         settings = family_class(self.family).settings
-        return open_family(settings(family=self.family, path=str(folder), **self.keys | keys))
+        return open_family(settings(**{"family": self.family, "path": str(folder)} | self.keys | keys))
 
     @property
     def call(self) -> dict:
