@@ -219,7 +219,7 @@ class Planner:
         held = self.sampling_sizes
         if config.model.adapter is not None and config.model.adapter.reference_starts_at_init:
             held = [*held, *(size for size in self.sizes if size.trained)]
-        settings = sample_settings(config.evaluate, self.family.card, config.data.sizes[0][1:])
+        settings = sample_settings(config.evaluate, self.family.sampling(config.data.sizes[0][1:]))
         sampler = Sampler(machine, sharding, settings, sum(size.numel * size.itemsize for size in held))
         if config.data.held_out is None:
             return sampler, None
@@ -304,7 +304,7 @@ class Planner:
 
     def _other_expert(self) -> list[Size]:
         """Parameters of the expert that doesn't train, in the dtype of the one that does."""
-        if self.family.other_folder is None:
+        if self.family.experts is None:
             return []
         return sizes(meta_policy(self.family, self.config, adapter=False).requires_grad_(False))
 
