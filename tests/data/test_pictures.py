@@ -101,3 +101,15 @@ def test_a_group_ends_with_the_last_frame_of_its_best_sample(folder, expected):
     assert "picture of a clip" in kinds
     [found] = prepared()
     assert same(found, expected("first.png", (2, 4)))
+
+
+def test_the_report_shows_what_a_pair_starts_from_and_ends_with(folder, saved):
+    save([PAIR | NAMED])
+    [held] = prepared("data.num_frames=13")
+    run_pgdpo("report", "config.yaml", "data.latent_dtype=float32", "data.num_frames=13")
+    encoders = KIND.open(saved(KIND.save)).load_encoders(CPU)
+    frames = encoders.decode_video(held["image_latents"])
+    for name, frame in (("image", 0), ("last_image", -1)):
+        assert np.array_equal(np.asarray(Image.open(f"out/dpo/pairs/000-{name}.png")), frames[frame])
+    page = Path("out/dpo/report.html").read_text()
+    assert page.count("data:image/png") == 2 and page.index("starts from") < page.index("ends with")
