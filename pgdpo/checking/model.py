@@ -272,8 +272,8 @@ def _pictures(
             grid = family.latent_shape(*plan.size)[1:]
             checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid)
         for frame in encoders.pictures:
-            if (key := GIVEN.get(frame)) in files:
-                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan.size, at)
+            if (key := GIVEN.get(frame)) in files and plan.reaches(frame):
+                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan, at)
         for key, check in checks.items():
             try:
                 check()
