@@ -31,8 +31,9 @@ def test_no_token_of_text_is_masked(folder):
 @pytest.mark.parametrize(
     ("part", "values", "words"),
     [
-        ("transformer", {"in_channels": 8}, ["takes 8 channels", "image-to-video", "CogVideoX-2b and -5b"]),
-        ("transformer", {"patch_size_t": 2}, ["joins 2 latent frames", "CogVideoX 1.5"]),
+        ("transformer", {"in_channels": 8}, ["takes 8 channels", "CogVideoXPipeline", "image-to-video"]),
+        ("transformer", {"in_channels": 9}, ["takes 9 channels and gives 4"]),
+        ("transformer", {"patch_size_t": 4}, ["joins 4 latent frames", "CogVideoX 1.5 joins 2"]),
         ("scheduler", {"prediction_type": "epsilon"}, ["prediction_type is 'epsilon'", "'v_prediction'"]),
     ],
 )
