@@ -139,7 +139,7 @@ def test_sizes_that_the_model_has_no_positions_for_are_refused(tmp_path, saved):
 
 
 def test_an_unknown_model_is_refused_with_the_list(tmp_path):
-    with pytest.raises(InputError, match="MODEL is 'wan3'; there are cogvideox_2b, "):
+    with pytest.raises(InputError, match="MODEL is 'wan3'; there are cogvideox15_5b, "):
         run_pgdpo("init", "wan3", tmp_path / "x.yaml")
     assert not (tmp_path / "x.yaml").exists()
 
