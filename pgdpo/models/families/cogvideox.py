@@ -20,27 +20,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    DiffusionPipeline,
-)
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.video_processor import VideoProcessor
-from PIL import Image
-
-from pgdpo.config import ModelConfig, SampleSettings
+from pgdpo.config.families import SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
 from pgdpo.models.encoders.text import TextReader
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 
 TEXT_LENGTH = 226  # the pipelines' max_sequence_length
 JOINED = 2  # latent frames that are one token of CogVideoX 1.5
@@ -68,9 +61,11 @@ class CogVideoXEncoders(PipelineEncoders):
         )
         return [{"prompt": row} for row in embeds]
 
-    @torch.no_grad()
+    @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
         """`image_latents` `[C, 1, H, W]`: by the pipeline's own `prepare_latents`, of the mode where that draws."""
+        from PIL import Image
+
         (height, width), device = pictures[0].shape[:2], self.device
         vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         channels, temporal, spatial = self.family.vae_shape
@@ -83,10 +78,9 @@ class CogVideoXEncoders(PipelineEncoders):
             transformer=SimpleNamespace(config=SimpleNamespace(patch_size_t=None)),
             scheduler=SimpleNamespace(init_noise_sigma=1.0),
         )
-        image = VideoProcessor(vae_scale_factor=spatial).preprocess(
-            Image.fromarray(pictures[0]), height=height, width=width
-        )
-        _, found = CogVideoXImageToVideoPipeline.prepare_latents(
+        processor = diffusers.video_processor.VideoProcessor(vae_scale_factor=spatial)
+        image = processor.preprocess(Image.fromarray(pictures[0]), height=height, width=width)
+        _, found = diffusers.CogVideoXImageToVideoPipeline.prepare_latents(
             pipeline,
             image.to(device, vae.dtype),
             1,
@@ -135,14 +129,12 @@ class DispatchedAttention:
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
+            rotate = diffusers.models.embeddings.apply_rotary_emb
             query, key = (
-                torch.cat(
-                    [part[:, :text], apply_rotary_emb(part[:, text:], image_rotary_emb, sequence_dim=1)],
-                    dim=1,
-                )
+                torch.cat([part[:, :text], rotate(part[:, text:], image_rotary_emb, sequence_dim=1)], dim=1)
                 for part in (query, key)
             )
-        joint = dispatch_attention_fn(
+        joint = diffusers.models.attention_dispatch.dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
         joint = attn.to_out[1](attn.to_out[0](joint.flatten(2)))
@@ -150,9 +142,13 @@ class DispatchedAttention:
 
 
 class CogVideoX(VaeFamily):
-    transformer_class = CogVideoXTransformer3DModel
-    pipeline_class = CogVideoXPipeline
-    vae_class = AutoencoderKLCogVideoX
+    settings = ModelConfig
+    fps = 8.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation; 1.5: FPS_15
+    # The defaults of both pipelines' __call__, and the model cards' example.
+    cards = {"cogvideox": SampleSettings(50, 6.0)}  # noqa: RUF012
+    transformer_class = Diffusers("CogVideoXTransformer3DModel")
+    pipeline_class = Diffusers("CogVideoXPipeline")
+    vae_class = Diffusers("AutoencoderKLCogVideoX")
     encoders_class = CogVideoXEncoders
     prediction = "v"
     repeated_blocks = ("CogVideoXBlock",)
@@ -190,17 +186,18 @@ class CogVideoX(VaeFamily):
         taken, given = self._architecture["in_channels"], self._architecture["out_channels"]
         if taken == given:
             return
+        wanted = "CogVideoXImageToVideoPipeline"
         try:
-            found = DiffusionPipeline.load_config(self.source).get("_class_name")
+            found = diffusers.DiffusionPipeline.load_config(self.source).get("_class_name")
         except OSError:
             found = "folder without a model_index.json that can be read"
-        if taken != 2 * given or found != CogVideoXImageToVideoPipeline.__name__:
+        if taken != 2 * given or found != wanted:
             raise InputError(
                 f"model.path is {self.model.path!r}: its transformer takes {taken} channels and gives {given}, in a "
                 f"{found}; what trains is text-to-video ({given} channels) and image-to-video from a first frame "
-                f"({2 * given}, in a {CogVideoXImageToVideoPipeline.__name__})"
+                f"({2 * given}, in a {wanted})"
             )
-        self.pipeline_class = CogVideoXImageToVideoPipeline
+        self.pipeline_class = diffusers.CogVideoXImageToVideoPipeline
         self.pictures, self.image_names = (0,), ("image_latents",)
 
     @property
@@ -294,11 +291,11 @@ class CogVideoX(VaeFamily):
             vae_scale_factor_spatial=1,
             transformer=SimpleNamespace(config=SimpleNamespace(**{"patch_size_t": None, **config})),
         )
-        return CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        return self.pipeline_class._prepare_rotary_positional_embeddings(
             pipeline, height, width, frames, noisy.device
         )
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: CogVideoXTransformer3DModel,
