@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from PIL import Image
 
 from tests.models.families import Kind
 from tests.models.road import CPU, PROMPT, open_pipeline
@@ -93,9 +92,8 @@ class Door:
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
         encoders._load_vae = lambda: self.pipeline.vae  # of the image; `prepare` has it in fp32
-        image = (
-            encoders.encode_images({0: self.kind.picture}, self.kind.size[0], "") if self.kind.image else {}
-        )
+        pictures = self.kind.pictures
+        image = encoders.encode_images(pictures, self.kind.size[0], "") if pictures else {}
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
@@ -133,10 +131,9 @@ class Door:
             )
 
         prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
-        given = {"image": Image.fromarray(self.kind.picture)} if self.kind.image else {}
-        if (
-            self.kind.family == "cogvideox"
-        ):  # others cast what they are given, and take one image for all prompts
+        given = self.kind.images
+        # Others cast what they are given, and take one image for all prompts.
+        if self.kind.family == "cogvideox":
             latents = latents.to(self.dtype)
             given = {name: [image] * len(prompts) for name, image in given.items()}
         with torch.no_grad():
