@@ -67,6 +67,8 @@ class Family:
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     pictures: tuple[int, ...] = ()  # frames of the clip that the model is given: 0 the first, -1 the last
     image_names: tuple[str, ...] = ()  # conditioning that `encode_images` gives of them
+    # Latent frames before the clip's own: copies of its first, which fill up a patch and count nowhere.
+    lead = 0
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model

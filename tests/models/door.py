@@ -91,6 +91,7 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
+        encoders._load_vae = lambda: self.pipeline.vae  # of the image; `prepare` has it in fp32
         pictures = self.kind.pictures
         image = encoders.encode_images(pictures, self.kind.size[0], "") if pictures else {}
         generator = torch.Generator().manual_seed(0)
@@ -129,16 +130,20 @@ class Door:
                 values if clip is None else {"latents": self.kind.lay_out(clip).to(values["latents"].dtype)}
             )
 
-        if self.kind.family == "cogvideox":  # others cast what they are given
+        prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
+        given = self.kind.images
+        # Others cast what they are given, and take one image for all prompts.
+        if self.kind.family == "cogvideox":
             latents = latents.to(self.dtype)
+            given = {name: [image] * len(prompts) for name, image in given.items()}
         with torch.no_grad():
             self.pipeline(
-                prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
+                prompt=prompts,
                 num_inference_steps=STEPS,
                 latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images},
+                **{self.kind.guidance: 1.0, **self.kind.call, **given},
             )
 
 

@@ -100,16 +100,17 @@ def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) ->
     )
 
 
-def cogvideox(recipe: str, *, rotary: bool) -> Kind:
+def cogvideox(recipe: str, *, rotary: bool = True, image: bool = False, **saved: bool) -> Kind:
     return Kind(
         "cogvideox",
-        saver(save_tiny_cogvideox, rotary=rotary),
+        saver(save_tiny_cogvideox, rotary=rotary, image=image, **saved),
         (recipe,),
         "cogvideox",
         reads=226,
         tiled=((9, 256, 32), (9, 240, 32)),
         prediction="v",
         step=(8, 16),  # an odd number of latent frames: an even one is decoded to three frames more
+        image=image,
         lay_out=lambda latents: latents.transpose(1, 2),
         lay_back=lambda held, like: held.transpose(1, 2),
     )
@@ -171,6 +172,9 @@ KINDS = {
     "hunyuan_video guidance 3.3": replace(HUNYUAN, keys={"guidance": 3.3}, called={"guidance_scale": 3.3}),
     "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
     "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
+    "cogvideox 5b i2v": cogvideox("cogvideox_5b_i2v", image=True),
+    "cogvideox 1.5": cogvideox("cogvideox15_5b", newer=True),
+    "cogvideox 1.5 i2v": cogvideox("cogvideox15_5b_i2v", newer=True, image=True),
     "ltx": LTX,
     "ltx 8 fps": replace(LTX, keys={"frame_rate": 8}, called={"frame_rate": 8}),
     # Its VAE's decoder is told a timestep.

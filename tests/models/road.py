@@ -77,7 +77,20 @@ def open_pipeline(kind: Kind, folder: Path, dtype: torch.dtype = torch.float32):
     dtypes = {"default": dtype, **dict.fromkeys(kind.whole, torch.float32)}
     pipeline = kind.open(folder).pipeline_class.from_pretrained(folder, torch_dtype=dtypes)
     pipeline.set_progress_bar_config(disable=True)
+    settle_image(pipeline.vae)
     return pipeline
+
+
+def settle_image(vae) -> None:
+    """CogVideoX's pipeline draws the image's latents from what the VAE gives for it; `prepare` takes their mode."""
+    encode = vae.encode
+
+    def settled(pixels):
+        encoded = encode(pixels)
+        encoded.latent_dist.sample = lambda generator=None: encoded.latent_dist.mode()
+        return encoded
+
+    vae.encode = settled
 
 
 @torch.no_grad()

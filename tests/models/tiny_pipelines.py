@@ -95,36 +95,43 @@ def save_tiny_hunyuan_video(folder: Path) -> Path:
     return folder
 
 
-def save_tiny_cogvideox(folder: Path, *, rotary: bool) -> Path:
-    """`rotary`: positions, scheduler and all else as the 5b has them; else as the 2b."""
+def save_tiny_cogvideox(folder: Path, *, rotary: bool, newer: bool = False, image: bool = False) -> Path:
+    """`rotary`: positions, scheduler and all else as the 5b has them; else as the 2b. `newer`: of CogVideoX 1.5."""
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDDIMScheduler,
         CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
     )
 
     torch.manual_seed(0)
+    # Learned positions are for clips of one size.
+    learned = {"sample_height": 4, "sample_width": 6, "use_learned_positional_embeddings": True}
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=8 if image else 4,
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=16,
         num_layers=2,
-        sample_width=12,
-        sample_height=8,
         sample_frames=9,
         use_rotary_positional_embeddings=rotary,
+        **(learned if image and not newer else {"sample_height": 8, "sample_width": 12}),
+        **({"patch_size_t": 2, "patch_bias": False} if newer else {}),
+        ofs_embed_dim=8 if image and newer else None,
     )
+    if image and not newer:
+        transformer.patch_embed.pos_embedding.normal_()
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8),
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=0.7 if rotary else 1.15258426,
+        invert_scale_latents=newer,
     )
     scheduler = (CogVideoXDPMScheduler if rotary else CogVideoXDDIMScheduler)(
         prediction_type="v_prediction",
@@ -133,7 +140,8 @@ def save_tiny_cogvideox(folder: Path, *, rotary: bool) -> Path:
         clip_sample=False,
         snr_shift_scale=1.0 if rotary else 3.0,
     )
-    CogVideoXPipeline(tokenizer(), t5().eval(), vae, transformer, scheduler).save_pretrained(folder)
+    pipeline = CogVideoXImageToVideoPipeline if image else CogVideoXPipeline
+    pipeline(tokenizer(), t5().eval(), vae, transformer, scheduler).save_pretrained(folder)
     return folder
 
 

@@ -24,6 +24,9 @@ PARAMETERS = {
     "hunyuan_video": 12.82e9,
     "cogvideox_2b": 1.69e9,
     "cogvideox_5b": 5.57e9,
+    "cogvideox_5b_i2v": 5.57e9,
+    "cogvideox15_5b": 5.57e9,
+    "cogvideox15_5b_i2v": 5.57e9,
     "ltx_video": 1.92e9,
 }
 

@@ -183,9 +183,13 @@ INPUTS = {
             },
         ),
     ),
+    "CogVideoX's one frame": Input(sized, of("cogvideox 1.5 i2v", "data.num_frames=1")),
+    "CogVideoX 1.5's table": Input(
+        sized, of("cogvideox 1.5", "data.num_frames=9", "data.height=80", "data.width=96")
+    ),
     "the toy's height": Input(sized, given(FRESH, "data.height=18")),
-    "CogVideoX's image": Input(opened, of("cogvideox 2b", transformer={"in_channels": 8})),
-    "CogVideoX 1.5": Input(opened, of("cogvideox 2b", transformer={"patch_size_t": 2})),
+    "CogVideoX's control": Input(opened, of("cogvideox 2b", transformer={"in_channels": 8})),
+    "CogVideoX's frames": Input(opened, of("cogvideox 1.5", transformer={"patch_size_t": 4})),
     "CogVideoX's scheduler": Input(opened, of("cogvideox 2b", scheduler={"prediction_type": "epsilon"})),
     "HunyuanVideo's image": Input(
         opened, of("hunyuan_video", transformer={"image_condition_type": "latent_concat"})

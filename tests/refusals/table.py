@@ -156,11 +156,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "models.adapters.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
     "models.families.cogvideox": {
         "CogVideoX.__init__": {
-            "an image-to-video model": By("CogVideoX's image"),
-            "latent frames (it is CogVideoX 1.5)": By("CogVideoX 1.5"),
+            "CogVideoX 1.5 joins": By("CogVideoX's frames"),
             "CogVideoX was trained with 'v_prediction'": By("CogVideoX's scheduler"),
         },
-        "CogVideoX.check_positions": {"this transformer has learned positions": By("learned positions")},
+        "CogVideoX._choose_task": {"what trains is text-to-video": By("CogVideoX's control")},
+        "CogVideoX.check_size": {"an image-to-video model is given that frame": By("CogVideoX's one frame")},
+        "CogVideoX.check_positions": {
+            "this transformer has learned positions": By("learned positions"),
+            "rotary table ends at": By("CogVideoX 1.5's table"),
+        },
     },
     "models.adapters.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
     "models.encoders.pipeline": {

@@ -64,7 +64,8 @@ WITHOUT = {"guidance_scale": 1.0}  # guidance
 FIRST = {}  # kind of each card
 for name, kind in KINDS.items():
     FIRST.setdefault(kind.card, name)
-SLOW = ("wan 2.1 i2v", "wan 2.2 i2v a14b high")  # the brothers that are left run all that is ours
+# The brothers that are left run all that is ours.
+SLOW = ("wan 2.1 i2v", "wan 2.2 i2v a14b high", "cogvideox 5b i2v", "cogvideox 1.5 i2v")
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ class _Making:
         frames = dict(read_pair(row, plan))
         pictures = read_pictures(row, frames, plan, work.encoders.pictures)
         grid = work.family.latent_shape(*self.size)[1:]
-        mask = None if row.mask is None else read_mask(row, plan, grid)
+        mask = None if row.mask is None else read_mask(row, plan, grid, work.family.lead)
         return _Read(None, frames, pictures, mask)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:
