@@ -7,6 +7,7 @@ class, loaded in the dtype that people sample in, whose latents are set before e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from PIL import Image
 
 from tests.models.families import Kind
 from tests.models.road import CPU, PROMPT, open_pipeline
@@ -92,15 +92,14 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        image = (
-            encoders.encode_images({0: self.kind.picture}, self.kind.size[0], "") if self.kind.image else {}
-        )
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
+            if pictures := self.kind.pictures:
+                encoded |= encoders.encode_images(pictures, self.kind.size[0], PROMPTS[number])
             clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
-            conditioning = padded_text(encoded, self.family.text_length) | image
+            conditioning = padded_text(encoded, self.family.text_length)
             told = {"conditioning": conditioning, "captions": {}}
             items.append({**names, **told, "samples": list(clips)})
         return collate(items)
@@ -133,16 +132,35 @@ class Door:
 
         if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
-        given = {"image": Image.fromarray(self.kind.picture)} if self.kind.image else {}
-        with torch.no_grad():
+        prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            for name, instead in INSTEAD.items() if self.kind.each_image else ():
+                call = functools.partial(instead, getattr(self.pipeline, name))
+                stack.enter_context(mock.patch.object(self.pipeline, name, call))
             self.pipeline(
-                prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
+                prompt=prompts,
                 num_inference_steps=STEPS,
                 latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **given},
+                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images(len(prompts))},
             )
+
+
+def unmixed_latents(own: Callable, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """HunyuanVideoImageToVideoPipeline's `prepare_latents` with the latents as they are given."""
+    names = list(inspect.signature(own).parameters)
+    latents = dict(zip(names, arguments, strict=False))["latents"]
+    return latents.float(), own(*arguments)[1]
+
+
+def one_by_one(own: Callable, images: list, prompts: list[str], *arguments, **options) -> tuple:
+    """Its Llava asked about a prompt at a time, as `prepare` asks it: a batch rounds otherwise."""
+    read = [own(image, [text], *arguments, **options) for image, text in zip(images, prompts, strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*read, strict=True))
+
+
+INSTEAD = {"prepare_latents": unmixed_latents, "_get_llama_prompt_embeds": one_by_one}
 
 
 class recorded:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_pipelines import (
+    save_tiny_cogvideox,
+    save_tiny_hunyuan_video,
+    save_tiny_hunyuan_video_i2v,
+    save_tiny_ltx,
+)
 from tests.models.tiny_wan import save_tiny
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -40,6 +46,10 @@ class Kind:
     called: dict = field(default_factory=dict)  # what the pipeline is told where `keys` tell the model
     guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
     image: bool = False  # it starts from one
+    each_image: bool = (
+        False  # its pipeline is called with one for each prompt, and mixes them into the first latents
+    )
+    cut: int = 0  # latent frames at the beginning that its pipeline leaves out of what it gives
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
@@ -60,7 +70,19 @@ class Kind:
     @property
     def picture(self) -> np.ndarray:
         """The image to start from."""
-        return np.random.default_rng(0).integers(0, 256, (*self.size[1:], 3), dtype=np.uint8)
+        return self.pictures[0]
+
+    @property
+    def pictures(self) -> dict[int, np.ndarray]:
+        """What the model is given, by frame of the clip."""
+        draws, frames = np.random.default_rng(0), (0,) * self.image
+        return {frame: draws.integers(0, 256, (*self.size[1:], 3), dtype=np.uint8) for frame in frames}
+
+    def images(self, prompts: int) -> dict[str, Image.Image | list[Image.Image]]:
+        """The same, as the pipeline is called with them beside so many prompts."""
+        names = {0: "image"}
+        images = {names[frame]: Image.fromarray(picture) for frame, picture in self.pictures.items()}
+        return {name: [image] * prompts if self.each_image else image for name, image in images.items()}
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -111,6 +133,21 @@ HUNYUAN = Kind(
     masks_text=True,
     guidance="true_cfg_scale",
 )
+
+
+def hunyuan_video_i2v(recipe: str, condition: str, **known) -> Kind:
+    return replace(
+        HUNYUAN,
+        save=saver(save_tiny_hunyuan_video_i2v, condition=condition),
+        recipes=(recipe,),
+        card="hunyuan_video_i2v",
+        image=True,
+        each_image=True,
+        whole=("vae",),
+        **known,
+    )
+
+
 LTX = Kind(
     "ltx",
     save_tiny_ltx,
@@ -146,6 +183,10 @@ KINDS = {
     ),
     "hunyuan_video": HUNYUAN,
     "hunyuan_video guidance 3.3": replace(HUNYUAN, keys={"guidance": 3.3}, called={"guidance_scale": 3.3}),
+    "hunyuan_video i2v": hunyuan_video_i2v(
+        "hunyuan_video_i2v", "token_replace", called={"guidance_scale": 6.0}
+    ),
+    "hunyuan_video i2v 33ch": hunyuan_video_i2v("hunyuan_video_i2v_33ch", "latent_concat", cut=1),
     "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
     "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
     "ltx": LTX,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from pgdpo.data.prepared import padded_text
 from pgdpo.data.visits.loading import stack_conditioning
@@ -87,7 +86,7 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
-    given = {"image": Image.fromarray(kind.picture)} if kind.image else {}
+    given = kind.images(len(noise))
     found = pipeline(
         **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
         num_inference_steps=2,
@@ -103,9 +102,13 @@ def seed_of(noise: torch.Tensor) -> int:
     return int(noise.flatten()[0].float().view(torch.int32))
 
 
-def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """Conditioning as a training batch has it: padded, with its mask."""
-    encoded = family.load_encoders(CPU).encode_prompts(prompts)
+def conditioning_of(family, prompts: list[str], kind: Kind | None = None) -> dict[str, torch.Tensor]:
+    """Conditioning as a training batch has it: padded, with its mask; with the pictures of `kind` where it has some."""
+    encoders = family.load_encoders(CPU)
+    encoded = encoders.encode_prompts(prompts)
+    if kind is not None and kind.pictures:
+        images = [encoders.encode_images(kind.pictures, kind.size[0], prompt) for prompt in prompts]
+        encoded = [text | image for text, image in zip(encoded, images, strict=True)]
     return stack_conditioning([padded_text(item, family.text_length) for item in encoded])
 
 
