@@ -143,7 +143,7 @@ class Door:
                 latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images(len(prompts))},
+                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images_for(len(prompts))},
             )
 
 

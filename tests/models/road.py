@@ -86,7 +86,7 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
-    given = kind.images(len(noise))
+    given = kind.images_for(len(noise))
     found = pipeline(
         **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
         num_inference_steps=2,

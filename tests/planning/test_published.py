@@ -17,10 +17,14 @@ PARAMETERS = {
     "wan21_1.3b": 1.42e9,
     "wan21_14b": 14.29e9,
     "wan21_i2v_14b": 16.4e9,
+    "wan21_flf2v_14b": 16.4e9,  # as image-to-video, and 514 positions
     "wan22_a14b": 14.29e9,
     "wan22_i2v_a14b": 14.29e9,
     "wan22_ti2v_5b": 5.0e9,
     "hunyuan_video": 12.82e9,
+    # Ours: these are published as 13B. One takes no guidance, which leaves out an embedding, and more channels.
+    "hunyuan_video_i2v": 12.82e9,
+    "hunyuan_video_i2v_33ch": 12.81e9,
     "cogvideox_2b": 1.69e9,
     "cogvideox_5b": 5.57e9,
     "ltx_video": 1.92e9,

@@ -110,7 +110,7 @@ def prepare(
     prompts = read
     if (
         family.reads_pictures
-    ):  # prompts come with the pictures, beside the clips; the empty one, of a dropped caption
+    ):  # with the pictures, beside the clips; all but the empty one, of a dropped caption
         _refuse_captions(rows)
         prompts = [""]
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
