@@ -81,7 +81,7 @@ def model_problems(
         given = [*splits.get("held_out", []), *splits["train"]]
         yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
         for rows in splits.values():
-            yield from row_prompt_problems(encoders, rows)
+            yield from row_prompt_problems(family, encoders, rows)
         yield from negative_prompt_problems(inspected, family, encoders)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]

@@ -90,6 +90,11 @@ class Family:
         return TOY_CARD if self.model.encoders == "toy" else self.cards[self.card]
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether a text encoder reads a prompt together with the row's pictures: `encode_images` gives it then."""
+        return "prompt" in self.image_names
+
+    @property
     def own_fps(self) -> float:
         """Frames a second that this very model was trained for."""
         return self.model.fps

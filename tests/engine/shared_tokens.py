@@ -63,7 +63,7 @@ def wan_first_last(size):
     return Wan, model, inputs
 
 
-def hunyuan_video(size):
+def hunyuan_video(size, **options):
     layers = {"num_layers": 2, "num_single_layers": 2, "num_refiner_layers": 1, "patch_size": 1}
     text = {"text_embed_dim": 8, "pooled_projection_dim": 8, "rope_axes_dim": (4, 4, 4)}
     inputs = {
@@ -74,7 +74,7 @@ def hunyuan_video(size):
         "pooled_projections": torch.randn(2, 8),
         "guidance": torch.tensor([6000.0, 6000.0]),
     }
-    return HunyuanVideo, HunyuanVideoTransformer3DModel(**HEADS, **layers, **text), inputs
+    return HunyuanVideo, HunyuanVideoTransformer3DModel(**HEADS, **layers, **text, **options), inputs
 
 
 def cogvideox(size, *, rotary: bool = True, newer: bool = False):
@@ -128,6 +128,17 @@ CASES = {
     "hunyuan_video selective": (
         lambda: hunyuan_video(EVEN),
         {"gradient_checkpointing": "selective"},
+        False,
+    ),
+    # The first frame's tokens, 15 of 45, are the first rank's; and all 40 of them, those of both.
+    "hunyuan_video token_replace": (
+        lambda: hunyuan_video(UNEVEN, image_condition_type="token_replace"),
+        {"gradient_checkpointing": "full"},
+        True,
+    ),
+    "hunyuan_video token_replace one frame": (
+        lambda: hunyuan_video((1, 5, 8), image_condition_type="token_replace"),
+        {"compile": "aot_eager"},
         False,
     ),
     "cogvideox": (lambda: cogvideox(EVEN), {}, False),

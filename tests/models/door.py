@@ -7,6 +7,7 @@ class, loaded in the dtype that people sample in, whose latents are set before e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -92,14 +93,14 @@ class Door:
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
         encoders._load_vae = lambda: self.pipeline.vae  # of the image; `prepare` has it in fp32
-        pictures = self.kind.pictures
-        image = encoders.encode_images(pictures, self.kind.size[0], "") if pictures else {}
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
+            if pictures := self.kind.pictures:
+                encoded |= encoders.encode_images(pictures, self.kind.size[0], PROMPTS[number])
             clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
-            conditioning = padded_text(encoded, self.family.text_length) | image
+            conditioning = padded_text(encoded, self.family.text_length)
             told = {"conditioning": conditioning, "captions": {}}
             items.append({**names, **told, "samples": list(clips)})
         return collate(items)
@@ -130,21 +131,38 @@ class Door:
                 values if clip is None else {"latents": self.kind.lay_out(clip).to(values["latents"].dtype)}
             )
 
-        prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
-        given = self.kind.images
-        # Others cast what they are given, and take one image for all prompts.
-        if self.kind.family == "cogvideox":
+        if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
-            given = {name: [image] * len(prompts) for name, image in given.items()}
-        with torch.no_grad():
+        prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            mixed = self.kind.image and self.kind.family == "hunyuan_video"
+            for name, instead in INSTEAD.items() if mixed else ():
+                call = functools.partial(instead, getattr(self.pipeline, name))
+                stack.enter_context(mock.patch.object(self.pipeline, name, call))
             self.pipeline(
                 prompt=prompts,
                 num_inference_steps=STEPS,
                 latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **given},
+                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images_for(len(prompts))},
             )
+
+
+def unmixed_latents(own: Callable, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """HunyuanVideoImageToVideoPipeline's `prepare_latents` with the latents as they are given."""
+    names = list(inspect.signature(own).parameters)
+    latents = dict(zip(names, arguments, strict=False))["latents"]
+    return latents.float(), own(*arguments)[1]
+
+
+def one_by_one(own: Callable, images: list, prompts: list[str], *arguments, **options) -> tuple:
+    """Its Llava asked about a prompt at a time, as `prepare` asks it: a batch rounds otherwise."""
+    read = [own(image, [text], *arguments, **options) for image, text in zip(images, prompts, strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*read, strict=True))
+
+
+INSTEAD = {"prepare_latents": unmixed_latents, "_get_llama_prompt_embeds": one_by_one}
 
 
 class recorded:

@@ -17,7 +17,12 @@ from PIL import Image
 from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_pipelines import (
+    save_tiny_cogvideox,
+    save_tiny_hunyuan_video,
+    save_tiny_hunyuan_video_i2v,
+    save_tiny_ltx,
+)
 from tests.models.tiny_wan import save_tiny
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -42,6 +47,8 @@ class Kind:
     guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
     image: bool = False  # it starts from one
     last_image: bool = False  # and ends with another
+    each_image: bool = False  # its pipeline is called with an image for each prompt
+    cut: int = 0  # latent frames at the beginning that its pipeline leaves out of what it gives
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
@@ -75,6 +82,10 @@ class Kind:
         """The same, as the pipeline is called with them."""
         names = {0: "image", -1: "last_image"}
         return {names[frame]: Image.fromarray(picture) for frame, picture in self.pictures.items()}
+
+    def images_for(self, prompts: int) -> dict[str, Image.Image | list[Image.Image]]:
+        """`images` beside so many prompts."""
+        return {name: [image] * prompts if self.each_image else image for name, image in self.images.items()}
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -111,6 +122,7 @@ def cogvideox(recipe: str, *, rotary: bool = True, image: bool = False, **saved:
         prediction="v",
         step=(8, 16),  # an odd number of latent frames: an even one is decoded to three frames more
         image=image,
+        each_image=image,
         lay_out=lambda latents: latents.transpose(1, 2),
         lay_back=lambda held, like: held.transpose(1, 2),
     )
@@ -126,6 +138,21 @@ HUNYUAN = Kind(
     masks_text=True,
     guidance="true_cfg_scale",
 )
+
+
+def hunyuan_video_i2v(recipe: str, condition: str, **known) -> Kind:
+    return replace(
+        HUNYUAN,
+        save=saver(save_tiny_hunyuan_video_i2v, condition=condition),
+        recipes=(recipe,),
+        card="hunyuan_video_i2v",
+        image=True,
+        each_image=True,
+        whole=("vae",),
+        **known,
+    )
+
+
 LTX = Kind(
     "ltx",
     save_tiny_ltx,
@@ -170,6 +197,10 @@ KINDS = {
     ),
     "hunyuan_video": HUNYUAN,
     "hunyuan_video guidance 3.3": replace(HUNYUAN, keys={"guidance": 3.3}, called={"guidance_scale": 3.3}),
+    "hunyuan_video i2v": hunyuan_video_i2v(
+        "hunyuan_video_i2v", "token_replace", called={"guidance_scale": 6.0}
+    ),
+    "hunyuan_video i2v 33ch": hunyuan_video_i2v("hunyuan_video_i2v_33ch", "latent_concat", cut=1),
     "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
     "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
     "cogvideox 5b i2v": cogvideox("cogvideox_5b_i2v", image=True),

@@ -99,8 +99,9 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
+    given = kind.images_for(len(noise))
     found = pipeline(
-        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **kind.images, **options},
+        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
         num_inference_steps=2,
         latents=kind.lay_out(noise),
         output_type=output_type,
@@ -114,9 +115,13 @@ def seed_of(noise: torch.Tensor) -> int:
     return int(noise.flatten()[0].float().view(torch.int32))
 
 
-def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """Conditioning as a training batch has it: padded, with its mask."""
-    encoded = family.load_encoders(CPU).encode_prompts(prompts)
+def conditioning_of(family, prompts: list[str], kind: Kind | None = None) -> dict[str, torch.Tensor]:
+    """Conditioning as a training batch has it: padded, with its mask; with the pictures of `kind` where it has some."""
+    encoders = family.load_encoders(CPU)
+    encoded = encoders.encode_prompts(prompts)
+    if kind is not None and kind.pictures:
+        images = [encoders.encode_images(kind.pictures, kind.size[0], prompt) for prompt in prompts]
+        encoded = [text | image for text, image in zip(encoded, images, strict=True)]
     return stack_conditioning([padded_text(item, family.text_length) for item in encoded])
 
 

@@ -22,6 +22,9 @@ PARAMETERS = {
     "wan22_i2v_a14b": 14.29e9,
     "wan22_ti2v_5b": 5.0e9,
     "hunyuan_video": 12.82e9,
+    # Ours: these are published as 13B. One takes no guidance, which leaves out an embedding, and more channels.
+    "hunyuan_video_i2v": 12.82e9,
+    "hunyuan_video_i2v_33ch": 12.81e9,
     "cogvideox_2b": 1.69e9,
     "cogvideox_5b": 5.57e9,
     "cogvideox_5b_i2v": 5.57e9,

@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import deaf_to_masks, of, without
+from tests.refusals.models import deaf_to_masks, of, own_caption, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -192,8 +192,10 @@ INPUTS = {
     "CogVideoX's frames": Input(opened, of("cogvideox 1.5", transformer={"patch_size_t": 4})),
     "CogVideoX's scheduler": Input(opened, of("cogvideox 2b", scheduler={"prediction_type": "epsilon"})),
     "HunyuanVideo's image": Input(
-        opened, of("hunyuan_video", transformer={"image_condition_type": "latent_concat"})
+        opened, of("hunyuan_video", transformer={"image_condition_type": "controlnet"})
     ),
+    "HunyuanVideo's guidance": Input(opened, of("hunyuan_video i2v 33ch", "model.guidance=6")),
+    "HunyuanVideo's one frame": Input(sized, of("hunyuan_video i2v", "data.num_frames=1")),
     "a start without its config": Input("train", other_start(None)),
     "a start of another class": Input("train", other_start({"_class_name": "LTXVideoTransformer3DModel"})),
     "a start of other layers": Input("train", other_start({"num_layers": 3})),
@@ -237,6 +239,7 @@ INPUTS = {
     "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
+    "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(
         "train",

@@ -88,6 +88,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Ranks.gather": {"another rank has ended: its message": Why.RUN},
         "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
     },
+    "data.preparing.prepare": {"_refuse_captions": {"leave it out": By("a caption beside a picture")}},
     "data.preparing.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
     "files.tables": {"writer": {"a manifest is written as": Why.ANOTHER}},
     "video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
@@ -193,7 +194,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_wait": {"store.get": Why.PASSED_ON},
     },
     "models.families.hunyuan_video": {
-        "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
+        "HunyuanVideo._check_parts": {"its transformer's image_condition_type is": By("HunyuanVideo's image")},
+        "HunyuanVideo._choose_guidance": {"has no input for it": By("HunyuanVideo's guidance")},
+        "HunyuanVideo.check_size": {"an image-to-video model is given that frame": By("HunyuanVideo's one frame")},
     },
     "models.adapters.lora_file": {
         "find_file": {

@@ -200,6 +200,8 @@ class _Making:
         hashes = {key: entry[3] for key, entry in files.items()}
         try:
             identity = clip_identity(row, pictures=work.encoders.pictures, hashes=hashes)
+            if work.family.reads_pictures:
+                identity["prompt"] = row.prompt
             seen = work.earlier.looked_at(row.id, files, self.size, work.sampling)
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
