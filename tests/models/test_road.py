@@ -84,7 +84,7 @@ def test_sampling_is_the_pipelines(each):
     noise = torch.randn(1, *family.latent_shape(*kind.size))
     prompt, empty = conditioning_of(family, [PROMPT]), conditioning_of(family, [""])
     if kind.image:
-        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
+        image = family.load_encoders(CPU).encode_images(kind.pictures, kind.size[0], "")
         assert set(image) == set(family.image_names)
         given = {name: tensor[None] for name, tensor in image.items()}
         prompt, empty = prompt | given, empty | given
@@ -142,6 +142,7 @@ SLOW = (
 )
 SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v")
 SLOW += ("hunyuan_video guidance 3.3", "ltx 8 fps", "ltx 0.9.1")
+SLOW += ("ltx i2v", "ltx 0.9.5")
 
 
 @pytest.mark.usefixtures("eager_kernels", "undrawn")
