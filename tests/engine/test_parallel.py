@@ -112,7 +112,14 @@ def test_two_groups_of_two_ranks_are_one_rank(config_file, output, ranks):
     compare(output, runs)
 
 
-ONE_OF_EACH = ("wan selective", "hunyuan_video uneven", "cogvideox uneven", "ltx uneven")
+ONE_OF_EACH = (
+    "wan selective",
+    "hunyuan_video uneven",
+    "cogvideox uneven",
+    "ltx uneven",
+    "ltx pictures",
+    "ltx one timestep",
+)
 
 
 @pytest.mark.timeout(900)

@@ -24,6 +24,9 @@ PARAMETERS = {
     "cogvideox_2b": 1.69e9,
     "cogvideox_5b": 5.57e9,
     "ltx_video": 1.92e9,
+    "ltx_video_i2v": 1.92e9,
+    "ltx_video_keyframes": 1.92e9,
+    "ltx_video_13b": 13.04e9,
 }
 
 
