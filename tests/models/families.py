@@ -55,7 +55,7 @@ class Kind:
     def open(self, folder: Path, **keys: object) -> Family:
         """The family of a saved pipeline; `keys` of the section `model` go before the kind's own."""
         settings = family_class(self.family).settings
-        return open_family(settings(family=self.family, path=str(folder), **self.keys | keys))
+        return open_family(settings(**{"family": self.family, "path": str(folder)} | self.keys | keys))
 
     @property
     def call(self) -> dict:
@@ -175,11 +175,20 @@ SECOND = {"load_into_transformer_2": True}
 KINDS = {
     "wan 2.1 t2v": wan("2.1 t2v", "wan", "wan21_1.3b", "wan21_14b"),
     "wan 2.1 i2v": wan("2.1 i2v", "wan", "wan21_i2v_14b", image=True),
+    "wan 2.1 flf2v": wan("2.1 flf2v", "wan21_flf2v_14b", "wan21_flf2v_14b", image=True, last_image=True),
     "wan 2.2 t2v a14b high": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=HIGH),
     "wan 2.2 t2v a14b low": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=LOW, loads=SECOND),
     "wan 2.2 i2v a14b high": wan("2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=HIGH, image=True),
     "wan 2.2 i2v a14b low": wan(
         "2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=LOW, loads=SECOND, image=True
+    ),
+    "wan 2.2 i2v a14b high flf2v": wan(
+        "2.2 i2v a14b",
+        "wan22_i2v_a14b",
+        "wan22_i2v_a14b",
+        keys=HIGH | {"task": "first_last_frame_to_video"},
+        image=True,
+        last_image=True,
     ),
     "wan 2.2 ti2v 5b t2v": wan("2.2 ti2v 5b", "wan22_ti2v_5b", "wan22_ti2v_5b", fine=True),
     "wan 2.2 ti2v 5b i2v": wan(

@@ -44,7 +44,7 @@ NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 CONDITIONS = "LTXConditionPipeline"
 # The folder's pipeline -> the frames whose pictures it is given where nothing is set.
 PIPELINES = {"LTXPipeline": (), "LTXImageToVideoPipeline": (0,), CONDITIONS: ()}
-TASKS = {"text_to_video": (), "image_to_video": (0,)}
+TASKS = {"text_to_video": (), "image_to_video": (0,), "first_last_frame_to_video": (0, -1)}
 
 # The rows of `adapters/comfyui.py`.
 LAYERS = (
@@ -60,8 +60,9 @@ class LTXSettings(ModelConfig):
     frame_rate: float | None = Field(
         None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
     )
-    task: Literal["text_to_video", "image_to_video"] | None = Field(
-        None, description="ltx: short for keyframes [] and [0]; by default what the folder's pipeline is for."
+    task: Literal["text_to_video", "image_to_video", "first_last_frame_to_video"] | None = Field(
+        None,
+        description="ltx: short for keyframes [], [0] and [0, -1]; by default what the folder's pipeline is for.",
     )
     keyframes: list[Annotated[int, Field(ge=-1)]] | None = Field(
         None,
@@ -76,14 +77,12 @@ class LTXSettings(ModelConfig):
 
     def check(self) -> None:
         super().check()
-        if self.keyframes is None:
-            return
-        if self.task is not None:
+        if self.keyframes is not None and self.task is not None:
             raise ValueError(
                 f"model.task is {self.task!r} and model.keyframes is {self.keyframes}: a task is short for keyframes "
                 f"({', '.join(f'{name}: {list(frames)}' for name, frames in TASKS.items())}); leave model.task out"
             )
-        if len(set(self.keyframes)) < len(self.keyframes):
+        if len(set(self.keyframes or ())) < len(self.keyframes or ()):
             raise ValueError(f"model.keyframes is {self.keyframes}: name each frame once")
 
 
@@ -115,12 +114,10 @@ class LTXEncoders(PipelineEncoders):
 
         size = pictures[self.pictures[0]].shape[:2]
         vae = self.open_vae((num_frames, *size), "encoded")  # as the clips that they stand beside
-        preprocess = diffusers.video_processor.VideoProcessor(
-            vae_scale_factor=self.family.vae_shape[2]
-        ).preprocess
+        processor = diffusers.video_processor.VideoProcessor(vae_scale_factor=self.family.vae_shape[2])
         found = []
         for frame in self.pictures:
-            pixels = preprocess(Image.fromarray(pictures[frame]), *size).unsqueeze(2)
+            pixels = processor.preprocess(Image.fromarray(pictures[frame]), *size).unsqueeze(2)
             encoded = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
             found.append(self.normalize(vae, encoded.mode().float()))
         return {"image_latents": torch.cat(found, dim=2)[0].cpu()}
@@ -144,7 +141,7 @@ class LTX(VaeFamily):
     fps = 25.0  # a default of its pipelines
     rate_key = "model.frame_rate"
     cards = {  # noqa: RUF012
-        # self.pipeline_class.__call__'s defaults; its scheduler shifts by the number of tokens.
+        # LTXPipeline.__call__'s defaults; its scheduler shifts by the number of tokens.
         "ltx": SampleSettings(50, 3.0, negative_prompt=NEGATIVE),
         # The example in diffusers' pipeline_ltx_condition.py, which leaves guidance at its pipeline's default.
         "ltx_condition": SampleSettings(40, 3.0, negative_prompt=NEGATIVE),
@@ -180,7 +177,7 @@ class LTX(VaeFamily):
             frames = tuple(sorted(keyframes, key=lambda frame: (frame == -1, frame)))
         self.pictures = frames
         self.image_names = ("image_latents",) if frames else ()
-        self.conditions = own == CONDITIONS or frames not in TASKS.values()
+        self.conditions = own == CONDITIONS or frames not in ((), (0,))
         name = "LTXImageToVideoPipeline" if frames else "LTXPipeline"
         self.pipeline_class = getattr(diffusers, CONDITIONS if self.conditions else name)
         if self.conditions and self.load_scheduler().config.use_dynamic_shifting:
@@ -196,13 +193,9 @@ class LTX(VaeFamily):
             found = diffusers.DiffusionPipeline.load_config(self.source).get("_class_name")
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
-            raise self._refused(
-                f"its model_index.json cannot be read ({reason}): copy the folder whole"
-            ) from error
+            raise self._refused(f"its model_index.json cannot be read ({reason}): copy it whole") from error
         if found not in PIPELINES:
-            raise self._refused(
-                f"it is a {found}; what trains is a {' or a '.join(PIPELINES)}: give such a folder"
-            )
+            raise self._refused(f"it is a {found}; what trains is a {' or a '.join(PIPELINES)}")
         return found
 
     def _refused(self, what: str) -> InputError:
@@ -260,11 +253,9 @@ class LTX(VaeFamily):
         """Tokens, timesteps and positions, as the pipeline tells them; `timestep` `[N]`."""
         if self.conditions:
             tokens, given, positions = self._tokens(noisy, pictures)
-            timestep = timestep[:, None]
-            if given is not None:
-                timestep = timestep * ~given
             positions = positions.float()
             positions[:, 0] *= 1 / self.frame_rate
+            timestep = timestep[:, None] if given is None else timestep[:, None] * ~given
             return {"hidden_states": tokens, "timestep": timestep, "video_coords": positions}
         if pictures is not None:
             noisy = torch.cat([pictures, noisy[:, :, 1:]], dim=2)
@@ -369,11 +360,7 @@ class LTX(VaeFamily):
         return latents if self.conditions else self._unpack(latents, noise)
 
     def _start(
-        self,
-        pipeline: diffusers.DiffusionPipeline,
-        noise: torch.Tensor,
-        pictures: torch.Tensor | None,
-        how: SampleSettings,
+        self, pipeline, noise: torch.Tensor, pictures: torch.Tensor | None, how: SampleSettings
     ) -> dict:
         """What the pipeline is told to begin from `noise` and the pictures' latents."""
         if not self.conditions:
@@ -385,9 +372,8 @@ class LTX(VaeFamily):
         # Its own draws the noise and encodes the pictures.
         pipeline.prepare_latents = lambda *_, **__: (tokens, mask, positions, beside)
         told = {"image_cond_noise_scale": 0.0, **({} if pictures is None else {"conditions": []})}
-        if (
-            how.flow_shift is not None
-        ):  # its scheduler would shift the levels, and not what the model is told of them
+        if how.flow_shift is not None:
+            # Its scheduler would shift the levels, and not what the model is told of them.
             schedule = diffusers.pipelines.ltx.pipeline_ltx_condition.linear_quadratic_schedule(how.steps)
             shifted = how.flow_shift * schedule / (1 + (how.flow_shift - 1) * schedule)
             pipeline.scheduler = self.load_scheduler(1.0)
