@@ -29,6 +29,14 @@ def test_a_run_with_another_frame_rate_is_another_run(saved, world, tmp_path):
     assert len(pictured) == 2
 
 
+def test_pairs_that_were_prepared_for_other_keyframes_are_not_taken(saved):
+    folder = saved(CONDITIONS.save)
+    families = [CONDITIONS.open(folder, keyframes=frames) for frames in ([], [0], [0, 3], [0, -1])]
+    encoders = [family.load_encoders(CPU) for family in families]
+    assert len({each.fingerprint for each in encoders}) == 4
+    assert [each.parts["clips"].get("keyframes") for each in encoders] == [None, "0", "0,3", "0,-1"]
+
+
 @pytest.mark.parametrize(
     ("pipeline", "version", "keys", "opened"),
     [
