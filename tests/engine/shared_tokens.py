@@ -112,6 +112,16 @@ def ltx(size):
     return LTX, model, inputs
 
 
+def ltx_conditions(tokens: int, *, pictures: bool):
+    """As LTXConditionPipeline calls it: with positions, and a timestep of each token where pictures are among them."""
+    _, model, inputs = ltx((1, 1, tokens))
+    for name in ("num_frames", "height", "width", "rope_interpolation_scale"):
+        del inputs[name]
+    inputs["timestep"] = torch.rand(2, tokens if pictures else 1) * 1000
+    inputs["video_coords"] = torch.rand(2, 3, tokens) * 100
+    return LTX, model, inputs
+
+
 EVEN, UNEVEN = (2, 3, 4), (3, 3, 5)  # latent frames, rows, columns: 24 and 45 tokens
 # name -> (model and inputs, model settings, fused ops)
 CASES = {
@@ -147,6 +157,8 @@ CASES = {
     "cogvideox 1.5 i2v": (lambda: cogvideox(UNEVEN, newer=True), {}, True),
     "ltx uneven": (lambda: ltx(UNEVEN), {}, True),
     "ltx selective": (lambda: ltx(EVEN), {"gradient_checkpointing": "selective"}, False),
+    "ltx pictures": (lambda: ltx_conditions(45, pictures=True), {}, True),
+    "ltx one timestep": (lambda: ltx_conditions(24, pictures=False), {}, False),
 }
 
 

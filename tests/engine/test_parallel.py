@@ -118,6 +118,8 @@ ONE_OF_EACH = (
     "hunyuan_video token_replace",
     "cogvideox uneven",
     "ltx uneven",
+    "ltx pictures",
+    "ltx one timestep",
 )
 
 

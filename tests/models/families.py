@@ -49,6 +49,10 @@ class Kind:
     last_image: bool = False  # and ends with another
     each_image: bool = False  # its pipeline is called with an image for each prompt
     cut: int = 0  # latent frames at the beginning that its pipeline leaves out of what it gives
+    keyframes: tuple[int, ...] = ()  # and is given other frames besides
+    conditions: bool = False  # its pipeline takes them as images with the numbers of their frames
+    given: int = 0  # tokens of them that stand before those that are noisy
+    draws: bool = False  # its pipeline draws the first noise itself
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
@@ -74,7 +78,7 @@ class Kind:
     @property
     def pictures(self) -> dict[int, np.ndarray]:
         """What the model is given, by frame of the clip."""
-        draws, frames = np.random.default_rng(0), (0,) * self.image + (-1,) * self.last_image
+        draws, frames = np.random.default_rng(0), (0,) * self.image + (-1,) * self.last_image + self.keyframes
         return {frame: draws.integers(0, 256, (*self.size[1:], 3), dtype=np.uint8) for frame in frames}
 
     @property
@@ -83,9 +87,24 @@ class Kind:
         names = {0: "image", -1: "last_image"}
         return {names[frame]: Image.fromarray(picture) for frame, picture in self.pictures.items()}
 
-    def images_for(self, prompts: int) -> dict[str, Image.Image | list[Image.Image]]:
+    def images_for(self, prompts: int) -> dict[str, object]:
         """`images` beside so many prompts."""
-        return {name: [image] * prompts if self.each_image else image for name, image in self.images.items()}
+        if not self.conditions or not self.pictures:
+            return {
+                name: [image] * prompts if self.each_image else image for name, image in self.images.items()
+            }
+        from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+        # In the order that the family has them in, which is one of tokens: the last frame behind the others.
+        frames = sorted(self.pictures, key=lambda frame: (frame == -1, frame))
+        images = [[Image.fromarray(self.pictures[frame])] * prompts for frame in frames]
+        numbers = [frame % self.size[0] for frame in frames]
+        return {
+            "conditions": [
+                LTXVideoCondition(image=image, frame_index=number)
+                for image, number in zip(images, numbers, strict=True)
+            ]
+        }
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -166,6 +185,17 @@ LTX = Kind(
     lay_out=lambda latents: latents.flatten(2).transpose(1, 2),  # one latent pixel, one token
     lay_back=lambda held, like: held.transpose(1, 2).reshape(like.shape),
 )
+LTX_095 = replace(
+    LTX,
+    save=saver(save_tiny_ltx, pipeline="LTXConditionPipeline", version="0.9.5"),
+    recipes=("ltx_video_13b",),
+    card="ltx_condition",
+    whole=("vae",),  # of the pictures, whose latents `prepare` makes in fp32
+    conditions=True,
+    draws=True,
+    called={"image_cond_noise_scale": 0.0},
+    lay_back=lambda held, like: held,
+)
 HIGH, LOW = {"expert": "high_noise"}, {"expert": "low_noise"}
 SECOND = {"load_into_transformer_2": True}
 KINDS = {
@@ -209,7 +239,26 @@ KINDS = {
     "ltx": LTX,
     "ltx 8 fps": replace(LTX, keys={"frame_rate": 8}, called={"frame_rate": 8}),
     # Its VAE's decoder is told a timestep.
-    "ltx 0.9.1": replace(LTX, save=saver(save_tiny_ltx, timestep_conditioning=True)),
+    "ltx 0.9.1": replace(LTX, save=saver(save_tiny_ltx, version="0.9.1")),
+    "ltx i2v": replace(
+        LTX,
+        recipes=("ltx_video_i2v",),
+        keys={"task": "image_to_video"},
+        image=True,
+        given=6,
+        draws=True,
+    ),
+    # Its pipeline is another, which takes keyframes.
+    "ltx 0.9.5": LTX_095,
+    "ltx 0.9.5 keyframes": replace(
+        LTX_095,
+        recipes=("ltx_video_keyframes",),
+        keys={"keyframes": [0, 3, -1]},
+        image=True,
+        last_image=True,
+        keyframes=(3,),
+        given=18,
+    ),
 }
 FAMILIES: dict[str, Kind] = {}  # the first kind of each
 for kind in KINDS.values():

@@ -221,14 +221,11 @@ def save_tiny_cogvideox(folder: Path, *, rotary: bool, newer: bool = False, imag
     return folder
 
 
-def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
-    """`timestep_conditioning`: the VAE's decoder as in LTX-Video 0.9.1 and later."""
-    from diffusers import (
-        AutoencoderKLLTXVideo,
-        FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
-        LTXVideoTransformer3DModel,
-    )
+def save_tiny_ltx(folder: Path, *, pipeline: str = "LTXPipeline", version: str = "0.9.0") -> Path:
+    """`version`: 0.9.0; 0.9.1, whose VAE's decoder is told a timestep; or 0.9.5, with a VAE of other blocks and a
+    scheduler that does not shift."""
+    import diffusers
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 
     torch.manual_seed(0)
     transformer = LTXVideoTransformer3DModel(
@@ -240,23 +237,41 @@ def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
         num_layers=2,
         caption_channels=16,
     )
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        timestep_conditioning=timestep_conditioning,
-    )
+    blocks = {
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    }
+    shifting = {
+        "use_dynamic_shifting": True,
+        "base_image_seq_len": 1024,
+        "max_image_seq_len": 4096,
+        "base_shift": 0.95,
+        "max_shift": 2.05,
+        "shift_terminal": 0.1,
+    }
+    if version == "0.9.5":  # as scripts/convert_ltx_to_diffusers.py has it
+        shifting = {"use_dynamic_shifting": False}
+        blocks = {
+            "block_out_channels": (16, 16, 16, 16, 16),
+            "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+            "decoder_block_out_channels": (8, 16, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1),
+            "spatio_temporal_scaling": (True,) * 4,
+            "decoder_spatio_temporal_scaling": (True,) * 3,
+            "decoder_inject_noise": (False,) * 4,
+            "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+            "upsample_residual": (True,) * 3,
+            "upsample_factor": (2,) * 3,
+            "spatial_compression_ratio": 32,
+            "temporal_compression_ratio": 8,
+        }
+    vae = AutoencoderKLLTXVideo(latent_channels=8, **blocks, timestep_conditioning=version != "0.9.0")
     vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
     vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_image_seq_len=1024,
-        max_image_seq_len=4096,
-        base_shift=0.95,
-        max_shift=2.05,
-        shift_terminal=0.1,
-    )
-    LTXPipeline(scheduler, vae, t5().eval(), tokenizer(), transformer).save_pretrained(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(**shifting)
+    parts = scheduler, vae, t5().eval(), tokenizer(), transformer
+    getattr(diffusers, pipeline)(*parts).save_pretrained(folder)
     return folder

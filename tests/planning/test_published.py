@@ -31,6 +31,9 @@ PARAMETERS = {
     "cogvideox15_5b": 5.57e9,
     "cogvideox15_5b_i2v": 5.57e9,
     "ltx_video": 1.92e9,
+    "ltx_video_i2v": 1.92e9,
+    "ltx_video_keyframes": 1.92e9,
+    "ltx_video_13b": 13.04e9,
 }
 
 

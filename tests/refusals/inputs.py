@@ -58,6 +58,7 @@ from tests.refusals.parts import (
     timed,
 )
 
+SIDES = ("data.height=64", "data.width=96")  # that LTX takes
 RANKED = [{"rank": rank} for rank in range(3)]
 
 INPUTS = {
@@ -165,6 +166,18 @@ INPUTS = {
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
+    "LTX's model_index": Input(
+        opened, lambda place: [*without(place, "model_index.json", "ltx"), "model.family=ltx"]
+    ),
+    "LTX's upsampler": Input(opened, of("ltx", index={"_class_name": "LTXLatentUpsamplePipeline"})),
+    "keyframes before 0.9.5": Input(opened, of("ltx", "model.keyframes=[0,-1]")),
+    "the given frame alone": Input(sized, of("ltx", "model.keyframes=[0]", "data.num_frames=1", *SIDES)),
+    "a keyframe behind the clip": Input(
+        sized, of("ltx 0.9.5", "model.keyframes=[9]", "data.num_frames=9", *SIDES)
+    ),
+    "the last keyframe twice": Input(
+        sized, of("ltx 0.9.5", "model.keyframes=[8,-1]", "data.num_frames=9", *SIDES)
+    ),
     "frames": Input(sized, of("wan 2.1 t2v", "data.num_frames=6")),
     "height": Input(sized, of("wan 2.1 t2v", "data.num_frames=5", "data.height=20")),
     "a short rotary table": Input(

@@ -254,7 +254,20 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "name an export's folder": By("another adapter"),
         },
     },
-    "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
+    "models.families.ltx": {
+        "LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")},
+        "LTX._own_pipeline": {
+            "its model_index.json cannot be read": By("LTX's model_index"),
+            "what trains is a": By("LTX's upsampler"),
+        },
+        "LTX._choose_pictures": {"its scheduler shifts by the number of": By("keyframes before 0.9.5")},
+        "LTX.check_size": {
+            "data.num_frames is 1: the model is given": By("the given frame alone"),
+            "and data.num_frames is {}: allowed are": By(
+                "a keyframe behind the clip", "the last keyframe twice", says=("allowed are 0 to 8",)
+            ),
+        },
+    },
     "models.families.wan": {
         "Wan._read_index": {
             "its model_index.json cannot be read": By("no model_index"),
