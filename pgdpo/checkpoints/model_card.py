@@ -11,8 +11,8 @@ from jinja2 import Template
 from pgdpo.checkpoints.runs import Run, evaluation_of, read_results
 from pgdpo.config import Config, DataConfig
 from pgdpo.files.atomic import atomic_path
+from pgdpo.files.pipeline import is_hub_id
 from pgdpo.messages.formats import objective_name, percent
-from pgdpo.models.weights.hub import is_hub_id
 from pgdpo.models.weights.stored_dtypes import described_dtypes
 from pgdpo.version import __version__
 

@@ -5,8 +5,12 @@ as the model's card, or its own pipeline, says.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+from pathlib import Path
 
 from pgdpo.config.evaluate import EvaluateConfig
+from pgdpo.files.pipeline import is_hub_id
+from pgdpo.messages.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +99,146 @@ def sample_settings(evaluate: EvaluateConfig, card: str, size: tuple[int, int]) 
     }
     found = dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
     return found if found.guidance_scale > 1 else dataclasses.replace(found, negative_prompt="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """Which models are of a family, by the classes that diffusers' folders name."""
+
+    models: str  # for messages
+    pipelines: tuple[str, ...]  # `_class_name` of model_index.json
+    transformer: str  # of transformer/config.json, where the toy's folder has no index
+
+
+SERVED = {
+    "wan": Served(
+        "Wan 2.1 and 2.2 text- and image-to-video",
+        ("WanPipeline", "WanImageToVideoPipeline"),
+        "WanTransformer3DModel",
+    ),
+    "hunyuan_video": Served(
+        "HunyuanVideo 1.0",
+        ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
+        "HunyuanVideoTransformer3DModel",
+    ),
+    "cogvideox": Served(
+        "CogVideoX", ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"), "CogVideoXTransformer3DModel"
+    ),
+    "ltx": Served(
+        "LTX-Video 0.9",
+        ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+        "LTXVideoTransformer3DModel",
+    ),
+}
+# What the others are that might be taken for one of these, by how the names of their classes begin.
+NEIGHBOURS = {
+    "LTX2": "LTX-2, which makes sound too",
+    "LTXI2VLongMultiPrompt": "LTX-Video with many prompts",
+    "LTXLatentUpsample": "LTX-Video's upsampler of latents",
+    "HunyuanVideo15": "HunyuanVideo 1.5",
+    "HunyuanVideoFramepack": "FramePack",
+    "HunyuanSkyreels": "SkyReels-V1",
+    "SkyReelsV2": "SkyReels-V2",
+    "WanVACE": "Wan VACE",
+    "WanAnimate": "Wan Animate",
+    "WanVideoToVideo": "Wan's video-to-video",
+    "CogVideoXFunControl": "CogVideoX-Fun Control",
+    "CogVideoXVideoToVideo": "CogVideoX's video-to-video",
+    "Cosmos": "Cosmos",
+    "Mochi": "Mochi 1",
+    "Kandinsky5": "Kandinsky 5",
+    "Kandinsky6": "Kandinsky 6",
+    "SanaVideo": "SANA-Video",
+    "StableVideoDiffusion": "Stable Video Diffusion",
+}
+ADDING = Path(__file__).parent.parent / "models" / "README.md"  # of a checkout, and of an installation
+
+
+def family_of(found: str, path: str) -> str:
+    """The family of the pipeline's class `found` at `model.path`. Raises InputError where it is of none that trains."""
+    for name, served in SERVED.items():
+        if found in (*served.pipelines, served.transformer):
+            return name
+    kin = max((start for start in NEIGHBOURS if found.startswith(start)), key=len, default=None)
+    what = f"{NEIGHBOURS[kin]} ({found})" if kin else f"a {found}"
+    families = "; ".join(
+        f"`{name}`: {served.models} ({', '.join(served.pipelines)})" for name, served in SERVED.items()
+    )
+    raise InputError(
+        f"model.path is {path!r}: it is {what}, no model of a family that trains. These do: {families}. Adding one: "
+        f"{ADDING}"
+    )
+
+
+def check_family(family: str, found: str, path: str) -> None:
+    """Raises InputError unless the pipeline's class `found` at `model.path` is of `model.family`."""
+    own = family_of(found, path)
+    if own != family:
+        raise InputError(
+            f"model.family is `{family}`, and model.path {path!r} holds a {found}, which is of `{own}`: set "
+            f"model.family to `{own}`, or leave it out"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Licence:
+    """The terms of published weights, as cards on the Hugging Face Hub name them."""
+
+    license: str  # the hub's id, or `other`
+    link: str
+    name: str | None = None  # of one without an id
+    terms: str = "see there"
+
+    def __str__(self) -> str:
+        return f"{self.name or self.license}: {self.terms} ({self.link}, read {READ})"
+
+
+READ = "2026-11-27"  # when the licences were
+COGVIDEOX = Licence(
+    "other",
+    "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE",
+    "cogvideox-license",
+    "research is free; commercial use is to be registered, and goes up to 1 million visits a month",
+)
+# By hub id; the first that matches. Wan's code and weights have one licence. Of LTX-Video each version has its own.
+LICENCES = {
+    "Wan-AI/Wan2.[12]-*": Licence(
+        "apache-2.0",
+        "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt",
+        terms="free, with its notice",
+    ),
+    "hunyuanvideo-community/HunyuanVideo*": Licence(
+        "other",
+        "https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
+        "tencent-hunyuan-community",
+        "not in the European Union, the United Kingdom and South Korea; above 100 million users a month by a licence "
+        "of its own; outputs may improve no other model",
+    ),
+    "zai-org/CogVideoX-2b": Licence(
+        "apache-2.0",
+        "https://huggingface.co/zai-org/CogVideoX-2b/blob/main/LICENSE",
+        terms="free, with its notice",
+    ),
+    "zai-org/CogVideoX*": COGVIDEOX,
+    "Lightricks/LTX-Video*": Licence(
+        "other",
+        "https://huggingface.co/Lightricks/LTX-Video/tree/main",
+        "ltxv-open-weights-license",
+        "each version has a file of its own: see there",
+    ),
+}
+
+
+def licence_of(path: str) -> Licence | None:
+    """Of the weights that `model.path` names; None where that isn't known."""
+    names = path.replace("THUDM/", "zai-org/")  # as it was called
+    return next((one for known, one in LICENCES.items() if fnmatch.fnmatchcase(names, known)), None)
+
+
+def licence_said(path: str) -> str:
+    """The licence of the weights at `model.path`, in words."""
+    known = licence_of(path)
+    if known is not None:
+        return str(known)
+    where = f" (https://huggingface.co/{path})" if is_hub_id(path) else ""
+    return f"that of the weights that you started from{where}"

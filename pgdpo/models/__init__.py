@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pgdpo.config import ModelConfig
+from pgdpo.config.families import family_of
+from pgdpo.files.pipeline import pipeline_at
 from pgdpo.models.weights.start import check_start
 
 if TYPE_CHECKING:
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
 def open_family(model: ModelConfig) -> Family:
     """The configured model family at `model.path`; no weights are loaded.
 
-    Raises InputError if a local folder is no pipeline of that family, or `model.transformer` no such transformer.
+    `model.family: auto`, which a configuration that was read from a file no longer has, is that of the folder. Raises
+    InputError if `model.path` is no pipeline of that family, or `model.transformer` no such transformer.
     """
+    if model.family == "auto":
+        found = pipeline_at(model.path, model.revision, bare=model.encoders == "toy")
+        model = model.model_copy(update={"family": family_of(found, model.path)})
     family = importlib.import_module(f"pgdpo.models.families.{model.family}").FAMILY(model)
     check_start(family)
     return family

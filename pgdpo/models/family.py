@@ -18,6 +18,8 @@ import diffusers
 import torch
 
 from pgdpo.config import DataConfig, ModelConfig, SampleSettings
+from pgdpo.config.families import check_family
+from pgdpo.files.pipeline import is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.weights import hub
@@ -52,13 +54,15 @@ class Family:
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
-        self.on_hub = hub.is_hub_id(model.path)
+        self.on_hub = is_hub_id(model.path)
         self.source = self._resolve()
-        self._architecture = self._read_architecture()
+        found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
+        check_family(model.family, found, model.path)
         if model.encoders == "toy":
             self.text_length = ToyEncoders.text_length
         else:
             self._check_parts(Path(self.source))
+        self._architecture = self._read_architecture()
 
     @property
     def card(self) -> str:
@@ -87,12 +91,6 @@ class Family:
         if revision is not None:
             raise InputError(
                 f"model.revision is {revision!r}, and model.path {path!r}: a folder has no revisions: leave it out"
-            )
-        if not (folder / "transformer" / "config.json").is_file():
-            raise InputError(
-                f"model.path is {path!r}: no transformer/config.json in {folder}; give a diffusers folder of a "
-                f"{self.pipeline_class.__name__} (with transformer/, vae/, text_encoder/, tokenizer/, scheduler/) or a "
-                "hub id"
             )
         return str(folder)
 

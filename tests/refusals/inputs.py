@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import deaf_to_masks, of, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -137,7 +137,10 @@ INPUTS = {
     "a LoRA of more": Input("train", lora(WHOLE, "model.adapter.target_modules=[to_v]")),
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
-    "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "no model there": Input("train", given("model.path=nowhere/here/there")),
+    "a checkpoint": Input("train", checkpoint),
+    "a broken index": Input(opened, lambda place: broken_config(place, "model_index.json")),
+    "another family": Input(opened, of("wan 2.1 t2v", "model.family=ltx")),
     "a folder's revision": Input("train", given("model.revision=v1")),
     "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
     "a broken scheduler": Input(

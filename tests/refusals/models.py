@@ -28,6 +28,12 @@ def deaf_to_masks(place: Place) -> list[str]:
     return of("hunyuan_video", "model.attention=_native_math", "train.micro_batch_groups=2")(place)
 
 
+def checkpoint(place: Place) -> list[str]:
+    """A single file, as ComfyUI has them."""
+    (place.folder / "wan.safetensors").touch()
+    return [f"model.path={place.folder}/wan.safetensors"]
+
+
 def without(place: Place, part: str, name: str = "wan 2.1 t2v") -> list[str]:
     folder = place.model(KINDS[name].save)
     shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
