@@ -202,6 +202,9 @@ COGVIDEOX = Licence(
 )
 # By hub id; the first that matches. Wan's code and weights have one licence. Of LTX-Video each version has its own.
 LICENCES = {
+    "toy": Licence(
+        "apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", terms="as pgdpo, with which it ships"
+    ),
     "Wan-AI/Wan2.[12]-*": Licence(
         "apache-2.0",
         "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt",

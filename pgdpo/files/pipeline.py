@@ -39,12 +39,23 @@ def pipeline_at(path: str, revision: str | None = None, *, bare: bool = False) -
     `bare`: a transformer alone is enough, as it is beside the toy's encoders; then its class. Raises InputError for
     what is no pipeline, and for a hub id that can't be read.
     """
+    return pipeline_in(_folder(path, revision), path, bare=bare)
+
+
+def configurations(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands in the index of the pipeline at `model.path`, and in its transformer's configuration."""
+    folder = _folder(path, None)
+    return _mapping(folder / INDEX), _mapping(folder / "transformer" / CONFIG)
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    """Where the small files lie that say what a model is."""
     if path == "toy":
-        return pipeline_in(ASSETS / "toy_base", path)
+        return ASSETS / "toy_base"
     if not is_hub_id(path):
-        return pipeline_in(Path(path), path, bare=bare)
+        return Path(path)
     known = shipped_folder(path)
-    return pipeline_in(known if known.is_dir() else _fetched(path, revision), path, bare=bare)
+    return known if known.is_dir() else _fetched(path, revision)
 
 
 def pipeline_in(folder: Path, path: str, *, bare: bool = False) -> str:
