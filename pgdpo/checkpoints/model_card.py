@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Template
 
 from pgdpo.checkpoints.runs import Run, evaluation_of, read_results
-from pgdpo.config import Config, DataConfig
+from pgdpo.config import Config, DataConfig, ModelConfig
 from pgdpo.config.families import licence_of, licence_said
 from pgdpo.files.atomic import atomic_path
 from pgdpo.files.pipeline import is_hub_id
@@ -61,16 +61,16 @@ def write_model_card(run: Run, folder: Path) -> None:
     commit = state["identity"].get("model_commit")
     at = f" at commit `{commit}`" if commit else ""
     metadata = ModelCardData(
-        **_terms(path),
+        **_terms(config.model),
         base_model_relation=("adapter" if adapter else "finetune") if is_hub_id(path) else None,
         library_name="diffusers",
         tags=["pgdpo", "preference-optimization", config.objective["name"], *(["lora"] if adapter else [])],
     )
     rows = {
         "base model": f"{config.model.family}, `{path}`{at} ({state['identity']['model_hash']})",
-        **({"expert": EXPERTS[config.model.expert]} if config.model.expert else {}),
+        **({"expert": EXPERTS[config.expert]} if config.expert else {}),
         **_started_from(config),
-        "licence": licence_said(path),
+        "licence": licence_said(config.model.family, path),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "written in": described_dtypes(folder),
@@ -92,13 +92,13 @@ def write_model_card(run: Run, folder: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _terms(path: str) -> dict[str, str | None]:
+def _terms(model: ModelConfig) -> dict[str, str | None]:
     """The base model and the terms that its weights pass on, under the hub's names for them."""
-    known = licence_of(path)
+    known = licence_of(model.family, model.path)
     terms = (
         {"license": known.license, "license_name": known.name, "license_link": known.link} if known else {}
     )
-    return {"base_model": path if is_hub_id(path) else None, **terms}
+    return {"base_model": model.path if is_hub_id(model.path) else None, **terms}
 
 
 def _data(data: DataConfig) -> str:

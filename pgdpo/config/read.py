@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from pgdpo.config import Config, StudyConfig
 from pgdpo.config.explain import explain, line_of, option_problems
-from pgdpo.config.families import FAMILIES, family_of
+from pgdpo.config.families import families, family_of
 from pgdpo.config.yaml_text import read_yaml
 from pgdpo.files.locations import expanded
 from pgdpo.files.pipeline import pipeline_at
@@ -147,10 +147,14 @@ def validated(
     model: type[T], where: Path | str, lines: dict[tuple, int], raw: dict
 ) -> tuple[T | None, list[Problem]]:
     """(a mapping as a checked section, or None; what is wrong with it)."""
+    untold: list[Problem] = []
+    resolved = raw
+    if model is Config:
+        resolved, untold = _with_family(where, lines, raw)
+        model = Config.of(raw if untold else resolved)
     problems = (
         option_problems(where, lines, raw.get("objective")) if "objective" in model.model_fields else []
     )
-    resolved, untold = _with_family(where, lines, raw) if "model" in model.model_fields else (raw, [])
     try:
         loaded = model.model_validate(resolved)
         return None if untold else loaded, problems + untold
@@ -172,7 +176,7 @@ def validated(
 def _with_family(where: Path | str, lines: dict[tuple, int], raw: dict) -> tuple[dict, list[Problem]]:
     """(`raw` with the family that `model.family: auto` stands for, what is wrong with the model's path).
 
-    Where that is wrong, any family stands there, so that the other keys can be checked.
+    Where that is wrong, any family stands there, so that the other sections can be checked.
     """
     section = raw.get("model")
     if not isinstance(section, dict) or section.get("family", "auto") != "auto":
@@ -185,7 +189,7 @@ def _with_family(where: Path | str, lines: dict[tuple, int], raw: dict) -> tuple
         found = pipeline_at(expanded(path), revision, bare=section.get("encoders") == "toy")
         family = family_of(found, path)
     except InputError as error:
-        family, place = next(iter(FAMILIES)), ("model", "path")
+        family, place = families()[0], ("model", "path")
         problems = [Problem(str(where), str(error), "model.path", path, line=line_of(lines, place))]
     return {**raw, "model": {**section, "family": family}}, problems
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from pgdpo.config import ModelConfig
-from pgdpo.config.families import family_of
+from pgdpo.config.families import family_class, family_of
 from pgdpo.files.pipeline import pipeline_at
-from pgdpo.models.weights.start import check_start
 
 if TYPE_CHECKING:
+    from pgdpo.config import ModelConfig
     from pgdpo.models.family import Family
 
 
@@ -20,9 +18,11 @@ def open_family(model: ModelConfig) -> Family:
     `model.family: auto`, which a configuration that was read from a file no longer has, is that of the folder. Raises
     InputError if `model.path` is no pipeline of that family, or `model.transformer` no such transformer.
     """
+    from pgdpo.models.weights.start import check_start
+
     if model.family == "auto":
-        found = pipeline_at(model.path, model.revision, bare=model.encoders == "toy")
-        model = model.model_copy(update={"family": family_of(found, model.path)})
-    family = importlib.import_module(f"pgdpo.models.families.{model.family}").FAMILY(model)
+        name = family_of(pipeline_at(model.path, model.revision, bare=model.encoders == "toy"), model.path)
+        model = family_class(name).settings(**model.model_dump() | {"family": name})
+    family = family_class(model.family)(model)
     check_start(family)
     return family

@@ -114,7 +114,7 @@ def init(
         temporary.write_text(text, encoding="utf-8")
     config = load_config(out.absolute())  # what was written is what a command would read
     notes += [
-        f"made of {model}.yaml; licence of {config.model.path}: {licence_said(config.model.path)}",
+        f"made of {model}.yaml; licence of {config.model.path}: {licence_said(config.model.family, config.model.path)}",
         note,
     ]
     return Begun(out, changed, found, notes, next_commands(config, out, where["gpus"], where["nodes"]))

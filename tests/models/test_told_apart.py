@@ -7,8 +7,8 @@ import sys
 import diffusers
 import pytest
 
-from pgdpo.config import ModelConfig
-from pgdpo.config.families import ADDING, SERVED, family_of
+from pgdpo.config import ModelConfig, families, family_class
+from pgdpo.config.families import ADDING, family_of
 from pgdpo.config.read import inspect_config, load_config, shipped_configs
 from pgdpo.files import reach
 from pgdpo.files.pipeline import ASSETS, pipeline_at
@@ -41,7 +41,7 @@ NEIGHBOURS = {
 
 @pytest.mark.quick
 def test_every_pipeline_of_diffusers_is_served_or_refused_by_name():
-    served = {name: family for family, each in SERVED.items() for name in each.pipelines}
+    served = {name: family for family in families() for name in family_class(family).pipelines}
     assert served.keys() <= set(CLASSES) and len(CLASSES) > 200
     for name in CLASSES:
         if name in served:
@@ -49,7 +49,7 @@ def test_every_pipeline_of_diffusers_is_served_or_refused_by_name():
             continue
         with pytest.raises(InputError, match=rf"model.path is 'here': it is .*\b{name}\b") as refused:
             family_of(name, "here")
-        assert all(family in str(refused.value) for family in SERVED)
+        assert all(family in str(refused.value) for family in families())
     assert ADDING.is_file()
 
 
