@@ -40,11 +40,12 @@ from pgdpo.config import Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.files.atomic import sha256_of
 from pgdpo.files.bounded import parse_json
+from pgdpo.files.pipeline import is_hub_id
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import raise_errors
-from pgdpo.models.weights.hub import is_hub_id, take
+from pgdpo.models.weights.hub import take
 
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there

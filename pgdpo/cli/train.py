@@ -29,7 +29,12 @@ from pgdpo.messages.errors import InputError
 
 @command(TRAIN)
 def init(
-    model: Annotated[str, typer.Argument(help="A shipped configuration: wan21_1.3b, hunyuan_video, ...")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped configuration (wan21_1.3b, hunyuan_video, ...), or a model's diffusers folder or hub id."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The YAML file to write.")],
     path: Annotated[str | None, typer.Option(help="The model's diffusers folder or hub id.")] = None,
     train: Annotated[

@@ -40,8 +40,10 @@ class AdapterConfig(Section):
 class ModelConfig(Section):
     """What every family has; a family's `settings` have its own keys besides."""
 
-    family: Literal[families()] = Field(  # type: ignore[valid-type]
-        "wan", description="Which model class the weights are for."
+    family: Literal[("auto", *families())] = Field(  # type: ignore[valid-type]
+        "auto",
+        description="Which model class the weights are for; `auto`: that of the pipeline at `path`. Where that can't "
+        "be read when the configuration is, as without a network, name it.",
     )
     path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
     revision: str | None = Field(

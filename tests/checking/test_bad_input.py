@@ -254,4 +254,4 @@ def test_adapter_targets_that_are_not_there(config_file):
 
 
 def test_a_folder_that_is_no_wan_pipeline(config_file, tmp_path):
-    assert "no transformer/config.json" in refused("train", config_file, f"model.path={tmp_path}")
+    assert "no model_index.json" in refused("train", config_file, f"model.path={tmp_path}")

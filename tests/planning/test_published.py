@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from pgdpo.config.read import load_config
+from pgdpo.files import reach
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.models.weights import reach
 from pgdpo.planning.costs.meta import meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
 from tests.worlds import run_pgdpo

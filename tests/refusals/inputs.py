@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import deaf_to_masks, of, own_caption, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -138,7 +138,10 @@ INPUTS = {
     "a LoRA of more": Input("train", lora(WHOLE, "model.adapter.target_modules=[to_v]")),
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
-    "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "no model there": Input("train", given("model.path=nowhere/here/there")),
+    "a checkpoint": Input("train", checkpoint),
+    "a broken index": Input(opened, lambda place: broken_config(place, "model_index.json")),
+    "another family": Input(opened, of("wan 2.1 t2v", "model.family=ltx")),
     "a folder's revision": Input("train", given("model.revision=v1")),
     "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
     "a broken scheduler": Input(
@@ -166,10 +169,6 @@ INPUTS = {
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
-    "LTX's model_index": Input(
-        opened, lambda place: [*without(place, "model_index.json", "ltx"), "model.family=ltx"]
-    ),
-    "LTX's upsampler": Input(opened, of("ltx", index={"_class_name": "LTXLatentUpsamplePipeline"})),
     "keyframes before 0.9.5": Input(opened, of("ltx", "model.keyframes=[0,-1]")),
     "the given frame alone": Input(sized, of("ltx", "model.keyframes=[0]", "data.num_frames=1", *SIDES)),
     "a keyframe behind the clip": Input(

@@ -12,6 +12,15 @@ from tests.refusals.training import TRAINING
 
 # fmt: off
 TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
+    "config.families": {
+        "family_of": {"no model of a family that trains": By("another pipeline")},
+        "check_family": {"which is of `": By("another family")},
+    },
+    "files.pipeline": {
+        "pipeline_in": {"model.path is": By("no model there", "no model_index", "a checkpoint")},
+        "_class_in": {"is to name a class": By("a broken index")},
+        "_fetched": {"set model.family, or give a local": Why.MACHINE},
+    },
     "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
         "find_config": {
@@ -173,10 +182,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.family": {
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
-        "Family._resolve": {
-            "a folder has no revisions": By("a folder's revision"),
-            "with transformer/, vae/, text_encoder/": By("no transformer"),
-        },
+        "Family._resolve": {"a folder has no revisions": By("a folder's revision")},
         "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
         "Family._read_architecture": {
             "give a local diffusers folder, or": By("a broken config"),
@@ -256,10 +262,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.families.ltx": {
         "LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")},
-        "LTX._own_pipeline": {
-            "its model_index.json cannot be read": By("LTX's model_index"),
-            "what trains is a": By("LTX's upsampler"),
-        },
         "LTX._choose_pictures": {"its scheduler shifts by the number of": By("keyframes before 0.9.5")},
         "LTX.check_size": {
             "data.num_frames is 1: the model is given": By("the given frame alone"),
@@ -269,10 +271,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "models.families.wan": {
-        "Wan._read_index": {
-            "its model_index.json cannot be read": By("no model_index"),
-            "what trains is a": By("another pipeline"),
-        },
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pgdpo.config.families import SampleSettings
+from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
@@ -138,6 +138,16 @@ class LTXEncoders(PipelineEncoders):
 
 class LTX(VaeFamily):
     settings = LTXSettings
+    models = "LTX-Video 0.9"
+    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
+    licences = {  # noqa: RUF012
+        "Lightricks/LTX-Video*": Licence(
+            "other",
+            "https://huggingface.co/Lightricks/LTX-Video/tree/main",
+            "ltxv-open-weights-license",
+            "each version has a file of its own: see there",
+        )
+    }
     fps = 25.0  # a default of its pipelines
     rate_key = "model.frame_rate"
     cards = {  # noqa: RUF012
@@ -171,7 +181,7 @@ class LTX(VaeFamily):
 
     def _choose_pictures(self) -> None:
         """Of which frames the model is given pictures, and the pipeline that gives it those."""
-        own, keyframes, task = self._own_pipeline(), self.model.keyframes, self.model.task
+        own, keyframes, task = self.read_index()["_class_name"], self.model.keyframes, self.model.task
         frames = PIPELINES[own] if task is None else TASKS[task]
         if keyframes is not None:
             frames = tuple(sorted(keyframes, key=lambda frame: (frame == -1, frame)))
@@ -186,17 +196,6 @@ class LTX(VaeFamily):
                 f"{CONDITIONS} tells it none: set model.keyframes to [0] or [], or take a later model, such as "
                 "Lightricks/LTX-Video-0.9.5"
             )
-
-    def _own_pipeline(self) -> str:
-        """The class that model_index.json names."""
-        try:
-            found = diffusers.DiffusionPipeline.load_config(self.source).get("_class_name")
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise self._refused(f"its model_index.json cannot be read ({reason}): copy it whole") from error
-        if found not in PIPELINES:
-            raise self._refused(f"it is a {found}; what trains is a {' or a '.join(PIPELINES)}")
-        return found
 
     def _refused(self, what: str) -> InputError:
         return InputError(f"model.path is {self.model.path!r}: {what}")

@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.families import FREE, TOY_CARD, Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
@@ -98,6 +98,13 @@ class WanSettings(ModelConfig):
 
 class Wan(VaeFamily):
     settings = WanSettings
+    models = "Wan 2.1 and 2.2, text- and image-to-video"
+    pipelines = tuple(TASKS.values())
+    licences = {  # noqa: RUF012
+        "Wan-AI/Wan2.[12]-*": Licence(
+            "apache-2.0", "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt", terms=FREE
+        )
+    }
     fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
     takes_toy = True
     cards = {  # noqa: RUF012
@@ -125,7 +132,7 @@ class Wan(VaeFamily):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
-        index = self._read_index()
+        index = self.read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
@@ -150,21 +157,6 @@ class Wan(VaeFamily):
     @property
     def own_fps(self) -> float:
         return TI2V_FPS if self.expand_timesteps and self.model.encoders == "pipeline" else self.model.fps
-
-    def _read_index(self) -> dict:
-        """model_index.json: the pipeline's class and settings; the toy's folder has none."""
-        local = Path(self.source)
-        if local.is_dir() and self.model.encoders == "toy" and not (local / "model_index.json").is_file():
-            return {}
-        try:
-            index = diffusers.DiffusionPipeline.load_config(self.source)
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise self._refused(f"its model_index.json cannot be read ({reason})") from error
-        found, known = index.get("_class_name"), list(dict.fromkeys(TASKS.values()))
-        if found not in known:
-            raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
-        return dict(index)
 
     def _read_timesteps(self) -> None:
         """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways. (Whole or
