@@ -15,7 +15,6 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from pgdpo.config import ModelConfig
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.models.families.cogvideox import CogVideoX
@@ -151,7 +150,7 @@ def differences(case: str) -> dict[str, float]:
     target = torch.randn_like(whole(**inputs, return_dict=False)[0])
     if fused:
         apply_to(shared, strict=True)
-    save_memory(shared, ModelConfig(family="wan", path="toy", **settings))
+    save_memory(shared, Wan.settings(path="toy", **settings))
     share_tokens(shared, family.sharing, dist.group.WORLD)
     counts = [tokens_in_last_block(model, family.sharing) for model in (whole, shared)]
     losses, prediction, gradients = steps(whole, inputs, target)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgdpo.config import ModelConfig
+from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
@@ -26,10 +26,10 @@ Size = tuple[int, int, int]  # frames, height, width
 class Kind:
     """A kind of pipeline: how a tiny one is saved, opened and called, and what is known of the published ones."""
 
-    family: str  # of pgdpo.config.families.FAMILIES
+    family: str  # a file of pgdpo/models/families
     save: Callable[[Path], Path]
     recipes: tuple[str, ...]  # its shipped configurations
-    card: str  # of pgdpo.config.families.CARDS
+    card: str  # of its family's `cards`
     reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
     tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
     prediction: str = "flow"
@@ -48,7 +48,8 @@ class Kind:
 
     def open(self, folder: Path, **keys: object) -> Family:
         """The family of a saved pipeline; `keys` of the section `model` go before the kind's own."""
-        return open_family(ModelConfig(family=self.family, path=str(folder), **self.keys | keys))
+        settings = family_class(self.family).settings
+        return open_family(settings(family=self.family, path=str(folder), **self.keys | keys))
 
     @property
     def call(self) -> dict:

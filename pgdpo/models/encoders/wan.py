@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-
-import numpy as np
-import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionModel
+from typing import TYPE_CHECKING
 
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
-from pgdpo.models.encoders.tiling import Way
+from pgdpo.models.later import diffusers, no_grad, torch, transformers
 from pgdpo.models.protocols import Conditioning
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
+
+    from pgdpo.models.encoders.tiling import Way
 
 TEXT_LENGTH = 512  # WanPipeline.__call__'s max_sequence_length
 
 
 class WanEncoders(PipelineEncoders):
-    readers = (TextReader("UMT5", TEXT_LENGTH, clean=prompt_clean),)
+    readers = (
+        TextReader(
+            "UMT5", TEXT_LENGTH, clean=lambda text: diffusers.pipelines.wan.pipeline_wan.prompt_clean(text)
+        ),
+    )
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         super().__init__(family, device)
@@ -40,16 +44,20 @@ class WanEncoders(PipelineEncoders):
         lengths = [int(row.abs().sum(-1).nonzero().max()) + 1 for row in embeddings]
         return [{"prompt": row[:n]} for row, n in zip(embeddings, lengths, strict=True)]
 
-    @torch.no_grad()
+    @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
         """`image_latents` `[C, F, H, W]`: of a clip of the image and black frames, or of the image alone (F = 1) where
         it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
         pipeline's own `prepare_latents` and `encode_image`.
         """
+        from PIL import Image
+
         picture, (height, width) = Image.fromarray(pictures[0]), pictures[0].shape[:2]
         vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
-        pipeline = WanImageToVideoPipeline(None, None, vae, None, **self._clip, expand_timesteps=expand)
+        pipeline = diffusers.WanImageToVideoPipeline(
+            None, None, vae, None, **self._clip, expand_timesteps=expand
+        )
         pixels = pipeline.video_processor.preprocess(picture, height=height, width=width)
         channels = vae.config.z_dim
         _, condition, *_ = pipeline.prepare_latents(
@@ -104,9 +112,13 @@ class WanEncoders(PipelineEncoders):
             return {}
         self.family.fetch("image_encoder")
         source = self.family.source
-        encoder = CLIPVisionModel.from_pretrained(source, subfolder="image_encoder", dtype=torch.float32)
+        encoder = transformers.CLIPVisionModel.from_pretrained(
+            source, subfolder="image_encoder", dtype=torch.float32
+        )
         return {
-            "image_processor": CLIPImageProcessor.from_pretrained(source, subfolder="image_processor"),
+            "image_processor": transformers.CLIPImageProcessor.from_pretrained(
+                source, subfolder="image_processor"
+            ),
             "image_encoder": encoder.to(self.device).eval(),
         }
 

@@ -11,42 +11,104 @@ down where the folder's scheduler does so. What differs between the models is re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-import torch
-from diffusers import (
-    AutoencoderKLWan,
-    DiffusionPipeline,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from pydantic import Field
 
-from pgdpo.config import ModelConfig, SampleSettings
+from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
+from pgdpo.models.family import toy_encoders
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.weights.held import OneAtATime
 from pgdpo.models.weights.kept import computes_in
-from pgdpo.toy.encoders import TEXT_DIM
 
-TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
+TASKS = {"text_to_video": "WanPipeline", "image_to_video": "WanImageToVideoPipeline"}
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
+# `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
+    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+# The example in diffusers' pipeline_wan.py: "5.0 for 720P, 3.0 for 480P". Ours: a size between them takes the nearer's.
+WAN21_SHIFTS = {480: 3.0, 720: 5.0}
+
+# The rows of `adapters/comfyui.py`.
+LAYERS = (
+    (r"blocks\.(\d+)\.attn1\.to_([qkv])", r"blocks.\1.self_attn.\2"),
+    (r"blocks\.(\d+)\.attn1\.to_out\.0", r"blocks.\1.self_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.to_([qkv])", r"blocks.\1.cross_attn.\2"),
+    (r"blocks\.(\d+)\.attn2\.to_out\.0", r"blocks.\1.cross_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.add_([kv])_proj", r"blocks.\1.cross_attn.\2_img"),
+    (r"blocks\.(\d+)\.ffn\.net\.0\.proj", r"blocks.\1.ffn.0"),
+    (r"blocks\.(\d+)\.ffn\.net\.2", r"blocks.\1.ffn.2"),
+    (r"condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
+    (r"condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
+    (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
+    (r"condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
+    (r"condition_embedder\.time_proj", "time_projection.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
+    (r"proj_out", "head.head"),
+)
+
+
+class WanSettings(ModelConfig):
+    task: Literal["text_to_video", "image_to_video"] | None = Field(
+        None,
+        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
+        "text_to_video.",
+    )
+    expert: Literal["high_noise", "low_noise"] | None = Field(
+        None,
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+    )
+    other_adapter: Path | None = Field(
+        None,
+        description="wan 2.2 A14B: folder of a LoRA (an export) for the expert that does not train, where clips are "
+        "sampled; reference and aligned model both have it, so that they differ by this run alone.",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.other_adapter is not None and self.expert is None:
+            raise ValueError(
+                "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
 
 
 class Wan(VaeFamily):
-    transformer_class = WanTransformer3DModel
-    pipeline_class = WanPipeline
-    vae_class = AutoencoderKLWan
+    settings = WanSettings
+    fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
+    takes_toy = True
+    cards = {  # noqa: RUF012
+        # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
+        "wan": SampleSettings(50, 5.0, negative_prompt=NEGATIVE),
+        # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise
+        # first).
+        "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, NEGATIVE),
+        # The same, wan_i2v_A14B.py.
+        "wan22_i2v_a14b": SampleSettings(40, 3.5, 3.5, 5.0, NEGATIVE),
+        # The same, wan_ti2v_5B.py.
+        "wan22_ti2v_5b": SampleSettings(50, 5.0, None, 5.0, NEGATIVE),
+    }
+    comfyui = LAYERS
+    transformer_class = Diffusers("WanTransformer3DModel")
+    pipeline_class = Diffusers("WanPipeline")
+    vae_class = Diffusers("AutoencoderKLWan")
     encoders_class = WanEncoders
     kept_in_fp32 = "the time embedder in fp32"
     text_length = TEXT_LENGTH
@@ -68,13 +130,18 @@ class Wan(VaeFamily):
 
     @property
     def card(self) -> str:
-        if self.model.encoders == "toy":
-            return "toy"
         if self.expand_timesteps:
             return "wan22_ti2v_5b"
         if self.model.expert is None:
-            return self.model.family
+            return "wan"
         return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
+
+    def sampling(self, size: tuple[int, int]) -> SampleSettings:
+        found = super().sampling(size)
+        if self.card != "wan" or found is TOY_CARD:
+            return found
+        side = min(WAN21_SHIFTS, key=lambda side: abs(side - min(size)))
+        return dataclasses.replace(found, flow_shift=WAN21_SHIFTS[side])
 
     @property
     def own_fps(self) -> float:
@@ -86,11 +153,11 @@ class Wan(VaeFamily):
         if local.is_dir() and self.model.encoders == "toy" and not (local / "model_index.json").is_file():
             return {}
         try:
-            index = DiffusionPipeline.load_config(self.source)
+            index = diffusers.DiffusionPipeline.load_config(self.source)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise self._refused(f"its model_index.json cannot be read ({reason})") from error
-        found, known = index.get("_class_name"), [pipeline.__name__ for pipeline in TASKS.values()]
+        found, known = index.get("_class_name"), list(TASKS.values())
         if found not in known:
             raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
         return dict(index)
@@ -100,7 +167,9 @@ class Wan(VaeFamily):
         not is no matter of shifts; a dynamic one would ask for the number of tokens.)"""
         bare = self.model.encoders == "toy" and Path(self.source).is_dir()
         if bare and not (Path(self.source) / "scheduler").is_dir():
-            scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+            scheduler = diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True
+            )
         else:
             scheduler = self.load_scheduler()
             scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
@@ -128,9 +197,9 @@ class Wan(VaeFamily):
             if Path(self.source).is_dir() and not (Path(self.source) / folder / "config.json").is_file():
                 raise self._refused(f"its boundary_ratio asks for two experts and {folder}/ is missing")
         adapter = self.model.other_adapter
-        if adapter is not None and not (adapter / LORA_WEIGHT_NAME_SAFE).is_file():
+        if adapter is not None and not (adapter / LORA_FILE).is_file():
             raise InputError(
-                f"model.other_adapter is {str(adapter)!r}: no {LORA_WEIGHT_NAME_SAFE} in it; name an export's folder"
+                f"model.other_adapter is {str(adapter)!r}: no {LORA_FILE} in it; name an export's folder"
             )
         self.boundary = boundary
         self.transformer_folder = EXPERTS[expert]
@@ -143,7 +212,7 @@ class Wan(VaeFamily):
         task = self.model.task or own
         if task != own and not self.expand_timesteps:
             raise self._refused(f"model.task is {task!r}, but this model is for {own}: leave model.task out")
-        self.pipeline_class = TASKS[task]
+        self.pipeline_class = getattr(diffusers, TASKS[task])
         if task == "text_to_video":
             return
         if self.model.encoders == "toy":
@@ -174,7 +243,8 @@ class Wan(VaeFamily):
                     "(out_channels): take vae/ and transformer/ of one model"
                 )
             return
-        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", TEXT_DIM, "text_dim")):
+        width = toy_encoders().text_dim
+        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", width, "text_dim")):
             if given != config[key]:
                 raise InputError(
                     f"model.encoders is 'toy': its {what} have {given} channels, the transformer of model.path "
@@ -200,7 +270,7 @@ class Wan(VaeFamily):
 
     @functools.cached_property
     def vae_shape(self) -> tuple[int, int, int]:
-        config = AutoencoderKLWan.load_config(self.source, subfolder="vae")
+        config = self.vae_class.load_config(self.source, subfolder="vae")
         return config["z_dim"], config.get("scale_factor_temporal", 4), config.get("scale_factor_spatial", 8)
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
@@ -273,7 +343,7 @@ class Wan(VaeFamily):
         weights[0] = 0
         return weights
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: torch.nn.Module,
@@ -326,8 +396,9 @@ class Wan(VaeFamily):
     def adapt_other(self, other: torch.nn.Module) -> None:
         """Put `model.other_adapter` into the expert that does not train, where one is named."""
         if self.model.other_adapter is not None:
-            state, metadata = WanPipeline.lora_state_dict(self.model.other_adapter, return_lora_metadata=True)
-            WanPipeline.load_lora_into_transformer(state, other, metadata=metadata)
+            pipeline = diffusers.WanPipeline
+            state, metadata = pipeline.lora_state_dict(self.model.other_adapter, return_lora_metadata=True)
+            pipeline.load_lora_into_transformer(state, other, metadata=metadata)
 
 
 def per_token(
