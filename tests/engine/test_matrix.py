@@ -1,4 +1,4 @@
-"""Ways to train a model, on two ranks: a slice on the toy's Wan, and with `-m slow` every way of every kind of pipeline.
+"""Ways to train a model on two ranks: a slice on the toy's Wan; with `-m slow` every way of every kind of pipeline.
 
 The ways are those of `ways.py`; `python -m benchmarks.runs.matrix` runs them too and writes down what they give. What
 cannot be combined is refused by name. All runs of the slice go one after another in one pair of processes, and without
