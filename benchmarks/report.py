@@ -99,7 +99,7 @@ def write(result: dict, kind: str, path: Path | None = None) -> Path:
 
 def output(*command: str) -> str | None:
     try:
-        result = subprocess.run(command, captureoutput=True, text=True, timeout=30)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
