@@ -178,7 +178,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "its transformer is a": By("another transformer"),
         },
         "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
-        "Family._load_part": {
+        "Family.load_part": {
             "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
             "or set model.random_init": Why.WEIGHTS,
         },
@@ -237,22 +237,26 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
         "_words": {"the toy's encoder takes": By("words")},
     },
+    "models.experts": {
+        "has_experts": {
+            "set model.expert to high_noise or": By("two experts"),
+            "but it has one transformer for all": By("one expert"),
+        },
+        "_check": {
+            "its boundary_ratio asks for two experts": By("an expert missing"),
+            "name an export's folder": By("another adapter"),
+        },
+    },
     "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
     "models.families.wan": {
         "Wan._read_index": {
             "its model_index.json cannot be read": By("no model_index"),
             "what trains is a": By("another pipeline"),
         },
-        "Wan._choose_expert": {
-            "set model.expert to high_noise or": By("two experts"),
-            "but it has one transformer for all": By("one expert"),
-            "its boundary_ratio asks for two experts": By("an expert missing"),
-            "name an export's folder": By("another adapter"),
-        },
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),
-            "what trains is image-to-video from": By("a last frame"),
+            "what trains is image-to-video from": By("control channels"),
         },
         "Wan._check_widths": {
             "its VAE's latents have": By("a VAE of another model"),
