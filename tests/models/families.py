@@ -31,8 +31,10 @@ class Kind:
     save: Callable[[Path], Path]
     recipes: tuple[str, ...]  # its shipped configurations
     card: str  # of its family's `cards`
+    told: dict  # what that says its pipeline is called with, and the `shift` of its scheduler unless that is its own
     reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
     tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
+    negative: str = ""  # how the negative prompt of the card begins
     prediction: str = "flow"
     masks_text: bool = False  # its transformer takes a mask of the text's padding
     size: Size = (9, 32, 48)
@@ -81,6 +83,20 @@ class Kind:
 saver = functools.cache(functools.partial)
 
 
+def told(steps: int, scale: float, shift: float | None = None, **more: float) -> dict:
+    shifted = {} if shift is None else {"shift": shift}
+    return {"num_inference_steps": steps, "guidance_scale": scale, **more, **shifted}
+
+
+WAN = {  # card -> what it says
+    "wan": told(50, 5.0, 3.0),
+    "wan21_flf2v_14b": told(50, 5.5, 16.0),
+    "wan22_t2v_a14b": told(40, 4.0, 12.0, guidance_scale_2=3.0),
+    "wan22_i2v_a14b": told(40, 3.5, 5.0, guidance_scale_2=3.5),
+    "wan22_ti2v_5b": told(50, 5.0, 5.0),
+}
+
+
 def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) -> Kind:
     """`fine`: with the VAE of Wan 2.2 5B, whose latents are half as wide and high."""
     sizes = (
@@ -93,6 +109,8 @@ def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) ->
         saver(save_tiny, pipeline),
         recipes,
         card,
+        WAN[card],
+        negative="镜头切换" if card == "wan21_flf2v_14b" else "色调艳丽",
         reads=512,
         whole=("vae", "image_encoder"),
         **sizes,
@@ -106,6 +124,7 @@ def cogvideox(recipe: str, *, rotary: bool) -> Kind:
         saver(save_tiny_cogvideox, rotary=rotary),
         (recipe,),
         "cogvideox",
+        told(50, 6.0),
         reads=226,
         tiled=((9, 256, 32), (9, 240, 32)),
         prediction="v",
@@ -120,6 +139,7 @@ HUNYUAN = Kind(
     save_tiny_hunyuan_video,
     ("hunyuan_video",),
     "hunyuan_video",
+    told(50, 6.0, 7.0, true_cfg_scale=1.0),
     reads=77,
     tiled=((5, 16, 272), (5, 16, 256)),
     masks_text=True,
@@ -130,6 +150,8 @@ LTX = Kind(
     save_tiny_ltx,
     ("ltx_video",),
     "ltx",
+    told(50, 3.0),
+    negative="worst quality",
     reads=128,
     tiled=((9, 32, 544), (9, 32, 512)),
     masks_text=True,
