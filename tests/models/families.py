@@ -36,8 +36,10 @@ class Kind:
     save: Callable[[Path], Path]
     recipes: tuple[str, ...]  # its shipped configurations
     card: str  # of its family's `cards`
+    told: dict  # what that says its pipeline is called with, and the `shift` of its scheduler unless that is its own
     reads: int  # tokens of a prompt that its shortest text encoder reads, the tokenizer's own among them
     tiled: tuple[Size, Size]  # a clip larger than a tile of its VAE, and one as large
+    negative: str = ""  # how the negative prompt of the card begins
     prediction: str = "flow"
     masks_text: bool = False  # its transformer takes a mask of the text's padding
     size: Size = (9, 32, 48)
@@ -111,6 +113,20 @@ class Kind:
 saver = functools.cache(functools.partial)
 
 
+def told(steps: int, scale: float, shift: float | None = None, **more: float) -> dict:
+    shifted = {} if shift is None else {"shift": shift}
+    return {"num_inference_steps": steps, "guidance_scale": scale, **more, **shifted}
+
+
+WAN = {  # card -> what it says
+    "wan": told(50, 5.0, 3.0),
+    "wan21_flf2v_14b": told(50, 5.5, 16.0),
+    "wan22_t2v_a14b": told(40, 4.0, 12.0, guidance_scale_2=3.0),
+    "wan22_i2v_a14b": told(40, 3.5, 5.0, guidance_scale_2=3.5),
+    "wan22_ti2v_5b": told(50, 5.0, 5.0),
+}
+
+
 def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) -> Kind:
     """`fine`: with the VAE of Wan 2.2 5B, whose latents are half as wide and high."""
     sizes = (
@@ -123,6 +139,8 @@ def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) ->
         saver(save_tiny, pipeline),
         recipes,
         card,
+        WAN[card],
+        negative="镜头切换" if card == "wan21_flf2v_14b" else "色调艳丽",
         reads=512,
         whole=("vae", "image_encoder"),
         **sizes,
@@ -136,6 +154,7 @@ def cogvideox(recipe: str, *, rotary: bool = True, image: bool = False, **saved:
         saver(save_tiny_cogvideox, rotary=rotary, image=image, **saved),
         (recipe,),
         "cogvideox",
+        told(50, 6.0),
         reads=226,
         tiled=((9, 256, 32), (9, 240, 32)),
         prediction="v",
@@ -152,6 +171,7 @@ HUNYUAN = Kind(
     save_tiny_hunyuan_video,
     ("hunyuan_video",),
     "hunyuan_video",
+    told(50, 6.0, 7.0, true_cfg_scale=1.0),
     reads=77,
     tiled=((5, 16, 272), (5, 16, 256)),
     masks_text=True,
@@ -165,6 +185,7 @@ def hunyuan_video_i2v(recipe: str, condition: str, **known) -> Kind:
         save=saver(save_tiny_hunyuan_video_i2v, condition=condition),
         recipes=(recipe,),
         card="hunyuan_video_i2v",
+        told={"num_inference_steps": 50, "true_cfg_scale": 1.0, "shift": 7.0},  # its guidance: `called`
         image=True,
         each_image=True,
         whole=("vae",),
@@ -177,6 +198,8 @@ LTX = Kind(
     save_tiny_ltx,
     ("ltx_video",),
     "ltx",
+    told(50, 3.0),
+    negative="worst quality",
     reads=128,
     tiled=((9, 32, 544), (9, 32, 512)),
     masks_text=True,
@@ -190,6 +213,7 @@ LTX_095 = replace(
     save=saver(save_tiny_ltx, pipeline="LTXConditionPipeline", version="0.9.5"),
     recipes=("ltx_video_13b",),
     card="ltx_condition",
+    told=told(40, 3.0),
     whole=("vae",),  # of the pictures, whose latents `prepare` makes in fp32
     conditions=True,
     draws=True,
