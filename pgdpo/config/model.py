@@ -64,9 +64,11 @@ class ModelConfig(Section):
         description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
         "text_to_video.",
     )
-    expert: Literal["high_noise", "low_noise"] | None = Field(
+    expert: Literal["high_noise", "low_noise", "both"] | None = Field(
         None,
-        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels; `both`: "
+        "one after the other, or by turns (train.expert_turns), each in a folder of the run's.",
+        json_schema_extra={"meant_by": ["experts", "moe"]},
     )
     other_adapter: Path | None = Field(
         None,
