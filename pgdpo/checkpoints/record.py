@@ -40,6 +40,7 @@ COMMANDS = {
         f"train.{key}"
         for key in (
             "steps",
+            "expert_turns",
             "zero_stage",
             "offload_optimizer",
             "offload_parameters",

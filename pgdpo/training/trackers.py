@@ -197,7 +197,7 @@ class Service:
         )
         self._module.init(
             project=config.train.tracker_project,
-            name=config.run_dir.name,
+            name=config.run_name,
             config=config.model_dump(mode="json"),
             **mode,
         )

@@ -252,7 +252,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.experts": {
         "has_experts": {
-            "set model.expert to high_noise or": By("two experts"),
+            "set model.expert to both": By("two experts"),
             "but it has one transformer for all": By("one expert"),
         },
         "_check": {

@@ -78,9 +78,11 @@ class WanSettings(ModelConfig):
         description="wan: by default what the folder's model is for. Two do two things: Wan 2.2 TI2V-5B text_to_video "
         "(by default) and image_to_video, Wan 2.2 I2V-A14B image_to_video (by default) and first_last_frame_to_video.",
     )
-    expert: Literal["high_noise", "low_noise"] | None = Field(
+    expert: Literal["high_noise", "low_noise", "both"] | None = Field(
         None,
-        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels; `both`: "
+        "one after the other, or by turns (train.expert_turns), each in a folder of the run's.",
+        json_schema_extra={"meant_by": ["experts", "moe"]},
     )
     other_adapter: Path | None = Field(
         None,
@@ -93,6 +95,11 @@ class WanSettings(ModelConfig):
         if self.other_adapter is not None and self.expert is None:
             raise ValueError(
                 "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.other_adapter is not None and self.expert == "both":
+            raise ValueError(
+                "model.other_adapter is for an expert that trains alone, and model.expert is `both`: leave it out, or "
+                "set model.expert to high_noise or low_noise"
             )
 
 
