@@ -164,7 +164,17 @@ def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
     tensors, tile = (launch_sums(rows, cross, members), rows.cut.bounds), rows.tile()
     grid = (-(-rows.pairs // tile["PAIRS"]) * rows.segments,)
     numbers = (rows.pairs, rows.cut.parts, rows.segments)
-    launch(pair_means, grid, tensors, errors, numbers, HAS_REF=has_ref, CROSS=cross, COUNTS=rows.members // members, **tile)
+    launch(
+        pair_means,
+        grid,
+        tensors,
+        errors,
+        numbers,
+        HAS_REF=has_ref,
+        CROSS=cross,
+        COUNTS=rows.members // members,
+        **tile,
+    )
     return errors
 
 
