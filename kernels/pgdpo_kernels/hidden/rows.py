@@ -43,8 +43,8 @@ LAUNCHES = {
     "gate_norm_backward": ((1536, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "qk_forward": ((1536, 64, 1), (2048, 64, 2), (3072, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
     "qk_backward": ((1536, 128, 1), (2048, 64, 1), (5120, 128, 1), (MAX_WIDTH, 256, 1)),
-    # What also sums over rows holds the sums as well. Above 5120 `norm_sums` spills registers; with 128 threads at 5120 too,
-    # up to 192 bytes, although an H200 had 53% of a copy there, 40% with these.
+    # What also sums over rows holds the sums as well. Above 5120 `norm_sums` spills registers; with 128 threads at 5120
+    # too, up to 192 bytes, although an H200 had 53% of a copy there, 40% with these.
     "gate_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "norm_sums": ((2048, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
     "qk_sums": ((1536, 64, SUM_ROWS), (3072, 128, SUM_ROWS), (MAX_WIDTH, 256, SUM_ROWS)),
