@@ -10,7 +10,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_family
 from pgdpo.config.model import ModelConfig
+from pgdpo.files.atomic import glance
 from pgdpo.files.pipeline import ASSETS, INDEX, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
 from pgdpo.models.experts import Experts
@@ -373,28 +373,14 @@ class Family:
         raise NotImplementedError
 
     def fingerprint(self, *parts: str) -> str:
-        """Digest of the named subfolders: of each file its name, size, first and last MiB.
+        """Digest of the named subfolders, as `glance` has it.
 
         A hub id stands for itself, with its revision where the configuration names one.
         """
         folders = {part: self.part_folder(part) for part in parts}
         if None in folders.values():
             return "@".join(filter(None, (self.model.path, self.model.revision)))
-        files = {
-            Path(part) / file.relative_to(folder): file
-            for part, folder in folders.items()
-            for file in folder.rglob("*")
-            if file.is_file()
-        }
-        digest = hashlib.sha256()
-        for name, file in sorted(files.items()):
-            size = file.stat().st_size
-            digest.update(f"{name}:{size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-                digest.update(stream.read())
-        return digest.hexdigest()[:16]
+        return glance(folders)
 
 
 def toy_encoders() -> Encoders:
