@@ -80,6 +80,11 @@ class Run:
         return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
 
     @property
+    def parts(self) -> tuple[Run, ...]:
+        """As `Both` has them: itself alone."""
+        return (self,)
+
+    @property
     def step(self) -> int:
         return step_of(self.checkpoint)
 
@@ -110,6 +115,25 @@ class Both:
     def record(self) -> Config:
         """The configuration that it was trained in, whatever the command was given."""
         return read_record(self.folder)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """As `Run.identity`, of both checkpoints."""
+        found = [run.identity for run in self.parts]
+        return {
+            "checkpoint_hash": "-".join(each["checkpoint_hash"] for each in found),
+            "began": found[0]["began"],
+        }
+
+    @property
+    def step(self) -> int:
+        """That both have come to."""
+        return min(run.step for run in self.parts)
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the results of this step stand."""
+        return evaluation_of(self.out, self.step)
 
 
 def evaluation_of(out: Path, step: int) -> Path:
@@ -187,17 +211,20 @@ def open_steps(
     named: str | Path, overrides: Sequence[str], wanted: str, *, out: Path | None = None
 ) -> list[Run]:
     """The run at several steps: `wanted` is `all`, or steps and `best` with commas between them; oldest first."""
+    config = run_config(named, overrides)
     if wanted == "all":
-        folder = _given(named, overrides).loaded.run_dir
-        steps = sorted({step_of(path) for path in checkpoints_of(folder)})
+        kept = [{step_of(path) for path in checkpoints_of(part.run_dir)} for part in config.parts]
+        steps = sorted(set.intersection(*kept))
     else:
         words = wanted.split(",")
         if not all(word.isdecimal() or word == "best" for word in words):
             raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200,best")
-        steps = sorted({step_named(named, overrides, word) for word in words})
+        steps = sorted({step_named(named, overrides, word) for word in words}, key=str)
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
     runs = [open_run(named, overrides, step=step, out=out) for step in steps]
+    if config.model.expert == "both":
+        return runs
     return [replace(run, config=_commanded_as(runs[-1].config, run.config)) for run in runs]
 
 

@@ -21,6 +21,7 @@ from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.deterministic import make_deterministic
 from pgdpo.engine.engine import build_operators
 from pgdpo.engine.policy import open_policy, open_ranks
+from pgdpo.engine.zero.traces import let_go
 from pgdpo.guards.beta import say_beta
 from pgdpo.guards.watch import Watch
 from pgdpo.messages.console import ProgressTask, progress_bar, say
@@ -126,6 +127,10 @@ class Trainer:
                 log_event(self.config.run_dir, 0, "beta", f"auto: {fit}")
             with failure_logged(self.config.run_dir, lambda: self.watch.step):
                 return self._train_on(turn)
+
+    def release(self) -> None:
+        """Let go of weights and optimizer; it trains no more."""
+        let_go(self.policy.engine)
 
     def _settle_beta(self) -> Fit | None:
         """Put a number in the place of `objective.beta: auto`: a resumed run's own, else the one that fits."""
