@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from pgdpo.config import ModelConfig
+from pgdpo.config import family_class
 from pgdpo.models.encoders.pipeline import PipelineEncoders
 from pgdpo.planning.published import published
 
@@ -99,7 +99,7 @@ def main() -> None:
     about = {"machine": machine(), "largest_difference": "in standard deviations of what is whole"}
     found: dict[str, dict] = {}
     for path, (family, *sizes) in CASES.items():
-        encoders = published(ModelConfig(family=family, path=path)).load_encoders(DEVICE)
+        encoders = published(family_class(family).settings(family=family, path=path)).load_encoders(DEVICE)
         found[path] = compare(encoders, sizes[DEVICE.type == "cpu"])
         print(path, found[path], flush=True)
         write({**about, "models": found}, "vae_tiling", out)

@@ -17,7 +17,7 @@ os.environ.setdefault(
 
 import torch
 
-from pgdpo.config import ModelConfig
+from pgdpo.models.families.wan import WanSettings
 from pgdpo.models.weights.kept import hold_in
 from pgdpo.planning.published import published
 from tests.models.door import DIFFERENCES, Door, differences
@@ -25,7 +25,7 @@ from tests.models.families import KINDS
 
 from ..report import RESULTS, machine, write
 
-WAN = ModelConfig(family="wan", path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+WAN = WanSettings(path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
 
 
 def relative(found: torch.Tensor, truth: torch.Tensor) -> float:

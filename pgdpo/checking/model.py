@@ -128,7 +128,7 @@ def _shifts(inspected: Inspection, family: Family) -> Iterator[Problem]:
     config = inspected.loaded
     trained = config.diffusion.shift
     for size in config.data.sizes:
-        sampled = sample_settings(config.evaluate, family.card, size[1:]).flow_shift
+        sampled = sample_settings(config.evaluate, family.sampling(size[1:])).flow_shift
         if sampled not in (None, trained):
             yield inspected.problem(
                 "diffusion.shift",

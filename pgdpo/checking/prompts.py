@@ -45,7 +45,7 @@ def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Itera
 def negative_prompt_problems(inspected: Inspection, family: Family, encoders: Encoders) -> Iterator[Problem]:
     """The negative prompt that clips are sampled with, the file's or the card's; of none there is nothing to say."""
     config, key = inspected.loaded, "evaluate.negative_prompt"
-    prompt = sample_settings(config.evaluate, family.card, config.data.sizes[0][1:]).negative_prompt
+    prompt = sample_settings(config.evaluate, family.sampling(config.data.sizes[0][1:])).negative_prompt
     cuts = cut_prompts(encoders, [prompt]).get(prompt, [])
     yield from _too_long(encoders, prompt, cuts, inspected.problem, key, key)
 

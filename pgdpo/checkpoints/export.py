@@ -18,13 +18,13 @@ from pgdpo.checkpoints.model_card import CARD, MARK, write_model_card
 from pgdpo.checkpoints.published import checkpoints_of, step_of
 from pgdpo.checkpoints.runs import Both, Run
 from pgdpo.checkpoints.shards import ShardReader
-from pgdpo.config import PARTS, Config
+from pgdpo.config import PARTS, Config, families, family_class
 from pgdpo.engine.policy import build_policy
 from pgdpo.files.atomic import as_opened
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.adapters.adapter import adapter_metadata, adapter_state, load_adapter_state
-from pgdpo.models.adapters.comfyui import NAMES, comfyui_state
+from pgdpo.models.adapters.comfyui import comfyui_state
 from pgdpo.models.family import Family
 from pgdpo.models.weights.stored_dtypes import stored_dtypes
 
@@ -103,7 +103,7 @@ def _write(
         return
     state = adapter_state(transformer)
     if "comfyui" in formats:
-        named = comfyui_state(run.config.model.family, transformer, state, adapter.alpha / adapter.rank)
+        named = comfyui_state(family.comfyui, transformer, state, adapter.alpha / adapter.rank)
         name = run.config.run_name.replace("/", "-")
         save_file(named, folder / f"{name}-comfyui.safetensors", metadata={"format": "pt"})
     if "diffusers" in formats:
@@ -169,9 +169,10 @@ def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
             f"--format is {', '.join(formats)}, but all weights were trained (model.adapter is empty): there is no "
             "LoRA to rename or merge; `--format diffusers` writes the whole transformer"
         )
-    if "comfyui" in formats and config.model.family not in NAMES:
+    if "comfyui" in formats and not family_class(config.model.family).comfyui:
+        known = [name for name in families() if family_class(name).comfyui]
         raise InputError(
-            f"--format is comfyui: ComfyUI names are known for {', '.join(sorted(NAMES))}, not for "
+            f"--format is comfyui: ComfyUI names are known for {', '.join(known)}, not for "
             f"`{config.model.family}`; its ComfyUI wrappers read what `--format diffusers` writes"
         )
 

@@ -78,7 +78,7 @@ def write_model_card(run: Run | Both, folder: Path) -> None:
     )
     rows = {
         "base model": f"{config.model.family}, `{path}`{at} ({hashes})",
-        **({"expert": EXPERTS[config.model.expert]} if config.model.expert else {}),
+        **({"expert": EXPERTS[config.expert]} if config.expert else {}),
         **_started_from(config),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",

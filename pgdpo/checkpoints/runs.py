@@ -109,7 +109,7 @@ class Both:
     @property
     def experts(self) -> dict[str, Run]:
         """Each expert's run by its name."""
-        return {run.config.model.expert: run for run in self.parts}
+        return {run.config.expert: run for run in self.parts}
 
     @property
     def record(self) -> Config:
@@ -160,7 +160,7 @@ def open_run(
     record = read_record(folder)
     if record is None:
         raise _no_run(folder)
-    if record.model.expert == "both":
+    if record.expert == "both":
         return _open_both(_as_trained(given, record), step, out)
     checkpoint = find_checkpoint(folder, step)
     if checkpoint is None:
@@ -178,7 +178,7 @@ def _open_both(config: Config, step: int | str | None, out: Path | None) -> Both
                 f"{part.run_dir}: not trained yet: go on with `pgdpo train {config.run_dir} --resume`"
             )
         of_part = step_named(part, (), step) if isinstance(step, str) else step
-        parts.append(open_run(part, step=of_part, out=out and out / part.model.expert))
+        parts.append(open_run(part, step=of_part, out=out and out / part.expert))
     return Both(config, tuple(parts), out or config.run_dir)
 
 
@@ -193,7 +193,7 @@ def step_named(named: str | Path | Config, overrides: Sequence[str], wanted: str
     if wanted != "best":
         raise InputError(f"--step is {wanted!r}: expected a step such as 100, or `best`")
     config = run_config(named, overrides, must=True)
-    if config.model.expert == "both":
+    if config.expert == "both":
         return wanted
     figure = config.train.keep_best
     found = {} if figure is None else measured(config.run_dir, figure)
@@ -223,7 +223,7 @@ def open_steps(
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
     runs = [open_run(named, overrides, step=step, out=out) for step in steps]
-    if config.model.expert == "both":
+    if config.expert == "both":
         return runs
     return [replace(run, config=_commanded_as(runs[-1].config, run.config)) for run in runs]
 

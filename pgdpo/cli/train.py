@@ -164,7 +164,7 @@ def train(
     number = step_named(run, overrides, step)
     config = resumed_config(run, overrides, allowed, step=number) if resume else load(run, overrides)
     how = {"resume": resume, "restart": restart, "fallback": fallback, "allow_change": allowed}
-    if config.model.expert != "both":
+    if config.expert != "both":
         with log_in(config.run_dir):
             from pgdpo.training.trainer import Trainer
 

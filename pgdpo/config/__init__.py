@@ -11,7 +11,7 @@ from pgdpo.config.data import (
     WeightRule,
 )
 from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
-from pgdpo.config.families import SampleSettings, sample_settings
+from pgdpo.config.families import SampleSettings, families, family_class, sample_settings
 from pgdpo.config.model import AdapterConfig, DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
@@ -35,6 +35,8 @@ __all__ = [
     "ToyConfig",
     "TrainConfig",
     "WeightRule",
+    "families",
+    "family_class",
     "fps_of",
     "sample_settings",
 ]

@@ -5,15 +5,17 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from pgdpo.config.data import DataConfig
 from pgdpo.config.deepspeed import check_deepspeed_keys
 from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
-from pgdpo.config.families import sample_settings
+from pgdpo.config.families import TOY_CARD, families, family_class, sample_settings
 from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
@@ -24,6 +26,8 @@ PARTS = ("high_noise", "low_noise")  # of a run of `model.expert: both`, each in
 
 
 class Config(Section):
+    """A run's configuration. Read by `of`, its `model` has the keys of its family."""
+
     name: str | None = Field(
         None, description="Folder of this run inside output_dir; the objective's name by default."
     )
@@ -39,6 +43,18 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     make: MakeConfig = Field(default_factory=MakeConfig)
+
+    @staticmethod
+    def of(raw: Mapping) -> type[Config]:
+        """The class of a mapping that is to be read: with the settings of the family that it names, with those of all
+        where it names none that there is."""
+        model = raw.get("model")
+        named = (
+            model.get("family", ModelConfig.model_fields["family"].default)
+            if isinstance(model, Mapping)
+            else None
+        )
+        return _with_settings(named if named in families() else None)
 
     @field_validator("name")
     @classmethod
@@ -64,6 +80,11 @@ class Config(Section):
         return self.name or self.objective["name"]
 
     @property
+    def expert(self) -> str | None:
+        """Which of a model's two experts trains; None of a model that has one transformer."""
+        return getattr(self.model, "expert", None)
+
+    @property
     def run_dir(self) -> Path:
         return self.output_dir / self.run_name
 
@@ -78,7 +99,7 @@ class Config(Section):
     @property
     def parts(self) -> list[Config]:
         """The runs that this one is made of: with `model.expert: both` one of each expert, else itself."""
-        return [self._of_expert(expert) for expert in PARTS] if self.model.expert == "both" else [self]
+        return [self._of_expert(expert) for expert in PARTS] if self.expert == "both" else [self]
 
     def _of_expert(self, expert: str) -> Config:
         adapter = self.model.adapter
@@ -204,54 +225,29 @@ class Config(Section):
             )
 
     def _check_model(self) -> None:
-        """Raises ValueError for keys that the model has no use for, and weights from two places."""
-        for key, family in (
-            *((key, "wan") for key in ("task", "expert", "other_adapter")),
-            ("guidance", "hunyuan_video"),
-            ("frame_rate", "ltx"),
-        ):
-            if getattr(self.model, key) is not None and self.model.family != family:
-                raise ValueError(
-                    f"model.{key} is for the family `{family}`, model.family is `{self.model.family}`: leave it out"
-                )
-        if self.model.other_adapter is not None and self.model.expert is None:
+        """Raises ValueError for keys of the model that contradict each other, and keys that it has no use for."""
+        self.model.check()
+        if self.train.expert_turns is not None and self.expert != "both":
             raise ValueError(
-                "model.other_adapter is for one of two experts: set model.expert, or leave it out"
-            )
-        if self.model.other_adapter is not None and self.model.expert == "both":
-            raise ValueError(
-                "model.other_adapter is for an expert that trains alone, and model.expert is `both`: leave it out, or "
-                "set model.expert to high_noise or low_noise"
-            )
-        if self.train.expert_turns is not None and self.model.expert != "both":
-            raise ValueError(
-                f"train.expert_turns is {self.train.expert_turns}, and model.expert {self.model.expert!r}: set that to "
+                f"train.expert_turns is {self.train.expert_turns}, and model.expert {self.expert!r}: set that to "
                 "`both`, or leave expert_turns out"
             )
-        if self.evaluate.guidance_scale_2 is not None and self.model.expert is None:
+        if self.evaluate.guidance_scale_2 is not None and self.expert is None:
             raise ValueError(
                 "evaluate.guidance_scale_2 is for the second of two experts: set model.expert, or leave it out"
             )
-        if self.evaluate.flow_shift is not None and self.model.family == "cogvideox":
+        family = self.model.family
+        if self.evaluate.flow_shift is not None and family_class(family).prediction != "flow":
             raise ValueError(
-                "evaluate.flow_shift is for flow matching, model.family is `cogvideox`, which is none: leave it out"
-            )
-        if self.model.transformer is not None and self.model.random_init:
-            raise ValueError(
-                f"model.transformer is {str(self.model.transformer)!r} and model.random_init is true: weights are read "
-                "or drawn; leave one of them out"
-            )
-        if self.model.encoders == "toy" and self.model.family != "wan":
-            raise ValueError(
-                f"model.encoders is `toy` and model.family is `{self.model.family}`: they stand for Wan's alone; use "
-                "`pipeline`"
+                f"evaluate.flow_shift is for flow matching, model.family is `{family}`, which is none: leave it out"
             )
 
     def _check_negative_branch(self) -> None:
         """Raises ValueError where clips could not be sampled with the trained weights in guidance's other branch."""
         name, adapter = self.objective["name"], self.model.adapter
-        card = "toy" if self.model.encoders == "toy" else self.model.family
-        scale = sample_settings(self.evaluate, card, (480, 832)).guidance_scale  # of no card a matter of size
+        first = next(iter(family_class(self.model.family).cards.values()))
+        card = TOY_CARD if self.model.encoders == "toy" else first
+        scale = sample_settings(self.evaluate, card).guidance_scale
         if self.data.held_out is not None and scale <= 1:
             by_card = "" if self.evaluate.guidance_scale is not None else " by the model's card"
             raise ValueError(
@@ -284,6 +280,19 @@ class Config(Section):
                 "train.reference is `cached` and diffusion.inversion_steps is set: noise that a model finds is not "
                 "known beforehand; use `adapter` or `frozen`, or leave inversion_steps out"
             )
+
+
+@functools.cache
+def _with_settings(family: str | None) -> type[Config]:
+    """Of a family; None: of all."""
+    if family is None:
+        every = {family_class(name).settings for name in families()} - {ModelConfig}
+        own = create_model("ModelConfig", __base__=tuple(sorted(every, key=lambda kind: kind.__name__)))
+    else:
+        own = family_class(family).settings
+    return create_model(
+        "Config", __base__=Config, __module__=__name__, model=(own, Config.model_fields["model"])
+    )
 
 
 def _check_memory(model: ModelConfig, train: TrainConfig) -> None:

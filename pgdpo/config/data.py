@@ -214,7 +214,7 @@ class DataConfig(Section):
     fps: float | Literal["own"] | None = Field(
         None,
         description="Frames a second that clips are shown to the model at: of a faster clip those nearest in time are "
-        "taken. By default what the model was trained for: wan 16, hunyuan_video 24, cogvideox 8, ltx 25 (or "
+        "taken. By default what the model was trained for (of LTX what it is told, "
         "model.frame_rate), the toy's 8. `own`: every frame of a clip, whatever its rate.",
         json_schema_extra={"meant_by": ["frame_rate", "rate"]},
     )

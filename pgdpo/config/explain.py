@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from pgdpo.config.families import families, family_class
+from pgdpo.config.model import ModelConfig
 from pgdpo.config.section import section_of
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
@@ -63,6 +65,9 @@ def _unknown(
         called = ".".join(map(str, (*parents, new)))
         what, mend = f"`{key}` is called `{called}` now", f"rename it to `{called}`"
         return Problem(file, what, key, value, called, mend, line_of(lines, location))
+    if owners := _families_with(section, name):
+        what = f"`{key}` is for {', '.join(owners)}, and model.family is `{_family_of(section)}`"
+        return Problem(file, what, key, value, ", ".join(known), "leave it out", line_of(lines, location))
     close = difflib.get_close_matches(str(name), known, n=1) or _meant_by(section, parents, name)
     homes = [
         f"{home}.{name}"
@@ -73,6 +78,17 @@ def _unknown(
     what = f"unknown key `{key}`" + (f": did you mean `{guess[0]}`?" if guess else "")
     mend = f"rename or move it to `{guess[0]}`" if guess else "remove it"
     return Problem(file, what, key, value, ", ".join(known), mend, line_of(lines, location))
+
+
+def _families_with(section: type[BaseModel] | None, name: Any) -> list[str]:
+    """Where `section` is a family's `model`: the families that have this key of their own."""
+    if section is None or not issubclass(section, ModelConfig):
+        return []
+    return [family for family in families() if name in family_class(family).settings.model_fields]
+
+
+def _family_of(section: type[BaseModel]) -> str:
+    return next(family for family in families() if family_class(family).settings is section)
 
 
 def renamed(section: type[BaseModel] | None) -> dict[str, str]:

@@ -1,12 +1,24 @@
-"""What is known of a model family before it is opened, and how clips are sampled where `evaluate` leaves that open:
-as the model's card, or its own pipeline, says.
+"""The model families, whose classes stand in `pgdpo/models/families/NAME.py`, as a configuration knows them: by name,
+and without torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+from pgdpo import plugins
 from pgdpo.config.evaluate import EvaluateConfig
+
+
+def families() -> tuple[str, ...]:
+    """Their names."""
+    return plugins.found(plugins.FAMILIES)
+
+
+def family_class(name: str) -> type[Any]:
+    """The class of one of `families()`, a `models.family.Family`, which is not opened at any path."""
+    return plugins.load(plugins.FAMILIES, name, "FAMILY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,60 +41,14 @@ class SampleSettings:
         )
 
 
-# `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
-WAN_NEGATIVE = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
-    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
-)
-# The example in diffusers' pipeline_ltx.py, and the model card of Lightricks/LTX-Video.
-LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+TOY_CARD = SampleSettings(16, 2.0)  # as configs/quickstart.yaml was measured
 
 
-@dataclasses.dataclass(frozen=True)
-class KnownFamily:
-    """What a configuration knows of the family in `pgdpo/models/families/NAME.py` without opening it."""
-
-    fps: float  # frames a second that its models were trained for
-    sampling: SampleSettings  # of those of its models that have no card of their own in CARDS
-
-
-# Rates: `export_to_video(fps=)` beside each model's pipeline in diffusers' documentation; LTX's is a default of its
-# pipeline.
-FAMILIES = {
-    # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
-    "wan": KnownFamily(16.0, SampleSettings(50, 5.0, negative_prompt=WAN_NEGATIVE)),
-    # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
-    # embedded one, model.guidance).
-    "hunyuan_video": KnownFamily(24.0, SampleSettings(50, 1.0, None, 7.0)),
-    # CogVideoXPipeline.__call__'s defaults, and the model cards' example.
-    "cogvideox": KnownFamily(8.0, SampleSettings(50, 6.0)),
-    # LTXPipeline.__call__'s defaults; its scheduler shifts by the number of tokens.
-    "ltx": KnownFamily(25.0, SampleSettings(50, 3.0, negative_prompt=LTX_NEGATIVE)),
-}
-CARDS = {
-    **{name: family.sampling for name, family in FAMILIES.items()},
-    "toy": SampleSettings(16, 2.0),  # as configs/quickstart.yaml was measured
-    # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise first).
-    "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, WAN_NEGATIVE),
-    # The same, wan_i2v_A14B.py.
-    "wan22_i2v_a14b": SampleSettings(40, 3.5, 3.5, 5.0, WAN_NEGATIVE),
-    # The same, wan_ti2v_5B.py.
-    "wan22_ti2v_5b": SampleSettings(50, 5.0, None, 5.0, WAN_NEGATIVE),
-}
-# The example in diffusers' pipeline_wan.py: "5.0 for 720P, 3.0 for 480P". Ours: a size between them takes the nearer's.
-WAN21_SHIFTS = {480: 3.0, 720: 5.0}
-
-
-def sample_settings(evaluate: EvaluateConfig, card: str, size: tuple[int, int]) -> SampleSettings:
-    """Of the model that `card` names in `CARDS`, for clips of `size` (height, width); keys of `evaluate` go before.
+def sample_settings(evaluate: EvaluateConfig, found: SampleSettings) -> SampleSettings:
+    """`found` of the model (`Family.sampling`), with the keys of `evaluate` before it.
 
     Without guidance (a `guidance_scale` of 1) no negative prompt is read, and none is named.
     """
-    found = CARDS[card]
-    if card == "wan":
-        side = min(WAN21_SHIFTS, key=lambda side: abs(side - min(size)))
-        found = dataclasses.replace(found, flow_shift=WAN21_SHIFTS[side])
     if evaluate.guidance_scale is not None and found.guidance_scale_2 is not None:
         # As WanPipeline: one guidance scale that is given is that of both experts.
         found = dataclasses.replace(found, guidance_scale_2=evaluate.guidance_scale)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pgdpo.config.families import FAMILIES
+from pgdpo.config.families import families, family_class
 from pgdpo.config.section import Section
 
 TOY_FPS = 8.0  # of the toy world's clips
@@ -37,7 +37,9 @@ class AdapterConfig(Section):
 
 
 class ModelConfig(Section):
-    family: Literal[tuple(FAMILIES)] = Field(  # type: ignore[valid-type]
+    """What every family has; a family's `settings` have its own keys besides."""
+
+    family: Literal[families()] = Field(  # type: ignore[valid-type]
         "wan", description="Which model class the weights are for."
     )
     path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
@@ -59,31 +61,6 @@ class ModelConfig(Section):
         json_schema_extra={"meant_by": ["merged", "weights"]},
     )
     adapter: AdapterConfig | None = Field(None, description="LoRA; leave it out to train all weights.")
-    task: Literal["text_to_video", "image_to_video"] | None = Field(
-        None,
-        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
-        "text_to_video.",
-    )
-    expert: Literal["high_noise", "low_noise", "both"] | None = Field(
-        None,
-        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels; `both`: "
-        "one after the other, or by turns (train.expert_turns), each in a folder of the run's.",
-        json_schema_extra={"meant_by": ["experts", "moe"]},
-    )
-    other_adapter: Path | None = Field(
-        None,
-        description="wan 2.2 A14B: folder of a LoRA (an export) for the expert that does not train, where clips are "
-        "sampled; reference and aligned model both have it, so that they differ by this run alone.",
-    )
-    guidance: float | None = Field(
-        None,
-        gt=0,
-        description="hunyuan_video: the guidance scale that the distilled model is told, in training and in sampling; "
-        "by default the pipeline's, 6.0.",
-    )
-    frame_rate: float | None = Field(
-        None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
-    )
     vae_tiling: Literal["auto", "whole", "tiled"] = Field(
         "auto",
         description="Clips go through the VAE `whole`, as the pipelines take them, or `tiled`, which needs less memory "
@@ -122,7 +99,21 @@ class ModelConfig(Section):
         """Frames a second that the model was trained for, as its family's pipelines have it."""
         if self.encoders == "toy":
             return TOY_FPS
-        return self.frame_rate or FAMILIES[self.family].fps
+        return family_class(self.family).fps
+
+    def check(self) -> None:
+        """Raises ValueError where keys of this section contradict each other."""
+        if self.transformer is not None and self.random_init:
+            raise ValueError(
+                f"model.transformer is {str(self.transformer)!r} and model.random_init is true: weights are read or "
+                "drawn; leave one of them out"
+            )
+        if self.encoders == "toy" and not family_class(self.family).takes_toy:
+            takers = [name for name in families() if family_class(name).takes_toy]
+            raise ValueError(
+                f"model.encoders is `toy` and model.family is `{self.family}`: they stand for those of "
+                f"{', '.join(takers)} alone; use `pipeline`"
+            )
 
 
 class DiffusionConfig(Section):

@@ -17,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from pgdpo.config import Config
+from pgdpo.config import Config, ModelConfig, families, family_class
 from pgdpo.config.section import section_of
 from pgdpo.messages.errors import InputError
 
@@ -107,6 +107,11 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
         if many or field.default is None:
             yield key, field
         yield from _walk(nested, f"{key}{'[]' if many else ''}.")
+        for family in families() if nested is ModelConfig else ():
+            own = family_class(family).settings.model_fields
+            yield from (
+                (f"{key}.{name}", field) for name, field in own.items() if name not in nested.model_fields
+            )
 
 
 def _sections() -> dict[str, list[str]]:

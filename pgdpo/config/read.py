@@ -145,6 +145,7 @@ def validated(
     model: type[T], where: Path | str, lines: dict[tuple, int], raw: dict
 ) -> tuple[T | None, list[Problem]]:
     """(a mapping as a checked section, or None; what is wrong with it)."""
+    model = Config.of(raw) if model is Config else model
     problems = (
         option_problems(where, lines, raw.get("objective")) if "objective" in model.model_fields else []
     )

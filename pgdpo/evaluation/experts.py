@@ -83,7 +83,7 @@ def evaluate_both(*runs: Both) -> dict:
 
 def _step(run: Run, data: PreparedPairs, work: Path, device: torch.device) -> Step:
     """One expert's errors, on the noise levels that it answers at."""
-    parts = Parts(work / f".unfinished-{run.config.model.expert}", decides(run, data))
+    parts = Parts(work / f".unfinished-{run.config.expert}", decides(run, data))
     errors = Errors(run.config, open_family(run.config.model), data, device)
     return Step(run, Models(run, device), parts, errors)
 

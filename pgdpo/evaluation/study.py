@@ -139,9 +139,8 @@ def _refuse_other_settings(config: Config) -> None:
     if not saved.is_file():
         return
     try:
-        before = dumped(
-            Config.model_validate(with_new_names(yaml.safe_load(saved.read_text(encoding="utf-8"))))
-        )
+        raw = with_new_names(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        before = dumped(Config.of(raw).model_validate(raw))
         now = dumped(config)
         keys = before.keys() | now.keys()
         same = all(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pgdpo.config import Config, sample_settings
+from pgdpo.config import Config, families, family_class, sample_settings
 from pgdpo.data.prepared import padded_text, pair_hash
 from pgdpo.data.visits.loading import stack_conditioning, to_device
 from pgdpo.engine.policy import build_policy
@@ -38,16 +38,17 @@ class Generator:
         plain = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
         self.family: Family = open_family(plain.model)
         if self.family.prediction != "flow":
+            flow = [name for name in families() if family_class(name).prediction == "flow"]
             raise InputError(
                 f"model.family is {config.model.family}: it predicts {self.family.prediction}; clips are made by "
-                "models of flow matching: wan, hunyuan_video, ltx"
+                f"models of flow matching: {', '.join(flow)}"
             )
         self.family.check_fps(config.data)
         self.encoders: Encoders = self.family.load_encoders(device)
         if self.encoders.pictures:
             raise InputError("model.path is an image-to-video model: clips are made by text-to-video models")
         self.settings = sample_settings(
-            config.evaluate, self.family.card, (config.data.height, config.data.width)
+            config.evaluate, self.family.sampling((config.data.height, config.data.width))
         )
         if (
             self.settings.flow_shift is None

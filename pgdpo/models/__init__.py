@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from pgdpo.config import ModelConfig
-from pgdpo.models.weights.start import check_start
+from pgdpo.config.families import family_class
 
 if TYPE_CHECKING:
+    from pgdpo.config import ModelConfig
     from pgdpo.models.family import Family
 
 
@@ -17,6 +16,8 @@ def open_family(model: ModelConfig) -> Family:
 
     Raises InputError if a local folder is no pipeline of that family, or `model.transformer` no such transformer.
     """
-    family = importlib.import_module(f"pgdpo.models.families.{model.family}").FAMILY(model)
+    from pgdpo.models.weights.start import check_start
+
+    family = family_class(model.family)(model)
     check_start(family)
     return family

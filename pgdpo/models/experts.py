@@ -9,13 +9,12 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-
-from pgdpo.config import ModelConfig
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
+from pgdpo.models.later import torch
 from pgdpo.models.weights.held import OneAtATime
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder
 FOLDERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 
 
@@ -107,9 +106,9 @@ def _check(model: ModelConfig, source: str) -> None:
             "merged export of both"
         )
     adapter = model.other_adapter
-    if adapter is not None and not (adapter / LORA_WEIGHT_NAME_SAFE).is_file():
+    if adapter is not None and not (adapter / LORA_FILE).is_file():
         raise InputError(
-            f"model.other_adapter is {str(adapter)!r}: no {LORA_WEIGHT_NAME_SAFE} in it; name an export's folder"
+            f"model.other_adapter is {str(adapter)!r}: no {LORA_FILE} in it; name an export's folder"
         )
 
 

@@ -1,7 +1,10 @@
 """What a model family is to the rest of the house.
 
-A family knows its diffusers classes, how noise enters, how the transformer is called, and what its pipeline does around
-it. Everything that stands beside the latents (prompt embeddings, an image, ...) travels as `conditioning`: a dict of
+A family's class knows all that is its own: its diffusers classes, its keys of the section `model`, how its models are
+sampled, how noise enters, how the transformer is called, what its pipeline does around it, and what others call its
+layers. A configuration reads the class without torch (`later.py`); opened at a path it reads that model.
+
+Everything that stands beside the latents (prompt embeddings, an image, ...) travels as `conditioning`: a dict of
 tensors with the batch first, under names that only the family reads.
 """
 
@@ -13,23 +16,37 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import diffusers
-import torch
-
-from pgdpo.config import DataConfig, ModelConfig, SampleSettings
+from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.experts import Experts
+from pgdpo.models.later import diffusers, torch
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.weights import hub
 from pgdpo.models.weights.kept import compute_kept_in_fp32, hold_in
-from pgdpo.toy.encoders import TOY_BASE, ToyEncoders
+
+if TYPE_CHECKING:
+    from pgdpo.config import DataConfig
+
+TOY_BASE = Path(__file__).parents[1] / "assets" / "toy_base"
 
 
 class Family:
     """One model family at one path. A subclass names its diffusers classes and fills in what is its own."""
 
-    transformer_class: type
+    # Before a path is opened.
+    settings: ClassVar[type[ModelConfig]]  # the section `model` with the keys that this family has besides
+    fps: ClassVar[float]  # frames a second that its models were trained for
+    # How clips are sampled, by name of a model of this family; of the first, where `card` says no other.
+    cards: ClassVar[dict[str, SampleSettings]]
+    rate_key: ClassVar[str] = "data.fps"  # the key of a configuration that says another rate than `fps`
+    takes_toy: ClassVar[bool] = False  # the toy's encoders may stand in for its own
+    # Its layers under the names of the original repository, which ComfyUI reads: `adapters/comfyui.py` says how.
+    comfyui: ClassVar[tuple[tuple, ...]] = ()
+
+    transformer_class: type  # a `Diffusers`, as all classes of diffusers
     pipeline_class: type
     # What the transformer predicts: flow (eps - x) | v | epsilon; see pgdpo_kernels.noise_pair.
     prediction = "flow"
@@ -57,14 +74,18 @@ class Family:
         self.source = self._resolve()
         self._architecture = self._read_architecture()
         if model.encoders == "toy":
-            self.text_length = ToyEncoders.text_length
+            self.text_length = toy_encoders().text_length
         else:
             self._check_parts(Path(self.source))
 
     @property
     def card(self) -> str:
-        """Which of `config.families.CARDS` says how this model is sampled."""
-        return "toy" if self.model.encoders == "toy" else self.model.family
+        """Which of `cards` says how this model is sampled."""
+        return next(iter(self.cards))
+
+    def sampling(self, size: tuple[int, int]) -> SampleSettings:
+        """How clips of `size` (height, width) are sampled where `evaluate` does not say."""
+        return TOY_CARD if self.model.encoders == "toy" else self.cards[self.card]
 
     @property
     def own_fps(self) -> float:
@@ -241,7 +262,7 @@ class Family:
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""
-        encoders = ToyEncoders() if self.model.encoders == "toy" else self
+        encoders = toy_encoders() if self.model.encoders == "toy" else self
         return encoders.clip_to_latents(num_frames, height, width)
 
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -250,7 +271,7 @@ class Family:
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming what fits, unless codec and transformer take a clip of that size."""
-        encoders = ToyEncoders() if self.model.encoders == "toy" else self
+        encoders = toy_encoders() if self.model.encoders == "toy" else self
         encoders.check_size(num_frames, height, width)
         self.check_positions(num_frames, height, width)
 
@@ -332,7 +353,7 @@ class Family:
 
     def load_encoders(self, device: torch.device) -> Encoders:
         """The pipeline's own VAE and text encoder, or the toy's stand-ins, as `model.encoders` asks."""
-        return ToyEncoders() if self.model.encoders == "toy" else self.pipeline_encoders(device)
+        return toy_encoders() if self.model.encoders == "toy" else self.pipeline_encoders(device)
 
     def pipeline_encoders(self, device: torch.device) -> Encoders:
         raise NotImplementedError
@@ -360,3 +381,10 @@ class Family:
                 stream.seek(max(0, size - (1 << 20)))
                 digest.update(stream.read())
         return digest.hexdigest()[:16]
+
+
+def toy_encoders() -> Encoders:
+    """What stands in for a pipeline's encoders where nothing is downloaded."""
+    from pgdpo.toy.encoders import ToyEncoders
+
+    return ToyEncoders()

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import torch
-
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from pgdpo.models.encoders.text import TextReader
     from pgdpo.models.encoders.tiling import Tiling
 
-Conditioning = dict[str, torch.Tensor]
+Conditioning = dict[str, "torch.Tensor"]
 
 
 class Encoders(Protocol):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from diffusers import DiffusionPipeline
+from typing import TYPE_CHECKING
 
 from pgdpo.messages.progress import moved
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
 
 
 def step_told(pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:

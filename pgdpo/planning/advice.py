@@ -89,7 +89,7 @@ def _planned(planner: Planner, config: Config, settings: dict[str, object], mach
         section, name = key.split(".")
         values[section][name] = value
     try:
-        return planner.plan(Config.model_validate(values), machine)
+        return planner.plan(Config.of(values).model_validate(values), machine)
     except (ValidationError, InputError):
         return None
 

@@ -221,7 +221,7 @@ class Planner:
         held = self.sampling_sizes
         if config.model.adapter is not None and config.model.adapter.reference_starts_at_init:
             held = [*held, *(size for size in self.sizes if size.trained)]
-        settings = sample_settings(config.evaluate, self.family.card, config.data.sizes[0][1:])
+        settings = sample_settings(config.evaluate, self.family.sampling(config.data.sizes[0][1:]))
         sampler = Sampler(machine, sharding, settings, sum(size.numel * size.itemsize for size in held))
         if config.data.held_out is None:
             return sampler, None

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgdpo.config import Config
+from pgdpo.config import Config, family_class
 from pgdpo.data.buckets import LEAST_SHOWN, Size, choose_bucket, share_shown, size_name
 from pgdpo.data.clips import Sampling, bucket_of, planned, probe_pair, shown_as
 from pgdpo.files.locations import is_url
@@ -148,7 +148,7 @@ def _rate(survey: Survey, config: Config) -> tuple[dict[str, object], list[str]]
     slow = [rate for rate in rates if rate < fps * (1 - SAME_RATE)]
     if not slow:
         return {}, []
-    key = "model.frame_rate" if config.model.family == "ltx" else "data.fps"
+    key = family_class(config.model.family).rate_key
     if max(rates) - min(rates) <= SAME_RATE * max(rates):
         own = round(min(rates), 3)
         return {key: own}, [

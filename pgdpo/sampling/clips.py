@@ -70,7 +70,7 @@ def sample_latents(
     device: torch.device,
 ) -> torch.Tensor:
     """Latents `[N, C, F, H, W]` for `jobs`, all of one size."""
-    settings = sample_settings(config.evaluate, family.card, data.size_of(jobs[0][0])[1:])
+    settings = sample_settings(config.evaluate, family.sampling(data.size_of(jobs[0][0])[1:]))
     items = [data[index, seed] for index, seed in jobs]
     noise = pair_noise(
         (len(jobs), *items[0]["samples"][0].shape),
@@ -100,7 +100,7 @@ def how_sampled(config: Config, family: Family, data: PreparedPairs) -> dict[str
     found = {}
     for bucket in data.buckets:
         size = data.size_of(bucket[0])
-        found[size_name(size)] = settings = sample_settings(config.evaluate, family.card, size[1:])
+        found[size_name(size)] = settings = sample_settings(config.evaluate, family.sampling(size[1:]))
         if not data.has_text(settings.negative_prompt):
             raise InputError(
                 f"evaluate.negative_prompt is {settings.negative_prompt!r}: {data.folder} does not hold it: run "

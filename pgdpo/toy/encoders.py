@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 
 from pgdpo.messages.errors import InputError
 
-TOY_BASE = Path(__file__).parent.parent / "assets" / "toy_base"
 PATCH = 4  # pixels on a side that become channels
 TEXT_DIM = 64
 TEXT_LENGTH = 8
@@ -25,7 +23,7 @@ PIXEL_STD = 0.3
 class ToyEncoders:
     """A lossless patch codec (space to depth) and hashed words (a fixed random vector per word)."""
 
-    text_length = TEXT_LENGTH
+    text_length, text_dim = TEXT_LENGTH, TEXT_DIM
     text_dtype = torch.float32
     pictures = ()
     tiling = None

@@ -49,7 +49,7 @@ def train_experts(
         if not resume and not restart:
             _refuse_earlier(config)
         parts = [_Part(part, other) for part, other in zip(config.parts, config.parts[::-1], strict=True)]
-        identities = {part.config.model.expert: part.open(restart, fallback, allow_change) for part in parts}
+        identities = {part.config.expert: part.open(restart, fallback, allow_change) for part in parts}
         if restart and is_main_rank():
             for folder in (config.run_dir, *(part.config.run_dir for part in parts)):
                 remove_run(folder)
@@ -107,7 +107,7 @@ def _take_turns(config: Config, parts: list[_Part], **how: object) -> None:
                 part.train(Turn(until, other.done), **how)
                 free_memory()  # engine and model hold each other
     except Stopped as stop:
-        told = f"{part.config.model.expert}: {stop}"
+        told = f"{part.config.expert}: {stop}"
         log_event(config.run_dir, sum(part.done for part in parts), "stopped", told)
         raise Stopped(told, stop.code) from stop
     log_event(config.run_dir, sum(part.done for part in parts), "finished", "both experts")

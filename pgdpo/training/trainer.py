@@ -51,7 +51,7 @@ class Start:
     """
 
     def __init__(self, config: Config, other: Config | None = None) -> None:
-        if config.model.expert == "both":
+        if config.expert == "both":
             raise InputError(
                 "model.expert is `both`, and a Trainer trains one: training.experts.train_experts trains both"
             )
@@ -170,7 +170,7 @@ class Trainer:
         if turn is None:
             return progress_bar(name, total=config.train.steps, completed=step.done)
         done = turn.others_done + step.done
-        return progress_bar(f"{name}, {config.model.expert}", total=2 * config.train.steps, completed=done)
+        return progress_bar(f"{name}, {config.expert}", total=2 * config.train.steps, completed=done)
 
     def _loop(
         self, batches: StepBatches, loaded: Iterator[dict], log: Trackers, until: int, bar: ProgressTask

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from pgdpo.config import family_class
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo.models.adapters.comfyui import comfyui_state
@@ -68,7 +69,7 @@ def with_adapter(family: str, targets: list[str], alpha: float = 6):
 @pytest.mark.parametrize("family", REFERENCE)
 def test_names_are_the_original_layers(family):
     model, state = with_adapter(family, TARGETS)
-    converted = comfyui_state(family, model, state, 3.0)
+    converted = comfyui_state(family_class(family).comfyui, model, state, 3.0)
     wanted = {
         f"diffusion_model.{layer}.lora_{side}.weight" for layer in REFERENCE[family].split() for side in "AB"
     }
@@ -78,7 +79,7 @@ def test_names_are_the_original_layers(family):
 def test_a_fused_layer_is_the_sum_of_its_parts():
     """to_k has no adapter: its rows stay zero; qkv in the original is q, k, v one below the other."""
     model, state = with_adapter("hunyuan_video", ["to_q", "to_v", "proj_mlp"])
-    converted = comfyui_state("hunyuan_video", model, state, 3.0)
+    converted = comfyui_state(family_class("hunyuan_video").comfyui, model, state, 3.0)
 
     def update(block: str, module: str) -> torch.Tensor:
         name = f"{block}.{module}"
@@ -102,7 +103,7 @@ def test_a_layer_without_a_name_is_refused():
     model, state = with_adapter("wan", ["to_q"])
     state["patch_embedding.lora_A.weight"] = torch.zeros(2, 2)
     with pytest.raises(InputError, match="`patch_embedding` has no name in ComfyUI"):
-        comfyui_state("wan", model, state, 1.0)
+        comfyui_state(family_class("wan").comfyui, model, state, 1.0)
 
 
 def test_the_command_and_diffusers_reader_of_such_files(config_file, tmp_path):

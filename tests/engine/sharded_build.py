@@ -2,16 +2,17 @@
 
 import torch
 
-from pgdpo.config import Config, ModelConfig
+from pgdpo.config import Config
 from pgdpo.engine.engine import build_frozen, deepspeed_config, start_distributed
 from pgdpo.engine.zero.load import load_sharded
 from pgdpo.models import open_family
+from pgdpo.models.families.wan import WanSettings
 from tests.live_bytes import LiveBytes
 
 
 def peaks(source: str) -> dict[str, int]:
     device = start_distributed()
-    model = ModelConfig(path=source, encoders="toy")
+    model = WanSettings(path=source, encoders="toy")
     train = {"zero_stage": 3, "precision": "fp32", "global_batch_groups": 2}
     config = Config(
         output_dir=source, data={"train": "toy"}, model=model, objective={"name": "dpo"}, train=train

@@ -15,7 +15,6 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from pgdpo.config import ModelConfig
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.models.families.cogvideox import CogVideoX
@@ -38,6 +37,28 @@ def wan(size, *, per_token: bool = False):
         "hidden_states": torch.randn(2, 4, *size),
         "timestep": torch.rand(2, tokens) * 1000 if per_token else torch.tensor([100.0, 700.0]),
         "encoder_hidden_states": torch.randn(2, 5, 8),
+    }
+    return Wan, model, inputs
+
+
+def wan_first_last(size):
+    """With the states of two pictures, each of three tokens; the processor takes 512 of text for granted."""
+    attended = {"image_dim": 8, "added_kv_proj_dim": WIDTH, "pos_embed_seq_len": 6}
+    model = WanTransformer3DModel(
+        **HEADS,
+        **attended,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=16,
+        patch_size=(1, 1, 1),
+    )
+    inputs = {
+        "hidden_states": torch.randn(2, 4, *size),
+        "timestep": torch.tensor([100.0, 700.0]),
+        "encoder_hidden_states": torch.randn(2, 512, 8),
+        "encoder_hidden_states_image": torch.randn(4, 3, 8),
     }
     return Wan, model, inputs
 
@@ -94,6 +115,11 @@ CASES = {
     "wan per token": (lambda: wan(UNEVEN, per_token=True), {}, True),
     "wan selective": (lambda: wan(EVEN), {"gradient_checkpointing": "selective"}, True),
     "wan compiled": (lambda: wan(EVEN), {"compile": "aot_eager"}, False),
+    "wan first and last frame": (
+        lambda: wan_first_last(UNEVEN),
+        {"gradient_checkpointing": "selective"},
+        True,
+    ),
     "hunyuan_video uneven": (lambda: hunyuan_video(UNEVEN), {"gradient_checkpointing": "full"}, True),
     "hunyuan_video selective": (
         lambda: hunyuan_video(EVEN),
@@ -151,7 +177,7 @@ def differences(case: str) -> dict[str, float]:
     target = torch.randn_like(whole(**inputs, return_dict=False)[0])
     if fused:
         apply_to(shared, strict=True)
-    save_memory(shared, ModelConfig(family="wan", path="toy", **settings))
+    save_memory(shared, Wan.settings(path="toy", **settings))
     share_tokens(shared, family.sharing, dist.group.WORLD)
     counts = [tokens_in_last_block(model, family.sharing) for model in (whole, shared)]
     losses, prediction, gradients = steps(whole, inputs, target)

@@ -5,11 +5,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pgdpo.config import AdapterConfig, ModelConfig
+from pgdpo.config import AdapterConfig
 from pgdpo.engine.blocks import each_block, tell_of_blocks
 from pgdpo.engine.memory import save_memory, with_activation_offload
 from pgdpo.messages.errors import InputError
 from pgdpo.models.adapters.adapter import add_adapter
+from pgdpo.models.families.wan import WanSettings
 from tests.live_bytes import LiveBytes
 from tests.worlds import losses, metrics, run_pgdpo
 
@@ -41,7 +42,7 @@ def tiny(layers: int = BLOCKS, **model) -> torch.nn.Module:
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
-    save_memory(transformer, ModelConfig(path="tiny", **model))
+    save_memory(transformer, WanSettings(path="tiny", **model))
     tell_of_blocks(transformer)
     return transformer.train()
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgdpo.config import ModelConfig
 from pgdpo.engine.engine import start_distributed
 from pgdpo.engine.zero.load import WEIGHTS, load_sharded
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.families.wan import WanSettings
 from tests.engine import sharded_build
 from tests.worlds import save_tiny_wan
 
@@ -20,7 +20,7 @@ DEEPSPEED = {
 
 
 def load(folder, dtype=torch.float32, seed=None):
-    family = open_family(ModelConfig(path=str(folder), encoders="toy"))
+    family = open_family(WanSettings(path=str(folder), encoders="toy"))
     options = {"dtype": dtype, "random_init_seed": seed}
     device = start_distributed()
     sharded = load_sharded(family, device=device, deepspeed_config=DEEPSPEED, **options)
@@ -46,7 +46,7 @@ def test_one_file_an_index_and_fresh_weights_come_out_as_they_ever_do(tiny_wan, 
         whole.blocks[0].norm2.weight.dtype == torch.float32
         and whole.blocks[0].attn1.to_q.weight.dtype == dtype
     )
-    family = open_family(ModelConfig(path=str(tiny_wan), encoders="toy"))
+    family = open_family(WanSettings(path=str(tiny_wan), encoders="toy"))
     family.load_transformer(dtype=torch.float32).save_pretrained(
         tmp_path / "transformer", max_shard_size="60KB"
     )

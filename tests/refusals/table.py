@@ -256,7 +256,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),
-            "what trains is image-to-video from": By("a last frame"),
+            "what trains is image-to-video from": By("control channels"),
         },
         "Wan._check_widths": {
             "its VAE's latents have": By("a VAE of another model"),

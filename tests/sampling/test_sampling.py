@@ -11,14 +11,14 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from pgdpo.config import EvaluateConfig, SampleSettings, sample_settings
-from pgdpo.config.families import CARDS, LTX_NEGATIVE, WAN_NEGATIVE
+from pgdpo.config import EvaluateConfig, SampleSettings, families, family_class, sample_settings
 from pgdpo.config.read import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import heard_by
+from pgdpo.models.families.ltx import NEGATIVE as LTX_NEGATIVE
+from pgdpo.models.families.wan import NEGATIVE as WAN_NEGATIVE
 from pgdpo.report.steps import evaluated_steps
 from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
@@ -29,6 +29,7 @@ from tests.worlds import run_pgdpo, write_config
 # card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
 TOLD = {
     "wan": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
+    "wan21_flf2v_14b": ({"num_inference_steps": 50, "guidance_scale": 5.5}, 16.0),
     "wan22_t2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 4.0, "guidance_scale_2": 3.0}, 12.0),
     "wan22_i2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}, 5.0),
     "wan22_ti2v_5b": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 5.0),
@@ -77,12 +78,12 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     kind = KINDS[name]
     folder = saved(kind.save)
     family, pipeline = kind.open(folder), open_pipeline(kind, folder)
-    options, image = kind.call, {}
-    if kind.image:
-        options["image"] = Image.fromarray(kind.picture)
-        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
+    options, image = kind.call | kind.images, {}
+    if kind.pictures:
+        image = family.load_encoders(CPU).encode_images(kind.pictures, kind.size[0], "")
     told, shift = TOLD[kind.card]
     negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
+    negative = ("镜头切换，镜头晃动，" if kind.card == "wan21_flf2v_14b" else "") + negative  # noqa: RUF001
     if shift is not None:
         scheduler = type(pipeline.scheduler)
         key = next(key for key in ("flow_shift", "shift") if key in pipeline.scheduler.config)
@@ -126,26 +127,35 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     assert bool(handed) != (kind.family == "wan")
 
 
-def test_every_family_has_a_card_and_what_is_set_goes_before_it():
-    assert set(TOLD) | {"toy"} == set(CARDS)
-    for card, (told, shift) in TOLD.items():
-        found = sample_settings(EvaluateConfig(), card, (480, 832))
+def test_every_card_has_a_kind():
+    cards = [card for family in families() for card in family_class(family).cards]
+    assert set(TOLD) == set(cards) == {kind.card for kind in KINDS.values()} and len(set(cards)) == len(cards)
+
+
+def test_a_family_has_a_card_and_what_is_set_goes_before_it(saved):
+    for kind in KINDS.values():
+        (told, shift), family = TOLD[kind.card], kind.open(saved(kind.save))
+        found = sample_settings(EvaluateConfig(), family.sampling((480, 832)))
         assert found.steps == told["num_inference_steps"] and found.flow_shift == shift
         assert found.guidance_scale_2 == told.get("guidance_scale_2")
         given = EvaluateConfig(sampling_steps=3, guidance_scale=2.5, flow_shift=1.5, negative_prompt="blurry")
-        found = sample_settings(given, card, (720, 1280))
+        found = sample_settings(given, family.sampling((720, 1280)))
         assert (found.steps, found.guidance_scale, found.flow_shift) == (3, 2.5, 1.5)
         assert found.guidance_scale_2 == (2.5 if "guidance_scale_2" in told else None)  # as WanPipeline
         assert found.negative_prompt == "blurry"
         without = given.model_copy(update={"guidance_scale": 1.0})
-        assert sample_settings(without, card, (720, 1280)).negative_prompt == ""  # which nothing would read
+        assert (
+            sample_settings(without, family.sampling((720, 1280))).negative_prompt == ""
+        )  # which nothing would read
 
 
 @pytest.mark.parametrize(
     ("size", "shift"), [((480, 832), 3.0), ((832, 480), 3.0), ((720, 1280), 5.0), ((960, 960), 5.0)]
 )
-def test_wan_2_1s_shift_follows_the_size(size, shift):
-    assert sample_settings(EvaluateConfig(), "wan", size).flow_shift == shift
+def test_wan_2_1s_shift_follows_the_size(size, shift, saved):
+    kind = KINDS["wan 2.1 t2v"]
+    family = kind.open(saved(kind.save))
+    assert sample_settings(EvaluateConfig(), family.sampling(size)).flow_shift == shift
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def prepare_splits(config: Config, *, full: bool = False) -> None:
         encoders = family.load_encoders(device)
         ranks.main_first(lambda: _render_toy(config))
         toy = config.output_dir / "toy"
-        how_sampled = sample_settings(config.evaluate, family.card, config.data.sizes[0][1:])
+        how_sampled = sample_settings(config.evaluate, family.sampling(config.data.sizes[0][1:]))
         for split in ("train", "held_out"):
             sources = sources_of(config.data, split, toy)
             if not sources:

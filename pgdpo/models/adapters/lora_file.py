@@ -99,7 +99,7 @@ class _Reader:
         self._folder = family.transformer_folder
         self._prefixes = (PREFIX, "base_model.model.", "transformer.", f"{self._folder}.")
         self._modules: dict[str, list[str]] = {name: [name] for name in linear_layers(transformer)}
-        originals = original_layers(family.model.family, transformer)
+        originals = original_layers(family.comfyui, transformer)
         self._examples = [next(iter(self._modules)), *list(originals)[:1]]
         self._modules |= originals
         self._modules |= {KOHYA + name.replace(".", "_"): parts for name, parts in self._modules.items()}

@@ -44,7 +44,7 @@ def check_targets(family: Family, adapter: AdapterConfig) -> None:
     absent = [target for target in adapter.target_modules if not any(targeted(n, [target]) for n in linear)]
     if absent:
         names = _names(linear)
-        originals = original_layers(family.model.family, transformer)
+        originals = original_layers(family.comfyui, transformer)
         named = ", ".join(f"`{target}`{_meant(target, names, originals)}" for target in absent)
         raise InputError(
             f"{key}: no linear layer of this model is called {named}; allowed are ends of their names: "

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar
-
-import numpy as np
-import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.video_processor import VideoProcessor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, ClassVar
 
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.text import TextReader
-from pgdpo.models.encoders.tiling import Size, Tiling, Way
 from pgdpo.models.family import Family
+from pgdpo.models.later import diffusers, no_grad, torch, transformers
 from pgdpo.models.protocols import Conditioning
 from pgdpo.models.weights.held import OneAtATime
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import DiffusionPipeline, ModelMixin
+    from transformers import PreTrainedTokenizerBase
+
+    from pgdpo.models.encoders.tiling import Size, Way
 
 
 class VaeFamily(Family):
@@ -70,6 +71,8 @@ class PipelineEncoders:
     readers: tuple[TextReader, ...]
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
+        from pgdpo.models.encoders.tiling import Tiling
+
         self.family = family
         self.device = device
         self.text_length = family.text_length
@@ -92,25 +95,27 @@ class PipelineEncoders:
 
     def load_tokenizer(self, folder: str) -> PreTrainedTokenizerBase:
         """The pipeline's tokenizer in that folder."""
-        return AutoTokenizer.from_pretrained(self.family.source, subfolder=folder, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            self.family.source, subfolder=folder, trust_remote_code=False
+        )
 
-    @torch.no_grad()
+    @no_grad
     def encode_prompts(self, prompts: list[str]) -> list[Conditioning]:
         embedded = self.embed(self._parts.get("text", self._load_text), prompts)
         return [{name: tensor.cpu() for name, tensor in item.items()} for item in embedded]
 
-    @torch.no_grad()
+    @no_grad
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
         vae = self.open_vae(frames.shape[:3], "encoded")
         pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.device, vae.dtype) / 127.5 - 1
         return self.encode(vae, pixels)[0].float().cpu()
 
-    @torch.no_grad()
+    @no_grad
     def decode_video(self, latents: torch.Tensor) -> np.ndarray:
         vae = self.open_vae(self.family.clip_size(latents.shape), "decoded")
         video = self.decode(vae, latents[None].to(self.device, vae.dtype))
-        frames = VideoProcessor().postprocess_video(video, output_type="np")[0]
-        return (frames * 255).round().astype(np.uint8)
+        frames = diffusers.video_processor.VideoProcessor().postprocess_video(video, output_type="np")[0]
+        return (frames * 255).round().astype("uint8")
 
     def release(self) -> None:
         self._parts.drop_others()

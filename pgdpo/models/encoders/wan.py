@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-
-import numpy as np
-import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionModel
+from typing import TYPE_CHECKING
 
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
-from pgdpo.models.encoders.tiling import Way
+from pgdpo.models.later import diffusers, no_grad, torch, transformers
 from pgdpo.models.protocols import Conditioning
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
+
+    from pgdpo.models.encoders.tiling import Way
 
 TEXT_LENGTH = 512  # WanPipeline.__call__'s max_sequence_length
 
 
 class WanEncoders(PipelineEncoders):
-    readers = (TextReader("UMT5", TEXT_LENGTH, clean=prompt_clean),)
+    readers = (
+        TextReader(
+            "UMT5", TEXT_LENGTH, clean=lambda text: diffusers.pipelines.wan.pipeline_wan.prompt_clean(text)
+        ),
+    )
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         super().__init__(family, device)
@@ -28,6 +32,9 @@ class WanEncoders(PipelineEncoders):
             digest = family.fingerprint("image_encoder", "image_processor") if family.uses_clip else "vae"
             self.fingerprint += f":image:{digest}"
             self.parts["clips"]["image"] = digest
+        if -1 in family.pictures:
+            self.fingerprint += ":last_image"
+            self.parts["clips"]["last_image"] = digest
 
     def embed(self, pipeline: WanPipeline, prompts: list[str]) -> list[Conditioning]:
         embeddings, _ = pipeline.encode_prompt(
@@ -40,20 +47,31 @@ class WanEncoders(PipelineEncoders):
         lengths = [int(row.abs().sum(-1).nonzero().max()) + 1 for row in embeddings]
         return [{"prompt": row[:n]} for row, n in zip(embeddings, lengths, strict=True)]
 
-    @torch.no_grad()
+    @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
-        """`image_latents` `[C, F, H, W]`: of a clip of the image and black frames, or of the image alone (F = 1) where
-        it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
-        pipeline's own `prepare_latents` and `encode_image`.
+        """`image_latents` `[C, F, H, W]`: of a clip of the image (and the last frame, where one is given) and black
+        frames, or of the image alone (F = 1) where it is the model's first latent frame; `image_embeds` `[tokens, D]`,
+        of both frames `[2, tokens, D]`, where the model attends to them. By the pipeline's own `prepare_latents` and
+        `encode_image`.
         """
-        picture, (height, width) = Image.fromarray(pictures[0]), pictures[0].shape[:2]
+        from PIL import Image
+
+        images = [Image.fromarray(pictures[frame]) for frame in self.pictures]
+        height, width = pictures[0].shape[:2]
         vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
-        pipeline = WanImageToVideoPipeline(None, None, vae, None, **self._clip, expand_timesteps=expand)
-        pixels = pipeline.video_processor.preprocess(picture, height=height, width=width)
+        pipeline = diffusers.WanImageToVideoPipeline(
+            None, None, vae, None, **self._clip, expand_timesteps=expand
+        )
+        pixels = [
+            pipeline.video_processor.preprocess(image, height=height, width=width).to(
+                self.device, torch.float32
+            )
+            for image in images
+        ]
         channels = vae.config.z_dim
         _, condition, *_ = pipeline.prepare_latents(
-            pixels.to(self.device, torch.float32),
+            pixels[0],
             1,
             channels,
             height,
@@ -62,10 +80,12 @@ class WanEncoders(PipelineEncoders):
             torch.float32,
             self.device,
             latents=torch.empty(0),  # the noise is drawn in training
+            last_image=pixels[-1] if len(pixels) > 1 else None,
         )
         found = {"image_latents": condition[0, -channels:]}  # the mask before them follows from the shape
         if self._clip:
-            found["image_embeds"] = pipeline.encode_image(picture, self.device)[0]
+            states = pipeline.encode_image(images, self.device)
+            found["image_embeds"] = states if len(images) > 1 else states[0]
         return {name: tensor.float().cpu() for name, tensor in found.items()}
 
     def normalize(self, vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -104,9 +124,13 @@ class WanEncoders(PipelineEncoders):
             return {}
         self.family.fetch("image_encoder")
         source = self.family.source
-        encoder = CLIPVisionModel.from_pretrained(source, subfolder="image_encoder", dtype=torch.float32)
+        encoder = transformers.CLIPVisionModel.from_pretrained(
+            source, subfolder="image_encoder", dtype=torch.float32
+        )
         return {
-            "image_processor": CLIPImageProcessor.from_pretrained(source, subfolder="image_processor"),
+            "image_processor": transformers.CLIPImageProcessor.from_pretrained(
+                source, subfolder="image_processor"
+            ),
             "image_encoder": encoder.to(self.device).eval(),
         }
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
-
-from pgdpo.config import ModelConfig, SampleSettings
+from pgdpo.config.families import SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
 from pgdpo.models.encoders.text import TextReader
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 
 TEXT_LENGTH = 226  # CogVideoXPipeline.__call__'s max_sequence_length
 
@@ -62,14 +63,12 @@ class DispatchedAttention:
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
+            rotate = diffusers.models.embeddings.apply_rotary_emb
             query, key = (
-                torch.cat(
-                    [part[:, :text], apply_rotary_emb(part[:, text:], image_rotary_emb, sequence_dim=1)],
-                    dim=1,
-                )
+                torch.cat([part[:, :text], rotate(part[:, text:], image_rotary_emb, sequence_dim=1)], dim=1)
                 for part in (query, key)
             )
-        joint = dispatch_attention_fn(
+        joint = diffusers.models.attention_dispatch.dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
         joint = attn.to_out[1](attn.to_out[0](joint.flatten(2)))
@@ -77,9 +76,13 @@ class DispatchedAttention:
 
 
 class CogVideoX(VaeFamily):
-    transformer_class = CogVideoXTransformer3DModel
-    pipeline_class = CogVideoXPipeline
-    vae_class = AutoencoderKLCogVideoX
+    settings = ModelConfig
+    fps = 8.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
+    # CogVideoXPipeline.__call__'s defaults, and the model cards' example.
+    cards = {"cogvideox": SampleSettings(50, 6.0)}  # noqa: RUF012
+    transformer_class = Diffusers("CogVideoXTransformer3DModel")
+    pipeline_class = Diffusers("CogVideoXPipeline")
+    vae_class = Diffusers("AutoencoderKLCogVideoX")
     encoders_class = CogVideoXEncoders
     prediction = "v"
     repeated_blocks = ("CogVideoXBlock",)
@@ -174,11 +177,11 @@ class CogVideoX(VaeFamily):
             vae_scale_factor_spatial=1,
             transformer=SimpleNamespace(config=SimpleNamespace(**{"patch_size_t": None, **config})),
         )
-        return CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        return self.pipeline_class._prepare_rotary_positional_embeddings(
             pipeline, height, width, frames, noisy.device
         )
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: CogVideoXTransformer3DModel,
@@ -187,7 +190,7 @@ class CogVideoX(VaeFamily):
         negative: Conditioning,
         how: SampleSettings,
     ) -> torch.Tensor:
-        pipeline = CogVideoXPipeline(None, None, None, transformer, self.load_scheduler())
+        pipeline = self.pipeline_class(None, None, None, transformer, self.load_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         height, width = (side * pipeline.vae_scale_factor_spatial for side in noise.shape[3:])
         # The 5b's scheduler adds noise between the steps: a sample's own, fixed by its initial noise.

@@ -13,30 +13,75 @@ of the scheduler's thousand are told as one. Exact numbers would be others than 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
+from pydantic import Field
 
-from pgdpo.config import ModelConfig, SampleSettings
+from pgdpo.config.families import SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
 from pgdpo.models.weights.kept import computes_in
 
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+
 TEXT_LENGTH = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
 GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale
 
+# Beginnings of its layers' names, here and in the original repository.
+_DOUBLE, _SINGLE = r"transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
+_REFINER = r"context_embedder\.token_refiner\.refiner_blocks\.(\d+)\."
+_REFINED = r"txt_in.individual_token_refiner.blocks.\1."
+_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v")
+_ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+
+# The rows of `adapters/comfyui.py`.
+LAYERS = (
+    (_DOUBLE + r"attn\.to_[qkv]", r"double_blocks.\1.img_attn_qkv", _ATTENTION),
+    (_DOUBLE + r"attn\.add_[qkv]_proj", r"double_blocks.\1.txt_attn_qkv", _ADDED),
+    (_DOUBLE + r"attn\.to_out\.0", r"double_blocks.\1.img_attn_proj"),
+    (_DOUBLE + r"attn\.to_add_out", r"double_blocks.\1.txt_attn_proj"),
+    (_DOUBLE + r"ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.fc1"),
+    (_DOUBLE + r"ff\.net\.2", r"double_blocks.\1.img_mlp.fc2"),
+    (_DOUBLE + r"ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.fc1"),
+    (_DOUBLE + r"ff_context\.net\.2", r"double_blocks.\1.txt_mlp.fc2"),
+    (_DOUBLE + r"norm1\.linear", r"double_blocks.\1.img_mod.linear"),
+    (_DOUBLE + r"norm1_context\.linear", r"double_blocks.\1.txt_mod.linear"),
+    (_SINGLE + r"(?:attn\.to_[qkv]|proj_mlp)", r"single_blocks.\1.linear1", (*_ATTENTION, "proj_mlp")),
+    (_SINGLE + r"proj_out", r"single_blocks.\1.linear2"),
+    (_SINGLE + r"norm\.linear", r"single_blocks.\1.modulation.linear"),
+    (_REFINER + r"attn\.to_[qkv]", _REFINED + "self_attn_qkv", _ATTENTION),
+    (_REFINER + r"attn\.to_out\.0", _REFINED + "self_attn_proj"),
+    (_REFINER + r"ff\.net\.0\.proj", _REFINED + "mlp.fc1"),
+    (_REFINER + r"ff\.net\.2", _REFINED + "mlp.fc2"),
+)
+
+
+class HunyuanVideoSettings(ModelConfig):
+    guidance: float | None = Field(
+        None,
+        gt=0,
+        description="hunyuan_video: the guidance scale that the distilled model is told, in training and in sampling; "
+        "by default the pipeline's, 6.0.",
+    )
+
 
 class HunyuanVideoEncoders(PipelineEncoders):
-    # The pipeline lets Llama read so many tokens more as its template takes before the prompt, and crops those; what is
-    # behind the prompt counts as the prompt does.
-    readers = (
-        TextReader("Llama", TEXT_LENGTH + TEMPLATE["crop_start"], template=TEMPLATE["template"]),
-        TextReader("CLIP", 77, tokenizer="tokenizer_2"),
-    )
+    @property
+    def readers(self) -> tuple[TextReader, ...]:
+        """The pipeline lets Llama read so many tokens more as its template takes before the prompt, and crops those;
+        what is behind the prompt counts as the prompt does."""
+        template = diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
+        return (
+            TextReader("Llama", TEXT_LENGTH + template["crop_start"], template=template["template"]),
+            TextReader("CLIP", 77, tokenizer="tokenizer_2"),
+        )
+
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
     def embed(self, pipeline: HunyuanVideoPipeline, prompts: list[str]) -> list[Conditioning]:
@@ -52,9 +97,15 @@ class HunyuanVideoEncoders(PipelineEncoders):
 
 
 class HunyuanVideo(VaeFamily):
-    transformer_class = HunyuanVideoTransformer3DModel
-    pipeline_class = HunyuanVideoPipeline
-    vae_class = AutoencoderKLHunyuanVideo
+    settings = HunyuanVideoSettings
+    fps = 24.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
+    # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
+    # embedded one, model.guidance).
+    cards = {"hunyuan_video": SampleSettings(50, 1.0, None, 7.0)}  # noqa: RUF012
+    comfyui = LAYERS
+    transformer_class = Diffusers("HunyuanVideoTransformer3DModel")
+    pipeline_class = Diffusers("HunyuanVideoPipeline")
+    vae_class = Diffusers("AutoencoderKLHunyuanVideo")
     encoders_class = HunyuanVideoEncoders
     text_length = TEXT_LENGTH
     masks_text = True
@@ -103,7 +154,7 @@ class HunyuanVideo(VaeFamily):
         """`[N]`, of the dtype and the device of `noisy` `[N, ...]`: rounded, then multiplied, as the pipeline does."""
         return torch.full_like(noisy[:, 0, 0, 0, 0], self.guidance) * 1000.0
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: HunyuanVideoTransformer3DModel,
@@ -119,7 +170,7 @@ class HunyuanVideo(VaeFamily):
         """
         conditioning, negative = self.trimmed(conditioning), self.trimmed(negative)
         parts = {"vae": None, "text_encoder": None, "tokenizer": None}
-        pipeline = HunyuanVideoPipeline(
+        pipeline = self.pipeline_class(
             **parts,
             text_encoder_2=None,
             tokenizer_2=None,

@@ -7,18 +7,46 @@ transformer takes packed tokens; its rotary positions are in pixels and seconds,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from pydantic import Field
 
-from pgdpo.config import DataConfig, ModelConfig, SampleSettings
+from pgdpo.config.families import SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
+from pgdpo.models.later import Diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+    from pgdpo.config import DataConfig
+
 TEXT_LENGTH = 128  # LTXPipeline.__call__'s max_sequence_length
+# The example in diffusers' pipeline_ltx.py, and the model card of Lightricks/LTX-Video.
+NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+
+# The rows of `adapters/comfyui.py`.
+LAYERS = (
+    (r"(transformer_blocks\.\d+\..+)", r"\1"),
+    (r"proj_in", "patchify_proj"),
+    (r"proj_out", "proj_out"),
+    (r"(caption_projection\..+)", r"\1"),
+    (r"time_embed\.(.+)", r"adaln_single.\1"),
+)
+
+
+class LTXSettings(ModelConfig):
+    frame_rate: float | None = Field(
+        None, gt=0, description="ltx: frames a second that the model is told; by default the pipeline's, 25."
+    )
+
+    @property
+    def fps(self) -> float:
+        return super().fps if self.encoders == "toy" else self.frame_rate or super().fps
 
 
 class LTXEncoders(PipelineEncoders):
@@ -35,12 +63,12 @@ class LTXEncoders(PipelineEncoders):
         return [{"prompt": row[:n]} for row, n in zip(embeds, mask.sum(1).tolist(), strict=True)]
 
     def normalize(self, vae: AutoencoderKLLTXVideo, latents: torch.Tensor) -> torch.Tensor:
-        return LTXPipeline._normalize_latents(
+        return self.family.pipeline_class._normalize_latents(
             latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
         )
 
     def decode(self, vae: AutoencoderKLLTXVideo, latents: torch.Tensor) -> torch.Tensor:
-        latents = LTXPipeline._denormalize_latents(
+        latents = self.family.pipeline_class._denormalize_latents(
             latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
         )
         # LTXPipeline.__call__'s decode_timestep, at which no noise is added.
@@ -49,9 +77,15 @@ class LTXEncoders(PipelineEncoders):
 
 
 class LTX(VaeFamily):
-    transformer_class = LTXVideoTransformer3DModel
-    pipeline_class = LTXPipeline
-    vae_class = AutoencoderKLLTXVideo
+    settings = LTXSettings
+    fps = 25.0  # a default of its pipeline
+    rate_key = "model.frame_rate"
+    # LTXPipeline.__call__'s defaults; its scheduler shifts by the number of tokens.
+    cards = {"ltx": SampleSettings(50, 3.0, negative_prompt=NEGATIVE)}  # noqa: RUF012
+    comfyui = LAYERS
+    transformer_class = Diffusers("LTXVideoTransformer3DModel")
+    pipeline_class = Diffusers("LTXPipeline")
+    vae_class = Diffusers("AutoencoderKLLTXVideo")
     encoders_class = LTXEncoders
     text_length = TEXT_LENGTH
     masks_text = True
@@ -96,17 +130,17 @@ class LTX(VaeFamily):
 
     def _pack(self, latents: torch.Tensor) -> torch.Tensor:
         """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
-        return LTXPipeline._pack_latents(latents, *self._patches())
+        return self.pipeline_class._pack_latents(latents, *self._patches())
 
     def _unpack(self, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`_pack`, undone, to the shape of `like`."""
         sizes = [n // p for n, p in zip(like.shape[2:], self.patch, strict=True)]
-        return LTXPipeline._unpack_latents(tokens, *sizes, *self._patches())
+        return self.pipeline_class._unpack_latents(tokens, *sizes, *self._patches())
 
     def _patches(self) -> tuple[int, int]:
         return self.patch[1], self.patch[0]
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: LTXVideoTransformer3DModel,
@@ -115,7 +149,7 @@ class LTX(VaeFamily):
         negative: Conditioning,
         how: SampleSettings,
     ) -> torch.Tensor:
-        pipeline = LTXPipeline(self.load_scheduler(how.flow_shift), None, None, None, transformer)
+        pipeline = self.pipeline_class(self.load_scheduler(how.flow_shift), None, None, None, transformer)
         pipeline.set_progress_bar_config(disable=True)
         _, temporal, spatial = self.vae_shape
         pipeline.vae_temporal_compression_ratio = temporal

@@ -6,45 +6,124 @@ down where the folder's scheduler does so. What differs between the models is re
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
 - two experts (2.2 A14B): see `models/experts.py`.
+- first and last frame (2.1 FLF2V, and 2.2 A14B where `model.task` asks for it): the latents are those of a clip that
+  is black between the two, and 2.1 attends to the CLIP states of both, with positions that it has learnt.
 - a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-import torch
-from diffusers import (
-    AutoencoderKLWan,
-    DiffusionPipeline,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+from pydantic import Field
 
-from pgdpo.config import ModelConfig, SampleSettings
+from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
 from pgdpo.models.experts import Experts, has_experts
+from pgdpo.models.family import toy_encoders
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
+from pgdpo.models.pictures import MASK_CHANNELS, given_frames, per_token
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.weights.kept import computes_in
-from pgdpo.toy.encoders import TEXT_DIM
 
-TASKS = {"text_to_video": WanPipeline, "image_to_video": WanImageToVideoPipeline}
-MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
+TASKS = {
+    "text_to_video": "WanPipeline",
+    "image_to_video": "WanImageToVideoPipeline",
+    "first_last_frame_to_video": "WanImageToVideoPipeline",
+}
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
+# `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
+    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+# Beside it, wan/configs/__init__.py of Wan2.1 (no change of shots) and wan_i2v_14B.py (no shaking camera).
+FLF2V_NEGATIVE = "镜头切换，镜头晃动，" + NEGATIVE  # noqa: RUF001
+# The example in diffusers' pipeline_wan.py: "5.0 for 720P, 3.0 for 480P". Ours: a size between them takes the nearer's.
+WAN21_SHIFTS = {480: 3.0, 720: 5.0}
+
+# The rows of `adapters/comfyui.py`.
+LAYERS = (
+    (r"blocks\.(\d+)\.attn1\.to_([qkv])", r"blocks.\1.self_attn.\2"),
+    (r"blocks\.(\d+)\.attn1\.to_out\.0", r"blocks.\1.self_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.to_([qkv])", r"blocks.\1.cross_attn.\2"),
+    (r"blocks\.(\d+)\.attn2\.to_out\.0", r"blocks.\1.cross_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.add_([kv])_proj", r"blocks.\1.cross_attn.\2_img"),
+    (r"blocks\.(\d+)\.ffn\.net\.0\.proj", r"blocks.\1.ffn.0"),
+    (r"blocks\.(\d+)\.ffn\.net\.2", r"blocks.\1.ffn.2"),
+    (r"condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
+    (r"condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
+    (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
+    (r"condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
+    (r"condition_embedder\.time_proj", "time_projection.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
+    (r"proj_out", "head.head"),
+)
+
+
+class WanSettings(ModelConfig):
+    task: Literal["text_to_video", "image_to_video", "first_last_frame_to_video"] | None = Field(
+        None,
+        description="wan: by default what the folder's model is for. Two do two things: Wan 2.2 TI2V-5B text_to_video "
+        "(by default) and image_to_video, Wan 2.2 I2V-A14B image_to_video (by default) and first_last_frame_to_video.",
+    )
+    expert: Literal["high_noise", "low_noise", "both"] | None = Field(
+        None,
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels; `both`: "
+        "one after the other, or by turns (train.expert_turns), each in a folder of the run's.",
+        json_schema_extra={"meant_by": ["experts", "moe"]},
+    )
+    other_adapter: Path | None = Field(
+        None,
+        description="wan 2.2 A14B: folder of a LoRA (an export) for the expert that does not train, where clips are "
+        "sampled; reference and aligned model both have it, so that they differ by this run alone.",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.other_adapter is not None and self.expert is None:
+            raise ValueError(
+                "model.other_adapter is for one of two experts: set model.expert, or leave it out"
+            )
+        if self.other_adapter is not None and self.expert == "both":
+            raise ValueError(
+                "model.other_adapter is for an expert that trains alone, and model.expert is `both`: leave it out, or "
+                "set model.expert to high_noise or low_noise"
+            )
 
 
 class Wan(VaeFamily):
-    transformer_class = WanTransformer3DModel
-    pipeline_class = WanPipeline
-    vae_class = AutoencoderKLWan
+    settings = WanSettings
+    fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
+    takes_toy = True
+    cards = {  # noqa: RUF012
+        # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
+        "wan": SampleSettings(50, 5.0, negative_prompt=NEGATIVE),
+        # Wan-Video/Wan2.1, wan/first_last_frame2video.py: sampling_steps, guide_scale, shift; so diffusers' example.
+        "wan21_flf2v_14b": SampleSettings(50, 5.5, None, 16.0, FLF2V_NEGATIVE),
+        # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise
+        # first).
+        "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, NEGATIVE),
+        # The same, wan_i2v_A14B.py.
+        "wan22_i2v_a14b": SampleSettings(40, 3.5, 3.5, 5.0, NEGATIVE),
+        # The same, wan_ti2v_5B.py.
+        "wan22_ti2v_5b": SampleSettings(50, 5.0, None, 5.0, NEGATIVE),
+    }
+    comfyui = LAYERS
+    transformer_class = Diffusers("WanTransformer3DModel")
+    pipeline_class = Diffusers("WanPipeline")
+    vae_class = Diffusers("AutoencoderKLWan")
     encoders_class = WanEncoders
     kept_in_fp32 = "the time embedder in fp32"
     text_length = TEXT_LENGTH
@@ -62,13 +141,18 @@ class Wan(VaeFamily):
 
     @property
     def card(self) -> str:
-        if self.model.encoders == "toy":
-            return "toy"
         if self.expand_timesteps:
             return "wan22_ti2v_5b"
         if self.model.expert is None:
-            return self.model.family
+            return "wan21_flf2v_14b" if -1 in self.pictures else "wan"
         return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
+
+    def sampling(self, size: tuple[int, int]) -> SampleSettings:
+        found = super().sampling(size)
+        if self.card != "wan" or found is TOY_CARD:
+            return found
+        side = min(WAN21_SHIFTS, key=lambda side: abs(side - min(size)))
+        return dataclasses.replace(found, flow_shift=WAN21_SHIFTS[side])
 
     @property
     def own_fps(self) -> float:
@@ -80,11 +164,11 @@ class Wan(VaeFamily):
         if local.is_dir() and self.model.encoders == "toy" and not (local / "model_index.json").is_file():
             return {}
         try:
-            index = DiffusionPipeline.load_config(self.source)
+            index = diffusers.DiffusionPipeline.load_config(self.source)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise self._refused(f"its model_index.json cannot be read ({reason})") from error
-        found, known = index.get("_class_name"), [pipeline.__name__ for pipeline in TASKS.values()]
+        found, known = index.get("_class_name"), list(dict.fromkeys(TASKS.values()))
         if found not in known:
             raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
         return dict(index)
@@ -94,7 +178,9 @@ class Wan(VaeFamily):
         not is no matter of shifts; a dynamic one would ask for the number of tokens.)"""
         bare = self.model.encoders == "toy" and Path(self.source).is_dir()
         if bare and not (Path(self.source) / "scheduler").is_dir():
-            scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+            scheduler = diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True
+            )
         else:
             scheduler = self.load_scheduler()
             scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
@@ -112,13 +198,27 @@ class Wan(VaeFamily):
         )
         self.transformer_folder, self.sigma_range = self.experts.folder, self.experts.sigma_range
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the folder's model does; the first is what it is taken for where `model.task` says nothing."""
+        config = self._architecture
+        if self.expand_timesteps:
+            return "text_to_video", "image_to_video"
+        if config["in_channels"] == config["out_channels"]:
+            return ("text_to_video",)
+        if not self.uses_clip:  # latents alone: the pipeline takes a last frame too
+            return "image_to_video", "first_last_frame_to_video"
+        return ("first_last_frame_to_video" if config.get("pos_embed_seq_len") else "image_to_video",)
+
     def _choose_task(self) -> None:
         config = self._architecture
-        own = "image_to_video" if config["in_channels"] != config["out_channels"] else "text_to_video"
-        task = self.model.task or own
-        if task != own and not self.expand_timesteps:
-            raise self._refused(f"model.task is {task!r}, but this model is for {own}: leave model.task out")
-        self.pipeline_class = TASKS[task]
+        task = self.model.task or self.tasks[0]
+        if task not in self.tasks:
+            known = " or ".join(self.tasks)
+            raise self._refused(
+                f"model.task is {task!r}, but this model is for {known}: leave model.task out"
+            )
+        self.pipeline_class = getattr(diffusers, TASKS[task])
         if task == "text_to_video":
             return
         if self.model.encoders == "toy":
@@ -126,16 +226,12 @@ class Wan(VaeFamily):
                 "it starts from an image, which the toy's encoders do not encode: set model.encoders to `pipeline`"
             )
         image_channels = config["in_channels"] - config["out_channels"]
-        if config.get("pos_embed_seq_len") or image_channels not in (
-            0,
-            MASK_CHANNELS + config["out_channels"],
-        ):
+        if image_channels not in (0, MASK_CHANNELS + config["out_channels"]):
             raise self._refused(
-                f"its transformer takes {config['in_channels']} channels"
-                f"{' and a last frame' if config.get('pos_embed_seq_len') else ''}: what trains is image-to-video from "
-                "a first frame"
+                f"its transformer takes {config['in_channels']} channels: what trains is image-to-video from a first "
+                "frame, or from a first and a last one"
             )
-        self.pictures = (0,)
+        self.pictures = (0, -1) if task == "first_last_frame_to_video" else (0,)
         self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
         self._check_clip()
 
@@ -149,7 +245,8 @@ class Wan(VaeFamily):
                     "(out_channels): take vae/ and transformer/ of one model"
                 )
             return
-        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", TEXT_DIM, "text_dim")):
+        width = toy_encoders().text_dim
+        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", width, "text_dim")):
             if given != config[key]:
                 raise InputError(
                     f"model.encoders is 'toy': its {what} have {given} channels, the transformer of model.path "
@@ -175,7 +272,7 @@ class Wan(VaeFamily):
 
     @functools.cached_property
     def vae_shape(self) -> tuple[int, int, int]:
-        config = AutoencoderKLWan.load_config(self.source, subfolder="vae")
+        config = self.vae_class.load_config(self.source, subfolder="vae")
         return config["z_dim"], config.get("scale_factor_temporal", 4), config.get("scale_factor_spatial", 8)
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
@@ -207,7 +304,10 @@ class Wan(VaeFamily):
         if self.image_names:
             shapes["image_latents"] = (channels, 1 if self.expand_timesteps else frames, height, width)
         if "image_embeds" in self.image_names:
-            shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
+            both = config.get("pos_embed_seq_len")  # tokens of the first and the last frame
+            shapes["image_embeds"] = (
+                (2, both // 2, config["image_dim"]) if both else (CLIP_TOKENS, config["image_dim"])
+            )
         return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -229,9 +329,10 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             noisy, timestep = per_token(noisy, timestep, image)
         elif image is not None:
-            noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
+            noisy = torch.cat([noisy, given_frames(image, self.pictures), image], dim=1)
         attended = given.get("image_embeds")
-        clip = {} if attended is None else {"encoder_hidden_states_image": attended}
+        # Of two pictures [N, 2, tokens, D]: the transformer takes them one after the other, and joins them itself.
+        clip = {} if attended is None else {"encoder_hidden_states_image": attended.flatten(0, -3)}
         return transformer(
             hidden_states=noisy,
             timestep=timestep,
@@ -248,7 +349,7 @@ class Wan(VaeFamily):
         weights[0] = 0
         return weights
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         transformer: torch.nn.Module,
@@ -279,28 +380,6 @@ class Wan(VaeFamily):
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents
-
-
-def per_token(
-    noisy: torch.Tensor,  # [N, C, F, H, W]
-    timestep: torch.Tensor,  # [N]
-    image: torch.Tensor | None,  # [N, C, 1, H, W]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the transformer's input, its fp32 timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
-    count, _, frames, height, width = noisy.shape
-    timesteps = timestep.float().view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
-    if image is not None:
-        noisy = torch.cat([image, noisy[:, :, 1:]], dim=2)
-        timesteps[:, 0] = 0
-    return noisy, timesteps.view(count, -1)
-
-
-def first_frame_mask(image: torch.Tensor) -> torch.Tensor:
-    """`[N, 4, F, H, W]` for the image's latents `[N, C, F, H, W]`: ones where the image is, in the first frame."""
-    count, _, *size = image.shape
-    mask = image.new_zeros(count, MASK_CHANNELS, *size)
-    mask[:, :, 0] = 1
-    return mask
 
 
 FAMILY = Wan

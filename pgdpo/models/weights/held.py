@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-import torch
+from pgdpo.models.later import torch
 
 
 class OneAtATime:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgdpo.config import ModelConfig
+from pgdpo.config.model import ModelConfig
 from pgdpo.messages.console import ProgressTask, is_main_rank, progress_bar, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import types
+from typing import TYPE_CHECKING
 
-import torch
+from pgdpo.models.later import torch
 
-from pgdpo.config import Config
+if TYPE_CHECKING:
+    from pgdpo.config import Config
 
 
 def compute_dtype(config: Config) -> torch.dtype:

@@ -121,7 +121,7 @@ def _check_inversion(config: Config) -> None:
     if family.sigma_range[0] > 0:
         raise InputError(
             f"diffusion.inversion_steps is {config.diffusion.inversion_steps}: inversion starts from the clip, and "
-            f"model.expert `{config.model.expert}` answers from sigma {family.sigma_range[0]:g} up alone; leave it out"
+            f"model.expert `{config.expert}` answers from sigma {family.sigma_range[0]:g} up alone; leave it out"
         )
 
 

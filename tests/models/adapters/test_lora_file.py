@@ -17,7 +17,7 @@ from pgdpo.models.adapters.adapter import (
     load_adapter_state,
     start_from,
 )
-from pgdpo.models.adapters.comfyui import NAMES, comfyui_state
+from pgdpo.models.adapters.comfyui import comfyui_state
 from pgdpo.models.adapters.lora_file import open_lora
 from tests.models.families import FAMILIES
 
@@ -89,9 +89,11 @@ def test_exports_start_where_the_trained_model_stands(opened, tmp_path, name):
             assert torch.equal(tensor[2:], fresh[key][2:]) and tensor[2:].any()
         else:
             assert not tensor[:, 2:].any()
-    if name in NAMES:
+    if family.comfyui:
         file = tmp_path / "comfyui.safetensors"
-        save_file(comfyui_state(name, family.load_transformer(dtype=torch.float32), state, 3.0), file)
+        save_file(
+            comfyui_state(family.comfyui, family.load_transformer(dtype=torch.float32), state, 3.0), file
+        )
         theirs = started(family, file)  # of its true rank: the blocks of fused layers come apart
         torch.testing.assert_close(predicted(family, theirs), wanted, rtol=1e-5, atol=1e-5)
 

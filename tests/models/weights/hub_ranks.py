@@ -7,11 +7,11 @@ import os
 import torch
 import torch.distributed as dist
 
-from pgdpo.config import ModelConfig
 from pgdpo.engine.engine import start_distributed
 from pgdpo.engine.zero.load import load_sharded
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.families.wan import WanSettings
 from pgdpo.models.weights.hub import commit_of, download_first
 from tests.models.weights.fake_hub import REPOSITORY, asked_of
 
@@ -25,7 +25,7 @@ def start(endpoint: str, caches: list[str], revision: str | None = None) -> dict
         divmod(int(os.environ["RANK"]), NODE)[0],
         str(int(os.environ["RANK"]) % NODE),
     )
-    model = ModelConfig(path=REPOSITORY, encoders="toy", revision=revision)
+    model = WanSettings(path=REPOSITORY, encoders="toy", revision=revision)
     asked = []
 
     def parts() -> list[str]:

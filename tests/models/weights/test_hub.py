@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from pgdpo.config import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.families.wan import WanSettings
 from pgdpo.models.weights import hub
 from tests.models.weights import hub_ranks
 from tests.models.weights.fake_hub import REPOSITORY, FakeHub, asked_of
@@ -31,8 +31,8 @@ def other(tmp_path):
     return save_tiny_wan(tmp_path / "other", layers=1)
 
 
-def tiny(**options) -> ModelConfig:
-    return ModelConfig(path=REPOSITORY, encoders="toy", **options)
+def tiny(**options) -> WanSettings:
+    return WanSettings(path=REPOSITORY, encoders="toy", **options)
 
 
 def test_weights_come_when_they_are_loaded_and_once(server, tiny_wan, tmp_path):
@@ -45,7 +45,7 @@ def test_weights_come_when_they_are_loaded_and_once(server, tiny_wan, tmp_path):
         assert not [name for _, name in server.asked if name.endswith(".safetensors")]
         loaded = family.load_transformer(dtype=torch.float32).state_dict()
         assert family.fingerprint("transformer") == REPOSITORY
-    whole = open_family(ModelConfig(path=str(tiny_wan), encoders="toy")).load_transformer(dtype=torch.float32)
+    whole = open_family(WanSettings(path=str(tiny_wan), encoders="toy")).load_transformer(dtype=torch.float32)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.state_dict().items())
     before = server.asked.copy()
     assert before["GET", WEIGHTS] == 1 and not any("fp16" in name for _, name in before)
@@ -69,7 +69,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server, other, tmp_path):
         with pytest.raises(InputError, match=r"model.path is 'owner/tiny'.* at model.revision 'v9'"):
             open_family(tiny(revision="v9"))
         with pytest.raises(InputError, match="model.path is 'owner/none': it cannot be read from the hub"):
-            open_family(ModelConfig(path="owner/none", encoders="toy"))
+            open_family(WanSettings(path="owner/none", encoders="toy"))
 
 
 def test_one_rank_of_each_node_downloads_before_the_process_group_waits(server, ranks, tmp_path):
