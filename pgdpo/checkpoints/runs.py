@@ -81,6 +81,11 @@ class Run:
         return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
 
     @property
+    def parts(self) -> tuple[Run, ...]:
+        """As `Both` has them: itself alone."""
+        return (self,)
+
+    @property
     def step(self) -> int:
         return step_of(self.checkpoint)
 
@@ -105,12 +110,31 @@ class Both:
     @property
     def experts(self) -> dict[str, Run]:
         """Each expert's run by its name."""
-        return {run.config.model.expert: run for run in self.parts}
+        return {run.config.expert: run for run in self.parts}
 
     @property
     def record(self) -> Config:
         """The configuration that it was trained in, whatever the command was given."""
         return read_record(self.folder)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """As `Run.identity`, of both checkpoints."""
+        found = [run.identity for run in self.parts]
+        return {
+            "checkpoint_hash": "-".join(each["checkpoint_hash"] for each in found),
+            "began": found[0]["began"],
+        }
+
+    @property
+    def step(self) -> int:
+        """That both have come to."""
+        return min(run.step for run in self.parts)
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the results of this step stand."""
+        return evaluation_of(self.out, self.step)
 
 
 def evaluation_of(out: Path, step: int) -> Path:
@@ -137,7 +161,7 @@ def open_run(
     record = read_record(folder)
     if record is None:
         raise _no_run(folder)
-    if record.model.expert == "both":
+    if record.expert == "both":
         return _open_both(_as_trained(given, record), step, out)
     checkpoint = find_checkpoint(folder, step)
     if checkpoint is None:
@@ -155,7 +179,7 @@ def _open_both(config: Config, step: int | str | None, out: Path | None) -> Both
                 f"{part.run_dir}: not trained yet: go on with `pgdpo train {config.run_dir} --resume`"
             )
         of_part = step_named(part, (), step) if isinstance(step, str) else step
-        parts.append(open_run(part, step=of_part, out=out and out / part.model.expert))
+        parts.append(open_run(part, step=of_part, out=out and out / part.expert))
     return Both(config, tuple(parts), out or config.run_dir)
 
 
@@ -170,7 +194,7 @@ def step_named(named: str | Path | Config, overrides: Sequence[str], wanted: str
     if wanted != "best":
         raise InputError(f"--step is {wanted!r}: expected a step such as 100, or `best`")
     config = run_config(named, overrides, must=True)
-    if config.model.expert == "both":
+    if config.expert == "both":
         return wanted
     figure = config.train.keep_best
     found = {} if figure is None else measured(config.run_dir, figure)
@@ -188,17 +212,20 @@ def open_steps(
     named: str | Path, overrides: Sequence[str], wanted: str, *, out: Path | None = None
 ) -> list[Run]:
     """The run at several steps: `wanted` is `all`, or steps and `best` with commas between them; oldest first."""
+    config = run_config(named, overrides)
     if wanted == "all":
-        folder = _given(named, overrides).loaded.run_dir
-        steps = sorted({step_of(path) for path in checkpoints_of(folder)})
+        kept = [{step_of(path) for path in checkpoints_of(part.run_dir)} for part in config.parts]
+        steps = sorted(set.intersection(*kept))
     else:
         words = wanted.split(",")
         if not all(word.isdecimal() or word == "best" for word in words):
             raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200,best")
-        steps = sorted({step_named(named, overrides, word) for word in words})
+        steps = sorted({step_named(named, overrides, word) for word in words}, key=str)
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
     runs = [open_run(named, overrides, step=step, out=out) for step in steps]
+    if config.expert == "both":
+        return runs
     return [replace(run, config=_commanded_as(runs[-1].config, run.config)) for run in runs]
 
 

@@ -2,10 +2,17 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
 
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError, Stopped
+from pgdpo.training import experts, step, trainer
 from tests.models.families import KINDS
 from tests.models.road import Road
 from tests.worlds import metrics, run_pgdpo, stored
@@ -64,3 +71,71 @@ def test_both_are_what_two_runs_train(road, alone, given):
     assert not (run / "checkpoints").exists()
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     assert events == ["started", "finished"]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_an_expert_is_let_go_of_before_the_other_opens(road, monkeypatch, stage):
+    """With its optimizer: when a trainer is built, no tensor of the one before is alive."""
+    held, alive = [], []
+
+    class Watched(trainer.Trainer):
+        def __init__(self, *given, **named):
+            alive.append(sum(reference() is not None for reference in held))
+            super().__init__(*given, **named)
+            engine = self.policy.engine
+            held.extend(weakref.ref(tensor) for tensor in engine.module.parameters())
+            held.extend([weakref.ref(engine), weakref.ref(engine.optimizer)])
+
+    monkeypatch.setattr(experts, "Trainer", Watched)
+    turns = [f"train.zero_stage={stage}", "train.expert_turns=1", f"name=released-{stage}"]
+    run_pgdpo("train", road, *turns)
+    assert alive == [0, 0, 0, 0] and len(held) > 40
+
+
+@pytest.mark.parametrize("stopped", EXPERTS)
+def test_a_run_that_was_stopped_goes_on_in_either_expert(road, alone, monkeypatch, stopped):
+    """By turns: what is done is not done again, and what comes out is as if nothing had happened."""
+    take = step.Step.take
+
+    def stops(self, loaded):
+        if self.policy.family.model.expert == stopped and self.done == 1:
+            raise Stopped("SIGTERM", 143)
+        return take(self, loaded)
+
+    run = road.parent / "out" / f"stopped-{stopped}"
+    given = [road, f"name={run.name}", "train.expert_turns=1"]
+    with monkeypatch.context() as context, pytest.raises(Stopped, match=f"{stopped}: SIGTERM after step 1"):
+        context.setattr(step.Step, "take", stops)
+        run_pgdpo("train", *given)
+    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
+        run_pgdpo("train", *given)
+    run_pgdpo("train", run, "--resume")
+    assert all(same(run / expert, alone(expert)) for expert in EXPERTS)
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events == ["started", "stopped", "resumed", "finished"]
+
+
+def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alone):
+    """Of the second expert too; and a folder is of one run."""
+    out = road.parent / "out"
+    half = shutil.copytree(load_config(str(road)).model.path + "/transformer", out / "half" / "transformer")
+    with pytest.raises(
+        InputError, match=r"model\.transformer is .* and model\.expert `both`: transformer_2/ is miss"
+    ):
+        run_pgdpo("train", road, "name=refused", f"model.transformer={half.parent}")
+    assert not list((out / "refused").rglob("checkpoints"))
+    single = alone("high_noise")
+    with pytest.raises(InputError, match="holds checkpoints of a run of one model"):
+        run_pgdpo("train", road, f"name={single.name}")
+    run_pgdpo("train", road, "name=taken", "train.steps=1")
+    with pytest.raises(InputError, match="holds a run of both experts"):
+        run_pgdpo("train", road, "name=taken", "model.expert=high_noise")
+    with pytest.raises(InputError, match=r"its train\.seed is 0, .* 1.* it would no longer be one run"):
+        experts.train_experts(load_config(str(road), ["name=taken", "train.seed=1"]), resume=True)
+    held = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", held, str(out / "taken" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as another:
+        another.stdout.readline()
+        with pytest.raises(InputError, match="another command is at work there"):
+            run_pgdpo("train", road, "name=taken", "--resume")
+        another.stdin.close()

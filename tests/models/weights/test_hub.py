@@ -68,7 +68,10 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server, other, tmp_path):
         assert open_family(tiny(revision="v1")).fingerprint("transformer") == f"{REPOSITORY}@v1"
         with pytest.raises(InputError, match=r"model.path is 'owner/tiny'.* at model.revision 'v9'"):
             open_family(tiny(revision="v9"))
-        with pytest.raises(InputError, match="model.path is 'owner/none': it cannot be read from the hub"):
+        with pytest.raises(
+            InputError,
+            match="model.path is 'owner/none': its model_index.json, which names the family, cannot be read from the hub",
+        ):
             open_family(WanSettings(path="owner/none", encoders="toy"))
 
 
@@ -88,7 +91,10 @@ def test_a_node_that_cannot_download_ends_all(server, ranks, tmp_path):
     caches = [str(tmp_path / f"node{node}") for node in range(2)]
     found = ranks.call(hub_ranks.start, server.endpoint, caches, ranks=3)
     assert len({rank["refused"] for rank in found}) == 1
-    assert "model.path is 'owner/tiny': it cannot be read from the hub" in found[0]["refused"]
+    assert (
+        "model.path is 'owner/tiny': its model_index.json, which names the family, cannot be read from the hub"
+        in found[0]["refused"]
+    )
 
 
 @pytest.mark.usefixtures("eager_kernels")
