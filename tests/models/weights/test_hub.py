@@ -70,7 +70,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server, other, tmp_path):
             open_family(tiny(revision="v9"))
         with pytest.raises(
             InputError,
-            match="model.path is 'owner/none': its model_index.json, which names the family, cannot be read from the hub",
+            match="model.path is 'owner/none': its model_index.json, .* cannot be read from the hub",
         ):
             open_family(WanSettings(path="owner/none", encoders="toy"))
 
@@ -91,10 +91,7 @@ def test_a_node_that_cannot_download_ends_all(server, ranks, tmp_path):
     caches = [str(tmp_path / f"node{node}") for node in range(2)]
     found = ranks.call(hub_ranks.start, server.endpoint, caches, ranks=3)
     assert len({rank["refused"] for rank in found}) == 1
-    assert (
-        "model.path is 'owner/tiny': its model_index.json, which names the family, cannot be read from the hub"
-        in found[0]["refused"]
-    )
+    assert "model.path is 'owner/tiny': it cannot be read from the hub" in found[0]["refused"]
 
 
 @pytest.mark.usefixtures("eager_kernels")
