@@ -1,37 +1,29 @@
-"""The model families, whose classes stand in `pgdpo/models/families/NAME.py`, as a configuration knows them.
-
-A family is taken by the name that a configuration gives it, as a plugin is: adding its file adds it. Its file is read
-without torch.
+"""The model families, whose classes stand in `pgdpo/models/families/NAME.py`, as a configuration knows them: by name,
+and without torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
-import importlib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from pgdpo import plugins
 from pgdpo.config.evaluate import EvaluateConfig
 from pgdpo.files.pipeline import is_hub_id
 from pgdpo.messages.errors import InputError
 
-if TYPE_CHECKING:
-    from pgdpo.models.family import Family
 
-
-@functools.cache
 def families() -> tuple[str, ...]:
     """Their names."""
-    folder = Path(__file__).resolve().parents[1] / "models" / "families"
-    return tuple(sorted(file.stem for file in folder.glob("[!_]*.py")))
+    return plugins.found(plugins.FAMILIES)
 
 
-def family_class(name: str) -> type[Family]:
-    """The class of one of `families()`, which is not opened at any path."""
-    return importlib.import_module(f"pgdpo.models.families.{name}").FAMILY
+def family_class(name: str) -> type[Any]:
+    """The class of one of `families()`, a `models.family.Family`, which is not opened at any path."""
+    return plugins.load(plugins.FAMILIES, name, "FAMILY")
 
 
 @dataclasses.dataclass(frozen=True)

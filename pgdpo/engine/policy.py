@@ -167,7 +167,7 @@ def needed_weights(config: Config, *, clips: bool) -> list[str]:
         [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
     )
     if clips:
-        parts += [family.other_folder] if family.other_folder is not None else []
+        parts += [family.experts.other_folder] if family.experts is not None else []
         parts += ["vae"] if config.model.encoders == "pipeline" else []
     return parts
 

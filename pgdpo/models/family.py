@@ -22,6 +22,7 @@ from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_famil
 from pgdpo.config.model import ModelConfig
 from pgdpo.files.pipeline import ASSETS, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
+from pgdpo.models.experts import Experts
 from pgdpo.models.later import diffusers, torch
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.weights import hub
@@ -68,7 +69,7 @@ class Family:
     # Classes that torch.compile takes one by one, where diffusers names none.
     repeated_blocks: tuple[str, ...] = ()
     transformer_folder = "transformer"  # the part of the pipeline that trains
-    other_folder: str | None = None  # of the expert that doesn't train, which sampling asks too
+    experts: Experts | None = None  # where the pipeline has two transformers
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     pictures: tuple[int, ...] = ()  # frames of the clip that the model is given: 0 the first, -1 the last
     image_names: tuple[str, ...] = ()  # conditioning that `encode_images` gives of them
@@ -201,13 +202,13 @@ class Family:
         weights are not there.
         """
         if random_init_seed is None:
-            return self._load_part(self.transformer_folder, dtype)
+            return self.load_part(self.transformer_folder, dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init_seed)
             transformer = self.from_architecture(self.architecture())
         return hold_in(transformer, dtype)
 
-    def _load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
+    def load_part(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
         """A transformer of the pipeline, from its subfolder or from `model.transformer`."""
         own = self.start_folder if folder == self.transformer_folder else None
         if own is None:
@@ -250,14 +251,16 @@ class Family:
     def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
         """The transformer that the pipeline asks at `sigma`, given the one that this family trains. Another one is
         loaded when it is first asked for, and held until `release`."""
-        return transformer
+        return transformer if self.experts is None else self.experts.at(transformer, sigma)
 
     def release(self) -> None:
         """Let go of what `expert_at`, and `sample` by it, has loaded."""
+        if self.experts is not None:
+            self.experts.release()
 
     def guidance_at(self, sigma: float, first: float, second: float | None) -> float:
         """Of the guidance scales of a pipeline of two experts, the one at `sigma`; `second` is None without them."""
-        return first
+        return first if self.experts is None else self.experts.guidance(sigma, first, second)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of the latents of a clip of that many frames and pixels."""

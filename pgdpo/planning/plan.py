@@ -304,7 +304,7 @@ class Planner:
 
     def _other_expert(self) -> list[Size]:
         """Parameters of the expert that doesn't train, in the dtype of the one that does."""
-        if self.family.other_folder is None:
+        if self.family.experts is None:
             return []
         return sizes(meta_policy(self.family, self.config, adapter=False).requires_grad_(False))
 

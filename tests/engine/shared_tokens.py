@@ -41,6 +41,28 @@ def wan(size, *, per_token: bool = False):
     return Wan, model, inputs
 
 
+def wan_first_last(size):
+    """With the states of two pictures, each of three tokens; the processor takes 512 of text for granted."""
+    attended = {"image_dim": 8, "added_kv_proj_dim": WIDTH, "pos_embed_seq_len": 6}
+    model = WanTransformer3DModel(
+        **HEADS,
+        **attended,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=16,
+        patch_size=(1, 1, 1),
+    )
+    inputs = {
+        "hidden_states": torch.randn(2, 4, *size),
+        "timestep": torch.tensor([100.0, 700.0]),
+        "encoder_hidden_states": torch.randn(2, 512, 8),
+        "encoder_hidden_states_image": torch.randn(4, 3, 8),
+    }
+    return Wan, model, inputs
+
+
 def hunyuan_video(size):
     layers = {"num_layers": 2, "num_single_layers": 2, "num_refiner_layers": 1, "patch_size": 1}
     text = {"text_embed_dim": 8, "pooled_projection_dim": 8, "rope_axes_dim": (4, 4, 4)}
@@ -93,6 +115,11 @@ CASES = {
     "wan per token": (lambda: wan(UNEVEN, per_token=True), {}, True),
     "wan selective": (lambda: wan(EVEN), {"gradient_checkpointing": "selective"}, True),
     "wan compiled": (lambda: wan(EVEN), {"compile": "aot_eager"}, False),
+    "wan first and last frame": (
+        lambda: wan_first_last(UNEVEN),
+        {"gradient_checkpointing": "selective"},
+        True,
+    ),
     "hunyuan_video uneven": (lambda: hunyuan_video(UNEVEN), {"gradient_checkpointing": "full"}, True),
     "hunyuan_video selective": (
         lambda: hunyuan_video(EVEN),

@@ -1,6 +1,7 @@
 """The house: imports point down the list of rooms, none leads back, no file and no folder outgrows its reader."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ ROOMS = tuple(
         "data models",
         "ranks toy video diffusion",
         "config rows objectives files messages",
-        "version",
+        "plugins version",
     )
     for room in group.split()
 )
@@ -129,3 +130,13 @@ def test_no_merge_is_left_half_done(files):
         if line.startswith(marks)
     }
     assert found == set()
+
+
+@pytest.mark.quick
+def test_a_configuration_reads_the_families_without_their_libraries():
+    code = (
+        "import sys; from pgdpo.config import families, family_class; classes = [*map(family_class, families())]; "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

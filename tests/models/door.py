@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from PIL import Image
 
 from tests.models.families import Kind
 from tests.models.road import CPU, PROMPT, open_pipeline
@@ -92,9 +91,8 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        image = (
-            encoders.encode_images({0: self.kind.picture}, self.kind.size[0], "") if self.kind.image else {}
-        )
+        pictures = self.kind.pictures
+        image = encoders.encode_images(pictures, self.kind.size[0], "") if pictures else {}
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
@@ -133,7 +131,6 @@ class Door:
 
         if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
-        given = {"image": Image.fromarray(self.kind.picture)} if self.kind.image else {}
         with torch.no_grad():
             self.pipeline(
                 prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
@@ -141,7 +138,7 @@ class Door:
                 latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **given},
+                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images},
             )
 
 

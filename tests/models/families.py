@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pgdpo.config import family_class
 from pgdpo.models import open_family
@@ -40,6 +41,7 @@ class Kind:
     called: dict = field(default_factory=dict)  # what the pipeline is told where `keys` tell the model
     guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
     image: bool = False  # it starts from one
+    last_image: bool = False  # and ends with another
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
@@ -49,7 +51,7 @@ class Kind:
     def open(self, folder: Path, **keys: object) -> Family:
         """The family of a saved pipeline; `keys` of the section `model` go before the kind's own."""
         settings = family_class(self.family).settings
-        return open_family(settings(family=self.family, path=str(folder), **self.keys | keys))
+        return open_family(settings(**{"family": self.family, "path": str(folder)} | self.keys | keys))
 
     @property
     def call(self) -> dict:
@@ -60,7 +62,19 @@ class Kind:
     @property
     def picture(self) -> np.ndarray:
         """The image to start from."""
-        return np.random.default_rng(0).integers(0, 256, (*self.size[1:], 3), dtype=np.uint8)
+        return self.pictures[0]
+
+    @property
+    def pictures(self) -> dict[int, np.ndarray]:
+        """What the model is given, by frame of the clip."""
+        draws, frames = np.random.default_rng(0), (0,) * self.image + (-1,) * self.last_image
+        return {frame: draws.integers(0, 256, (*self.size[1:], 3), dtype=np.uint8) for frame in frames}
+
+    @property
+    def images(self) -> dict[str, Image.Image]:
+        """The same, as the pipeline is called with them."""
+        names = {0: "image", -1: "last_image"}
+        return {names[frame]: Image.fromarray(picture) for frame, picture in self.pictures.items()}
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -129,11 +143,20 @@ SECOND = {"load_into_transformer_2": True}
 KINDS = {
     "wan 2.1 t2v": wan("2.1 t2v", "wan", "wan21_1.3b", "wan21_14b"),
     "wan 2.1 i2v": wan("2.1 i2v", "wan", "wan21_i2v_14b", image=True),
+    "wan 2.1 flf2v": wan("2.1 flf2v", "wan21_flf2v_14b", "wan21_flf2v_14b", image=True, last_image=True),
     "wan 2.2 t2v a14b high": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=HIGH),
     "wan 2.2 t2v a14b low": wan("2.2 t2v a14b", "wan22_t2v_a14b", "wan22_a14b", keys=LOW, loads=SECOND),
     "wan 2.2 i2v a14b high": wan("2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=HIGH, image=True),
     "wan 2.2 i2v a14b low": wan(
         "2.2 i2v a14b", "wan22_i2v_a14b", "wan22_i2v_a14b", keys=LOW, loads=SECOND, image=True
+    ),
+    "wan 2.2 i2v a14b high flf2v": wan(
+        "2.2 i2v a14b",
+        "wan22_i2v_a14b",
+        "wan22_i2v_a14b",
+        keys=HIGH | {"task": "first_last_frame_to_video"},
+        image=True,
+        last_image=True,
     ),
     "wan 2.2 ti2v 5b t2v": wan("2.2 ti2v 5b", "wan22_ti2v_5b", "wan22_ti2v_5b", fine=True),
     "wan 2.2 ti2v 5b i2v": wan(

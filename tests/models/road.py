@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from pgdpo.data.prepared import padded_text
 from pgdpo.data.visits.loading import stack_conditioning
@@ -87,9 +86,8 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
-    given = {"image": Image.fromarray(kind.picture)} if kind.image else {}
     found = pipeline(
-        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
+        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **kind.images, **options},
         num_inference_steps=2,
         latents=kind.lay_out(noise),
         output_type=output_type,

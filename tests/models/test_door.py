@@ -93,6 +93,8 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         ("wan 2.1 t2v", "timestep", lambda told: told + 1),
         ("wan 2.2 ti2v 5b i2v", "timestep", lambda told: told.flip(1)),
         ("wan 2.1 i2v", "encoder_hidden_states_image", lambda told: told.float() * 1.001),
+        ("wan 2.1 flf2v", "encoder_hidden_states_image", lambda told: told.flip(0)),
+        ("wan 2.1 flf2v", "hidden_states", lambda told: told.roll(1, 2)),
         ("hunyuan_video", "guidance", lambda told: torch.full_like(told.float(), 6000)),
         ("hunyuan_video", "encoder_attention_mask", torch.zeros_like),
         ("ltx", "encoder_hidden_states", lambda told: told + 1),

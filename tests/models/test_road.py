@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgdpo.config import SampleSettings, families
+from pgdpo.config import ModelConfig, SampleSettings, families
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo_kernels import noise_pair, pair_noise
@@ -84,7 +84,7 @@ def test_sampling_is_the_pipelines(each):
     noise = torch.randn(1, *family.latent_shape(*kind.size))
     prompt, empty = conditioning_of(family, [PROMPT]), conditioning_of(family, [""])
     if kind.image:
-        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
+        image = family.load_encoders(CPU).encode_images(kind.pictures, kind.size[0], "")
         assert set(image) == set(family.image_names)
         given = {name: tensor[None] for name, tensor in image.items()}
         prompt, empty = prompt | given, empty | given
@@ -130,6 +130,7 @@ def test_latents_are_what_the_pipeline_decodes(plain):
 
 OVERRIDES = {
     "wan 2.1 i2v": ["model.adapter.target_modules=[to_q, to_v, add_k_proj, add_v_proj]"],
+    "wan 2.1 flf2v": ["model.adapter.target_modules=[to_q, to_v, add_k_proj, add_v_proj]"],
     "hunyuan_video": ["evaluate.guidance_scale=1.5"],
 }
 # What is their own is tested beside; the kinds that are left have the same parts, and go all the way.
@@ -140,7 +141,7 @@ SLOW = (
     "wan 2.2 i2v a14b low",
     "cogvideox 2b",
 )
-SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v")
+SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v", "wan 2.2 i2v a14b high flf2v")
 SLOW += ("hunyuan_video guidance 3.3", "ltx 8 fps", "ltx 0.9.1")
 
 
@@ -198,7 +199,7 @@ def refused(family, size, words):
 def test_the_shipped_configurations_fit_the_model(recipe, saved):
     kind = KINDS[RECIPES[recipe]]
     config = load_config(f"{recipe}.yaml")
-    own = config.model.model_fields_set - type(config.model).__base__.model_fields.keys()
+    own = config.model.model_fields_set - ModelConfig.model_fields.keys()
     family = kind.open(saved(kind.save), **{key: getattr(config.model, key) for key in own})
     for name in ("card", "prediction", "masks_text"):
         assert getattr(family, name) == getattr(kind, name), name

@@ -28,6 +28,7 @@ from tests.worlds import run_pgdpo
 
 IMAGE = KINDS["wan 2.1 i2v"]
 EXPERT = KINDS["wan 2.2 t2v a14b high"]
+BOTH = KINDS["wan 2.2 i2v a14b high flf2v"]  # pictures
 
 
 def test_each_expert_has_its_share_of_the_timesteps(saved):
@@ -83,6 +84,17 @@ def test_the_other_expert_samples_with_its_adapter(saved, tmp_path):
         family = EXPERT.open(folder, other_adapter=adapter)
         ours = family.sample(pipeline.transformer, noise, prompt, prompt, SampleSettings(2, 1.0))
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) == same
+
+
+def test_latents_of_two_pictures_are_others_than_those_of_one(saved):
+    """One folder, two tasks: what was prepared for the one is not taken for the other."""
+    kind = KINDS["wan 2.2 i2v a14b high"]
+    one, two = (
+        kind.open(saved(kind.save), task=task).load_encoders(CPU) for task in (None, BOTH.keys["task"])
+    )
+    assert one.fingerprint != two.fingerprint and one.parts["clips"] != two.parts["clips"]
+    found = [each.encode_images(BOTH.pictures, 5, "")["image_latents"] for each in (one, two)]
+    assert not torch.equal(*found)
 
 
 def test_an_adapter_for_the_other_expert_must_be_there(tmp_path, saved):
@@ -187,7 +199,10 @@ REFUSED = {
     "expert of one": ("vae", {}, {"expert": "low_noise"}, ["model.expert is 'low_noise'", "one transformer", "leave"]),
     "task": ("vae", {}, {"task": "text_to_video"}, ["model.task is 'text_to_video'", "is for image_to_video"]),
     "control channels": ("transformer", {"in_channels": 16}, {}, ["takes 16 channels", "from a first frame"]),
-    "last frame": ("transformer", {"pos_embed_seq_len": 10}, {}, ["a last frame"]),
+    "last frame": ("vae", {}, {"task": "first_last_frame_to_video"}, ["this model is for image_to_video: leave"]),
+    "first frame alone": (
+        "transformer", {"pos_embed_seq_len": 10}, {"task": "image_to_video"}, ["is for first_last_frame_to_video"],
+    ),
     "toy encoders": ("vae", {}, {"encoders": "toy"}, ["starts from an image", "set model.encoders to `pipeline`"]),
 }  # fmt: skip
 

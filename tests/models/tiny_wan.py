@@ -1,4 +1,4 @@
-"""The five kinds of Wan pipelines with one-digit layers, saved to disk: every part of its real class, at random."""
+"""The kinds of Wan pipelines with one-digit layers, saved to disk: every part of its real class, at random."""
 
 from __future__ import annotations
 
@@ -27,23 +27,31 @@ def save_tiny(kind: str, folder: Path) -> Path:
         "scheduler": scheduler,
         "transformer": transformer(kind),
     }
-    if kind == "2.1 i2v":
+    if "2.1" in kind and concatenates(kind):
         parts |= clip()
     if "a14b" in kind:
         parts |= {"transformer_2": transformer(kind), "boundary_ratio": BOUNDARY}
     if fine:
         parts["expand_timesteps"] = True
-    pipeline = WanImageToVideoPipeline if "i2v" in kind and not fine else WanPipeline
+    pipeline = WanImageToVideoPipeline if concatenates(kind) else WanPipeline
     pipeline(**parts).save_pretrained(folder)
     return folder
 
 
+def concatenates(kind: str) -> bool:
+    """Whether pictures stand behind the noisy latents as channels."""
+    return kind != "2.2 ti2v 5b" and ("i2v" in kind or "flf2v" in kind)
+
+
 def transformer(kind: str):
+    """Of first and last frame with learned positions that are no zeros, as fresh ones are."""
     from diffusers import WanTransformer3DModel
 
-    concatenated = "i2v" in kind and kind != "2.2 ti2v 5b"
-    image = {"image_dim": 8, "added_kv_proj_dim": 32} if kind == "2.1 i2v" else {}
-    return WanTransformer3DModel(
+    concatenated = concatenates(kind)
+    image = {"image_dim": 8, "added_kv_proj_dim": 32} if "2.1" in kind and concatenated else {}
+    if "flf2v" in kind:
+        image["pos_embed_seq_len"] = 2 * 5  # tokens of `clip`
+    model = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
         in_channels=12 if concatenated else 4,
@@ -55,6 +63,9 @@ def transformer(kind: str):
         rope_max_seq_len=32,
         **image,
     )
+    if "flf2v" in kind:
+        torch.nn.init.normal_(model.condition_embedder.image_embedder.pos_embed)
+    return model
 
 
 def vae(fine: bool):

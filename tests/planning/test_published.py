@@ -17,6 +17,7 @@ PARAMETERS = {
     "wan21_1.3b": 1.42e9,
     "wan21_14b": 14.29e9,
     "wan21_i2v_14b": 16.4e9,
+    "wan21_flf2v_14b": 16.4e9,  # as image-to-video, and 514 positions
     "wan22_a14b": 14.29e9,
     "wan22_i2v_a14b": 14.29e9,
     "wan22_ti2v_5b": 5.0e9,

@@ -165,7 +165,7 @@ INPUTS = {
     "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
     "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),
     "encoders of another width": Input(opened, of("wan 2.1 t2v", "model.encoders=toy")),
-    "a last frame": Input(opened, of("wan 2.1 i2v", transformer={"pos_embed_seq_len": 514})),
+    "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
     "frames": Input(sized, of("wan 2.1 t2v", "data.num_frames=6")),

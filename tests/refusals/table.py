@@ -19,7 +19,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "files.pipeline": {
         "pipeline_in": {"model.path is": By("no model there", "no model_index", "a checkpoint")},
         "_class_in": {"is to name a class": By("a broken index")},
-        "_fetched": {"network, set model.family": Why.MACHINE},
+        "_fetched": {"a network, set model.family": Why.MACHINE},
     },
     "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
@@ -184,7 +184,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "its transformer is a": By("another transformer"),
         },
         "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
-        "Family._load_part": {
+        "Family.load_part": {
             "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
             "or set model.random_init": Why.WEIGHTS,
         },
@@ -243,18 +243,22 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "ToyEncoders.check_size": {"allowed are multiples of": By("the toy's height", says=("4: 16 or 20",))},
         "_words": {"the toy's encoder takes": By("words")},
     },
-    "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
-    "models.families.wan": {
-        "Wan._choose_expert": {
+    "models.experts": {
+        "has_experts": {
             "set model.expert to high_noise or": By("two experts"),
             "but it has one transformer for all": By("one expert"),
+        },
+        "_check": {
             "its boundary_ratio asks for two experts": By("an expert missing"),
             "name an export's folder": By("another adapter"),
         },
+    },
+    "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
+    "models.families.wan": {
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),
-            "what trains is image-to-video from": By("a last frame"),
+            "what trains is image-to-video from": By("control channels"),
         },
         "Wan._check_widths": {
             "its VAE's latents have": By("a VAE of another model"),

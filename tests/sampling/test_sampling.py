@@ -11,7 +11,6 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from pgdpo.config import EvaluateConfig, SampleSettings, families, family_class, sample_settings
 from pgdpo.config.read import load_config
@@ -30,6 +29,7 @@ from tests.worlds import run_pgdpo, write_config
 # card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
 TOLD = {
     "wan": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
+    "wan21_flf2v_14b": ({"num_inference_steps": 50, "guidance_scale": 5.5}, 16.0),
     "wan22_t2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 4.0, "guidance_scale_2": 3.0}, 12.0),
     "wan22_i2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}, 5.0),
     "wan22_ti2v_5b": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 5.0),
@@ -78,12 +78,12 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     kind = KINDS[name]
     folder = saved(kind.save)
     family, pipeline = kind.open(folder), open_pipeline(kind, folder)
-    options, image = kind.call, {}
-    if kind.image:
-        options["image"] = Image.fromarray(kind.picture)
-        image = family.load_encoders(CPU).encode_images({0: kind.picture}, kind.size[0], "")
+    options, image = kind.call | kind.images, {}
+    if kind.pictures:
+        image = family.load_encoders(CPU).encode_images(kind.pictures, kind.size[0], "")
     told, shift = TOLD[kind.card]
     negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
+    negative = ("镜头切换，镜头晃动，" if kind.card == "wan21_flf2v_14b" else "") + negative  # noqa: RUF001
     if shift is not None:
         scheduler = type(pipeline.scheduler)
         key = next(key for key in ("flow_shift", "shift") if key in pipeline.scheduler.config)

@@ -44,7 +44,7 @@ def lives(path: str, overrides: list[str]) -> dict:
     gc.collect()
     alive = sum(reference() is not None for reference in seen.values())
     ours, family = trainer.held_out._clips, trainer.policy.family
-    family.open_other = None
+    family.experts.open_other = None
     trainer.policy.engine.module.eval()
     again = [
         sample(trainer.config, family, trainer.policy.engine.module, ours._data, [job], torch.device("cpu"))

@@ -81,18 +81,18 @@ def gather_in_forward(transformer: torch.nn.Module) -> None:
 def share_expert(family: Family, *, dtype: torch.dtype, device: torch.device, deepspeed_config: dict) -> None:
     """Where the family asks a second expert, which doesn't train: let each rank hold its share of it alone. All ranks
     ask for it at one time."""
-    if family.other_folder is None:
+    if family.experts is None:
         return
 
     def open_other() -> torch.nn.Module:
-        folder = family.other_folder
+        folder = family.experts.other_folder
         options = {"dtype": dtype, "device": device, "deepspeed_config": deepspeed_config}
         other = load_sharded(family, folder=folder, **options)
         gather_in_forward(other)
-        family.adapt_other(other)
+        family.experts.adapt(other)
         return other.eval().requires_grad_(False)
 
-    family.open_other = open_other
+    family.experts.open_other = open_other
 
 
 def _gather(parameters: list[torch.nn.Parameter], *_: object) -> None:

@@ -32,6 +32,9 @@ class WanEncoders(PipelineEncoders):
             digest = family.fingerprint("image_encoder", "image_processor") if family.uses_clip else "vae"
             self.fingerprint += f":image:{digest}"
             self.parts["clips"]["image"] = digest
+        if -1 in family.pictures:
+            self.fingerprint += ":last_image"
+            self.parts["clips"]["last_image"] = digest
 
     def embed(self, pipeline: WanPipeline, prompts: list[str]) -> list[Conditioning]:
         embeddings, _ = pipeline.encode_prompt(
@@ -46,22 +49,29 @@ class WanEncoders(PipelineEncoders):
 
     @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
-        """`image_latents` `[C, F, H, W]`: of a clip of the image and black frames, or of the image alone (F = 1) where
-        it is the model's first latent frame; `image_embeds` `[tokens, D]` where the model attends to it. By the
-        pipeline's own `prepare_latents` and `encode_image`.
+        """`image_latents` `[C, F, H, W]`: of a clip of the image (and the last frame, where one is given) and black
+        frames, or of the image alone (F = 1) where it is the model's first latent frame; `image_embeds` `[tokens, D]`,
+        of both frames `[2, tokens, D]`, where the model attends to them. By the pipeline's own `prepare_latents` and
+        `encode_image`.
         """
         from PIL import Image
 
-        picture, (height, width) = Image.fromarray(pictures[0]), pictures[0].shape[:2]
+        images = [Image.fromarray(pictures[frame]) for frame in self.pictures]
+        height, width = pictures[0].shape[:2]
         vae = self.open_vae((num_frames, height, width), "encoded")  # as the clips that it stands beside
         expand = self.family.expand_timesteps
         pipeline = diffusers.WanImageToVideoPipeline(
             None, None, vae, None, **self._clip, expand_timesteps=expand
         )
-        pixels = pipeline.video_processor.preprocess(picture, height=height, width=width)
+        pixels = [
+            pipeline.video_processor.preprocess(image, height=height, width=width).to(
+                self.device, torch.float32
+            )
+            for image in images
+        ]
         channels = vae.config.z_dim
         _, condition, *_ = pipeline.prepare_latents(
-            pixels.to(self.device, torch.float32),
+            pixels[0],
             1,
             channels,
             height,
@@ -70,10 +80,12 @@ class WanEncoders(PipelineEncoders):
             torch.float32,
             self.device,
             latents=torch.empty(0),  # the noise is drawn in training
+            last_image=pixels[-1] if len(pixels) > 1 else None,
         )
         found = {"image_latents": condition[0, -channels:]}  # the mask before them follows from the shape
         if self._clip:
-            found["image_embeds"] = pipeline.encode_image(picture, self.device)[0]
+            states = pipeline.encode_image(images, self.device)
+            found["image_embeds"] = states if len(images) > 1 else states[0]
         return {name: tensor.float().cpu() for name, tensor in found.items()}
 
     def normalize(self, vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:

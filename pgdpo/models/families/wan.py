@@ -5,7 +5,9 @@ down where the folder's scheduler does so. What differs between the models is re
 
 - image-to-video (2.1 and 2.2 A14B): the image's latents and a mask stand behind the noisy latents as channels; 2.1 also
   attends to the image's CLIP states.
-- two experts (2.2 A14B): `transformer` answers from `boundary_ratio` up, `transformer_2` below it. A run trains one.
+- two experts (2.2 A14B): see `models/experts.py`.
+- first and last frame (2.1 FLF2V, and 2.2 A14B where `model.task` asks for it): the latents are those of a clip that
+  is black between the two, and 2.1 attends to the CLIP states of both, with positions that it has learnt.
 - a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
 
@@ -26,17 +28,19 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
+from pgdpo.models.experts import Experts, has_experts
 from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
+from pgdpo.models.pictures import MASK_CHANNELS, given_frames, per_token
 from pgdpo.models.protocols import Conditioning, TokenSharing
-from pgdpo.models.weights.held import OneAtATime
 from pgdpo.models.weights.kept import computes_in
 
-TASKS = {"text_to_video": "WanPipeline", "image_to_video": "WanImageToVideoPipeline"}
-EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
-MASK_CHANNELS = 4  # of the image's mask: one for each frame that the VAE joins
+TASKS = {
+    "text_to_video": "WanPipeline",
+    "image_to_video": "WanImageToVideoPipeline",
+    "first_last_frame_to_video": "WanImageToVideoPipeline",
+}
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 # `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
 NEGATIVE = (
@@ -44,6 +48,8 @@ NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
     "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
+# Beside it, wan/configs/__init__.py of Wan2.1 (no change of shots) and wan_i2v_14B.py (no shaking camera).
+FLF2V_NEGATIVE = "镜头切换，镜头晃动，" + NEGATIVE  # noqa: RUF001
 # The example in diffusers' pipeline_wan.py: "5.0 for 720P, 3.0 for 480P". Ours: a size between them takes the nearer's.
 WAN21_SHIFTS = {480: 3.0, 720: 5.0}
 
@@ -68,10 +74,10 @@ LAYERS = (
 
 
 class WanSettings(ModelConfig):
-    task: Literal["text_to_video", "image_to_video"] | None = Field(
+    task: Literal["text_to_video", "image_to_video", "first_last_frame_to_video"] | None = Field(
         None,
-        description="wan: by default what the folder's model is for; Wan 2.2 TI2V-5B does both, by default "
-        "text_to_video.",
+        description="wan: by default what the folder's model is for. Two do two things: Wan 2.2 TI2V-5B text_to_video "
+        "(by default) and image_to_video, Wan 2.2 I2V-A14B image_to_video (by default) and first_last_frame_to_video.",
     )
     expert: Literal["high_noise", "low_noise"] | None = Field(
         None,
@@ -94,7 +100,7 @@ class WanSettings(ModelConfig):
 class Wan(VaeFamily):
     settings = WanSettings
     models = "Wan 2.1 and 2.2, text- and image-to-video"
-    pipelines = tuple(TASKS.values())
+    pipelines = tuple(dict.fromkeys(TASKS.values()))
     licences = {  # noqa: RUF012
         "Wan-AI/Wan2.[12]-*": Licence(
             "apache-2.0", "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt", terms=FREE
@@ -105,6 +111,8 @@ class Wan(VaeFamily):
     cards = {  # noqa: RUF012
         # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
         "wan": SampleSettings(50, 5.0, negative_prompt=NEGATIVE),
+        # Wan-Video/Wan2.1, wan/first_last_frame2video.py: sampling_steps, guide_scale, shift; so diffusers' example.
+        "wan21_flf2v_14b": SampleSettings(50, 5.5, None, 16.0, FLF2V_NEGATIVE),
         # Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py: sample_steps, sample_shift, sample_guide_scale (low noise
         # first).
         "wan22_t2v_a14b": SampleSettings(40, 4.0, 3.0, 12.0, NEGATIVE),
@@ -127,10 +135,6 @@ class Wan(VaeFamily):
         super().__init__(model)
         index = self._read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
-        self._loaded = OneAtATime()
-        self.open_other: Callable[[], torch.nn.Module] | None = (
-            None  # in the place of a whole one, as ZeRO-3 wants
-        )
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
         self._check_widths()
@@ -141,7 +145,7 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             return "wan22_ti2v_5b"
         if self.model.expert is None:
-            return "wan"
+            return "wan21_flf2v_14b" if -1 in self.pictures else "wan"
         return "wan22_i2v_a14b" if self.image_names else "wan22_t2v_a14b"
 
     def sampling(self, size: tuple[int, int]) -> SampleSettings:
@@ -177,39 +181,34 @@ class Wan(VaeFamily):
             self.told_rounded = f"timesteps, to whole ones by {type(scheduler).__name__}"
 
     def _choose_expert(self, boundary: float | None) -> None:
-        """Which transformer trains, and its share of the noise levels: the pipeline changes over at `boundary`."""
-        expert = self.model.expert
-        if expert is None and boundary is not None:
-            raise self._refused(
-                f"it has two experts, above and below sigma {boundary:g}: set model.expert to high_noise or low_noise "
-                "and train each in a run of its own"
-            )
-        if expert is None:
+        """Which transformer trains, and its share of the noise levels."""
+        if not has_experts(self.model, boundary):
             return
-        if boundary is None:
-            raise self._refused(
-                f"model.expert is {expert!r}, but it has one transformer for all noise levels (no boundary_ratio in "
-                "model_index.json): leave model.expert out"
-            )
-        for folder in EXPERTS.values():
-            if Path(self.source).is_dir() and not (Path(self.source) / folder / "config.json").is_file():
-                raise self._refused(f"its boundary_ratio asks for two experts and {folder}/ is missing")
-        adapter = self.model.other_adapter
-        if adapter is not None and not (adapter / LORA_FILE).is_file():
-            raise InputError(
-                f"model.other_adapter is {str(adapter)!r}: no {LORA_FILE} in it; name an export's folder"
-            )
-        self.boundary = boundary
-        self.transformer_folder = EXPERTS[expert]
-        (self.other_folder,) = set(EXPERTS.values()) - {self.transformer_folder}
-        self.sigma_range = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
+        self.experts = Experts(
+            self.model, self.source, boundary, load=self.load_part, pipeline=self.pipeline_class
+        )
+        self.transformer_folder, self.sigma_range = self.experts.folder, self.experts.sigma_range
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the folder's model does; the first is what it is taken for where `model.task` says nothing."""
+        config = self._architecture
+        if self.expand_timesteps:
+            return "text_to_video", "image_to_video"
+        if config["in_channels"] == config["out_channels"]:
+            return ("text_to_video",)
+        if not self.uses_clip:  # latents alone: the pipeline takes a last frame too
+            return "image_to_video", "first_last_frame_to_video"
+        return ("first_last_frame_to_video" if config.get("pos_embed_seq_len") else "image_to_video",)
 
     def _choose_task(self) -> None:
         config = self._architecture
-        own = "image_to_video" if config["in_channels"] != config["out_channels"] else "text_to_video"
-        task = self.model.task or own
-        if task != own and not self.expand_timesteps:
-            raise self._refused(f"model.task is {task!r}, but this model is for {own}: leave model.task out")
+        task = self.model.task or self.tasks[0]
+        if task not in self.tasks:
+            known = " or ".join(self.tasks)
+            raise self._refused(
+                f"model.task is {task!r}, but this model is for {known}: leave model.task out"
+            )
         self.pipeline_class = getattr(diffusers, TASKS[task])
         if task == "text_to_video":
             return
@@ -218,16 +217,12 @@ class Wan(VaeFamily):
                 "it starts from an image, which the toy's encoders do not encode: set model.encoders to `pipeline`"
             )
         image_channels = config["in_channels"] - config["out_channels"]
-        if config.get("pos_embed_seq_len") or image_channels not in (
-            0,
-            MASK_CHANNELS + config["out_channels"],
-        ):
+        if image_channels not in (0, MASK_CHANNELS + config["out_channels"]):
             raise self._refused(
-                f"its transformer takes {config['in_channels']} channels"
-                f"{' and a last frame' if config.get('pos_embed_seq_len') else ''}: what trains is image-to-video from "
-                "a first frame"
+                f"its transformer takes {config['in_channels']} channels: what trains is image-to-video from a first "
+                "frame, or from a first and a last one"
             )
-        self.pictures = (0,)
+        self.pictures = (0, -1) if task == "first_last_frame_to_video" else (0,)
         self.image_names = ("image_latents", "image_embeds") if self.uses_clip else ("image_latents",)
         self._check_clip()
 
@@ -300,7 +295,10 @@ class Wan(VaeFamily):
         if self.image_names:
             shapes["image_latents"] = (channels, 1 if self.expand_timesteps else frames, height, width)
         if "image_embeds" in self.image_names:
-            shapes["image_embeds"] = (CLIP_TOKENS, config["image_dim"])
+            both = config.get("pos_embed_seq_len")  # tokens of the first and the last frame
+            shapes["image_embeds"] = (
+                (2, both // 2, config["image_dim"]) if both else (CLIP_TOKENS, config["image_dim"])
+            )
         return {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -322,9 +320,10 @@ class Wan(VaeFamily):
         if self.expand_timesteps:
             noisy, timestep = per_token(noisy, timestep, image)
         elif image is not None:
-            noisy = torch.cat([noisy, first_frame_mask(image), image], dim=1)
+            noisy = torch.cat([noisy, given_frames(image, self.pictures), image], dim=1)
         attended = given.get("image_embeds")
-        clip = {} if attended is None else {"encoder_hidden_states_image": attended}
+        # Of two pictures [N, 2, tokens, D]: the transformer takes them one after the other, and joins them itself.
+        clip = {} if attended is None else {"encoder_hidden_states_image": attended.flatten(0, -3)}
         return transformer(
             hidden_states=noisy,
             timestep=timestep,
@@ -372,53 +371,6 @@ class Wan(VaeFamily):
         if self.expand_timesteps and self.image_names:
             latents = torch.cat([conditioning["image_latents"], latents[:, :, 1:]], dim=2)
         return latents
-
-    def guidance_at(self, sigma: float, first: float, second: float | None) -> float:
-        return first if self.model.expert is None or second is None or sigma >= self.boundary else second
-
-    def expert_at(self, transformer: torch.nn.Module, sigma: float) -> torch.nn.Module:
-        if self.model.expert is None or (sigma >= self.boundary) == (self.model.expert == "high_noise"):
-            return transformer
-        load = self.open_other or functools.partial(self._load_other, transformer)
-        return self._loaded.get("other expert", load)
-
-    def release(self) -> None:
-        self._loaded.drop_others()
-
-    def _load_other(self, like: torch.nn.Module) -> torch.nn.Module:
-        """The expert that this run does not train, whole, beside the one that it does."""
-        other = self._load_part(self.other_folder, like.dtype)
-        self.adapt_other(other)
-        return other.to(like.device).eval().requires_grad_(False)
-
-    def adapt_other(self, other: torch.nn.Module) -> None:
-        """Put `model.other_adapter` into the expert that does not train, where one is named."""
-        if self.model.other_adapter is not None:
-            pipeline = diffusers.WanPipeline
-            state, metadata = pipeline.lora_state_dict(self.model.other_adapter, return_lora_metadata=True)
-            pipeline.load_lora_into_transformer(state, other, metadata=metadata)
-
-
-def per_token(
-    noisy: torch.Tensor,  # [N, C, F, H, W]
-    timestep: torch.Tensor,  # [N]
-    image: torch.Tensor | None,  # [N, C, 1, H, W]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the transformer's input, its fp32 timesteps `[N, tokens]`): a given first frame stands clean at timestep 0."""
-    count, _, frames, height, width = noisy.shape
-    timesteps = timestep.float().view(-1, 1, 1).repeat(1, frames, (height // 2) * (width // 2))
-    if image is not None:
-        noisy = torch.cat([image, noisy[:, :, 1:]], dim=2)
-        timesteps[:, 0] = 0
-    return noisy, timesteps.view(count, -1)
-
-
-def first_frame_mask(image: torch.Tensor) -> torch.Tensor:
-    """`[N, 4, F, H, W]` for the image's latents `[N, C, F, H, W]`: ones where the image is, in the first frame."""
-    count, _, *size = image.shape
-    mask = image.new_zeros(count, MASK_CHANNELS, *size)
-    mask[:, :, 0] = 1
-    return mask
 
 
 FAMILY = Wan

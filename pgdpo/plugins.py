@@ -1,0 +1,26 @@
+"""What is added to the house by a file alone, and found by its name.
+
+The rooms below the file's own reach it here, as a user's configuration does: by a name that they are given, when it is
+asked for. None of them may name one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+FAMILIES = "models.families"  # each with its class as `FAMILY`
+
+
+@functools.cache
+def found(package: str) -> tuple[str, ...]:
+    """Names of the files of a package of this one."""
+    folder = Path(__file__).resolve().parent.joinpath(*package.split("."))
+    return tuple(sorted(file.stem for file in folder.glob("[!_]*.py")))
+
+
+def load(package: str, name: str, attribute: str) -> Any:
+    """What one of these files calls `attribute`."""
+    return getattr(importlib.import_module(f".{package}.{name}", __package__), attribute)
