@@ -366,8 +366,8 @@ def test_a_neighbours_folder_begins_no_run(tmp_path):
     folder = tmp_path / "ltx2"
     folder.mkdir()
     (folder / "model_index.json").write_text('{"_class_name": "LTX2Pipeline"}')
-    for given in ([folder], ["ltx_video", "--path", folder]):
-        model, *path = given
+    for words in ([folder], ["ltx_video", "--path", folder]):
+        model, *path = words
         with pytest.raises(InputError, match="it is LTX-2"):
             run_pgdpo("init", model, tmp_path / "x.yaml", *path)
     assert not (tmp_path / "x.yaml").exists()
