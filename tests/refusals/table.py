@@ -19,7 +19,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "files.pipeline": {
         "pipeline_in": {"model.path is": By("no model there", "no model_index", "a checkpoint")},
         "_class_in": {"is to name a class": By("a broken index")},
-        "_fetched": {"set model.family, or give a local": Why.MACHINE},
+        "_fetched": {"a network, set model.family": Why.MACHINE},
     },
     "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
