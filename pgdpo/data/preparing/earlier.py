@@ -72,7 +72,9 @@ class Earlier:
         # Asked of another text encoder, which may read what this one refuses, they are not asked of this one.
         self.negatives: list[str] = self._texts[1].get("written", []) if same_encoder else []
         self._by_identity = {
-            self._identity(self._rows[name], entries(made), self._size(name), made): name
+            self._identity(
+                self._rows[name], self._rows[name]["prompt"], entries(made), self._size(name), made
+            ): name
             for name, made in self.pairs.items()
             if name in self._rows
         }
@@ -88,13 +90,15 @@ class Earlier:
         return self._shards[self._rows[name]["shard"]]["size"]
 
     def _identity(
-        self, row: Mapping, files: Mapping[str, FileEntry], size: Sequence[int], seen: Mapping
+        self, row: Mapping, prompt: str, files: Mapping[str, FileEntry], size: Sequence[int], seen: Mapping
     ) -> tuple:
-        """What a row's tensors follow from, beside the encoders; `seen`: what a record says of how."""
+        """What a row's tensors follow from, beside the encoders: its prompt too where they hold its embedding. `seen`:
+        what a record says of how its clips are."""
         unread = tuple(seen.get("unread", ()))
         starts = ends(row)[0] if takes_frames(self._pictures, files, unread) else ""
+        read = prompt if "prompt" in self._image else ""
         hashes = ((key, entry[3]) for key, entry in sorted(files.items()))
-        return (*hashes, tuple(size), seen.get("view", ""), unread, starts)
+        return (*hashes, tuple(size), seen.get("view", ""), unread, starts, read)
 
     def looked_at(
         self, name: str, files: Mapping[str, FileEntry], size: Size, sampling: Sampling
@@ -132,7 +136,7 @@ class Earlier:
     ) -> dict[str, torch.Tensor] | None:
         """The tensors of a pair of these files at this size and `seen` so, encoded in tiles or whole (None: that is the
         same). Raises InputError where its row says what isn't so."""
-        identity = self._identity(row.extra, files, size, seen)
+        identity = self._identity(row.extra, row.prompt, files, size, seen)
         name = self._by_identity.get(identity) if self._same_clips else None
         if name is None:
             return None

@@ -200,6 +200,8 @@ class _Making:
         hashes = {key: entry[3] for key, entry in files.items()}
         try:
             identity = clip_identity(row, pictures=work.encoders.pictures, hashes=hashes)
+            if work.family.reads_pictures:
+                identity["prompt"] = row.prompt
             seen = work.earlier.looked_at(row.id, files, self.size, work.sampling)
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
@@ -222,7 +224,7 @@ class _Making:
         frames = dict(read_pair(row, plan))
         pictures = read_pictures(row, frames, plan, work.encoders.pictures)
         grid = work.family.latent_shape(*self.size)[1:]
-        mask = None if row.mask is None else read_mask(row, plan, grid)
+        mask = None if row.mask is None else read_mask(row, plan, grid, work.family.lead)
         return _Read(None, frames, pictures, mask)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:

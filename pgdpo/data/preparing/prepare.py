@@ -44,12 +44,12 @@ from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
-from pgdpo.models.encoders.cuts import say_cut_prompts
+from pgdpo.models.encoders.cuts import ONE_PROMPT, say_cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import PairRow
-from pgdpo.rows.schema import captions_of, counted, cut_labels
+from pgdpo.rows.schema import captions_of, counted, cut_labels, spoken
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written, as those of the next one are meanwhile
 PROMPTS_AT_ONCE = 32
@@ -113,10 +113,16 @@ def prepare(
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
     captions = {caption for row in rows for caption in captions_of(row.extra).values()}
-    prompts = sorted({row.prompt for row in rows} | captions | {""})
+    read = sorted({row.prompt for row in rows} | captions | {""})
+    prompts = read
+    if (
+        family.reads_pictures
+    ):  # with the pictures, beside the clips; all but the empty one, of a dropped caption
+        _refuse_captions(rows)
+        prompts = [""]
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
-        say_cut_prompts(encoders, prompts + negatives)
+        say_cut_prompts(encoders, read + negatives)
     text_dtype = _settle_text_dtype(work)
     _check_room(work, buckets, prompts=len(prompts) + len(negatives), text_dtype=text_dtype)
     settle_tiling(work)
@@ -148,6 +154,13 @@ def prepare(
     encoded = sum(shard.encoded for shard in shards)
     removed = len(set(earlier.ids) - {row["id"] for row in index["pairs"]})
     return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
+
+
+def _refuse_captions(rows: Sequence[PairRow]) -> None:
+    """Raises InputError for a sample with a caption of its own, where a text encoder reads prompts with pictures."""
+    for row in rows:
+        for side in captions_of(row.extra):
+            raise InputError(f"the caption of {spoken(row.id, row.clips, side)}: {ONE_PROMPT}; leave it out")
 
 
 def _settle_text_dtype(work: Work) -> str | None:
