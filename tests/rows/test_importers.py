@@ -283,6 +283,7 @@ PICTURES = {"image": "first.png", "last_image": "last.png"}
 RATED = [
     {"prompt": "p", "video": name, "score": score, **PICTURES} for name, score in (("a.mp4", 1), ("b.mp4", 0))
 ]
+LABELLED = Options(groups=True, columns={"clip": "video", "label": "label"})
 WITH_PICTURES = {
     "pairs": (
         "table",
@@ -295,7 +296,7 @@ WITH_PICTURES = {
     "labels": (
         "table",
         [{"prompt": "p", "video": "a.mp4", "label": "good", **PICTURES}],
-        Options(groups=True),
+        LABELLED,
     ),
 }
 
