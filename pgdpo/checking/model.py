@@ -81,7 +81,7 @@ def model_problems(
         given = [*splits.get("held_out", []), *splits["train"]]
         yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
         for rows in splits.values():
-            yield from row_prompt_problems(encoders, rows)
+            yield from row_prompt_problems(family, encoders, rows)
         yield from negative_prompt_problems(inspected, family, encoders)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
@@ -272,8 +272,8 @@ def _pictures(
             grid = family.latent_shape(*plan.size)[1:]
             checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid, family.lead)
         for frame in encoders.pictures:
-            if (key := GIVEN.get(frame)) in files:
-                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan.size, at)
+            if (key := GIVEN.get(frame)) in files and plan.reaches(frame):
+                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan, at)
         for key, check in checks.items():
             try:
                 check()

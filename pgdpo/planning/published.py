@@ -8,14 +8,11 @@ Those of CogVideoX 1.5 and of CogVideoX's image-to-video models are what diffuse
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pgdpo.config import ModelConfig
+from pgdpo.files.pipeline import shipped_folder
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-
-FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 
 
 def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
@@ -26,7 +23,7 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
     try:
         return open_family(model), None
     except InputError:
-        if not _folder(model).is_dir():
+        if not shipped_folder(model.path).is_dir():
             raise
     return published(
         model
@@ -35,8 +32,4 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
 
 def published(model: ModelConfig) -> Family:
     """The family of a published model's own configuration files, without a look at the network."""
-    return open_family(model.model_copy(update={"path": str(_folder(model)), "revision": None}))
-
-
-def _folder(model: ModelConfig) -> Path:
-    return FOLDER / model.path.replace("/", "--")
+    return open_family(model.model_copy(update={"path": str(shipped_folder(model.path)), "revision": None}))

@@ -63,7 +63,7 @@ def wan_first_last(size):
     return Wan, model, inputs
 
 
-def hunyuan_video(size):
+def hunyuan_video(size, **options):
     layers = {"num_layers": 2, "num_single_layers": 2, "num_refiner_layers": 1, "patch_size": 1}
     text = {"text_embed_dim": 8, "pooled_projection_dim": 8, "rope_axes_dim": (4, 4, 4)}
     inputs = {
@@ -74,7 +74,7 @@ def hunyuan_video(size):
         "pooled_projections": torch.randn(2, 8),
         "guidance": torch.tensor([6000.0, 6000.0]),
     }
-    return HunyuanVideo, HunyuanVideoTransformer3DModel(**HEADS, **layers, **text), inputs
+    return HunyuanVideo, HunyuanVideoTransformer3DModel(**HEADS, **layers, **text, **options), inputs
 
 
 def cogvideox(size, *, rotary: bool = True, newer: bool = False):
@@ -112,6 +112,16 @@ def ltx(size):
     return LTX, model, inputs
 
 
+def ltx_conditions(tokens: int, *, pictures: bool):
+    """As LTXConditionPipeline calls it: with positions, and a timestep of each token where pictures are among them."""
+    _, model, inputs = ltx((1, 1, tokens))
+    for name in ("num_frames", "height", "width", "rope_interpolation_scale"):
+        del inputs[name]
+    inputs["timestep"] = torch.rand(2, tokens if pictures else 1) * 1000
+    inputs["video_coords"] = torch.rand(2, 3, tokens) * 100
+    return LTX, model, inputs
+
+
 EVEN, UNEVEN = (2, 3, 4), (3, 3, 5)  # latent frames, rows, columns: 24 and 45 tokens
 # name -> (model and inputs, model settings, fused ops)
 CASES = {
@@ -130,12 +140,25 @@ CASES = {
         {"gradient_checkpointing": "selective"},
         False,
     ),
+    # The first frame's tokens, 15 of 45, are the first rank's; and all 40 of them, those of both.
+    "hunyuan_video token_replace": (
+        lambda: hunyuan_video(UNEVEN, image_condition_type="token_replace"),
+        {"gradient_checkpointing": "full"},
+        True,
+    ),
+    "hunyuan_video token_replace one frame": (
+        lambda: hunyuan_video((1, 5, 8), image_condition_type="token_replace"),
+        {"compile": "aot_eager"},
+        False,
+    ),
     "cogvideox": (lambda: cogvideox(EVEN), {}, False),
     "cogvideox 2b": (lambda: cogvideox(UNEVEN, rotary=False), {"gradient_checkpointing": "full"}, False),
     "cogvideox uneven": (lambda: cogvideox(UNEVEN), {"gradient_checkpointing": "selective"}, True),
     "cogvideox 1.5 i2v": (lambda: cogvideox(UNEVEN, newer=True), {}, True),
     "ltx uneven": (lambda: ltx(UNEVEN), {}, True),
     "ltx selective": (lambda: ltx(EVEN), {"gradient_checkpointing": "selective"}, False),
+    "ltx pictures": (lambda: ltx_conditions(45, pictures=True), {}, True),
+    "ltx one timestep": (lambda: ltx_conditions(24, pictures=False), {}, False),
 }
 
 

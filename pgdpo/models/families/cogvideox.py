@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from pgdpo.config.families import SampleSettings
+from pgdpo.config.families import FREE, Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
@@ -141,8 +141,26 @@ class DispatchedAttention:
         return joint[:, text:], joint[:, :text]
 
 
+OWNERS = ("zai-org", "THUDM")  # on the hub, by the name of now and of then
+LICENCE_2B = Licence(
+    "apache-2.0", "https://huggingface.co/zai-org/CogVideoX-2b/blob/main/LICENSE", terms=FREE
+)
+LICENCE = Licence(
+    "other",
+    "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE",
+    "cogvideox-license",
+    "research is free; commercial use is to be registered, and goes up to 1 million visits a month",
+)
+
+
 class CogVideoX(VaeFamily):
     settings = ModelConfig
+    models = "CogVideoX"
+    pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")
+    licences = {  # noqa: RUF012
+        **{f"{owner}/CogVideoX-2b": LICENCE_2B for owner in OWNERS},
+        **{f"{owner}/CogVideoX*": LICENCE for owner in OWNERS},
+    }
     fps = 8.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation; 1.5: FPS_15
     # The defaults of both pipelines' __call__, and the model cards' example.
     cards = {"cogvideox": SampleSettings(50, 6.0)}  # noqa: RUF012
