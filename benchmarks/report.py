@@ -34,8 +34,8 @@ def machine() -> dict:
 
     out = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _output("git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"),
-        "changed_files": _output("git", "-C", str(RESULTS.parent), "status", "--short", "--", "kernels"),
+        "commit": output("git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"),
+        "changed_files": output("git", "-C", str(RESULTS.parent), "status", "--short", "--", "kernels"),
         "kernels_tree": tree_hash(RESULTS.parent.parent / "kernels"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -44,7 +44,7 @@ def machine() -> dict:
         "device": device_name(),
     }
     if torch.cuda.is_available():
-        out["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        out["driver"] = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         out["cuda"] = torch.version.cuda or torch.version.hip
     else:
         out["triton_mode"] = "interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else "none"
@@ -97,7 +97,7 @@ def write(result: dict, kind: str, path: Path | None = None) -> Path:
     return path
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -102,11 +102,11 @@ class Ulysses:
     def part(self, value, dim: int):
         """This rank's part of a tensor with all video tokens on `dim`, or of a tuple of them.
 
-        None, and a tensor without that dim, are for all tokens.
+        None, and a tensor without that dim or with one entry there, are for all tokens.
         """
         if isinstance(value, tuple):
             return tuple(self.part(tensor, dim) for tensor in value)
-        if value is None or value.dim() <= dim:
+        if value is None or value.dim() <= dim or value.shape[dim] == 1:
             return value
         parts = value.tensor_split(self.degree, dim)
         self.sizes = [part.shape[dim] for part in parts]

@@ -77,7 +77,8 @@ def hunyuan_video(size, **options):
     return HunyuanVideo, HunyuanVideoTransformer3DModel(**HEADS, **layers, **text, **options), inputs
 
 
-def cogvideox(size, *, rotary: bool = True):
+def cogvideox(size, *, rotary: bool = True, newer: bool = False):
+    """`newer`: as CogVideoX 1.5 image-to-video, of `size` in tokens."""
     frames, height, width = size
     shape = {"sample_frames": frames * 4 - 3, "sample_height": height, "sample_width": width, "patch_size": 1}
     text = {"text_embed_dim": 8, "max_text_seq_length": 5, "use_rotary_positional_embeddings": rotary}
@@ -88,7 +89,10 @@ def cogvideox(size, *, rotary: bool = True):
         "timestep": torch.tensor([100, 700]),
         "image_rotary_emb": tuple(tables) if rotary else None,
     }
-    model = CogVideoXTransformer3DModel(**HEADS, **shape, **text, time_embed_dim=8, num_layers=2)
+    if newer:
+        inputs |= {"hidden_states": torch.randn(2, 2 * frames, 8, height, width), "ofs": torch.tensor([2.0])}
+        shape |= {"patch_size_t": 2, "ofs_embed_dim": 8, "in_channels": 8}
+    model = CogVideoXTransformer3DModel(**HEADS | shape, **text, time_embed_dim=8, num_layers=2)
     return CogVideoX, model, inputs
 
 
@@ -105,6 +109,16 @@ def ltx(size):
         "width": width,
         "rope_interpolation_scale": (4 / 25, 32, 32),
     }
+    return LTX, model, inputs
+
+
+def ltx_conditions(tokens: int, *, pictures: bool):
+    """As LTXConditionPipeline calls it: with positions, and a timestep of each token where pictures are among them."""
+    _, model, inputs = ltx((1, 1, tokens))
+    for name in ("num_frames", "height", "width", "rope_interpolation_scale"):
+        del inputs[name]
+    inputs["timestep"] = torch.rand(2, tokens if pictures else 1) * 1000
+    inputs["video_coords"] = torch.rand(2, 3, tokens) * 100
     return LTX, model, inputs
 
 
@@ -140,8 +154,11 @@ CASES = {
     "cogvideox": (lambda: cogvideox(EVEN), {}, False),
     "cogvideox 2b": (lambda: cogvideox(UNEVEN, rotary=False), {"gradient_checkpointing": "full"}, False),
     "cogvideox uneven": (lambda: cogvideox(UNEVEN), {"gradient_checkpointing": "selective"}, True),
+    "cogvideox 1.5 i2v": (lambda: cogvideox(UNEVEN, newer=True), {}, True),
     "ltx uneven": (lambda: ltx(UNEVEN), {}, True),
     "ltx selective": (lambda: ltx(EVEN), {"gradient_checkpointing": "selective"}, False),
+    "ltx pictures": (lambda: ltx_conditions(45, pictures=True), {}, True),
+    "ltx one timestep": (lambda: ltx_conditions(24, pictures=False), {}, False),
 }
 
 

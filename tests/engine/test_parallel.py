@@ -11,8 +11,6 @@ from pgdpo.engine.parallel import arrange_ranks, check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from tests.engine import shared_tokens
-from tests.models.families import FAMILIES
-from tests.models.road import Road
 from tests.worlds import losses, metrics, run_pgdpo
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
@@ -34,12 +32,6 @@ TWO_RANKS = {
     ),
     "shared_full": ("full", [*FULL, SHARED, "train.zero_stage=2"]),
     "shared_kto": ("kto", ["objective={name: kto, beta: 500}", SHARED]),
-}
-EQUALITIES = {  # for the figures: (run, run)
-    **{f"ZeRO 0 = {stage}": ("zero0", f"zero{stage}") for stage in (1, 2, 3)},
-    "one rank = two ranks": ("one", "zero0"),
-    "sequence parallel 1 = 2": ("one", "shared0"),
-    "accumulation 1 = 2": ("zero0", "accumulated"),
 }
 ONE_RANK = {"one": [], "full": [*FULL], "kto": ["objective={name: kto, beta: 500}"]}
 
@@ -86,15 +78,10 @@ def test_two_ranks_are_one(config_file, ranks):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # many runs, minutes where others use the cores too
-def test_two_ranks_are_one_however_they_share_the_work(config_file, output, figures, ranks):
+def test_two_ranks_are_one_however_they_share_the_work(config_file, output, ranks):
     """ZeRO 0 to 3, accumulation, offload, sequence parallelism: losses within 1e-5, gradient norms within 1e-4."""
     runs = {name: [STEPS, *overrides] for name, (_, overrides) in TWO_RANKS.items()}
     ranks.train(config_file, runs, interpreted=True)
-    for name, (first, second) in EQUALITIES.items():
-        found = {run: losses(output, run) for run in (first, second)}
-        off_by = off(output, second, first, "loss")
-        figures("five_steps", {name: {"off_by": off_by, "losses": found}})
-        assert off_by <= 1e-5, name
     compare(output, TWO_RANKS)
 
 
@@ -118,6 +105,8 @@ ONE_OF_EACH = (
     "hunyuan_video token_replace",
     "cogvideox uneven",
     "ltx uneven",
+    "ltx pictures",
+    "ltx one timestep",
 )
 
 
@@ -130,31 +119,6 @@ def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases, 
     for case, off_by in found.items():
         assert 0.4 < off_by["share"] < 0.6 and off_by["learned"] > 0.1, case
         assert max(off_by["loss"], off_by["prediction"], off_by["gradient"]) <= 1e-5, (case, off_by)
-
-
-SETTINGS = {  # of a family's shared run
-    "cogvideox": ["train.zero_stage=2"],
-    "ltx": ["train.zero_stage=1", "model.gradient_checkpointing=selective"],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains_with_shared_tokens(family, saved, world, tmp_path, ranks):
-    """With a LoRA and with all weights: five steps' losses are one rank's."""
-    kind, settings = FAMILIES[family], SETTINGS.get(family, ["train.zero_stage=3"])
-    config = Road(kind, saved(kind.save), world, tmp_path).config()
-    run_pgdpo("prepare", config)
-    lora = [STEPS, "train.learning_rate=1e-4"]
-    for name, overrides in {"one": lora, "full": [STEPS, *FULL]}.items():
-        run_pgdpo("train", config, f"name={name}", *overrides)
-    shared = {
-        "shared": ("one", [*lora, SHARED, *settings]),
-        "shared_full": ("full", [STEPS, *FULL, SHARED, *settings]),
-    }
-    ranks.train(config, {name: overrides for name, (_, overrides) in shared.items()}, interpreted=True)
-    compare(tmp_path / "out", shared)
 
 
 def test_ranks_that_the_degree_does_not_divide():

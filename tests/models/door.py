@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from tests.models.families import Kind
-from tests.models.road import CPU, PROMPT, open_pipeline
+from tests.models.road import CPU, PROMPT, open_pipeline, starting
 
 STEPS = 5
 PROMPTS = (PROMPT, "a blue star")  # of two lengths: the shorter one's padding is masked
@@ -57,7 +57,9 @@ class Door:
         with recorded(self.transformer) as ours:
             answers = [self.forward(sample.noisy, sample.each, sample.conditioning) for sample in samples]
         for mine, their, answer in zip(ours, theirs, answers, strict=True):
-            yield mine[0], their[0], self.kind.lay_out(answer), their[1]
+            answer = self.kind.lay_out(answer)
+            # What it answers for pictures that stand before the clip is no prediction.
+            yield mine[0], their[0], answer, their[1][:, -answer.shape[1] :]
 
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
@@ -92,6 +94,7 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
+        encoders._load_vae = lambda: self.pipeline.vae  # of the image; `prepare` has it in fp32
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
@@ -125,25 +128,33 @@ class Door:
         """The pipeline from `latents`; `following(step)`: what stands in place of the latents of that step."""
 
         def after(pipeline, step, timestep, values):
-            clip = following(step + 1)
-            return (
-                values if clip is None else {"latents": self.kind.lay_out(clip).to(values["latents"].dtype)}
-            )
+            clip, held, given = following(step + 1), values["latents"], self.kind.given
+            if clip is None:
+                return values
+            clip = self.kind.lay_out(clip).to(held.dtype)
+            if not given:
+                return {"latents": clip}
+            kept = given - (held.shape[1] - clip.shape[1])  # tokens of the clip itself
+            return {"latents": torch.cat([held[:, :given], clip[:, kept:]], dim=1)}
 
         if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
         prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            for name, instead in INSTEAD.items() if self.kind.each_image else ():
+        with (
+            torch.no_grad(),
+            starting(self.kind, self.pipeline, latents) as given,
+            contextlib.ExitStack() as stack,
+        ):
+            mixed = self.kind.image and self.kind.family == "hunyuan_video"
+            for name, instead in INSTEAD.items() if mixed else ():
                 call = functools.partial(instead, getattr(self.pipeline, name))
                 stack.enter_context(mock.patch.object(self.pipeline, name, call))
             self.pipeline(
                 prompt=prompts,
                 num_inference_steps=STEPS,
-                latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images_for(len(prompts))},
+                **{self.kind.guidance: 1.0, **self.kind.call, **given},
             )
 
 

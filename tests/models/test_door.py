@@ -108,6 +108,14 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         ("ltx", "rope", lambda told: (told[0].flip(1), told[1])),
         ("cogvideox 5b", "image_rotary_emb", lambda told: (told[1], told[0])),
         ("cogvideox 2b", "hidden_states", lambda told: told.transpose(1, 2).contiguous()),
+        # The image's channels, one frame later.
+        (
+            "cogvideox 5b i2v",
+            "hidden_states",
+            lambda told: torch.cat([told[:, :, :4], told[:, :, 4:].roll(1, 1)], 2),
+        ),
+        ("cogvideox 1.5", "image_rotary_emb", lambda told: (told[0].roll(1, 0), told[1])),
+        ("cogvideox 1.5 i2v", "ofs", lambda told: told + 1),
     ],
 )
 def test_another_number_is_found(name, argument, spoil, doors):

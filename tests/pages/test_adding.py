@@ -11,7 +11,7 @@ import pytest
 from pgdpo.evaluation.rewards import open_reward
 from pgdpo.messages.errors import InputError
 from tests.pages.adding import add, fill, install, run_in_copy
-from tests.pages.book import ROOT, pages
+from tests.pages.book import PLACED, ROOT, blocks, pages
 from tests.worlds import share_pairs, write_config
 
 OBJECTIVE, MODEL, JUDGE, IMPORTER = (
@@ -71,6 +71,16 @@ def test_the_objective(commands, run):
 
 def test_the_model(commands, run):
     run(quick(commands[MODEL]))
+
+
+def test_a_family_is_one_file_and_a_configuration():
+    """And in the tests a line of `KINDS`, with the function that saves its pipeline."""
+    placed = [PLACED.fullmatch(block.heading) for block in blocks(MODEL, pages()[MODEL])]
+    touched = [place["file"] for place in placed if place]
+    ours = {file for file in touched if not file.startswith("tests/")}
+    assert ours == {"pgdpo/models/families/skyreels_v2.py", "configs/skyreels_v2.yaml"}
+    tested = {file: touched.count(file) for file in touched if file not in ours}
+    assert tested == {"tests/models/tiny_skyreels.py": 1, "tests/models/families.py": 2}  # with its import
 
 
 @pytest.mark.slow

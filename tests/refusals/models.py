@@ -36,6 +36,12 @@ def own_caption(place: Place) -> list[str]:
     return [*own, *of("hunyuan_video i2v", "data.num_frames=5", "data.fps=own")(place)]
 
 
+def checkpoint(place: Place) -> list[str]:
+    """A single file, as ComfyUI has them."""
+    (place.folder / "wan.safetensors").touch()
+    return [f"model.path={place.folder}/wan.safetensors"]
+
+
 def without(place: Place, part: str, name: str = "wan 2.1 t2v") -> list[str]:
     folder = place.model(KINDS[name].save)
     shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()

@@ -17,28 +17,12 @@ from pgdpo.config.read import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import heard_by
-from pgdpo.models.families.ltx import NEGATIVE as LTX_NEGATIVE
-from pgdpo.models.families.wan import NEGATIVE as WAN_NEGATIVE
 from pgdpo.report.steps import evaluated_steps
 from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
 from tests.models.families import KINDS
-from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline, seed_of
+from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline, seed_of, starting
 from tests.worlds import run_pgdpo, write_config
-
-# card -> what its pipeline is called with, and the shift of its scheduler (None: its own)
-TOLD = {
-    "wan": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 3.0),
-    "wan21_flf2v_14b": ({"num_inference_steps": 50, "guidance_scale": 5.5}, 16.0),
-    "wan22_t2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 4.0, "guidance_scale_2": 3.0}, 12.0),
-    "wan22_i2v_a14b": ({"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}, 5.0),
-    "wan22_ti2v_5b": ({"num_inference_steps": 50, "guidance_scale": 5.0}, 5.0),
-    "hunyuan_video": ({"num_inference_steps": 50, "guidance_scale": 6.0, "true_cfg_scale": 1.0}, 7.0),
-    # What it is told of guidance hangs on the model: `Kind.called`.
-    "hunyuan_video_i2v": ({"num_inference_steps": 50, "true_cfg_scale": 1.0}, 7.0),
-    "cogvideox": ({"num_inference_steps": 50, "guidance_scale": 6.0}, None),
-    "ltx": ({"num_inference_steps": 50, "guidance_scale": 3.0}, None),
-}
 
 
 class HeldOut:
@@ -63,10 +47,17 @@ class HeldOut:
 
 
 WITHOUT = {"guidance_scale": 1.0}  # guidance
-FIRST = {}  # kind of each card
+FIRST = {}  # kind of each card, from text and from pictures
 for name, kind in KINDS.items():
-    FIRST.setdefault(kind.card, name)
-SLOW = ("wan 2.1 i2v", "wan 2.2 i2v a14b high")  # the brothers that are left run all that is ours
+    FIRST.setdefault((kind.card, kind.image), name)
+# The brothers that are left run all that is ours.
+SLOW = (
+    "wan 2.1 i2v",
+    "wan 2.2 i2v a14b high",
+    "wan 2.2 ti2v 5b i2v",
+    "cogvideox 5b i2v",
+    "cogvideox 1.5 i2v",
+)
 
 
 @pytest.mark.parametrize(
@@ -80,25 +71,24 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
     kind = KINDS[name]
     folder = saved(kind.save)
     family, pipeline = kind.open(folder), open_pipeline(kind, folder)
-    options = kind.call | kind.images_for(1)
-    told, shift = TOLD[kind.card]
-    negative = {"wan": WAN_NEGATIVE, "ltx": LTX_NEGATIVE}.get(kind.family, "")
-    negative = ("镜头切换，镜头晃动，" if kind.card == "wan21_flf2v_14b" else "") + negative  # noqa: RUF001
+    told, shift = split(kind.told)
+    negative = family.cards[kind.card].negative_prompt
     if shift is not None:
         scheduler = type(pipeline.scheduler)
         key = next(key for key in ("flow_shift", "shift") if key in pipeline.scheduler.config)
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **{key: shift})
     noise = pair_noise((1, *family.latent_shape(*kind.size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
-    with torch.no_grad():
+    with torch.no_grad(), starting(kind, pipeline, noise) as begun:
         theirs = pipeline(
             prompt=PROMPT,
             negative_prompt=negative,
-            latents=kind.lay_out(noise),
             output_type="latent",
             generator=torch.Generator().manual_seed(seed_of(noise)),
-            **options,
+            **kind.call,
+            **begun,
             **told,
         ).frames
+    theirs = kind.lay_back(theirs, noise)
     handed = []
     call = type(pipeline).__call__
 
@@ -115,26 +105,31 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
         ours = sample_latents(config, family, transformer, data, [(0, 0)], CPU)
     steps = told["num_inference_steps"]
     assert said == [f"denoising step {number} of {steps}" for number in range(1, steps + 1)]
-    if (
-        kind.family == "hunyuan_video"
-    ):  # its text is trimmed here and masked there, which rounds products otherwise
-        assert (kind.lay_out(ours) - theirs).norm() < 1e-4 * theirs.norm()
-    else:
-        assert torch.equal(kind.lay_out(ours), theirs)
-    for keywords, scheduler in handed:  # some loops are ours: they encode no image beside the transformer
+    # Text that is trimmed here and masked there may round products otherwise.
+    assert torch.equal(ours, theirs) or (kind.masks_text and (ours - theirs).norm() < 1e-4 * theirs.norm())
+    for (
+        keywords,
+        scheduler,
+    ) in handed:  # none of Wan, whose loop is ours: it encodes no image beside the transformer
         assert {name: keywords[name] for name in told} == told
         assert shift is None or scheduler[key] == shift
-    assert bool(handed) != (kind.family == "wan" or kind.each_image)
+
+
+def split(told: dict) -> tuple[dict, float | None]:
+    """(what the pipeline is called with, the shift of its scheduler) of `Kind.told`."""
+    return {name: value for name, value in told.items() if name != "shift"}, told.get("shift")
 
 
 def test_every_card_has_a_kind():
     cards = [card for family in families() for card in family_class(family).cards]
-    assert set(TOLD) == set(cards) == {kind.card for kind in KINDS.values()} and len(set(cards)) == len(cards)
+    assert set(cards) == {kind.card for kind in KINDS.values()} and len(set(cards)) == len(cards)
 
 
 def test_a_family_has_a_card_and_what_is_set_goes_before_it(saved):
     for kind in KINDS.values():
-        (told, shift), family = TOLD[kind.card], kind.open(saved(kind.save))
+        (told, shift), family = split(kind.told), kind.open(saved(kind.save))
+        negative = family.cards[kind.card].negative_prompt
+        assert negative.startswith(kind.negative) and bool(negative) == bool(kind.negative)
         found = sample_settings(EvaluateConfig(), family.sampling((480, 832)))
         assert found.steps == told["num_inference_steps"] and found.flow_shift == shift
         assert found.guidance_scale_2 == told.get("guidance_scale_2")

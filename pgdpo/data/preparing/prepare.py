@@ -19,6 +19,7 @@ Ranks share the files: each encodes its own, and the main rank writes the index 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -55,6 +56,12 @@ PROMPTS_AT_ONCE = 32
 LENGTHS = {
     "pair": "pairs have clips of two lengths: of the longer as much counts as of the shorter",
     "group": "groups have clips of several lengths: of each as much counts as of the shortest",
+}
+
+
+UNREAD = {
+    "image": "what is taken begins later than the clips: its first frame stands for the row's `image`",
+    "last_image": "what is taken ends earlier than the clips: its last frame stands for the row's `last_image`",
 }
 
 
@@ -133,6 +140,9 @@ def prepare(
         seen = [(pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair]
         for line in views_said(seen, rows[0].kind):
             say(f"  {line}")
+        unread = Counter(key for pair in pairs.values() for key in pair.get("unread", ()))
+        for key, count in sorted(unread.items()):
+            say(f"  {count} {rows[0].kind}s: {UNREAD[key]}")
         unequal = sum(shard.unequal for shard in shards)
         if unequal:
             say(f"  {unequal} {LENGTHS[rows[0].kind]}")

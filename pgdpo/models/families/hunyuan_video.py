@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pgdpo.config.families import SampleSettings
+from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
@@ -91,8 +91,20 @@ class HunyuanVideoSettings(ModelConfig):
     )
 
 
+LICENCE = Licence(
+    "other",
+    "https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
+    "tencent-hunyuan-community",
+    "not in the European Union, the United Kingdom and South Korea; above 100 million users a month by a licence of "
+    "its own; outputs may improve no other model",
+)
+
+
 class HunyuanVideo(VaeFamily):
     settings = HunyuanVideoSettings
+    models = "HunyuanVideo 1.0"
+    pipelines = ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline")
+    licences = {"hunyuanvideo-community/HunyuanVideo*": LICENCE}  # noqa: RUF012
     fps = 24.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
     cards = {  # noqa: RUF012
         # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
