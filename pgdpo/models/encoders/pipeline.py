@@ -149,6 +149,9 @@ class PipelineEncoders:
         vae = self.family.meta_vae
         return vae.tile_sample_min_height, vae.tile_sample_min_width
 
+    def load_beside(self, way: Way) -> None:
+        """Load what stays in memory beside the VAE while clips go through it."""
+
     def open_vae(self, size: Size, way: Way) -> ModelMixin:
         """The VAE, set for clips of this size: whole or in tiles."""
         self._parts.drop_others("vae")
