@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pgdpo.checkpoints.published import checkpoints_of, damaged_step, has_whole_state, read_state
-from pgdpo.config import Config, DataConfig, TrainConfig
+from pgdpo.config import PARTS, Config, DataConfig, TrainConfig
 from pgdpo.config.explain import renamed
 from pgdpo.config.read import covered, validated
 from pgdpo.data.sources import shares_of
@@ -129,6 +129,11 @@ def read_record(folder: Path, checkpoint: Path | None = None) -> Config | None:
         return _validated(file, {"config": yaml.safe_load(file.read_text(encoding="utf-8"))})
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot be read ({error}): bring it back, or begin anew") from error
+
+
+def is_both(folder: Path) -> bool:
+    """Whether a folder is that of a run of both experts, each in a folder of its own in it."""
+    return all((folder / part).is_dir() for part in PARTS)
 
 
 def identity_of(folder: Path, checkpoint: Path | None = None) -> dict | None:
