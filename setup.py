@@ -49,7 +49,13 @@ setup(
     },
     package_data={
         "pgdpo.configs": ["*.yaml", "cluster/*"],
-        "pgdpo": ["assets/**/*", "report/templates/*.jinja", "checking/*.jinja", "py.typed"],
+        "pgdpo": [
+            "assets/**/*",
+            "models/README.md",
+            "report/templates/*.jinja",
+            "checking/*.jinja",
+            "py.typed",
+        ],
         "pgdpo_kernels": ["py.typed"],
     },
     install_requires=[

@@ -87,7 +87,7 @@ def whole_run(result: dict, rows: list[dict]) -> None:
     (block,) = result["blocks"]
     assert set(block["us"]) == {"fused", "eager", "compile"} and block["moved_bytes"] is None
     steps = result["steps"]
-    assert set(steps) == set("abcde") and set(result["compared"]) == set("bcd")
+    assert set(steps) == set("abcdef") and set(result["compared"]) == set("bcdf")
     assert steps["a"]["losses"][0] == pytest.approx(math.log(2), rel=1e-6)  # plain DPO
     # PG-DPO, beside a reference and with its errors cached
     assert steps["b"]["losses"][0] == steps["c"]["losses"][0]

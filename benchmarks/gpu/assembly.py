@@ -132,7 +132,7 @@ def steps(rows: list[dict]) -> dict[str, dict]:
 
 
 def compare(variants: dict[str, dict]) -> dict:
-    """Speed and memory of b, c, d relative to a."""
+    """Speed and memory of b, c, d, f relative to a."""
     if "a" not in variants:
         return {}
     base = variants["a"]
@@ -142,7 +142,7 @@ def compare(variants: dict[str, dict]) -> dict:
             "memory_of_a": found["peak_memory"] / base["peak_memory"],
         }
         for name, found in variants.items()
-        if name in "bcd"
+        if name in "bcdf"
     }
 
 

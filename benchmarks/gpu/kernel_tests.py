@@ -16,9 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "PGDPO_BENCH_ROWS"
 JOB = "tests/kernels"  # the row of all of them; the others are a test each
 DRY_TESTS = ["tests/kernels/test_packaging.py"]  # a dry run is for the way, not for the tests
-# Machine code for other targets, and the compiler's limits: what a CPU shows as well, and minutes of a GPU's time.
+# Machine code, wheels, lists of names, the compiler's limits: what a CPU shows as well, and minutes of a GPU's time.
 NO_GPU_NEEDED = (
+    "tests/kernels/examples",
+    "tests/kernels/ops/test_bytes.py",
+    "tests/kernels/ops/test_known_models.py",
     "tests/kernels/test_aot.py",
+    "tests/kernels/test_install.py",
+    "tests/kernels/test_kernel_hub.py",
+    "tests/kernels/test_packaging.py",
+    "tests/kernels/test_predict.py",
     "tests/kernels/test_benchmarks.py::test_pytest_benchmark_compiles_more_shapes_than_torch_keeps",
 )
 WORKERS = 12  # at most: each has a context of its own on the device, and compiles kernels

@@ -6,10 +6,11 @@
     c      b with the reference's errors computed beforehand
     d      c with fused ops, attention's outputs kept, compiled blocks
     e      a LoRA step of the 14B model, as b
+    f      b with fused ops, nothing compiled
 
-a to d train a LoRA on the architecture of Wan-1.3B, random weights, one pair a step, 480p x 81 frames, on clips of
-noise that go through `pgdpo prepare`. For b to e the plan's peak memory stands beside the measured one. Each variant
-has a process of its own. With the stub driver the same flow runs on a tiny model, and its times say nothing.
+a to d and f train a LoRA on the architecture of Wan-1.3B, random weights, one pair a step, 480p x 81 frames, on clips
+of noise that go through `pgdpo prepare`. For all but a the plan's peak memory stands beside the measured one. Each
+variant has a process of its own. With the stub driver the same flow runs on a tiny model, and its times say nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ VARIANTS = {
         [CACHED, "model.gradient_checkpointing=selective", "model.kernels=triton", "model.compile=inductor"],
     ),
     "e": ("14b", [FULL, "train.steps=2"]),
+    "f": ("1.3b", [FULL, "model.kernels=triton"]),
 }
 TINY_CHANGES = {
     "model.kernels=triton": "model.kernels=eager",

@@ -38,7 +38,7 @@ def build(source: Source, target: str):
     names = source.kernel.arg_names
     types = source.types | dict.fromkeys(source.constants, "constexpr")
     backend, arch, width = TARGETS[target]
-    options = {"num_warps": source.threads // width, "enable_fp_fusion": source.fp_fusion}
+    options = {"num_warps": source.threads // width or 1, "enable_fp_fusion": source.fp_fusion}
     if source.cuda_registers and backend == "cuda":
         options["maxnreg"] = source.cuda_registers
     given = ASTSource(

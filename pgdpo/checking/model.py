@@ -81,7 +81,7 @@ def model_problems(
         given = [*splits.get("held_out", []), *splits["train"]]
         yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
         for rows in splits.values():
-            yield from row_prompt_problems(encoders, rows)
+            yield from row_prompt_problems(family, encoders, rows)
         yield from negative_prompt_problems(inspected, family, encoders)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
@@ -182,7 +182,7 @@ def _segments(family: Family, pairs: Iterable[tuple[CheckedRow, PairPlan]]) -> I
     """Labels by time, of which those count that lie in what is taken of the clips."""
     first = None
     for row, plan in pairs:
-        frames = family.latent_shape(*plan.size)[1]
+        frames = family.latent_shape(*plan.size)[1] - family.lead
         labels = cut_labels({**columns(row.values), **row.values}, plan.span).get("segment_labels")
         if labels is None:
             continue
@@ -270,10 +270,10 @@ def _pictures(
         checks: dict[str, Callable[[], object]] = {}
         if pair.mask is not None:
             grid = family.latent_shape(*plan.size)[1:]
-            checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid)
+            checks["mask"] = lambda pair=pair, plan=plan, grid=grid: read_mask(pair, plan, grid, family.lead)
         for frame in encoders.pictures:
-            if (key := GIVEN.get(frame)) in files:
-                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan.size, at)
+            if (key := GIVEN.get(frame)) in files and plan.reaches(frame):
+                checks[key] = lambda pair=pair, plan=plan, at=(frame,): read_pictures(pair, {}, plan, at)
         for key, check in checks.items():
             try:
                 check()
@@ -320,7 +320,7 @@ def _to_prepare(
     sizes = sorted({len(row.sides) for row in rows if row.kind == "group"})
     checks: dict[str, Callable[[], object]] = {
         "objective": lambda: [objective.check_groups(size) for size in sizes],
-        "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames),
+        "data.segments": lambda: divide_frames(needs, data.segments, pairs[0], frames, family.lead),
         "data.select": lambda: _left(
             config, curated(pairs, _without_embeddings(data), spread=_alike, seed=config.train.seed)[0]
         ),

@@ -8,7 +8,7 @@ from pgdpo.config import sample_settings
 from pgdpo.config.read import Inspection
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
-from pgdpo.models.encoders.cuts import Cut, cut_prompts
+from pgdpo.models.encoders.cuts import ONE_PROMPT, Cut, cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.rows.manifest import CheckedRow
@@ -16,8 +16,8 @@ from pgdpo.rows.schema import SAMPLES, captions_of, spoken, titled
 from pgdpo.toy.encoders import ToyEncoders
 
 
-def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
-    """Prompts that are empty, or longer than what a text encoder reads.
+def row_prompt_problems(family: Family, encoders: Encoders, rows: Sequence[CheckedRow]) -> Iterator[Problem]:
+    """Prompts that are empty, or longer than what a text encoder reads; captions that it doesn't read.
 
     Raises OSError where a tokenizer is on a hub that cannot be reached, as `negative_prompt_problems` does.
     """
@@ -39,6 +39,14 @@ def row_prompt_problems(encoders: Encoders, rows: Sequence[CheckedRow]) -> Itera
         for side, caption in own.items():
             about = f"the caption of {spoken(row.values['id'], row.sides, side)}"
             key = "caption_rejected" if row.kind == "pair" else f"{SAMPLES}.caption"
+            if family.reads_pictures:
+                yield row.problem(
+                    f"{about}: {ONE_PROMPT}",
+                    key=key,
+                    value=caption,
+                    allowed="no caption of a sample's own",
+                    suggestion="leave it out",
+                )
             yield from _too_long(encoders, caption, cuts.get(caption, []), row.problem, key, about)
 
 

@@ -22,16 +22,18 @@ from pgdpo.checking.findings import Findings
 from pgdpo.config import Config
 from pgdpo.data.buckets import Size, share_shown
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, planned, unlike, unsaid
+from pgdpo.files.locations import fetch, is_url
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import in_text, number
 from pgdpo.messages.problems import Problem
-from pgdpo.report.page import PIXEL_ART, embedded, write_page
+from pgdpo.report.page import PIXEL_ART, embedded, embedded_picture, write_page
 from pgdpo.rows.groups import RATINGS
-from pgdpo.rows.manifest import CheckedRow, decided_rows, spread
+from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, decided_rows, spread
 from pgdpo.rows.ranked import drawn
 from pgdpo.rows.schema import LABELS, SAMPLES, said_of, samples_of, worded
 from pgdpo.video import VideoInfo, fit_picture, read_frames, write_video
+from pgdpo.video.picture import read_picture
 
 TEMPLATE = "checking/check.html.jinja"
 MOST = 10  # pairs of a split
@@ -41,6 +43,10 @@ SECONDS = 6.0  # of a clip as shot, about the span that is taken
 FASTEST = 60.0  # frames a second that a clip as shot is played at
 # (pixels of the longer side, x264's rate factor, every how many frames): the first at which a pair is small enough.
 LEVELS = ((384, 23, 1), (288, 27, 1), (224, 31, 1), (160, 34, 2), (128, 38, 4), (96, 44, 8))
+UNREACHED = {  # said of a row's picture where the part that is taken has a frame of its own in its place
+    0: "not taken: the span begins later",
+    -1: "not taken: the span ends earlier",
+}
 LIGHTS = {"sdr": "SDR", "pq": "HDR (PQ), shown in SDR", "hlg": "HDR (HLG), shown in SDR"}
 OF_FILES = {
     "fps",
@@ -175,7 +181,9 @@ class Pair:
                 films[side, "shot"] = _as_shot(clip.info, plan)
             if plan is not None:
                 films[side, "model"] = _as_taken(clip.info, plan)
-        shown, level = _encoded(films, share)
+        pictures = _pictures(self.row, plan)
+        held = sum(len(picture["data"] or "") for picture in pictures)
+        shown, level = _encoded(films, share - held)
         values = self.row.values
         return {
             "id": values["id"],
@@ -187,10 +195,26 @@ class Pair:
                 (side, name, " · ".join(ratings), shown.get((side, "shot")), shown.get((side, "model")))
                 for side, (name, *ratings) in drawn(self.row.values).items()
             ],
+            "pictures": pictures,
             "crop": crop(plan.like, plan.size) if plan else None,
             "facts": _facts(plan, own) | _labels(self.row),
             "note": _note(films, level),
         }
+
+
+def _pictures(row: CheckedRow, plan: PairPlan | None) -> list[dict]:
+    """The pictures that a row names, as the template takes them, and which of them no model is given."""
+    found = []
+    for frame, key in GIVEN.items():
+        if (location := row.clips.get(key)) is None:
+            continue
+        words = "" if plan is None or plan.reaches(frame) else UNREACHED[frame]
+        try:
+            pixels = read_picture(fetch(location) if is_url(location) else Path(location))
+        except (InputError, OSError) as error:
+            pixels, words = None, str(error)
+        found.append(embedded_picture(key, pixels, words))
+    return found
 
 
 @dataclass(frozen=True)
@@ -312,7 +336,7 @@ def _labels(row: CheckedRow) -> dict[str, str]:
     values = row.values
     prompt = values["prompt"]
     facts = {"prompt": f"{len(prompt.split())} words, {len(prompt)} characters"}
-    kept = [key for key in (*LABELS, "mask", "image", "licence") if key not in OF_FILES]
+    kept = [key for key in (*LABELS, *PICTURES, "licence") if key not in OF_FILES]
     facts |= {key: in_text(values[key]) for key in kept if values.get(key) is not None}
     for side, sample in zip(row.sides, samples_of(values), strict=False):
         told = {key: value for key, value in sample.items() if key not in RATINGS}

@@ -43,7 +43,7 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     _check_formats(run.config, formats)
     folder = export_folder(run)
     _check_target(run, folder)
-    family, transformer = load_trained(_in_fp32(run) if "merged" in formats else run)
+    family, transformer = load_trained(_to_write(run, merged="merged" in formats))
     new = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -54,10 +54,15 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     return folder
 
 
-def _in_fp32(run: Run) -> Run:
-    """The run as if it were of fp32: beside a LoRA the base is held in bf16, and what is added to that is rounded."""
-    train = run.config.train.model_copy(update={"precision": "fp32"})
-    return replace(run, config=run.config.model_copy(update={"train": train}))
+def _to_write(run: Run, *, merged: bool) -> Run:
+    """The run as if it needed no GPU: nothing is computed here, so that no kernel or attention backend need be there.
+
+    `merged`: as if it were of fp32. Beside a LoRA the base is held in bf16, and what is added to that is rounded.
+    """
+    plain = {"kernels": "eager", "attention": "native", "reference_attention": None}
+    model = run.config.model.model_copy(update=plain)
+    train = run.config.train.model_copy(update={"precision": "fp32"} if merged else {})
+    return replace(run, config=run.config.model_copy(update={"model": model, "train": train}))
 
 
 def _write(

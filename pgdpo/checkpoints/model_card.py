@@ -9,10 +9,11 @@ from huggingface_hub import ModelCardData
 from jinja2 import Template
 
 from pgdpo.checkpoints.runs import Run, evaluation_of, read_results
-from pgdpo.config import Config, DataConfig
+from pgdpo.config import Config, DataConfig, ModelConfig
+from pgdpo.config.families import licence_of, licence_said
 from pgdpo.files.atomic import atomic_path
+from pgdpo.files.pipeline import is_hub_id
 from pgdpo.messages.formats import objective_name, percent
-from pgdpo.models.weights.hub import is_hub_id
 from pgdpo.models.weights.stored_dtypes import described_dtypes
 from pgdpo.version import __version__
 
@@ -60,7 +61,8 @@ def write_model_card(run: Run, folder: Path) -> None:
     commit = state["identity"].get("model_commit")
     at = f" at commit `{commit}`" if commit else ""
     metadata = ModelCardData(
-        base_model=path if is_hub_id(path) else None,
+        **_terms(config.model),
+        base_model_relation=("adapter" if adapter else "finetune") if is_hub_id(path) else None,
         library_name="diffusers",
         tags=["pgdpo", "preference-optimization", config.objective["name"], *(["lora"] if adapter else [])],
     )
@@ -68,6 +70,7 @@ def write_model_card(run: Run, folder: Path) -> None:
         "base model": f"{config.model.family}, `{path}`{at} ({state['identity']['model_hash']})",
         **({"expert": EXPERTS[config.expert]} if config.expert else {}),
         **_started_from(config),
+        "licence": licence_said(config.model.family, path),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "written in": described_dtypes(folder),
@@ -87,6 +90,15 @@ def write_model_card(run: Run, folder: Path) -> None:
     )
     with atomic_path(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _terms(model: ModelConfig) -> dict[str, str | None]:
+    """The base model and the terms that its weights pass on, under the hub's names for them."""
+    known = licence_of(model.family, model.path)
+    terms = (
+        {"license": known.license, "license_name": known.name, "license_link": known.link} if known else {}
+    )
+    return {"base_model": model.path if is_hub_id(model.path) else None, **terms}
 
 
 def _data(data: DataConfig) -> str:

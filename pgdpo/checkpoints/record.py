@@ -40,6 +40,7 @@ COMMANDS = {
         f"train.{key}"
         for key in (
             "steps",
+            "expert_turns",
             "zero_stage",
             "offload_optimizer",
             "offload_parameters",
@@ -156,17 +157,12 @@ def without_old_defaults(config: Mapping) -> Mapping:
 
 
 def with_new_names(config: Mapping) -> Mapping:
-    """A record from before keys were renamed, under the names of now; and from when each family had the keys of all,
-    which stood empty."""
-    train, model = config.get("train"), config.get("model")
-    if not isinstance(train, Mapping) or not isinstance(model, Mapping):
+    """A record from before keys were renamed, under the names of now."""
+    train = config.get("train")
+    if not isinstance(train, Mapping):
         return config
-    names, known = renamed(TrainConfig), Config.of(config).model_fields["model"].annotation.model_fields
-    return {
-        **config,
-        "train": {names.get(key, key): value for key, value in train.items()},
-        "model": {key: value for key, value in model.items() if key in known or value is not None},
-    }
+    names = renamed(TrainConfig)
+    return {**config, "train": {names.get(key, key): value for key, value in train.items()}}
 
 
 def _validated(where: Path, state: Mapping) -> Config:

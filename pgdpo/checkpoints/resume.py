@@ -46,12 +46,18 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
     Raises InputError naming the changed keys that are neither safe nor allowed, with both values.
     """
     differences = _differences(state, config, identity)
-    refused = []
     for key, (before, now) in differences.items():
         verdict = "safe" if is_free(key, config) else "allowed" if covered(key, allowed) else "refused"
-        if verdict == "refused":
-            refused.append(key)
         say(f"changed since {path.name}: {key}: {before!r} -> {now!r} ({verdict})")
+    refuse_changes(path, state, config, identity, allowed)
+    for key, (before, now) in differences.items():
+        log_event(config.run_dir, state["step"], "changed", f"{key}: {before!r} -> {now!r}")
+
+
+def refuse_changes(path: Path, state: dict, config: Config, identity: dict, allowed: Collection[str]) -> None:
+    """Raises as `check_resume`, and does nothing else."""
+    differences = _differences(state, config, identity)
+    refused = [key for key in differences if not is_free(key, config) and not covered(key, allowed)]
     if refused:
         shown = "; ".join(
             f"its {key} is {differences[key][0]!r}, this configuration's is {differences[key][1]!r}"
@@ -61,8 +67,6 @@ def check_resume(path: Path, state: dict, config: Config, identity: dict, allowe
             f"{path}: {shown}: it would no longer be one run; change it back, allow it with "
             f"{' '.join(f'--allow-change {key}' for key in refused)}, or start anew with --restart or another `name`"
         )
-    for key, (before, now) in differences.items():
-        log_event(config.run_dir, state["step"], "changed", f"{key}: {before!r} -> {now!r}")
 
 
 def _differences(state: dict, config: Config, identity: dict) -> dict[str, tuple]:

@@ -36,15 +36,16 @@ from pgdpo.checkpoints.record import (
     read_record,
     settled,
 )
-from pgdpo.config import Config
+from pgdpo.config import PARTS, Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.files.atomic import sha256_of
 from pgdpo.files.bounded import parse_json
+from pgdpo.files.pipeline import is_hub_id
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import raise_errors
-from pgdpo.models.weights.hub import is_hub_id, take
+from pgdpo.models.weights.hub import take
 
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
@@ -89,6 +90,29 @@ class Run:
         return evaluation_of(self.out, self.step)
 
 
+@dataclass(frozen=True)
+class Both:
+    """A run of `model.expert: both`. `parts`: the two experts' runs; `out`: where its own results go."""
+
+    config: Config
+    parts: tuple[Run, ...]
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def experts(self) -> dict[str, Run]:
+        """Each expert's run by its name."""
+        return {run.config.model.expert: run for run in self.parts}
+
+    @property
+    def record(self) -> Config:
+        """The configuration that it was trained in, whatever the command was given."""
+        return read_record(self.folder)
+
+
 def evaluation_of(out: Path, step: int) -> Path:
     """Folder of a step's `results.json` and clips."""
     return out / "evaluations" / f"step-{step:08d}"
@@ -98,19 +122,23 @@ def open_run(
     named: str | Path | Config,
     overrides: Sequence[str] = (),
     *,
-    step: int | None = None,
+    step: int | str | None = None,
     out: Path | None = None,
-) -> Run:
+) -> Run | Both:
     """The run of a folder or of a configuration file and `overrides`; or of a configuration that is all meant.
 
-    `step`: the checkpoint that is spoken of, by default the newest valid one. `out`: a folder for results, by default
-    the run's own. Raises InputError if there is no such run, step or valid checkpoint, for a key of `overrides` that
-    contradicts the run's record, and for a folder that cannot be written.
+    `step`: the checkpoint that is spoken of, by default the newest valid one; of `Both` each expert's own, which may be
+    its `best`. `out`: a folder for results, by default the run's own. Raises InputError if there is no such run, step
+    or valid checkpoint, for a key of `overrides` that contradicts the run's record, and for a folder that cannot be
+    written.
     """
     given = _given(named, overrides)
     folder, out = given.loaded.run_dir, out and out.resolve()
-    if read_record(folder) is None:
+    record = read_record(folder)
+    if record is None:
         raise _no_run(folder)
+    if record.model.expert == "both":
+        return _open_both(_as_trained(given, record), step, out)
     checkpoint = find_checkpoint(folder, step)
     if checkpoint is None:
         raise InputError(f"{folder}: holds no valid checkpoint: go on with `pgdpo train {named} --resume`")
@@ -119,8 +147,21 @@ def open_run(
     return run
 
 
-def step_named(named: str | Path, overrides: Sequence[str], wanted: str | None) -> int | None:
-    """The step that `--step` means: a number, or `best` by the figure of the run's `train.keep_best`, which is said.
+def _open_both(config: Config, step: int | str | None, out: Path | None) -> Both:
+    parts = []
+    for part in config.parts:
+        if read_record(part.run_dir) is None:
+            raise InputError(
+                f"{part.run_dir}: not trained yet: go on with `pgdpo train {config.run_dir} --resume`"
+            )
+        of_part = step_named(part, (), step) if isinstance(step, str) else step
+        parts.append(open_run(part, step=of_part, out=out and out / part.model.expert))
+    return Both(config, tuple(parts), out or config.run_dir)
+
+
+def step_named(named: str | Path | Config, overrides: Sequence[str], wanted: str | None) -> int | str | None:
+    """The step that `--step` means: a number, or `best` by the figure of the run's `train.keep_best`, which is said. Of
+    a run of both experts `best` is left to `open_run`.
 
     Raises InputError for any other word, and where no checkpoint was measured.
     """
@@ -129,6 +170,8 @@ def step_named(named: str | Path, overrides: Sequence[str], wanted: str | None) 
     if wanted != "best":
         raise InputError(f"--step is {wanted!r}: expected a step such as 100, or `best`")
     config = run_config(named, overrides, must=True)
+    if config.model.expert == "both":
+        return wanted
     figure = config.train.keep_best
     found = {} if figure is None else measured(config.run_dir, figure)
     if not found:
@@ -170,7 +213,7 @@ def _commanded_as(newest: Config, config: Config) -> Config:
     return inspected.loaded
 
 
-def run_config(named: str | Path, overrides: Sequence[str] = (), *, must: bool = False) -> Config:
+def run_config(named: str | Path | Config, overrides: Sequence[str] = (), *, must: bool = False) -> Config:
     """The configuration that a command goes by: the run's record where there is a run, else what was given.
 
     `must`: there must be a run if it is named by its folder or by `name=`. Raises InputError as `open_run` does.
@@ -179,7 +222,7 @@ def run_config(named: str | Path, overrides: Sequence[str] = (), *, must: bool =
     record = read_record(given.loaded.run_dir)
     if record is not None:
         return _as_trained(given, record)
-    if must and (Path(named).is_dir() or "name" in given.typed):
+    if must and (isinstance(named, Config) or Path(named).is_dir() or "name" in given.typed):
         raise _no_run(given.loaded.run_dir)
     return given.loaded
 
@@ -196,7 +239,8 @@ def resumed_config(
     given = _given(named, overrides)
     folder = given.loaded.run_dir
     checkpoint = None if step is None else at_step(folder, step)
-    record = read_record(folder, checkpoint) if checkpoints_of(folder) or Path(named).is_dir() else None
+    saved = any(checkpoints_of(path) for path in (folder, *(folder / part for part in PARTS)))
+    record = read_record(folder, checkpoint) if saved or Path(named).is_dir() else None
     if record is None:
         return given.loaded
     mend = "leave that out, allow it with {0}, or start anew with --restart or another `name`"
@@ -244,7 +288,9 @@ def _of_folder(folder: Path, overrides: Sequence[str]) -> Inspection:
         mend = f"it holds {', '.join(inside)}: name one" if inside else "name a run's, or a configuration"
         raise InputError(f"{folder}: no run: {mend}")
     here = folder.resolve()  # of a link: prepared data lie beside what it names
-    raw = record.model_dump(mode="json") | {"output_dir": str(here.parent), "name": here.name}
+    depth = record.run_name.count("/")  # of an expert's part one
+    place = {"output_dir": str(here.parents[depth]), "name": str(here.relative_to(here.parents[depth]))}
+    raw = record.model_dump(mode="json") | place
     moving = [text for text in overrides if text.partition("=")[0] in ("name", "output_dir")]
     if moving:
         raise InputError(
@@ -288,7 +334,8 @@ def _as_trained(
     _say_which(given, differing, own - typed, stated - own - typed - {"name", "output_dir"})
     merged = _with(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
     merged["output_dir"] = str(given.loaded.output_dir)
-    merged["name"] = None if folder.name == merged["objective"]["name"] else folder.name
+    name = given.loaded.run_name
+    merged["name"] = None if name == merged["objective"]["name"] else name
     inspected = inspect_mapping(Config, f"{folder} (its record, with what was given)", merged, [])
     raise_errors(inspected.problems)
     return _with_prepared(inspected.loaded, record)

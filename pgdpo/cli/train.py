@@ -22,6 +22,7 @@ from pgdpo.cli.app import (
     command,
     load,
 )
+from pgdpo.config import PARTS
 from pgdpo.files.writable import log_in
 from pgdpo.messages.console import said_to_stderr, say
 from pgdpo.messages.errors import InputError
@@ -29,7 +30,12 @@ from pgdpo.messages.errors import InputError
 
 @command(TRAIN)
 def init(
-    model: Annotated[str, typer.Argument(help="A shipped configuration: wan21_1.3b, hunyuan_video, ...")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped configuration (wan21_1.3b, hunyuan_video, ...), or a model's diffusers folder or hub id."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The YAML file to write.")],
     path: Annotated[str | None, typer.Option(help="The model's diffusers folder or hub id.")] = None,
     train: Annotated[
@@ -162,12 +168,22 @@ def train(
     allowed, overrides = allow_change or [], overrides or []
     number = step_named(run, overrides, step)
     config = resumed_config(run, overrides, allowed, step=number) if resume else load(run, overrides)
-    with log_in(config.run_dir):
-        from pgdpo.training.trainer import Trainer
+    how = {"resume": resume, "restart": restart, "fallback": fallback, "allow_change": allowed}
+    if config.model.expert != "both":
+        with log_in(config.run_dir):
+            from pgdpo.training.trainer import Trainer
 
-        Trainer(config).train(
-            resume=resume, restart=restart, step=number, fallback=fallback, allow_change=allowed
+            Trainer(config).train(step=number, **how)
+        return
+    if step is not None:
+        raise InputError(
+            f"--step is {step}, and the run is of two experts: go back with one of them by `pgdpo train "
+            f"{config.run_dir / PARTS[0]} --resume --step {step}`, then on with both"
         )
+    with log_in(config.run_dir):
+        from pgdpo.training.experts import train_experts
+
+        train_experts(config, **how)
 
 
 def _only_with_resume(given: dict[str, object], run: str) -> None:

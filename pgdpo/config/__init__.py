@@ -1,6 +1,6 @@
 """The configuration: its sections with every key, default, unit and range, and the YAML that they are read from."""
 
-from pgdpo.config.config import Config, StudyConfig, fps_of
+from pgdpo.config.config import PARTS, Config, StudyConfig, fps_of
 from pgdpo.config.data import (
     DataConfig,
     OrderRule,
@@ -17,6 +17,7 @@ from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
 
 __all__ = [
+    "PARTS",
     "AdapterConfig",
     "Config",
     "DataConfig",

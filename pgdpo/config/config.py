@@ -22,6 +22,7 @@ from pgdpo.config.train import TrainConfig
 from pgdpo.objectives import check_options, get_spec, needs_of
 
 RESERVED = ("prepared", "toy", "reference")  # beside the runs, in output_dir
+PARTS = ("high_noise", "low_noise")  # of a run of `model.expert: both`, each in a folder of its name
 
 
 class Config(Section):
@@ -58,9 +59,9 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _is_a_folder(cls, name: str | None) -> str | None:
-        if name is not None and (
-            not name or "/" in name or "\\" in name or name in RESERVED or name[0] == "."
-        ):
+        folder, _, part = (name or "").rpartition("/")
+        own = folder if part in PARTS and folder else name  # the other part's neighbour
+        if own is not None and (not own or "/" in own or "\\" in own or own in RESERVED or own[0] == "."):
             raise ValueError(f"a folder's name is expected, without `/`, not one of {', '.join(RESERVED)}")
         return name
 
@@ -80,8 +81,12 @@ class Config(Section):
         return getattr(self.model, "expert", None)
 
     @property
+    def run_name(self) -> str:
+        return self.name or self.objective["name"]
+
+    @property
     def run_dir(self) -> Path:
-        return self.output_dir / (self.name or self.objective["name"])
+        return self.output_dir / self.run_name
 
     @property
     def prepared_dir(self) -> Path:
@@ -90,6 +95,20 @@ class Config(Section):
     def prepared_folder(self, split: str) -> Path:
         """Where the pairs of `train` or `held_out` are prepared to."""
         return self.prepared_dir / split
+
+    @property
+    def parts(self) -> list[Config]:
+        """The runs that this one is made of: with `model.expert: both` one of each expert, else itself."""
+        return [self._of_expert(expert) for expert in PARTS] if self.model.expert == "both" else [self]
+
+    def _of_expert(self, expert: str) -> Config:
+        adapter = self.model.adapter
+        if adapter is not None and adapter.init is not None:  # an export of both
+            adapter = adapter.model_copy(update={"init": adapter.init / expert})
+        model = self.model.model_copy(update={"expert": expert, "adapter": adapter})
+        train = self.train.model_copy(update={"expert_turns": None})
+        name = f"{self.run_name}/{expert}"
+        return self.model_copy(update={"name": name, "model": model, "train": train})
 
     @property
     def objective_options(self) -> dict[str, Any]:
@@ -208,6 +227,11 @@ class Config(Section):
     def _check_model(self) -> None:
         """Raises ValueError for keys of the model that contradict each other, and keys that it has no use for."""
         self.model.check()
+        if self.train.expert_turns is not None and self.expert != "both":
+            raise ValueError(
+                f"train.expert_turns is {self.train.expert_turns}, and model.expert {self.expert!r}: set that to "
+                "`both`, or leave expert_turns out"
+            )
         if self.evaluate.guidance_scale_2 is not None and self.expert is None:
             raise ValueError(
                 "evaluate.guidance_scale_2 is for the second of two experts: set model.expert, or leave it out"

@@ -5,10 +5,15 @@ and without torch.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import inspect
+from pathlib import Path
 from typing import Any
 
 from pgdpo import plugins
 from pgdpo.config.evaluate import EvaluateConfig
+from pgdpo.files.pipeline import is_hub_id
+from pgdpo.messages.errors import InputError
 
 
 def families() -> tuple[str, ...]:
@@ -61,3 +66,92 @@ def sample_settings(evaluate: EvaluateConfig, found: SampleSettings) -> SampleSe
     }
     found = dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
     return found if found.guidance_scale > 1 else dataclasses.replace(found, negative_prompt="")
+
+
+# What the others are that might be taken for one of these, by how the names of their classes begin.
+NEIGHBOURS = {
+    "LTX2": "LTX-2, which makes sound too",
+    "LTXI2VLongMultiPrompt": "LTX-Video with many prompts",
+    "LTXLatentUpsample": "LTX-Video's upsampler of latents",
+    "HunyuanVideo15": "HunyuanVideo 1.5",
+    "HunyuanVideoFramepack": "FramePack",
+    "HunyuanSkyreels": "SkyReels-V1",
+    "SkyReelsV2": "SkyReels-V2",
+    "WanVACE": "Wan VACE",
+    "WanAnimate": "Wan Animate",
+    "WanVideoToVideo": "Wan's video-to-video",
+    "CogVideoXFunControl": "CogVideoX-Fun Control",
+    "CogVideoXVideoToVideo": "CogVideoX's video-to-video",
+    "Cosmos": "Cosmos",
+    "Mochi": "Mochi 1",
+    "Kandinsky5": "Kandinsky 5",
+    "Kandinsky6": "Kandinsky 6",
+    "SanaVideo": "SANA-Video",
+    "StableVideoDiffusion": "Stable Video Diffusion",
+}
+ADDING = Path(__file__).parent.parent / "models" / "README.md"  # of a checkout, and of an installation
+
+
+def family_of(found: str, path: str) -> str:
+    """The family of the pipeline's class `found` at `model.path`, or of a transformer's. Raises InputError where it is
+    of none that trains."""
+    classes = {name: family_class(name) for name in families()}
+    for name, family in classes.items():
+        if found in (*family.pipelines, inspect.getattr_static(family, "transformer_class").name):
+            return name
+    kin = max((start for start in NEIGHBOURS if found.startswith(start)), key=len, default=None)
+    what = f"{NEIGHBOURS[kin]} ({found})" if kin else f"a {found}"
+    listed = "; ".join(
+        f"`{name}`: {family.models} ({', '.join(family.pipelines)})" for name, family in classes.items()
+    )
+    raise InputError(
+        f"model.path is {path!r}: it is {what}, no model of a family that trains. These do: {listed}. Adding one: "
+        f"{ADDING}"
+    )
+
+
+def check_family(family: str, found: str, path: str) -> None:
+    """Raises InputError unless the pipeline's class `found` at `model.path` is of `model.family`."""
+    own = family_of(found, path)
+    if own != family:
+        raise InputError(
+            f"model.family is `{family}`, and model.path {path!r} holds a {found}, which is of `{own}`: set "
+            f"model.family to `{own}`, or leave it out"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Licence:
+    """The terms of published weights, as cards on the Hugging Face Hub name them."""
+
+    license: str  # the hub's id, or `other`
+    link: str
+    name: str | None = None  # of one without an id
+    terms: str = "see there"
+
+    def __str__(self) -> str:
+        return f"{self.name or self.license}: {self.terms} ({self.link}, read {READ})"
+
+
+READ = "2026-11-27"  # when the licences were
+FREE = "free, with its notice"  # the terms of Apache-2.0
+TOY = Licence(
+    "apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", terms="as pgdpo, with which it ships"
+)
+
+
+def licence_of(family: str, path: str) -> Licence | None:
+    """Of the weights that `model.path` names; None where that isn't known."""
+    if path == "toy":
+        return TOY
+    known = family_class(family).licences
+    return next((known[pattern] for pattern in known if fnmatch.fnmatchcase(path, pattern)), None)
+
+
+def licence_said(family: str, path: str) -> str:
+    """The licence of the weights at `model.path`, in words."""
+    known = licence_of(family, path)
+    if known is not None:
+        return str(known)
+    where = f" (https://huggingface.co/{path})" if is_hub_id(path) else ""
+    return f"that of the weights that you started from{where}"

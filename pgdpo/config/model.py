@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pgdpo.config.families import families, family_class
 from pgdpo.config.section import Section
@@ -39,8 +40,10 @@ class AdapterConfig(Section):
 class ModelConfig(Section):
     """What every family has; a family's `settings` have its own keys besides."""
 
-    family: Literal[families()] = Field(  # type: ignore[valid-type]
-        "wan", description="Which model class the weights are for."
+    family: Literal[("auto", *families())] = Field(  # type: ignore[valid-type]
+        "auto",
+        description="Which model class the weights are for; `auto`: that of the pipeline at `path`. Where that can't "
+        "be read when the configuration is, as without a network, name it.",
     )
     path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
     revision: str | None = Field(
@@ -93,6 +96,16 @@ class ModelConfig(Section):
         "none",
         description="torch.compile of the repeated blocks, by backend; aot_eager traces and generates no code.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys_of_others(cls, raw: Any) -> Any:
+        """Empty, a key that only other families have says nothing; in records of before all of them stand so."""
+        if not isinstance(raw, Mapping):
+            return raw
+        empty = {key for key, value in raw.items() if value is None} - cls.model_fields.keys()
+        empty &= {key for family in families() for key in family_class(family).settings.model_fields}
+        return {key: value for key, value in raw.items() if key not in empty}
 
     @property
     def fps(self) -> float:

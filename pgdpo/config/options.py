@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import types
@@ -107,11 +108,22 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
         if many or field.default is None:
             yield key, field
         yield from _walk(nested, f"{key}{'[]' if many else ''}.")
-        for family in families() if nested is ModelConfig else ():
-            own = family_class(family).settings.model_fields
-            yield from (
-                (f"{key}.{name}", field) for name, field in own.items() if name not in nested.model_fields
-            )
+        if nested is ModelConfig:
+            yield from ((f"{key}.{name}", field) for name, field in _of_families().items())
+
+
+def _of_families() -> dict[str, FieldInfo]:
+    """The keys that families have besides; one of several says what it is to each."""
+    found: dict[str, FieldInfo] = {}
+    for family in families():
+        for name, field in family_class(family).settings.model_fields.items():
+            if name in ModelConfig.model_fields:
+                continue
+            if name in found:
+                field = copy.copy(field)
+                field.description = f"{found[name].description} {field.description}"
+            found[name] = field
+    return found
 
 
 def _sections() -> dict[str, list[str]]:

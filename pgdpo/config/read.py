@@ -17,8 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from pgdpo.config import Config, StudyConfig
 from pgdpo.config.explain import explain, line_of, option_problems
+from pgdpo.config.families import families, family_of
 from pgdpo.config.yaml_text import read_yaml
 from pgdpo.files.locations import expanded
+from pgdpo.files.pipeline import pipeline_at
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, did_you_mean, raise_errors
@@ -145,23 +147,51 @@ def validated(
     model: type[T], where: Path | str, lines: dict[tuple, int], raw: dict
 ) -> tuple[T | None, list[Problem]]:
     """(a mapping as a checked section, or None; what is wrong with it)."""
-    model = Config.of(raw) if model is Config else model
+    untold: list[Problem] = []
+    resolved = raw
+    if model is Config:
+        resolved, untold = _with_family(where, lines, raw)
+        model = Config.of(raw if untold else resolved)
     problems = (
         option_problems(where, lines, raw.get("objective")) if "objective" in model.model_fields else []
     )
     try:
-        return model.model_validate(raw), problems
+        loaded = model.model_validate(resolved)
+        return None if untold else loaded, problems + untold
     except ValidationError as error:
         found = error.errors()
+        if untold:  # what a family takes is not known
+            found = [each for each in found if each["loc"]]
         if problems:  # pydantic would say the objective's again, with less
             found = [
                 each
                 for each in found
                 if each["loc"][:1] != ("objective",) and "objective: " not in each["msg"]
             ]
-        return None, problems + [explain(model, where, lines, each) for each in found]
+        return None, problems + untold + [explain(model, where, lines, each) for each in found]
     except InputError as error:  # of an objective's options, said above, or of a section's own check
-        return None, problems or [Problem(str(where), str(error))]
+        return None, [*problems, *untold] or [Problem(str(where), str(error))]
+
+
+def _with_family(where: Path | str, lines: dict[tuple, int], raw: dict) -> tuple[dict, list[Problem]]:
+    """(`raw` with the family that `model.family: auto` stands for, what is wrong with the model's path).
+
+    Where that is wrong, any family stands there, so that the other sections can be checked.
+    """
+    section = raw.get("model")
+    if not isinstance(section, dict) or section.get("family", "auto") != "auto":
+        return raw, []
+    path, revision = section.get("path"), section.get("revision")
+    if not isinstance(path, str) or not isinstance(revision, str | None):
+        return raw, []  # pydantic says it
+    problems = []
+    try:
+        found = pipeline_at(expanded(path), revision, bare=section.get("encoders") == "toy")
+        family = family_of(found, path)
+    except InputError as error:
+        family, place = families()[0], ("model", "path")
+        problems = [Problem(str(where), str(error), "model.path", path, line=line_of(lines, place))]
+    return {**raw, "model": {**section, "family": family}}, problems
 
 
 def find_config(path: str | Path) -> Path:

@@ -194,6 +194,12 @@ class TrainConfig(Section):
         description="A spike is a loss above so many times the largest of the running median of 100 steps, the "
         "objective's untrained loss and the spread of the first ten; null: none is.",
     )
+    expert_turns: int | None = Field(
+        None,
+        ge=1,
+        description="model.expert both: steps of one expert before the other one's turn; by default each trains to its "
+        "end, the high-noise one first. Results are the same to the bit.",
+    )
     checkpoint_every: int = Field(
         100, ge=1, description="Steps between checkpoints; the last step always has one."
     )

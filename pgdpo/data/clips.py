@@ -108,6 +108,14 @@ class PairPlan:
         most = max(info.frames_at(self.sampling.fps) for info in self.clips.values())
         return most - self.size[0] <= 1
 
+    def reaches(self, frame: int) -> bool:
+        """Whether frame 0, or -1, of what is taken is that of the clips themselves, give or take one: what a row's
+        `image`, or `last_image`, shows."""
+        if frame == 0:
+            return self.first <= 1
+        ends_at = max(info.frames_at(self.sampling.fps) for info in self.clips.values())
+        return ends_at - self.first - self.size[0] <= 1
+
     @property
     def unequal(self) -> bool:
         """Whether the clips have other lengths than each other."""
@@ -271,13 +279,27 @@ def clip_identity(
 
 def files_of(row: PairRow, pictures: Collection[int]) -> dict[str, Path]:
     """The files that a row's tensors follow from, by key; `pictures`: of which frames the model is given one."""
-    unread = {key for frame, key in GIVEN.items() if frame not in pictures}
-    return {key: file for key, file in row.files.items() if key not in unread}
+    others = {key for frame, key in GIVEN.items() if frame not in pictures}
+    return {key: file for key, file in row.files.items() if key not in others}
 
 
-def takes_frames(pictures: Collection[int], files: Collection[str]) -> bool:
-    """Whether one of the `pictures` is a frame of a clip, since the row names no file of it."""
-    return any(GIVEN.get(frame) not in files for frame in pictures)
+def unread_pictures(plan: PairPlan, files: Collection[str]) -> list[str]:
+    """Keys of the pictures among a row's `files` that are not what the taken part of its clips begins or ends with: in
+    their place the model is given a frame of the clip."""
+    return [key for frame, key in GIVEN.items() if key in files and not plan.reaches(frame)]
+
+
+def unread_identity(row: PairRow, unread: Collection[str]) -> dict:
+    """What a row's tensors follow from beside `clip_identity`, where pictures are unread: which, and of a group whose
+    frames stand for them."""
+    if not unread:
+        return {}
+    return {"unread": list(unread)} | ({"starts": ends(row.extra)[0]} if row.kind == "group" else {})
+
+
+def takes_frames(pictures: Collection[int], files: Collection[str], unread: Collection[str] = ()) -> bool:
+    """Whether one of the `pictures` is a frame of a clip, since the row names no file of it, or one that is unread."""
+    return any(key not in files or key in unread for key in map(GIVEN.get, pictures))
 
 
 def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
@@ -289,19 +311,20 @@ def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def read_pictures(
-    row: PairRow, frames: Mapping[str, np.ndarray], size: Size, wanted: Collection[int]
+    row: PairRow, frames: Mapping[str, np.ndarray], plan: PairPlan, wanted: Collection[int]
 ) -> dict[int, np.ndarray]:
-    """Frame -> uint8 [H, W, 3] that the model is given of it: the row's picture, or that frame of its best clip."""
-    return {frame: _picture(row, frames, size, frame) for frame in wanted}
+    """Frame -> uint8 [H, W, 3] that the model is given of it: the row's picture, or that frame of its best clip where
+    it names none, or where what is taken begins later, or ends earlier, than the clips."""
+    return {frame: _picture(row, frames, plan, frame) for frame in wanted}
 
 
-def _picture(row: PairRow, frames: Mapping[str, np.ndarray], size: Size, frame: int) -> np.ndarray:
+def _picture(row: PairRow, frames: Mapping[str, np.ndarray], plan: PairPlan, frame: int) -> np.ndarray:
     key = GIVEN.get(frame)
     file = row.files.get(key) if key is not None else None
-    if file is None:
+    if file is None or not plan.reaches(frame):
         return frames[ends(row.extra)[0]][frame]
     try:
-        return read_image(file, size[1:])
+        return read_image(file, plan.size[1:])
     except InputError as error:
         best = "chosen clip" if row.kind == "pair" else "best clip"
         mend = f"or leave `{key}` out to take the {best}'s {'last' if frame else 'first'} frame"

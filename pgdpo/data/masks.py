@@ -15,13 +15,13 @@ from pgdpo.video.picture import read_picture
 INSIDE = 128  # of 255: a codec makes neither white nor black out of what was the other
 
 
-def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch.Tensor:
+def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int], lead: int = 0) -> torch.Tensor:
     """A row's mask on the latent grid, float16 `[1, *grid]`: the share of each element's pixels that lie inside.
 
     The mask is a picture that holds for all frames, or a clip as long as the row's; either has the size of the clips,
     is sampled, scaled, cropped and cut as they are, and then counts as inside from half of white up. An element
     of the latents stands for the pixels of its patch, in the frames that the VAE joins in it: the first frame alone,
-    the others in groups of equal length.
+    the others in groups of equal length. `lead`: frames of the grid before the clip's own, which are as its first.
 
     Raises InputError, naming row and file, if it cannot be read, is not like the clips, or holds nothing inside.
     """
@@ -29,7 +29,7 @@ def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch
     try:
         frames = _frames(row, plan)
         inside = torch.from_numpy(frames.sum(-1, dtype=np.uint16) >= 3 * INSIDE)  # (1 | F, H, W)
-        share = pooled(inside.expand(size[0], -1, -1), grid)
+        share = pooled(inside.expand(size[0], -1, -1), (grid[0] - lead, *grid[1:]))
         if not share.any():
             raise InputError(
                 f"{row.mask}: nothing in it is white, so the region is empty (after the clips' crop to "
@@ -37,7 +37,7 @@ def read_mask(row: PairRow, plan: PairPlan, grid: tuple[int, int, int]) -> torch
             )
     except InputError as error:
         raise InputError(f"{titled(row.id, row.clips, 'mask')}: {error}") from error
-    return share.half()[None]
+    return torch.cat([share[:1]] * lead + [share]).half()[None]
 
 
 def pooled(inside: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

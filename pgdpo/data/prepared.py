@@ -112,6 +112,7 @@ class PreparedPairs:
         tensors = self._pair(row)
         samples = [tensors.pop(side) for side in stored_sides(row)]
         samples = samples if TAKEN not in row else [samples[place] for place in row[TAKEN]["samples"]]
+        mask = tensors.pop("mask", None)
         return {
             "id": row["id"],
             "pair_id": pair_id,
@@ -119,10 +120,22 @@ class PreparedPairs:
             "row": row,
             "damage": None,
             "samples": samples,
-            "mask": tensors.pop("mask", None),
-            "conditioning": {**self.text("" if dropped else row["prompt"]), **tensors},
+            "mask": mask,
+            "conditioning": {**tensors, **self.text("")} if dropped else self._told(row, tensors),
             "captions": {} if dropped else self._captions(row),
         }
+
+    def _told(self, row: dict, beside: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Conditioning by a row's prompt, and by what stands `beside` its clips: there the prompt too, where the text
+        encoder read it with the row's picture."""
+        if "prompt" in beside:
+            return padded_text(beside, self.index["text_length"])
+        return {**self.text(row["prompt"]), **beside}
+
+    def prompt_of(self, index: int) -> dict[str, torch.Tensor]:
+        """Conditioning by a row's prompt, whatever is dropped; see `text`."""
+        row = self.rows[index]
+        return self._told(row, self._pair(row) if "prompt" in self.index["image"] else {})
 
     def _captions(self, row: dict) -> dict[int, dict[str, torch.Tensor]]:
         """Conditioning of the samples that have a caption of their own, by their place."""

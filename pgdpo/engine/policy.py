@@ -166,8 +166,9 @@ def needed_weights(config: Config, *, clips: bool) -> list[str]:
     parts = (
         [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
     )
-    if clips:
+    if clips or config.model.expert == "both":
         parts += [family.experts.other_folder] if family.experts is not None else []
+    if clips:
         parts += ["vae"] if config.model.encoders == "pipeline" else []
     return parts
 

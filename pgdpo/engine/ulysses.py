@@ -51,6 +51,13 @@ def share_tokens(
             return (ulysses.part(args[0], 1), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": ulysses.part(kwargs["hidden_states"], 1)}
 
+    def split_first_frame(module, args: tuple) -> tuple:
+        at = sharing.first_frame
+        return (*args[:at], ulysses.part_of_first(args[at]), *args[at + 1 :])
+
+    if sharing.first_frame is not None:
+        for block in blocks:
+            block.register_forward_pre_hook(split_first_frame)
     transformer.register_forward_pre_hook(split_arguments, with_kwargs=True)
     blocks[0].register_forward_pre_hook(split_hidden_states, with_kwargs=True)
     if sharing.rope_dim is not None:
@@ -95,15 +102,19 @@ class Ulysses:
     def part(self, value, dim: int):
         """This rank's part of a tensor with all video tokens on `dim`, or of a tuple of them.
 
-        None, and a tensor without that dim, are for all tokens.
+        None, and a tensor without that dim or with one entry there, are for all tokens.
         """
         if isinstance(value, tuple):
             return tuple(self.part(tensor, dim) for tensor in value)
-        if value is None or value.dim() <= dim:
+        if value is None or value.dim() <= dim or value.shape[dim] == 1:
             return value
         parts = value.tensor_split(self.degree, dim)
         self.sizes = [part.shape[dim] for part in parts]
         return parts[self.rank]
+
+    def part_of_first(self, count: int) -> int:
+        """How many of the first `count` video tokens this rank has."""
+        return min(max(count - sum(self.sizes[: self.rank]), 0), self.sizes[self.rank])
 
     def gather(self, output: torch.Tensor) -> torch.Tensor:
         """`[B, this rank's tokens, C]` -> `[B, all tokens, C]`."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,25 @@ def sha256_of(path: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else _chunked(stream)
         )
+
+
+def glance(folders: Mapping[str, Path]) -> str:
+    """Digest of folders under these names: of each of their files its name, size, first and last MiB."""
+    files = {
+        Path(name) / file.relative_to(folder): file
+        for name, folder in folders.items()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        size = file.stat().st_size
+        digest.update(f"{name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
 
 
 def _chunked(stream) -> str:  # Python 3.10

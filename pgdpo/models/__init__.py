@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgdpo.config.families import family_class
+from pgdpo.config.families import family_class, family_of
+from pgdpo.files.pipeline import pipeline_at
 
 if TYPE_CHECKING:
     from pgdpo.config import ModelConfig
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
 def open_family(model: ModelConfig) -> Family:
     """The configured model family at `model.path`; no weights are loaded.
 
-    Raises InputError if a local folder is no pipeline of that family, or `model.transformer` no such transformer.
+    `model.family: auto`, which a configuration that was read from a file no longer has, is that of the folder. Raises
+    InputError if `model.path` is no pipeline of that family, or `model.transformer` no such transformer.
     """
     from pgdpo.models.weights.start import check_start
 
+    if model.family == "auto":
+        name = family_of(pipeline_at(model.path, model.revision, bare=model.encoders == "toy"), model.path)
+        model = family_class(name).settings(**model.model_dump() | {"family": name})
     family = family_class(model.family)(model)
     check_start(family)
     return family

@@ -19,7 +19,8 @@ FOLDERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 
 
 class Experts:
-    """The expert that a run trains, and the other one, which is loaded when sampling first asks for it.
+    """The expert that a run trains, and the other one, which is loaded when sampling first asks for it. With
+    `model.expert: both` the high-noise one, on behalf of the two: each of them trains in a part of the run.
 
     `boundary`: the noise level at which the pipeline changes over; `load(folder, dtype)`: one of its transformers;
     `pipeline`: its class in diffusers. Raises InputError where a transformer or `model.other_adapter` is missing.
@@ -36,10 +37,10 @@ class Experts:
     ) -> None:
         _check(model, source)
         self.boundary = boundary
-        self.trains_high = model.expert == "high_noise"
-        self.folder = FOLDERS[model.expert]
-        (self.other_folder,) = set(FOLDERS.values()) - {self.folder}
-        self.sigma_range = (boundary, 1.0) if self.trains_high else (0.0, boundary)
+        self.trains_high = model.expert != "low_noise"
+        self.folder, self.other_folder = sorted(FOLDERS.values(), reverse=not self.trains_high)
+        ranges = {"high_noise": (boundary, 1.0), "low_noise": (0.0, boundary), "both": (0.0, 1.0)}
+        self.sigma_range = ranges[model.expert]
         # What gives the other one in place of a whole one on this rank, as ZeRO-3 wants it.
         self.open_other: Callable[[], torch.nn.Module] | None = None
         self._adapter, self._load, self._pipeline = model.other_adapter, load, pipeline
@@ -83,8 +84,8 @@ def has_experts(model: ModelConfig, boundary: float | None) -> bool:
     if model.expert is None:
         raise _refused(
             model,
-            f"it has two experts, above and below sigma {boundary:g}: set model.expert to high_noise or low_noise "
-            "and train each in a run of its own",
+            f"it has two experts, above and below sigma {boundary:g}: set model.expert to both, high_noise or "
+            "low_noise",
         )
     raise _refused(
         model,
@@ -97,6 +98,13 @@ def _check(model: ModelConfig, source: str) -> None:
     for folder in FOLDERS.values():
         if Path(source).is_dir() and not (Path(source) / folder / "config.json").is_file():
             raise _refused(model, f"its boundary_ratio asks for two experts and {folder}/ is missing")
+    start = model.transformer
+    missing = [folder for folder in FOLDERS.values() if start is not None and not (start / folder).is_dir()]
+    if model.expert == "both" and missing:
+        raise InputError(
+            f"model.transformer is {str(start)!r}, and model.expert `both`: {missing[0]}/ is missing in it; name a "
+            "merged export of both"
+        )
     adapter = model.other_adapter
     if adapter is not None and not (adapter / LORA_FILE).is_file():
         raise InputError(

@@ -10,7 +10,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -18,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_family
 from pgdpo.config.model import ModelConfig
+from pgdpo.files.atomic import glance
+from pgdpo.files.pipeline import ASSETS, INDEX, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
 from pgdpo.models.experts import Experts
 from pgdpo.models.later import diffusers, torch
@@ -30,7 +31,7 @@ from pgdpo.models.weights.kept import compute_kept_in_fp32, hold_in
 if TYPE_CHECKING:
     from pgdpo.config import DataConfig
 
-TOY_BASE = Path(__file__).parents[1] / "assets" / "toy_base"
+TOY_BASE = ASSETS / "toy_base"
 
 
 class Family:
@@ -38,6 +39,11 @@ class Family:
 
     # Before a path is opened.
     settings: ClassVar[type[ModelConfig]]  # the section `model` with the keys that this family has besides
+    models: ClassVar[str]  # which these are, in a message
+    pipelines: ClassVar[tuple[str, ...]]  # the classes in their model_index.json
+    licences: ClassVar[
+        dict[str, Licence]
+    ] = {}  # of published weights by hub id, where the first pattern counts
     fps: ClassVar[float]  # frames a second that its models were trained for
     # How clips are sampled, by name of a model of this family; of the first, where `card` says no other.
     cards: ClassVar[dict[str, SampleSettings]]
@@ -67,16 +73,20 @@ class Family:
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     pictures: tuple[int, ...] = ()  # frames of the clip that the model is given: 0 the first, -1 the last
     image_names: tuple[str, ...] = ()  # conditioning that `encode_images` gives of them
+    # Latent frames before the clip's own: copies of its first, which fill up a patch and count nowhere.
+    lead = 0
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
-        self.on_hub = hub.is_hub_id(model.path)
+        self.on_hub = is_hub_id(model.path)
         self.source = self._resolve()
-        self._architecture = self._read_architecture()
+        found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
+        check_family(model.family, found, model.path)
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
         else:
             self._check_parts(Path(self.source))
+        self._architecture = self._read_architecture()
 
     @property
     def card(self) -> str:
@@ -86,6 +96,11 @@ class Family:
     def sampling(self, size: tuple[int, int]) -> SampleSettings:
         """How clips of `size` (height, width) are sampled where `evaluate` does not say."""
         return TOY_CARD if self.model.encoders == "toy" else self.cards[self.card]
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether a text encoder reads a prompt together with the row's pictures: `encode_images` gives it then."""
+        return "prompt" in self.image_names
 
     @property
     def own_fps(self) -> float:
@@ -110,13 +125,12 @@ class Family:
             raise InputError(
                 f"model.revision is {revision!r}, and model.path {path!r}: a folder has no revisions: leave it out"
             )
-        if not (folder / "transformer" / "config.json").is_file():
-            raise InputError(
-                f"model.path is {path!r}: no transformer/config.json in {folder}; give a diffusers folder of a "
-                f"{self.pipeline_class.__name__} (with transformer/, vae/, text_encoder/, tokenizer/, scheduler/) or a "
-                "hub id"
-            )
         return str(folder)
+
+    def read_index(self) -> dict:
+        """model_index.json: the pipeline's class and settings; a transformer beside the toy's encoders has none."""
+        index = Path(self.source) / INDEX
+        return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
 
     def _check_parts(self, folder: Path) -> None:
         """Raises InputError unless the parts that the pipeline's constructor asks for are there, with its VAE class."""
@@ -359,28 +373,14 @@ class Family:
         raise NotImplementedError
 
     def fingerprint(self, *parts: str) -> str:
-        """Digest of the named subfolders: of each file its name, size, first and last MiB.
+        """Digest of the named subfolders, as `glance` has it.
 
         A hub id stands for itself, with its revision where the configuration names one.
         """
         folders = {part: self.part_folder(part) for part in parts}
         if None in folders.values():
             return "@".join(filter(None, (self.model.path, self.model.revision)))
-        files = {
-            Path(part) / file.relative_to(folder): file
-            for part, folder in folders.items()
-            for file in folder.rglob("*")
-            if file.is_file()
-        }
-        digest = hashlib.sha256()
-        for name, file in sorted(files.items()):
-            size = file.stat().st_size
-            digest.update(f"{name}:{size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-                digest.update(stream.read())
-        return digest.hexdigest()[:16]
+        return glance(folders)
 
 
 def toy_encoders() -> Encoders:

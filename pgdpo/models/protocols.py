@@ -68,6 +68,7 @@ class TokenSharing:
     attention: str  # a block's attention over all tokens
     arguments: dict[str, int]  # of the transformer, that go by tokens: name -> dim of the tokens
     rope_dim: int | None  # of the tokens in the tables of `rope`; None: it is no part of the transformer
+    first_frame: int | None = None  # where a block's arguments have the number of the first frame's tokens
     text_first: bool = False  # where text and video attend together: the text stands before the video
     processor: type | None = (
         None  # stands in for diffusers' own where that does not ask diffusers' dispatcher

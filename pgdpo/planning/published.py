@@ -6,14 +6,11 @@ pipeline's index and its scheduler. The other parts' files are empty: no weights
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pgdpo.config import ModelConfig
+from pgdpo.files.pipeline import shipped_folder
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-
-FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 
 
 def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
@@ -24,7 +21,7 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
     try:
         return open_family(model), None
     except InputError:
-        if not _folder(model).is_dir():
+        if not shipped_folder(model.path).is_dir():
             raise
     return published(
         model
@@ -33,8 +30,4 @@ def open_to_plan(model: ModelConfig) -> tuple[Family, str | None]:
 
 def published(model: ModelConfig) -> Family:
     """The family of a published model's own configuration files, without a look at the network."""
-    return open_family(model.model_copy(update={"path": str(_folder(model)), "revision": None}))
-
-
-def _folder(model: ModelConfig) -> Path:
-    return FOLDER / model.path.replace("/", "--")
+    return open_family(model.model_copy(update={"path": str(shipped_folder(model.path)), "revision": None}))

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,8 +125,11 @@ def propose(survey: Survey, config: Config, form: Form) -> Proposal:
     fast = {name: clips for name, clips in survey.pairs.items() if not _too_slow(_first(clips), sampling)}
     if not fast:
         return Proposal(settings, [*notes, "no pair is fast enough: sizes are left as they are"])
-    shapes = _shapes([shown_as(clips, sampling.fps) for clips in fast.values()], config, form)
-    sizes = _with_frames(shapes, fast, sampling, config, form)
+    if form.only is None:
+        shapes = _shapes([shown_as(clips, sampling.fps) for clips in fast.values()], config, form)
+        sizes = _with_frames(shapes, fast, sampling, config, form)
+    else:
+        sizes = [form.only]
     # By the rule that sorts pairs: a bucket that few of them would go to is none.
     while True:
         counts = Counter(_bucket(name, clips, sizes, sampling) for name, clips in fast.items())
@@ -182,6 +185,7 @@ class Form:
 
     spatial: int
     temporal: int
+    only: Size | None = None  # of a model that takes one size alone, as learned positions do
 
     def frames(self, most: int) -> int:
         return (most - 1) // self.temporal * self.temporal + 1
@@ -216,15 +220,18 @@ def form_of(config: Config, shipped: Config) -> Form:
         with contextlib.suppress(InputError):  # said when the run is planned
             codec = open_family(config.model)
 
-    def takes(frames: int, side: int) -> bool:
+    def takes(frames: int, side: int, check: Callable[[int, int, int], None] = codec.check_size) -> bool:
         try:
-            codec.check_size(frames, side, side)
+            check(frames, side, side)
         except InputError:
             return False
         return True
 
     spatial = next(side for side in (4, 8, 16, 32, 64, 128) if takes(config.data.num_frames, side))
-    return Form(spatial, next(step for step in range(1, 65) if takes(1 + step, spatial)))
+    temporal = next(step for step in range(1, 65) if takes(1 + step, spatial))
+    # A table of positions ends at large clips; learned ones are for one size, and the smallest is another.
+    free = takes(1 + temporal, spatial, codec.check_positions)
+    return Form(spatial, temporal, None if free else shipped.data.sizes[0])
 
 
 def _shapes(clips: Sequence[VideoInfo], config: Config, form: Form) -> list[tuple[int, int]]:

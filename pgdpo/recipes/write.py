@@ -11,8 +11,10 @@ from pathlib import Path
 import yaml
 
 from pgdpo.config import Config, TrainConfig
+from pgdpo.config.families import check_family, family_of, licence_said
 from pgdpo.config.read import load_config, shipped_configs
 from pgdpo.files.atomic import atomic_path
+from pgdpo.files.pipeline import INDEX, configurations, is_hub_id, pipeline_at
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.objectives import needs_of
@@ -65,6 +67,9 @@ def init(
 ) -> Begun:
     """Write `out`: the configuration of `model` with the model's folder and the manifests put in.
 
+    `model`: a shipped configuration's name, or a model's folder or hub id, for which the one is taken whose model it is
+    most like.
+
     `train`, `held_out`: manifests; the latter may be a share of the former. Rate, frames and sizes are those that suit
     their clips (`propose.py`); without them, the model's own. Where the model's architecture can be read, the run is
     planned for `where` (as `planning.hardware.machine` takes it), and where it doesn't fit, the change that makes it
@@ -73,11 +78,13 @@ def init(
     change makes fit.
     """
     if model not in models():
-        raise InputError(f"MODEL is {model!r}; there are {', '.join(models())}")
+        model, path = shipped_like(model), path or model
     if out.exists() and not force:
         raise InputError(f"{out}: there is one already: name another file, or replace it with --force")
     if train is None and (held_out is not None or media_root is not None):
         raise InputError("--held-out or --media-root is given without --train: name the manifest to train on")
+    if path is not None and (Path(path) / INDEX).is_file():
+        check_family(_with(model, {}).model.family, pipeline_at(path), path)
     text = shipped_configs()[f"{model}.yaml"].read_text(encoding="utf-8")
     changed: dict[str, object] = {"output_dir": f"runs/{out.stem}"}
     changed |= {} if path is None else {"model.path": path}
@@ -106,9 +113,38 @@ def init(
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     config = load_config(out.absolute())  # what was written is what a command would read
-    return Begun(
-        out, changed, found, [*notes, note], next_commands(config, out, where["gpus"], where["nodes"])
-    )
+    notes += [
+        f"made of {model}.yaml; licence of {config.model.path}: {licence_said(config.model.family, config.model.path)}",
+        note,
+    ]
+    return Begun(out, changed, found, notes, next_commands(config, out, where["gpus"], where["nodes"]))
+
+
+def shipped_like(path: str) -> str:
+    """The shipped configuration whose model is most like the one at `path`: of its family, with the most entries of
+    the pipeline's and the transformer's configuration alike. Raises InputError for what is no model that trains."""
+    if not Path(path).exists() and not is_hub_id(path):
+        raise InputError(
+            f"MODEL is {path!r}; there are {', '.join(models())}; or give a model's folder or hub id"
+        )
+    family = family_of(pipeline_at(path), path)
+    own = _entries(path)
+    alike = {}
+    for name in models():
+        shipped = _with(name, {}).model
+        if shipped.family == family:
+            alike[name] = len(own & _entries(shipped.path))
+    return max(alike, key=alike.__getitem__)
+
+
+def _entries(path: str) -> set[tuple[str, str]]:
+    """Of the configuration files of a model: `(key, value)`."""
+    return {
+        (key, json.dumps(value))
+        for config in configurations(path)
+        for key, value in config.items()
+        if key != "_diffusers_version"
+    }
 
 
 def next_commands(config: Config, file: Path, gpus: int, nodes: int) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from pgdpo.files.atomic import atomic_path
@@ -12,6 +14,10 @@ from pgdpo.messages.formats import is_number, number, objective_name, percent, p
 from pgdpo.video import probe_video
 
 PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
+GIVEN = {
+    "image": "starts from",
+    "last_image": "ends with",
+}  # what a page calls the pictures that a model is given
 
 
 def write_page(out: Path, template: str, **parts) -> None:
@@ -60,3 +66,19 @@ def embedded(clip: Path) -> dict:
         "height": info.height,
         "pixel_art": info.width < PIXEL_ART,
     }
+
+
+def embedded_picture(key: str, pixels: np.ndarray | None, words: str = "", *, most: int = 256) -> dict:
+    """A picture that a model is given, of uint8 `[H, W, 3]` (None: it cannot be shown), as `embedded` has clips: with
+    `most` pixels on the longer side at most, under its name, and with `words` beside it."""
+    named = {"name": GIVEN[key], "words": words, "data": None}
+    if pixels is None:
+        return named
+    from PIL import Image
+
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    picture.thumbnail((most, most))
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    size = {"width": picture.width, "height": picture.height, "pixel_art": pixels.shape[1] < PIXEL_ART}
+    return named | {"data": f"data:image/png;base64,{data}", **size}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pgdpo.messages.formats import in_text, is_number, place, scale_of
 from pgdpo.report.budget import Fitted
+from pgdpo.report.page import embedded_picture
 from pgdpo.rows.schema import SIDES, worded
+from pgdpo.video.picture import read_picture
 
 NOT_SHOWN = {"of": 0, "kind": "pair", "sized": "pairs", "pairs": []}  # where nothing is known of the data
 
@@ -60,15 +62,21 @@ def _shown(out: Path, pair: dict, fitted: Fitted) -> dict:
     """A pair or group with its clips embedded, and its other columns as text."""
     sides = {side: fitted.shown(out / pair[side], out) for side in drawn_sides(pair)}
     frames, height, width = pair["size"]
+    pictures = pair.get("pictures", {})
     drawn = {"segment_labels"} | ({*map(_scores_key, sides)} if _scores(pair) else set())
     return (
         pair
         | sides
         | {
             "clips": [(sides[side], words[0], words[1:]) for side, words in pair.get("names", {}).items()],
+            "pictures": [_picture(key, out / name) for key, name in pictures.items()],
             "first": next(iter(sides.values())),
             "size": f"{frames} frames of {width}×{height}",
             "about": {key: in_text(value) for key, value in pair["about"].items() if key not in drawn},
             "segments": pair["about"].get("segment_labels") or [],
         }
     )
+
+
+def _picture(key: str, path: Path) -> dict:
+    return embedded_picture(key, read_picture(path) if path.is_file() else None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pgdpo.checkpoints.identity import rows_hash
 from pgdpo.config import Config
@@ -15,6 +17,8 @@ from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.protocols import Encoders
+from pgdpo.rows.manifest import GIVEN
 from pgdpo.rows.ranked import drawn
 from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, scores_of, sides_of, worded
 from pgdpo.training.opening import open_pairs
@@ -54,7 +58,11 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
     pairs = []
     with progress_bar("show pairs", total=count) as bar:
         for number in range(count):
-            pair, clips = _shown(data[number, 0], f"pairs/{number:03d}")
+            item, stem = data[number, 0], f"pairs/{number:03d}"
+            pair, clips = _shown(item, stem)
+            for key, picture in _given(item, decoder, data.index.get("pictures", ())).items():
+                Image.fromarray(picture).save(out / f"{stem}-{key}.png")
+                pair.setdefault("pictures", {})[key] = f"{stem}-{key}.png"
             for side, latents in clips.items():
                 frames = decoder.decode_video(latents)
                 pair["size"] = list(frames.shape[:3])
@@ -81,6 +89,18 @@ def _shown(item: dict, stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
         **({"names": drawn(row)} if SAMPLES in row else {}),
     }
     return pair, dict(zip(sides, item["samples"], strict=True))
+
+
+def _given(item: dict, decoder: Encoders, wanted: Collection[int]) -> dict[str, np.ndarray]:
+    """The pictures that the model is given with a row, under the keys that would name them: decoded, where they are
+    latents of the clips' kind, as one picture or as a clip that begins and ends with them."""
+    latents, clip = item["conditioning"].get("image_latents"), item["samples"][0]
+    if latents is None or latents.ndim != clip.ndim or latents[:, 0].shape != clip[:, 0].shape:
+        return {}
+    frames = decoder.decode_video(latents)
+    return {
+        GIVEN[frame]: frames[frame] for frame in wanted if frame == 0 or (frame == -1 and len(frames) > 1)
+    }
 
 
 def _is_of(data: PreparedPairs, identity: dict) -> bool:

@@ -11,7 +11,7 @@ from pgdpo.checkpoints.checkpoint import Checkpoints
 from pgdpo.checkpoints.events import log_event
 from pgdpo.checkpoints.published import checkpoints_of, read_state, step_of
 from pgdpo.checkpoints.resume import check_resume, described, explain_run, remove_run, set_aside
-from pgdpo.config import Config
+from pgdpo.config import PARTS, Config
 from pgdpo.guards.watch import Watch
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError, Stopped
@@ -42,6 +42,8 @@ class Saves:
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
         agreement.meet()
+        if any(checkpoints_of(run_dir / part) for part in PARTS):
+            raise InputError(f"{run_dir}: holds a run of both experts: give this run another `name`")
         last = self._checkpoints.newest(fallback=fallback, step=step)
         if last is not None and not resume:
             raise InputError(
@@ -92,11 +94,17 @@ class Saves:
         unsaved = "" if done == _steps_of(last) else ", which found no room to be saved"
         return Stopped(f"{stop} after step {done}{unsaved}; go on with --resume", stop.code)
 
-    def finished(self, last: Path | None) -> Path:
-        """Say that the run is at its end. Returns its last checkpoint; raises InputError where that found no room."""
+    def finished(self, last: Path | None, until: int) -> Path:
+        """Say that the run is at its end, or at that of an expert's turn, `until`. Returns its last checkpoint; raises
+        InputError where that found no room."""
         run_dir, ended = self._config.run_dir, self._step.steering.ended
         if last is None:
             raise InputError(f"{run_dir}: no room for the last checkpoint: make room and --resume")
+        if ended is None and until < self._config.train.steps:
+            log_event(
+                run_dir, self._step.done, "stopped", f"the other expert's turn; newest checkpoint: {last}"
+            )
+            return last
         at_its_end = ended is None or self._step.done >= self._config.train.steps
         early = "" if at_its_end else f"ended by train.steer.stop: {ended}; "
         log_event(run_dir, self._step.done, "finished", f"{early}last checkpoint: {last}")

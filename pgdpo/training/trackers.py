@@ -22,9 +22,9 @@ from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.events import log_event
 from pgdpo.config import Config
 from pgdpo.files.atomic import atomic_path, read_json_lines
+from pgdpo.files.reach import answers
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
-from pgdpo.models.weights.reach import answers
 from pgdpo.ranks.agreement import is_out_of_space
 from pgdpo.training.panels import PANELS, Panel
 
@@ -197,7 +197,7 @@ class Service:
         )
         self._module.init(
             project=config.train.tracker_project,
-            name=config.run_dir.name,
+            name=config.run_name,
             config=config.model_dump(mode="json"),
             **mode,
         )

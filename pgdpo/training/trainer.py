@@ -7,6 +7,8 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,8 +23,8 @@ from pgdpo.engine.engine import build_operators
 from pgdpo.engine.policy import open_policy, open_ranks
 from pgdpo.guards.beta import say_beta
 from pgdpo.guards.watch import Watch
-from pgdpo.messages.console import progress_bar, say
-from pgdpo.messages.errors import Stopped
+from pgdpo.messages.console import ProgressTask, progress_bar, say
+from pgdpo.messages.errors import InputError, Stopped
 from pgdpo.models import open_family
 from pgdpo.objectives.spec import AUTO
 from pgdpo.planning.start import check_memory
@@ -40,36 +42,60 @@ from pgdpo.training.task.task import Task
 from pgdpo.training.trackers import Trackers, check_trackers
 
 
+class Start:
+    """All of a run that may be refused before any weight is loaded.
+
+    `other`: of two experts that train in one run, the part that is the other one's, which clips are sampled with.
+    Raises InputError for anything that a user can mend, MachineError for what the machine lacks.
+    """
+
+    def __init__(self, config: Config, other: Config | None = None) -> None:
+        if config.model.expert == "both":
+            raise InputError(
+                "model.expert is `both`, and a Trainer trains one: training.experts.train_experts trains both"
+            )
+        # What a run settles before its first step, `objective.beta` and `evaluate.every_pairs`, is its own.
+        config = config.model_copy(update={"objective": dict(config.objective)})
+        check_trackers(config)
+        ranks = self.ranks = open_ranks(config, clips=config.evaluate.shows_clips)
+        make_deterministic(config.train.deterministic)
+        build_operators(config.train)
+        self.task = Task(config, ranks)
+        family = self.family = open_family(config.model)
+        pairs = self.task.pairs
+        require_images(pairs, family)
+        runs = self.task.objective.needs_reference and not self.task.cached
+        self.held_out = HeldOut(config, family, pairs, ranks, reference_runs=runs, other=other)
+        config = self.config = self.held_out.config
+        self.cached = open_cached(config, family, pairs, ranks.device) if self.task.cached else None
+        check_shapes(config, family, pairs)
+        check_memory(config, pairs.latent_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Of two experts that train in one run: up to which step this one trains now, and the other one's done."""
+
+    until: int
+    others_done: int = 0
+
+
 class Trainer:
     """One rank's part of a training run.
 
         last_checkpoint = Trainer(load_config("quickstart.yaml")).train(resume=True)
 
-    Building it loads data and model and raises InputError for anything that a user can mend.
+    Building it loads data and model and raises InputError for anything that a user can mend. `other` as `Start` has it.
     """
 
-    def __init__(self, config: Config) -> None:
-        # What a run settles before its first step, `objective.beta` and `evaluate.every_pairs`, is its own.
-        config = self.config = config.model_copy(update={"objective": dict(config.objective)})
-        check_trackers(config)
-        ranks = open_ranks(config, clips=config.evaluate.shows_clips)
-        make_deterministic(config.train.deterministic)
-        build_operators(config.train)
+    def __init__(self, config: Config, *, other: Config | None = None) -> None:
+        start = Start(config, other)
+        config = self.config = start.config
+        self.task, self.held_out = start.task, start.held_out
         self.watch = Watch(config.run_dir, config.train.watchdog_seconds)
-        self.task = Task(config, ranks)
-        family = open_family(config.model)
-        require_images(self.task.pairs, family)
-        # All that may be refused comes before any weight is loaded.
-        runs = self.task.objective.needs_reference and not self.task.cached
-        self.held_out = HeldOut(config, family, self.task.pairs, ranks, reference_runs=runs)
-        config = self.config = self.held_out.config
-        cached = open_cached(config, family, self.task.pairs, ranks.device) if self.task.cached else None
-        check_shapes(config, family, self.task.pairs)
-        pairs = self.task.pairs
-        check_memory(config, pairs.latent_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
-        largest = {"group_size": max(*pairs.group_sizes, self.held_out.group_size)}
-        self.policy = open_policy(config, family, ranks, **largest)
-        reference = cached or build_reference(config, self.policy, self.task.objective, **largest)
+        largest = {"group_size": max(*self.task.pairs.group_sizes, self.held_out.group_size)}
+        self.policy = open_policy(config, start.family, start.ranks, **largest)
+        reference = start.cached or build_reference(config, self.policy, self.task.objective, **largest)
         self.step = Step(config, self.task, self.policy, reference, self.watch)
         self.saves = Saves(config, self.step, run_identity(config, self.task.pairs), self.watch)
 
@@ -81,8 +107,9 @@ class Trainer:
         step: int | None = None,
         fallback: bool = True,
         allow_change: Sequence[str] = (),
+        turn: Turn | None = None,
     ) -> Path:
-        """Train to the configured number of steps. Returns the last checkpoint.
+        """Train to the configured number of steps, or to the end of a `turn`. Returns the last checkpoint.
 
         `resume`: go on from the newest valid checkpoint, or from that of `step`, and set aside what came after it;
         `restart`: remove an earlier run of this name first; `fallback`: pass damaged checkpoints over; `allow_change`:
@@ -98,7 +125,7 @@ class Trainer:
                 say(f"objective.beta auto: {fit}")
                 log_event(self.config.run_dir, 0, "beta", f"auto: {fit}")
             with failure_logged(self.config.run_dir, lambda: self.watch.step):
-                return self._train_on()
+                return self._train_on(turn)
 
     def _settle_beta(self) -> Fit | None:
         """Put a number in the place of `objective.beta: auto`: a resumed run's own, else the one that fits."""
@@ -111,8 +138,9 @@ class Trainer:
             options["beta"] = objective["beta"]
         return fit
 
-    def _train_on(self) -> Path:
+    def _train_on(self, turn: Turn | None) -> Path:
         """Train from the steps that are done to the last one. Returns the last checkpoint."""
+        until = self.config.train.steps if turn is None else turn.until
         done, pairs = self.step.done, self.task.pairs
         looked = self.step.steering.looked if done else -1
         batches = self.task.batches(range(done, self.config.train.steps))
@@ -123,38 +151,46 @@ class Trainer:
         ):
             self._say_start()
             try:
-                self._loop(batches, loaded, log)
+                with self._bar(turn) as bar:
+                    self._loop(batches, loaded, log, until, bar)
                 last = self.saves.published()
             except Stopped as stop:
                 traceback.clear_frames(stop.__traceback__)  # they hold activations
                 raise self.saves.stopped(stop) from stop
-        return self.saves.finished(last)
+        return self.saves.finished(last, until)
 
-    def _loop(self, batches: StepBatches, loaded: Iterator[dict], log: Trackers) -> None:
+    def _bar(self, turn: Turn | None) -> AbstractContextManager[ProgressTask]:
+        """Of the steps of this run, or of both experts'."""
+        config, step, name = self.config, self.step, f"train {self.step.objective.name}"
+        if turn is None:
+            return progress_bar(name, total=config.train.steps, completed=step.done)
+        done = turn.others_done + step.done
+        return progress_bar(f"{name}, {config.model.expert}", total=2 * config.train.steps, completed=done)
+
+    def _loop(
+        self, batches: StepBatches, loaded: Iterator[dict], log: Trackers, until: int, bar: ProgressTask
+    ) -> None:
         train, step = self.config.train, self.step
         runs = isinstance(step.reference, Live)
         costs = Costs(self.config, self.policy, self.task.pairs, reference_runs=runs)
         started = time.perf_counter()
-        with progress_bar(f"train {step.objective.name}", total=train.steps, completed=step.done) as bar:
-            self.held_out.begin(
-                self.policy, step.reference, step.objective, step.done, log, self.watch.signals
-            )
-            if step.done:  # a stop may have broken it off
-                self._look(log)
-            while step.done < train.steps and step.steering.ended is None:
-                buckets, began = batches.buckets(step.done), time.perf_counter()
-                values = step.take(loaded)
-                if step.guard.goes_back:
-                    self.saves.go_back()
-                log.log(step.done, values | costs.of(buckets, time.perf_counter() - began))
-                step.guard.raise_end()
-                bar.advance(note=note(values, self.held_out.newest))
-                step.beta_watch.report(step.done)
-                step.common_rise.report(step.done)
-                self._look(log)
-                last = step.done == train.steps or step.steering.ended is not None
-                if last or step.done % train.checkpoint_every == 0:
-                    self.saves.save()
+        self.held_out.begin(self.policy, step.reference, step.objective, step.done, log, self.watch.signals)
+        if step.done:  # a stop may have broken it off
+            self._look(log)
+        while step.done < until and step.steering.ended is None:
+            buckets, began = batches.buckets(step.done), time.perf_counter()
+            values = step.take(loaded)
+            if step.guard.goes_back:
+                self.saves.go_back()
+            log.log(step.done, values | costs.of(buckets, time.perf_counter() - began))
+            step.guard.raise_end()
+            bar.advance(note=note(values, self.held_out.newest))
+            step.beta_watch.report(step.done)
+            step.common_rise.report(step.done)
+            self._look(log)
+            last = step.done == until or step.steering.ended is not None
+            if last or step.done % train.checkpoint_every == 0:
+                self.saves.save()
         self.held_out.say_share(time.perf_counter() - started)
 
     def _look(self, log: Trackers) -> None:

@@ -41,7 +41,7 @@ BAD_CONFIGS = [
     ("train.steps=many", r"`train.steps` is 'many': .*valid integer"),
     ("train.zero_stage=4", r"`train.zero_stage` is 4: input should be 0, 1, 2 or 3"),
     ("train.precision=fp8", r"`train.precision` is 'fp8': input should be 'fp32' or 'bf16'"),
-    ("model.family=flux", r"`model.family` is 'flux': input should be 'wan'"),
+    ("model.family=flux", r"`model.family` is 'flux': input should be 'cogvideox'"),
     ("model.adapter.rank=-1", r"`model.adapter.rank` is -1: input should be greater than or equal to 1"),
     ("objective.name=pgdpo", r"unknown objective `pgdpo`; did you mean `pg_dpo`"),
     ("objective.bta=3", r"objective `dpo`.*`?bta`?.*did you mean `beta`"),
@@ -254,4 +254,4 @@ def test_adapter_targets_that_are_not_there(config_file):
 
 
 def test_a_folder_that_is_no_wan_pipeline(config_file, tmp_path):
-    assert "no transformer/config.json" in refused("train", config_file, f"model.path={tmp_path}")
+    assert "no model_index.json" in refused("train", config_file, f"model.path={tmp_path}")

@@ -1,6 +1,7 @@
 """`pgdpo check --show`: the page's clips are what `prepare` would read, and what is odd is among them."""
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pgdpo.checking import run_check, show
 from pgdpo.data.buckets import share_shown
@@ -212,3 +214,19 @@ def test_the_page_plays_in_a_browser(folder):
         assert len(view["crops"]) == 2  # of the wide pair alone
         for (left, top, width, height), (x, y, broad, tall) in view["crops"]:
             assert [left - x, top - y, width, height] == pytest.approx([broad / 4, 0, broad / 2, tall], abs=1)
+
+
+def test_a_rows_pictures_stand_beside_its_clips(folder):
+    """And what becomes of each; one that cannot be read is said, not shown."""
+    red = np.full((40, 60, 3), (250, 0, 0), np.uint8)
+    Image.fromarray(red).save(folder / "red.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    check(folder, [row("fast", image="red.png", last_image="red.png"), row("plain", last_image="broken.png")])
+    page = (folder / "check.html").read_text()
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+    assert len(pictures) == 2 and all(np.array_equal(picture, red) for picture in pictures)
+    assert (
+        page.index("starts from") < page.index("ends with") < page.index("not taken: the span ends earlier")
+    )
+    assert "not taken: the span begins later" not in page and "cannot be read as a picture" in page

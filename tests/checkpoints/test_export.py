@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgdpo.checkpoints.export import load_trained
+from pgdpo.checkpoints.export import export, load_trained
 from pgdpo.checkpoints.runs import open_run
 from pgdpo.checkpoints.shards import ShardReader
 from pgdpo.config.read import load_config
@@ -96,3 +96,11 @@ def test_export_without_a_checkpoint_says_what_to_run(config_file):
 
     with pytest.raises(InputError, match="out/dpo: no run: `pgdpo train`"):
         run_pgdpo("export", config_file)
+
+
+def test_an_export_needs_no_gpu(config_file, monkeypatch):
+    """It is written on the CPU, also of a run whose kernels and attention are a GPU's."""
+    run_pgdpo("train", config_file, "model.kernels=triton", "train.steps=1")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # as where the kernels are compiled
+    run = open_run(load_config(config_file, ["model.kernels=triton", "model.attention=_flash_3"]))
+    assert list(export(run, ("diffusers", "merged")).glob("*.safetensors"))

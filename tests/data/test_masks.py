@@ -88,6 +88,8 @@ def test_a_clip_marks_every_frame_by_itself(row):
     mask[5:] = 0
     found = read_mask(row(mask), planned(row(mask), (FRAMES, HEIGHT, WIDTH)), (3, 6, 8))[0]
     assert found[:, 0, 0].tolist() == [1, 1, 0]
+    led = read_mask(row(mask), planned(row(mask), (FRAMES, HEIGHT, WIDTH)), (5, 6, 8), 2)[0]
+    assert torch.equal(led, found[[0, 0, 0, 1, 2]])  # frames before the clip's own are as its first
 
 
 @pytest.mark.parametrize(

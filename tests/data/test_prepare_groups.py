@@ -283,7 +283,7 @@ def test_a_group_starts_from_its_best_sample_unless_it_names_a_picture(tmp_path,
     rows[0]["samples"][0]["rank"], rows[0]["samples"][2]["rank"] = 0, 2
     save(rows)
     kinds = [found.kind for found in stale_differences("config.yaml")]
-    assert kinds == ["label edited", "label edited", "picture that clips start from"]
+    assert kinds == ["label edited", "label edited", "picture of a clip"]
     second = prepared()
     assert not alike(second[0], first[0]) and alike(second[1], first[1])
     assert all(map(alike, second, prepared("fresh"))) and stale_differences("config.yaml") == []

@@ -54,7 +54,7 @@ REFUSED = {
     ),
     "an attention that is not installed": (
         ["model.reference_attention=sage"],
-        r"model.reference_attention is 'sage': it has no operator for cpu.*sageattention",
+        r"model.reference_attention is 'sage': it has no operator for c.*sageattention",
     ),
 }
 

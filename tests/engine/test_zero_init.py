@@ -24,7 +24,7 @@ def load(folder, dtype=torch.float32, seed=None):
     options = {"dtype": dtype, "random_init_seed": seed}
     device = start_distributed()
     sharded = load_sharded(family, device=device, deepspeed_config=DEEPSPEED, **options)
-    return sharded, family.load_transformer(**options)
+    return sharded, family.load_transformer(**options).to(device)
 
 
 def same(sharded, whole) -> bool:

@@ -136,7 +136,7 @@ def inject(monkeypatch, steps, change):
 def scaled(output):
     """The first pair of each micro-batch of two has two thirds of it."""
     output.loss = output.loss * 750
-    output.per_group = output.per_group * torch.tensor([1000.0, 500.0])
+    output.per_group = output.per_group * output.per_group.new_tensor([1000.0, 500.0])
 
 
 def steep(output):

@@ -71,12 +71,16 @@ def pair_second_stage(full: bool) -> list[Case]:
     from pgdpo_kernels.pairs.pair_means_kernel import TILE, TILE_REGISTERS, TILE_THREADS, pair_means
 
     out = []
-    every = itertools.product((1, 2), (512, TILE, 16), (True, False))
-    for members, parts, table in every if full else [(1, 512, True), (2, 512, True)]:
-        constants = dict(MEMBERS=members, HAS_REF=True, HAS_TABLE=table, CROSS=members == 2)
+    # (members, counts of a pair): a sample's own, and a pair's whose rows were read together or apart.
+    every = itertools.product(((1, 1), (2, 1), (2, 2)), (512, TILE, 16), (True, False))
+    for (members, counts), parts, table in every if full else [((1, 1), 512, True), ((2, 1), 512, True)]:
+        constants = dict(
+            MEMBERS=members, COUNTS=counts, HAS_REF=True, HAS_TABLE=table, CROSS=members > counts
+        )
         constants |= dict(PAIRS=TILE // parts, PARTS=parts)
         pointers = dict.fromkeys(("partials", "errors", "drift", "cross"), "fp32") | {"bounds": "i64"}
-        name = f"pair_means {TILE // parts} x {parts}" + " segments" * table + " alone" * (members == 1)
+        name = f"pair_means {TILE // parts} x {parts}" + " segments" * table
+        name += " alone" * (members == 1) + " apart" * (counts == 2)
         out.append(Case(name, pair_means, pointers, constants, TILE_THREADS, cuda_registers=TILE_REGISTERS))
     fp32 = (
         "policy",

@@ -89,9 +89,11 @@ def test_published_loss_and_gradient(name, backend):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_trl_on_the_same_log_ratios(smoothing, backend):
     """TRL's sigmoid, ipo and hinge: h is the difference of log ratios, ours the difference of implicit rewards."""
-    chosen, rejected = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    chosen, rejected = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     errors = PairErrors(
-        *[torch.ones(6, 1)] * 2, excess_chosen=-chosen[:, None], excess_rejected=-rejected[:, None]
+        *[torch.ones(6, 1, device=DEVICE)] * 2,
+        excess_chosen=-chosen[:, None],
+        excess_rejected=-rejected[:, None],
     )
     h, beta = chosen - rejected, 0.3
     sigmoid = -logsigmoid(beta * h) * (1 - smoothing) - logsigmoid(-beta * h) * smoothing

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_inputs import DEVICE
 
 import pgdpo_kernels
 from pgdpo_kernels import explain, set_backend
@@ -9,7 +10,8 @@ from pgdpo_kernels.backend import heard
 
 
 def tensors(*shape):
-    return (torch.randn(shape, requires_grad=True), *(torch.randn(shape) for _ in range(2)))
+    first, *others = (torch.randn(shape, device=DEVICE) for _ in range(3))
+    return first.requires_grad_(), *others
 
 
 CALLS = {
@@ -39,12 +41,12 @@ def test_it_says_what_a_call_takes(name, backend):
 
 def test_it_computes_nothing(backend):
     """Of 64 terabytes, by views of one row."""
-    huge = torch.empty(8192).expand(2, 1 << 30, 8192)
+    huge = torch.empty(8192, device=DEVICE).expand(2, 1 << 30, 8192)
     assert explain(pgdpo_kernels.norm_modulate, huge, huge, huge)[0].backend == backend
 
 
 def test_why():
-    x = torch.randn(1, 1, 8194)
+    x = torch.randn(1, 1, 8194, device=DEVICE)
     with set_backend("eager"):
         assert explain(pgdpo_kernels.norm_modulate, x)[0].why == "set_backend('eager')"
     with set_backend("triton"):

@@ -65,7 +65,7 @@ WRONG = {
     "negative": (lambda: group_errors(PRED, TARGET, REF, [0] * 5 + [-1]), ValueError, "index of 0 or more"),
     "cross": (lambda: group_errors(PRED, TARGET, REF, 3, cross=True), ValueError, "groups=2, got groups=3"),
     "mask": (
-        lambda: group_errors(PRED, TARGET, REF, 3, mask=torch.ones(3, 4)),
+        lambda: group_errors(PRED, TARGET, REF, 3, mask=torch.ones(3, 4, device=DEVICE)),
         ValueError,
         r"one sample of each group, \(2, 2, 4, 3, 5\).*\[2, F\]; got shape \(3, 4\)",
     ),

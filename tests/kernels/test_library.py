@@ -233,7 +233,9 @@ WRONG = {
         "excess goes with ref_errors",
     ),
     "excess": (
-        lambda: pair_errors(PRED, TARGET, ref_errors=torch.ones(4), excess=torch.ones(2)),
+        lambda: pair_errors(
+            PRED, TARGET, ref_errors=torch.ones(4, device=DEVICE), excess=torch.ones(2, device=DEVICE)
+        ),
         ValueError,
         r"excess must be .*\(4, 1\).*\(2,\)",
     ),

@@ -182,7 +182,7 @@ def test_the_extreme_words_stay_finite():
 @triton.jit
 def gaussians_of_words(radius, angle, first, second, INTERPRETED: tl.constexpr):
     place = tl.arange(0, 64)
-    radii, angles = (tl.load(words + place).to(tl.uint32) for words in (radius, angle))
+    radii, angles = tl.load(radius + place).to(tl.uint32), tl.load(angle + place).to(tl.uint32)
     one, other = kernel_gaussians(radii, angles, INTERPRETED)
     tl.store(first + place, one)
     tl.store(second + place, other)

@@ -7,6 +7,7 @@ class, loaded in the dtype that people sample in, whose latents are set before e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from unittest import mock
 import torch
 
 from tests.models.families import Kind
-from tests.models.road import CPU, PROMPT, open_pipeline
+from tests.models.road import CPU, PROMPT, open_pipeline, starting
 
 STEPS = 5
 PROMPTS = (PROMPT, "a blue star")  # of two lengths: the shorter one's padding is masked
@@ -56,7 +57,9 @@ class Door:
         with recorded(self.transformer) as ours:
             answers = [self.forward(sample.noisy, sample.each, sample.conditioning) for sample in samples]
         for mine, their, answer in zip(ours, theirs, answers, strict=True):
-            yield mine[0], their[0], self.kind.lay_out(answer), their[1]
+            answer = self.kind.lay_out(answer)
+            # What it answers for pictures that stand before the clip is no prediction.
+            yield mine[0], their[0], answer, their[1][:, -answer.shape[1] :]
 
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
@@ -91,14 +94,15 @@ class Door:
         encoders = self.family.load_encoders(CPU)
         # `prepare` runs the text encoder in bf16 on a GPU, and in fp32 on this CPU: here in the pipeline's dtype.
         encoders._load_text = lambda: self.pipeline
-        pictures = self.kind.pictures
-        image = encoders.encode_images(pictures, self.kind.size[0], "") if pictures else {}
+        encoders._load_vae = lambda: self.pipeline.vae  # of the image; `prepare` has it in fp32
         generator = torch.Generator().manual_seed(0)
         items = []
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
+            if pictures := self.kind.pictures:
+                encoded |= encoders.encode_images(pictures, self.kind.size[0], PROMPTS[number])
             clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
-            conditioning = padded_text(encoded, self.family.text_length) | image
+            conditioning = padded_text(encoded, self.family.text_length)
             told = {"conditioning": conditioning, "captions": {}}
             items.append({**names, **told, "samples": list(clips)})
         return collate(items)
@@ -124,22 +128,50 @@ class Door:
         """The pipeline from `latents`; `following(step)`: what stands in place of the latents of that step."""
 
         def after(pipeline, step, timestep, values):
-            clip = following(step + 1)
-            return (
-                values if clip is None else {"latents": self.kind.lay_out(clip).to(values["latents"].dtype)}
-            )
+            clip, held, given = following(step + 1), values["latents"], self.kind.given
+            if clip is None:
+                return values
+            clip = self.kind.lay_out(clip).to(held.dtype)
+            if not given:
+                return {"latents": clip}
+            kept = given - (held.shape[1] - clip.shape[1])  # tokens of the clip itself
+            return {"latents": torch.cat([held[:, :given], clip[:, kept:]], dim=1)}
 
         if self.kind.family == "cogvideox":  # others cast what they are given
             latents = latents.to(self.dtype)
-        with torch.no_grad():
+        prompts = [*PROMPTS, *PROMPTS]  # of the chosen clips, and of the rejected ones
+        with (
+            torch.no_grad(),
+            starting(self.kind, self.pipeline, latents) as given,
+            contextlib.ExitStack() as stack,
+        ):
+            mixed = self.kind.image and self.kind.family == "hunyuan_video"
+            for name, instead in INSTEAD.items() if mixed else ():
+                call = functools.partial(instead, getattr(self.pipeline, name))
+                stack.enter_context(mock.patch.object(self.pipeline, name, call))
             self.pipeline(
-                prompt=[*PROMPTS, *PROMPTS],  # of the chosen clips, and of the rejected ones
+                prompt=prompts,
                 num_inference_steps=STEPS,
-                latents=self.kind.lay_out(latents),
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **self.kind.images},
+                **{self.kind.guidance: 1.0, **self.kind.call, **given},
             )
+
+
+def unmixed_latents(own: Callable, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """HunyuanVideoImageToVideoPipeline's `prepare_latents` with the latents as they are given."""
+    names = list(inspect.signature(own).parameters)
+    latents = dict(zip(names, arguments, strict=False))["latents"]
+    return latents.float(), own(*arguments)[1]
+
+
+def one_by_one(own: Callable, images: list, prompts: list[str], *arguments, **options) -> tuple:
+    """Its Llava asked about a prompt at a time, as `prepare` asks it: a batch rounds otherwise."""
+    read = [own(image, [text], *arguments, **options) for image, text in zip(images, prompts, strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*read, strict=True))
+
+
+INSTEAD = {"prepare_latents": unmixed_latents, "_get_llama_prompt_embeds": one_by_one}
 
 
 class recorded:

@@ -17,7 +17,12 @@ from PIL import Image
 from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
+from tests.models.tiny_pipelines import (
+    save_tiny_cogvideox,
+    save_tiny_hunyuan_video,
+    save_tiny_hunyuan_video_i2v,
+    save_tiny_ltx,
+)
 from tests.models.tiny_wan import save_tiny
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -44,6 +49,12 @@ class Kind:
     guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
     image: bool = False  # it starts from one
     last_image: bool = False  # and ends with another
+    each_image: bool = False  # its pipeline is called with an image for each prompt
+    cut: int = 0  # latent frames at the beginning that its pipeline leaves out of what it gives
+    keyframes: tuple[int, ...] = ()  # and is given other frames besides
+    conditions: bool = False  # its pipeline takes them as images with the numbers of their frames
+    given: int = 0  # tokens of them that stand before those that are noisy
+    draws: bool = False  # its pipeline draws the first noise itself
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
@@ -69,7 +80,7 @@ class Kind:
     @property
     def pictures(self) -> dict[int, np.ndarray]:
         """What the model is given, by frame of the clip."""
-        draws, frames = np.random.default_rng(0), (0,) * self.image + (-1,) * self.last_image
+        draws, frames = np.random.default_rng(0), (0,) * self.image + (-1,) * self.last_image + self.keyframes
         return {frame: draws.integers(0, 256, (*self.size[1:], 3), dtype=np.uint8) for frame in frames}
 
     @property
@@ -77,6 +88,25 @@ class Kind:
         """The same, as the pipeline is called with them."""
         names = {0: "image", -1: "last_image"}
         return {names[frame]: Image.fromarray(picture) for frame, picture in self.pictures.items()}
+
+    def images_for(self, prompts: int) -> dict[str, object]:
+        """`images` beside so many prompts."""
+        if not self.conditions or not self.pictures:
+            return {
+                name: [image] * prompts if self.each_image else image for name, image in self.images.items()
+            }
+        from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+        # In the order that the family has them in, which is one of tokens: the last frame behind the others.
+        frames = sorted(self.pictures, key=lambda frame: (frame == -1, frame))
+        images = [[Image.fromarray(self.pictures[frame])] * prompts for frame in frames]
+        numbers = [frame % self.size[0] for frame in frames]
+        return {
+            "conditions": [
+                LTXVideoCondition(image=image, frame_index=number)
+                for image, number in zip(images, numbers, strict=True)
+            ]
+        }
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -118,10 +148,10 @@ def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) ->
     )
 
 
-def cogvideox(recipe: str, *, rotary: bool) -> Kind:
+def cogvideox(recipe: str, *, rotary: bool = True, image: bool = False, **saved: bool) -> Kind:
     return Kind(
         "cogvideox",
-        saver(save_tiny_cogvideox, rotary=rotary),
+        saver(save_tiny_cogvideox, rotary=rotary, image=image, **saved),
         (recipe,),
         "cogvideox",
         told(50, 6.0),
@@ -129,6 +159,8 @@ def cogvideox(recipe: str, *, rotary: bool) -> Kind:
         tiled=((9, 256, 32), (9, 240, 32)),
         prediction="v",
         step=(8, 16),  # an odd number of latent frames: an even one is decoded to three frames more
+        image=image,
+        each_image=image,
         lay_out=lambda latents: latents.transpose(1, 2),
         lay_back=lambda held, like: held.transpose(1, 2),
     )
@@ -145,6 +177,22 @@ HUNYUAN = Kind(
     masks_text=True,
     guidance="true_cfg_scale",
 )
+
+
+def hunyuan_video_i2v(recipe: str, condition: str, **known) -> Kind:
+    return replace(
+        HUNYUAN,
+        save=saver(save_tiny_hunyuan_video_i2v, condition=condition),
+        recipes=(recipe,),
+        card="hunyuan_video_i2v",
+        told={"num_inference_steps": 50, "true_cfg_scale": 1.0, "shift": 7.0},  # its guidance: `called`
+        image=True,
+        each_image=True,
+        whole=("vae",),
+        **known,
+    )
+
+
 LTX = Kind(
     "ltx",
     save_tiny_ltx,
@@ -159,6 +207,18 @@ LTX = Kind(
     step=(8, 32),
     lay_out=lambda latents: latents.flatten(2).transpose(1, 2),  # one latent pixel, one token
     lay_back=lambda held, like: held.transpose(1, 2).reshape(like.shape),
+)
+LTX_095 = replace(
+    LTX,
+    save=saver(save_tiny_ltx, pipeline="LTXConditionPipeline", version="0.9.5"),
+    recipes=("ltx_video_13b",),
+    card="ltx_condition",
+    told=told(40, 3.0),
+    whole=("vae",),  # of the pictures, whose latents `prepare` makes in fp32
+    conditions=True,
+    draws=True,
+    called={"image_cond_noise_scale": 0.0},
+    lay_back=lambda held, like: held,
 )
 HIGH, LOW = {"expert": "high_noise"}, {"expert": "low_noise"}
 SECOND = {"load_into_transformer_2": True}
@@ -191,12 +251,38 @@ KINDS = {
     ),
     "hunyuan_video": HUNYUAN,
     "hunyuan_video guidance 3.3": replace(HUNYUAN, keys={"guidance": 3.3}, called={"guidance_scale": 3.3}),
+    "hunyuan_video i2v": hunyuan_video_i2v(
+        "hunyuan_video_i2v", "token_replace", called={"guidance_scale": 6.0}
+    ),
+    "hunyuan_video i2v 33ch": hunyuan_video_i2v("hunyuan_video_i2v_33ch", "latent_concat", cut=1),
     "cogvideox 5b": cogvideox("cogvideox_5b", rotary=True),
     "cogvideox 2b": cogvideox("cogvideox_2b", rotary=False),
+    "cogvideox 5b i2v": cogvideox("cogvideox_5b_i2v", image=True),
+    "cogvideox 1.5": cogvideox("cogvideox15_5b", newer=True),
+    "cogvideox 1.5 i2v": cogvideox("cogvideox15_5b_i2v", newer=True, image=True),
     "ltx": LTX,
     "ltx 8 fps": replace(LTX, keys={"frame_rate": 8}, called={"frame_rate": 8}),
     # Its VAE's decoder is told a timestep.
-    "ltx 0.9.1": replace(LTX, save=saver(save_tiny_ltx, timestep_conditioning=True)),
+    "ltx 0.9.1": replace(LTX, save=saver(save_tiny_ltx, version="0.9.1")),
+    "ltx i2v": replace(
+        LTX,
+        recipes=("ltx_video_i2v",),
+        keys={"task": "image_to_video"},
+        image=True,
+        given=6,
+        draws=True,
+    ),
+    # Its pipeline is another, which takes keyframes.
+    "ltx 0.9.5": LTX_095,
+    "ltx 0.9.5 keyframes": replace(
+        LTX_095,
+        recipes=("ltx_video_keyframes",),
+        keys={"keyframes": [0, 3, -1]},
+        image=True,
+        last_image=True,
+        keyframes=(3,),
+        given=18,
+    ),
 }
 FAMILIES: dict[str, Kind] = {}  # the first kind of each
 for kind in KINDS.values():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
@@ -77,7 +82,36 @@ def open_pipeline(kind: Kind, folder: Path, dtype: torch.dtype = torch.float32):
     dtypes = {"default": dtype, **dict.fromkeys(kind.whole, torch.float32)}
     pipeline = kind.open(folder).pipeline_class.from_pretrained(folder, torch_dtype=dtypes)
     pipeline.set_progress_bar_config(disable=True)
+    settle_image(pipeline.vae)
     return pipeline
+
+
+def settle_image(vae) -> None:
+    """Pipelines draw the image's latents from what the VAE gives for it; `prepare` takes their mode. And one image is
+    encoded at a time, as `prepare` does."""
+    encode = vae.encode
+
+    def settled(pixels):
+        mode = torch.cat([encode(each[None]).latent_dist.mode() for each in pixels])
+        return SimpleNamespace(latent_dist=SimpleNamespace(sample=lambda *_: mode, mode=lambda: mode))
+
+    vae.encode = settled
+
+
+@contextlib.contextmanager
+def starting(kind: Kind, pipeline, noise: torch.Tensor) -> Iterator[dict]:
+    """What the pipeline is told to start from `noise` `[N, C, F, H, W]`, and from the kind's pictures. One that draws
+    its own noise draws this."""
+    images = kind.images_for(len(noise))
+    if not kind.draws:
+        yield {"latents": kind.lay_out(noise), **images}
+        return
+
+    def drawn(shape, **_):  # what isn't the clip's is of pictures, whose latents take its place
+        return noise.clone() if tuple(shape) == noise.shape else torch.zeros(shape)
+
+    with mock.patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", drawn):
+        yield images
 
 
 @torch.no_grad()
@@ -86,13 +120,13 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
-    found = pipeline(
-        **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **kind.images, **options},
-        num_inference_steps=2,
-        latents=kind.lay_out(noise),
-        output_type=output_type,
-        generator=torch.Generator().manual_seed(seed_of(noise)),
-    ).frames
+    with starting(kind, pipeline, noise) as given:
+        found = pipeline(
+            **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
+            num_inference_steps=2,
+            output_type=output_type,
+            generator=torch.Generator().manual_seed(seed_of(noise)),
+        ).frames
     return kind.lay_back(found, noise) if output_type == "latent" else found
 
 
@@ -101,9 +135,13 @@ def seed_of(noise: torch.Tensor) -> int:
     return int(noise.flatten()[0].float().view(torch.int32))
 
 
-def conditioning_of(family, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """Conditioning as a training batch has it: padded, with its mask."""
-    encoded = family.load_encoders(CPU).encode_prompts(prompts)
+def conditioning_of(family, prompts: list[str], kind: Kind | None = None) -> dict[str, torch.Tensor]:
+    """Conditioning as a training batch has it: padded, with its mask; with the pictures of `kind` where it has some."""
+    encoders = family.load_encoders(CPU)
+    encoded = encoders.encode_prompts(prompts)
+    if kind is not None and kind.pictures:
+        images = [encoders.encode_images(kind.pictures, kind.size[0], prompt) for prompt in prompts]
+        encoded = [text | image for text, image in zip(encoded, images, strict=True)]
     return stack_conditioning([padded_text(item, family.text_length) for item in encoded])
 
 

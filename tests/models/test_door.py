@@ -37,6 +37,12 @@ EVERY += [
 ]
 
 
+# HunyuanVideo's pipelines whose latents come in the transformer's dtype.
+ROUNDED = [
+    name for name, kind in KINDS.items() if kind.family == "hunyuan_video" and name != "hunyuan_video i2v"
+]
+
+
 def named(name: str, precision: str, step: int) -> dict[str, str]:
     """The differences that are meant, by `door.DIFFERENCES`; all other arguments are equal to the bit.
 
@@ -44,14 +50,14 @@ def named(name: str, precision: str, step: int) -> dict[str, str]:
     - encoder_hidden_states_image: Wan's image-to-video pipeline names it also where no CLIP image is attended to.
     - text and its mask, where the transformer has one: the pipeline encodes padding, which the mask hides.
     - HunyuanVideo's timestep in bf16: the pipeline's first latents, and with them its first timestep, are fp32. It is
-      1000, which bf16 holds; all later ones come in bf16.
+      1000, which bf16 holds; all later ones come in bf16. Where the image is the first latent frame, they stay fp32.
     """
     found = {"attention_kwargs": "absent"}
     if name.startswith("wan 2.2") and " i2v" in name:
         found["encoder_hidden_states_image"] = "absent"
     if KINDS[name].masks_text:
         found |= {"encoder_hidden_states": "padding", "encoder_attention_mask": "padding"}
-    if KINDS[name].family == "hunyuan_video" and precision == "bf16" and step == 0:
+    if name in ROUNDED and precision == "bf16" and step == 0:
         found["timestep"] = "dtype"
     return found
 
@@ -102,6 +108,14 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
         ("ltx", "rope", lambda told: (told[0].flip(1), told[1])),
         ("cogvideox 5b", "image_rotary_emb", lambda told: (told[1], told[0])),
         ("cogvideox 2b", "hidden_states", lambda told: told.transpose(1, 2).contiguous()),
+        # The image's channels, one frame later.
+        (
+            "cogvideox 5b i2v",
+            "hidden_states",
+            lambda told: torch.cat([told[:, :, :4], told[:, :, 4:].roll(1, 1)], 2),
+        ),
+        ("cogvideox 1.5", "image_rotary_emb", lambda told: (told[0].roll(1, 0), told[1])),
+        ("cogvideox 1.5 i2v", "ofs", lambda told: told + 1),
     ],
 )
 def test_another_number_is_found(name, argument, spoil, doors):

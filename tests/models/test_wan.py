@@ -141,7 +141,9 @@ def test_the_image_is_the_rows_picture_or_the_chosen_clips_first_frame(with_pict
         assert image.shape == (height, width, 3)
         found = data[index, 0]["conditioning"]
         for name, tensor in encoders.encode_images({0: image}, frames, "").items():
-            torch.testing.assert_close(found[name], tensor)
+            # A GPU's convolutions of fp32 are in TF32, as torch has it.
+            exact = {"atol": 1e-3, "rtol": 1e-3} if torch.cuda.is_available() else {}
+            torch.testing.assert_close(found[name], tensor, **exact)
     assert not torch.equal(found["image_embeds"], data[0, 0]["conditioning"]["image_embeds"])
     Image.fromarray(255 - pictures[0]).save(tmp_path / "first.png")
     with pytest.raises(InputError, match=r"train.jsonl:1: pair `\S+`: `image`, 'first.png', has other bytes"):

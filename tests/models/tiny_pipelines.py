@@ -33,17 +33,51 @@ def t5(width: int = 16):
 
 
 def save_tiny_hunyuan_video(folder: Path) -> Path:
-    from diffusers import (
-        AutoencoderKLHunyuanVideo,
-        FlowMatchEulerDiscreteScheduler,
-        HunyuanVideoPipeline,
-        HunyuanVideoTransformer3DModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+    from transformers import LlamaModel
 
     torch.manual_seed(0)
+    transformer, vae = hunyuan_video()
+    HunyuanVideoPipeline(
+        LlamaModel(llama(len(WORDS))).eval(),
+        tokenizer(),
+        transformer,
+        vae,
+        FlowMatchEulerDiscreteScheduler(shift=7.0),
+        clip_text().eval(),
+        tokenizer(model_max_length=77),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_hunyuan_video_i2v(folder: Path, *, condition: str) -> Path:
+    """`condition`: how the transformer is given the image, `latent_concat` or `token_replace`."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoImageToVideoPipeline
+    from transformers import CLIPImageProcessor
+
+    torch.manual_seed(0)
+    concat = condition == "latent_concat"
+    transformer, vae = hunyuan_video(
+        in_channels=9 if concat else 4, guidance_embeds=not concat, image_condition_type=condition
+    )
+    HunyuanVideoImageToVideoPipeline(
+        llava().eval(),
+        llava_tokenizer(),
+        transformer,
+        vae,
+        FlowMatchEulerDiscreteScheduler(shift=7.0),
+        clip_text().eval(),
+        tokenizer(model_max_length=77),
+        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
+    ).save_pretrained(folder)
+    return folder
+
+
+def hunyuan_video(**options) -> tuple:
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+
     transformer = HunyuanVideoTransformer3DModel(
-        in_channels=4,
+        **{"in_channels": 4, **options},
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=16,
@@ -61,16 +95,68 @@ def save_tiny_hunyuan_video(folder: Path) -> Path:
         layers_per_block=1,
         norm_num_groups=4,
     )
-    llama = LlamaModel(
-        LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=3,
-            num_attention_heads=2,
+    return transformer, vae
+
+
+def llama(words: int):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=words,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+
+
+# Of Llama 3, and Llava's image; the words of the pipeline's template are unknown.
+MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
+
+
+def llava():
+    """With 576 tokens of an image, which the pipeline counts on."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    seen = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=2,
+    )
+    words = (*WORDS, *MARKS)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=seen,
+            text_config=llama(len(words)),
+            image_token_index=words.index("<image>"),
+            pad_token_id=0,
         )
     )
-    clip = CLIPTextModel(
+
+
+def llava_tokenizer():
+    """Makes of the pipeline's template before the prompt as many tokens as Llama's does, 103, the image's as sixth."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = (*WORDS, *MARKS)
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.add_special_tokens(list(MARKS))
+    parts = Regex(r"\n+|D|\w+|[^\w\s]")
+    core.pre_tokenizer = pre_tokenizers.Split(parts, behavior="removed", invert=True)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    )
+
+
+def clip_text():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(WORDS),
             hidden_size=8,
@@ -83,48 +169,45 @@ def save_tiny_hunyuan_video(folder: Path) -> Path:
             pad_token_id=0,
         )
     )
-    HunyuanVideoPipeline(
-        llama.eval(),
-        tokenizer(),
-        transformer,
-        vae,
-        FlowMatchEulerDiscreteScheduler(shift=7.0),
-        clip.eval(),
-        tokenizer(model_max_length=77),
-    ).save_pretrained(folder)
-    return folder
 
 
-def save_tiny_cogvideox(folder: Path, *, rotary: bool) -> Path:
-    """`rotary`: positions, scheduler and all else as the 5b has them; else as the 2b."""
+def save_tiny_cogvideox(folder: Path, *, rotary: bool, newer: bool = False, image: bool = False) -> Path:
+    """`rotary`: positions, scheduler and all else as the 5b has them; else as the 2b. `newer`: of CogVideoX 1.5."""
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDDIMScheduler,
         CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
     )
 
     torch.manual_seed(0)
+    # Learned positions are for clips of one size.
+    learned = {"sample_height": 4, "sample_width": 6, "use_learned_positional_embeddings": True}
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=8 if image else 4,
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=16,
         num_layers=2,
-        sample_width=12,
-        sample_height=8,
         sample_frames=9,
         use_rotary_positional_embeddings=rotary,
+        **(learned if image and not newer else {"sample_height": 8, "sample_width": 12}),
+        **({"patch_size_t": 2, "patch_bias": False} if newer else {}),
+        ofs_embed_dim=8 if image and newer else None,
     )
+    if image and not newer:
+        transformer.patch_embed.pos_embedding.normal_()
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8),
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=0.7 if rotary else 1.15258426,
+        invert_scale_latents=newer,
     )
     scheduler = (CogVideoXDPMScheduler if rotary else CogVideoXDDIMScheduler)(
         prediction_type="v_prediction",
@@ -133,18 +216,16 @@ def save_tiny_cogvideox(folder: Path, *, rotary: bool) -> Path:
         clip_sample=False,
         snr_shift_scale=1.0 if rotary else 3.0,
     )
-    CogVideoXPipeline(tokenizer(), t5().eval(), vae, transformer, scheduler).save_pretrained(folder)
+    pipeline = CogVideoXImageToVideoPipeline if image else CogVideoXPipeline
+    pipeline(tokenizer(), t5().eval(), vae, transformer, scheduler).save_pretrained(folder)
     return folder
 
 
-def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
-    """`timestep_conditioning`: the VAE's decoder as in LTX-Video 0.9.1 and later."""
-    from diffusers import (
-        AutoencoderKLLTXVideo,
-        FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
-        LTXVideoTransformer3DModel,
-    )
+def save_tiny_ltx(folder: Path, *, pipeline: str = "LTXPipeline", version: str = "0.9.0") -> Path:
+    """`version`: 0.9.0; 0.9.1, whose VAE's decoder is told a timestep; or 0.9.5, with a VAE of other blocks and a
+    scheduler that does not shift."""
+    import diffusers
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 
     torch.manual_seed(0)
     transformer = LTXVideoTransformer3DModel(
@@ -156,23 +237,41 @@ def save_tiny_ltx(folder: Path, *, timestep_conditioning: bool = False) -> Path:
         num_layers=2,
         caption_channels=16,
     )
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        timestep_conditioning=timestep_conditioning,
-    )
+    blocks = {
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    }
+    shifting = {
+        "use_dynamic_shifting": True,
+        "base_image_seq_len": 1024,
+        "max_image_seq_len": 4096,
+        "base_shift": 0.95,
+        "max_shift": 2.05,
+        "shift_terminal": 0.1,
+    }
+    if version == "0.9.5":  # as scripts/convert_ltx_to_diffusers.py has it
+        shifting = {"use_dynamic_shifting": False}
+        blocks = {
+            "block_out_channels": (16, 16, 16, 16, 16),
+            "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+            "decoder_block_out_channels": (8, 16, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1),
+            "spatio_temporal_scaling": (True,) * 4,
+            "decoder_spatio_temporal_scaling": (True,) * 3,
+            "decoder_inject_noise": (False,) * 4,
+            "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+            "upsample_residual": (True,) * 3,
+            "upsample_factor": (2,) * 3,
+            "spatial_compression_ratio": 32,
+            "temporal_compression_ratio": 8,
+        }
+    vae = AutoencoderKLLTXVideo(latent_channels=8, **blocks, timestep_conditioning=version != "0.9.0")
     vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
     vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_image_seq_len=1024,
-        max_image_seq_len=4096,
-        base_shift=0.95,
-        max_shift=2.05,
-        shift_terminal=0.1,
-    )
-    LTXPipeline(scheduler, vae, t5().eval(), tokenizer(), transformer).save_pretrained(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(**shifting)
+    parts = scheduler, vae, t5().eval(), tokenizer(), transformer
+    getattr(diffusers, pipeline)(*parts).save_pretrained(folder)
     return folder

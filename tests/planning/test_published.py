@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from pgdpo.config.read import load_config
+from pgdpo.files import reach
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
-from pgdpo.models.weights import reach
 from pgdpo.planning.costs.meta import meta_policy, sizes
 from pgdpo.planning.published import open_to_plan
 from tests.worlds import run_pgdpo
@@ -22,9 +22,18 @@ PARAMETERS = {
     "wan22_i2v_a14b": 14.29e9,
     "wan22_ti2v_5b": 5.0e9,
     "hunyuan_video": 12.82e9,
+    # Ours: these are published as 13B. One takes no guidance, which leaves out an embedding, and more channels.
+    "hunyuan_video_i2v": 12.82e9,
+    "hunyuan_video_i2v_33ch": 12.81e9,
     "cogvideox_2b": 1.69e9,
     "cogvideox_5b": 5.57e9,
+    "cogvideox_5b_i2v": 5.57e9,
+    "cogvideox15_5b": 5.57e9,
+    "cogvideox15_5b_i2v": 5.57e9,
     "ltx_video": 1.92e9,
+    "ltx_video_i2v": 1.92e9,
+    "ltx_video_keyframes": 1.92e9,
+    "ltx_video_13b": 13.04e9,
 }
 
 

@@ -139,7 +139,7 @@ def test_sizes_that_the_model_has_no_positions_for_are_refused(tmp_path, saved):
 
 
 def test_an_unknown_model_is_refused_with_the_list(tmp_path):
-    with pytest.raises(InputError, match="MODEL is 'wan3'; there are cogvideox_2b, "):
+    with pytest.raises(InputError, match="MODEL is 'wan3'; there are cogvideox15_5b, "):
         run_pgdpo("init", "wan3", tmp_path / "x.yaml")
     assert not (tmp_path / "x.yaml").exists()
 
@@ -296,12 +296,27 @@ def test_slow_clips_are_shown_at_their_rate_only_if_all_have_it():
 @pytest.mark.parametrize(
     ("model", "form"),
     [("wan21_1.3b", (16, 4)), ("wan22_ti2v_5b", (32, 4)), ("wan21_i2v_14b", (16, 4)), ("cogvideox_2b", (16, 8)),
+     ("cogvideox15_5b", (16, 8)), ("cogvideox15_5b_i2v", (16, 8)),
      ("ltx_video", (32, 8)), ("hunyuan_video", (16, 4))],
 )  # fmt: skip
 def test_the_form_is_what_the_family_takes(model, form):
     """As the README's table has it."""
     config = load_config(f"{model}.yaml")
     assert form_of(config, config) == Form(*form)
+
+
+def test_a_model_of_one_size_gets_that_size():
+    """Learned positions, whatever the clips are like."""
+    config = load_config("cogvideox_5b_i2v.yaml")
+    form = form_of(config, config)
+    assert form == Form(16, 8, (49, 480, 720))
+    found = propose(survey((9, 832, 480, 16, 90), (9, 720, 1280, 16, 200)), config, form)
+    assert (
+        found.settings["data.num_frames"],
+        found.settings["data.height"],
+        found.settings["data.width"],
+    ) == form.only
+    assert "data.buckets" not in found.settings
 
 
 def fate(name, pair, sizes, sampling):

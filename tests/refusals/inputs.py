@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import deaf_to_masks, of, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -58,6 +58,7 @@ from tests.refusals.parts import (
     timed,
 )
 
+SIDES = ("data.height=64", "data.width=96")  # that LTX takes
 RANKED = [{"rank": rank} for rank in range(3)]
 
 INPUTS = {
@@ -137,7 +138,10 @@ INPUTS = {
     "a LoRA of more": Input("train", lora(WHOLE, "model.adapter.target_modules=[to_v]")),
     "fused and apart": Input(adapted, fused_and_apart),
     # the model's folder
-    "no transformer": Input("train", given("model.path=nowhere/here/there")),
+    "no model there": Input("train", given("model.path=nowhere/here/there")),
+    "a checkpoint": Input("train", checkpoint),
+    "a broken index": Input(opened, lambda place: broken_config(place, "model_index.json")),
+    "another family": Input(opened, of("wan 2.1 t2v", "model.family=ltx")),
     "a folder's revision": Input("train", given("model.revision=v1")),
     "a broken config": Input(opened, lambda place: broken_config(place, "transformer/config.json")),
     "a broken scheduler": Input(
@@ -165,6 +169,14 @@ INPUTS = {
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
+    "keyframes before 0.9.5": Input(opened, of("ltx", "model.keyframes=[0,-1]")),
+    "the given frame alone": Input(sized, of("ltx", "model.keyframes=[0]", "data.num_frames=1", *SIDES)),
+    "a keyframe behind the clip": Input(
+        sized, of("ltx 0.9.5", "model.keyframes=[9]", "data.num_frames=9", *SIDES)
+    ),
+    "the last keyframe twice": Input(
+        sized, of("ltx 0.9.5", "model.keyframes=[8,-1]", "data.num_frames=9", *SIDES)
+    ),
     "frames": Input(sized, of("wan 2.1 t2v", "data.num_frames=6")),
     "height": Input(sized, of("wan 2.1 t2v", "data.num_frames=5", "data.height=20")),
     "a short rotary table": Input(
@@ -183,13 +195,19 @@ INPUTS = {
             },
         ),
     ),
+    "CogVideoX's one frame": Input(sized, of("cogvideox 1.5 i2v", "data.num_frames=1")),
+    "CogVideoX 1.5's table": Input(
+        sized, of("cogvideox 1.5", "data.num_frames=9", "data.height=80", "data.width=96")
+    ),
     "the toy's height": Input(sized, given(FRESH, "data.height=18")),
-    "CogVideoX's image": Input(opened, of("cogvideox 2b", transformer={"in_channels": 8})),
-    "CogVideoX 1.5": Input(opened, of("cogvideox 2b", transformer={"patch_size_t": 2})),
+    "CogVideoX's control": Input(opened, of("cogvideox 2b", transformer={"in_channels": 8})),
+    "CogVideoX's frames": Input(opened, of("cogvideox 1.5", transformer={"patch_size_t": 4})),
     "CogVideoX's scheduler": Input(opened, of("cogvideox 2b", scheduler={"prediction_type": "epsilon"})),
     "HunyuanVideo's image": Input(
-        opened, of("hunyuan_video", transformer={"image_condition_type": "latent_concat"})
+        opened, of("hunyuan_video", transformer={"image_condition_type": "controlnet"})
     ),
+    "HunyuanVideo's guidance": Input(opened, of("hunyuan_video i2v 33ch", "model.guidance=6")),
+    "HunyuanVideo's one frame": Input(sized, of("hunyuan_video i2v", "data.num_frames=1")),
     "a start without its config": Input("train", other_start(None)),
     "a start of another class": Input("train", other_start({"_class_name": "LTXVideoTransformer3DModel"})),
     "a start of other layers": Input("train", other_start({"num_layers": 3})),
@@ -233,6 +251,7 @@ INPUTS = {
     "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
+    "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(
         "train",

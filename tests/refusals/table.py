@@ -12,6 +12,15 @@ from tests.refusals.training import TRAINING
 
 # fmt: off
 TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
+    "config.families": {
+        "family_of": {"no model of a family that trains": By("another pipeline")},
+        "check_family": {"which is of `": By("another family")},
+    },
+    "files.pipeline": {
+        "pipeline_in": {"model.path is": By("no model there", "no model_index", "a checkpoint")},
+        "_class_in": {"is to name a class": By("a broken index")},
+        "_fetched": {"set model.family, or give a local": Why.MACHINE},
+    },
     "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
         "find_config": {
@@ -88,6 +97,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "Ranks.gather": {"another rank has ended: its message": Why.RUN},
         "Ranks.main_first": {"InputError(refused)": Why.PASSED_ON},
     },
+    "data.preparing.prepare": {"_refuse_captions": {"leave it out": By("a caption beside a picture")}},
     "data.preparing.room": {"check_room": {"too little. Make room, set output_dir": Why.MACHINE}},
     "files.tables": {"writer": {"a manifest is written as": Why.ANOTHER}},
     "video.info": {"VideoInfo.check_rate": {"or have frames repeated (data.upsample)": By("bad rows")}},
@@ -156,11 +166,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "models.adapters.adapter": {"add_adapter": {"model.adapter.target_modules is": Why.EARLIER}},
     "models.families.cogvideox": {
         "CogVideoX.__init__": {
-            "an image-to-video model": By("CogVideoX's image"),
-            "latent frames (it is CogVideoX 1.5)": By("CogVideoX 1.5"),
+            "CogVideoX 1.5 joins": By("CogVideoX's frames"),
             "CogVideoX was trained with 'v_prediction'": By("CogVideoX's scheduler"),
         },
-        "CogVideoX.check_positions": {"this transformer has learned positions": By("learned positions")},
+        "CogVideoX._choose_task": {"what trains is text-to-video": By("CogVideoX's control")},
+        "CogVideoX.check_size": {"an image-to-video model is given that frame": By("CogVideoX's one frame")},
+        "CogVideoX.check_positions": {
+            "this transformer has learned positions": By("learned positions"),
+            "rotary table ends at": By("CogVideoX 1.5's table"),
+        },
     },
     "models.adapters.comfyui": {"_original": {"has no name in ComfyUI: leave it": Why.ANOTHER}},
     "models.encoders.pipeline": {
@@ -168,10 +182,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.family": {
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
-        "Family._resolve": {
-            "a folder has no revisions": By("a folder's revision"),
-            "with transformer/, vae/, text_encoder/": By("no transformer"),
-        },
+        "Family._resolve": {"a folder has no revisions": By("a folder's revision")},
         "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
         "Family._read_architecture": {
             "give a local diffusers folder, or": By("a broken config"),
@@ -189,7 +200,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_wait": {"store.get": Why.PASSED_ON},
     },
     "models.families.hunyuan_video": {
-        "HunyuanVideo.__init__": {"hunyuan_video` trains text-to-video": By("HunyuanVideo's image")},
+        "HunyuanVideo._check_parts": {"its transformer's image_condition_type is": By("HunyuanVideo's image")},
+        "HunyuanVideo._choose_guidance": {"has no input for it": By("HunyuanVideo's guidance")},
+        "HunyuanVideo.check_size": {"an image-to-video model is given that frame": By("HunyuanVideo's one frame")},
     },
     "models.adapters.lora_file": {
         "find_file": {
@@ -239,7 +252,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "models.experts": {
         "has_experts": {
-            "set model.expert to high_noise or": By("two experts"),
+            "set model.expert to both": By("two experts"),
             "but it has one transformer for all": By("one expert"),
         },
         "_check": {
@@ -247,12 +260,17 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "name an export's folder": By("another adapter"),
         },
     },
-    "models.families.ltx": {"LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")}},
-    "models.families.wan": {
-        "Wan._read_index": {
-            "its model_index.json cannot be read": By("no model_index"),
-            "what trains is a": By("another pipeline"),
+    "models.families.ltx": {
+        "LTX.check_fps": {"and the model is told": By("a rate that the model isn't told")},
+        "LTX._choose_pictures": {"its scheduler shifts by the number of": By("keyframes before 0.9.5")},
+        "LTX.check_size": {
+            "data.num_frames is 1: the model is given": By("the given frame alone"),
+            "and data.num_frames is {}: allowed are": By(
+                "a keyframe behind the clip", "the last keyframe twice", says=("allowed are 0 to 8",)
+            ),
         },
+    },
+    "models.families.wan": {
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),

@@ -120,17 +120,17 @@ def predicted(monkeypatch):
 
 
 def of_lists(step, batch):
-    family, model = step.policy.family, step.policy.engine.module
-    sample = draw_sample(batch, step.config, family, step.policy.ranks.device)
+    family, model, device = step.policy.family, step.policy.engine.module, step.policy.ranks.device
+    sample = draw_sample(batch, step.config, family, device)
     data = PreparedPairs(step.config.prepared_dir / "train")
     index = {row["id"]: place for place, row in enumerate(data.rows)}
     found = []
     for group, name in enumerate(batch["ids"]):
         item = data[index[name], int(batch["draw"][group])]
         sigma, errors = sample.sigma[group : group + 1], []
-        text = {key: value[None] for key, value in item["conditioning"].items()}
+        text = {key: value[None].to(device) for key, value in item["conditioning"].items()}
         noise = sample.target[group] + sample.latents[group]  # of the list's first clip
-        for clip in item["samples"]:
+        for clip in item["samples"].to(device):
             noisy = ((1 - sigma) * clip + sigma * noise)[None]
             with torch.no_grad():
                 ours = family.predict(model, noisy, sigma, text)

@@ -174,7 +174,7 @@ class TestMasks:
             return draw_sample(batch, *arguments, **options)
 
         def recorded(pred, target, *, ref_pred, **options):
-            calls.append([x.detach().double().numpy() for x in (pred, target, ref_pred)])
+            calls.append([x.detach().double().cpu().numpy() for x in (pred, target, ref_pred)])
             return pair_errors(pred, target, ref_pred, **options)
 
         monkeypatch.setattr("pgdpo.training.step.draw_sample", drawn)

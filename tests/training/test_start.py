@@ -53,7 +53,8 @@ def started(config_file, *overrides):
 
 @torch.no_grad()
 def predicted(transformer, inputs):
-    return transformer(**inputs, return_dict=False)[0]
+    device = next(transformer.parameters()).device
+    return transformer(**{name: x.to(device) for name, x in inputs.items()}, return_dict=False)[0].cpu()
 
 
 def lora_of(folder):

@@ -140,15 +140,16 @@ def own_row(x: torch.Tensor, align: int) -> torch.Tensor:
     return x.clone() if align > 1 and x.data_ptr() % 16 else x
 
 
-def launch_sums(rows: PairRows, cross: bool) -> torch.Tensor:
-    """Partial sums, fp32 `[5 * members, B, parts]`."""
+def launch_sums(rows: PairRows, cross: bool, members: int) -> torch.Tensor:
+    """Partial sums, fp32 `[5 * rows.members, B, parts]`, by programs that read `members` rows."""
     from .pair_kernels import partial_sums
 
-    parts = rows.cut.parts
+    parts, pairs = rows.cut.parts, rows.pairs * rows.members // members
     partials = torch.empty(5 * rows.members, rows.pairs, parts, device=rows.pred.device)
-    grid, numbers = (rows.pairs * parts,), (*rows.strides(), rows.pairs, parts, *rows.mask_strides())
+    grid, numbers = (pairs * parts,), (*rows.strides(), pairs, parts, *rows.mask_strides())
     switches = {"HAS_REF": rows.ref is not None, "CROSS": cross}
-    launch(partial_sums, grid, rows.inputs(), (partials,), numbers, **switches, **rows.options())
+    options = rows.options() | {"MEMBERS": members}
+    launch(partial_sums, grid, rows.inputs(), (partials,), numbers, **switches, **options)
     return partials
 
 
@@ -158,10 +159,22 @@ def launch_means(rows: PairRows, cross: bool) -> tuple[torch.Tensor, ...]:
 
     has_ref = rows.ref is not None
     errors = empty_errors(rows, has_ref, cross)
-    tensors, tile = (launch_sums(rows, cross), rows.cut.bounds), rows.tile()
+    # Two rows together hold twice the registers: only where something is read once, or is of both.
+    members = rows.members if cross or rows.mask is not None else 1
+    tensors, tile = (launch_sums(rows, cross, members), rows.cut.bounds), rows.tile()
     grid = (-(-rows.pairs // tile["PAIRS"]) * rows.segments,)
     numbers = (rows.pairs, rows.cut.parts, rows.segments)
-    launch(pair_means, grid, tensors, errors, numbers, HAS_REF=has_ref, CROSS=cross, **tile)
+    launch(
+        pair_means,
+        grid,
+        tensors,
+        errors,
+        numbers,
+        HAS_REF=has_ref,
+        CROSS=cross,
+        COUNTS=rows.members // members,
+        **tile,
+    )
     return errors
 
 

@@ -12,9 +12,13 @@ TILE_REGISTERS = 128  # else ptxas keeps to 64, for a second block that never co
 
 @triton.jit
 def load_quantities(
-    pointer, step, cell, inside, MEMBERS: tl.constexpr, HAS_REF: tl.constexpr, CROSS: tl.constexpr
-):
-    """The ten at these cells, `step` elements apart; those that were not asked for are 0."""
+    pointer, step, cell, inside, MEMBERS: tl.constexpr, COUNTS: tl.constexpr, HAS_REF: tl.constexpr,
+    CROSS: tl.constexpr,
+):  # fmt: skip
+    """The ten at these cells, `step` elements apart; those that were not asked for are 0.
+
+    COUNTS: of a pair, one if its rows were read together, else one each.
+    """
     s0 = tl.load(pointer + cell, mask=inside, other=0.0)
     zero = tl.zeros(s0.shape, tl.float32)
     s1, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero
@@ -22,15 +26,15 @@ def load_quantities(
         s1 = tl.load(pointer + step + cell, mask=inside, other=0.0)
     s2 = tl.load(pointer + MEMBERS * step + cell, mask=inside, other=0.0)
     if HAS_REF:
-        s3 = tl.load(pointer + (MEMBERS + 1) * step + cell, mask=inside, other=0.0)
+        s3 = tl.load(pointer + (MEMBERS + COUNTS) * step + cell, mask=inside, other=0.0)
         if MEMBERS == 2:
-            s4 = tl.load(pointer + (MEMBERS + 2) * step + cell, mask=inside, other=0.0)
-        s5 = tl.load(pointer + (2 * MEMBERS + 1) * step + cell, mask=inside, other=0.0)
+            s4 = tl.load(pointer + (MEMBERS + COUNTS + 1) * step + cell, mask=inside, other=0.0)
+        s5 = tl.load(pointer + (2 * MEMBERS + COUNTS) * step + cell, mask=inside, other=0.0)
         if MEMBERS == 2:
-            s6 = tl.load(pointer + (2 * MEMBERS + 2) * step + cell, mask=inside, other=0.0)
-        s7 = tl.load(pointer + (3 * MEMBERS + 1) * step + cell, mask=inside, other=0.0)
+            s6 = tl.load(pointer + (2 * MEMBERS + COUNTS + 1) * step + cell, mask=inside, other=0.0)
+        s7 = tl.load(pointer + (3 * MEMBERS + COUNTS) * step + cell, mask=inside, other=0.0)
         if MEMBERS == 2:
-            s8 = tl.load(pointer + (3 * MEMBERS + 2) * step + cell, mask=inside, other=0.0)
+            s8 = tl.load(pointer + (3 * MEMBERS + COUNTS + 1) * step + cell, mask=inside, other=0.0)
     if CROSS:
         s9 = tl.load(pointer + (4 * MEMBERS + 1) * step + cell, mask=inside, other=0.0)
     return s0, s1, s2, s3, s4, s5, s6, s7, s8, s9
@@ -38,7 +42,7 @@ def load_quantities(
 
 @triton.jit
 def sum_parts(
-    partials, pair, pairs, parts, begin, end, MEMBERS: tl.constexpr,
+    partials, pair, pairs, parts, begin, end, MEMBERS: tl.constexpr, COUNTS: tl.constexpr,
     HAS_REF: tl.constexpr, CROSS: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The ten quantities' sums over the parts [begin, end) for a vector of PAIRS pairs, in a fixed order."""
@@ -52,7 +56,7 @@ def sum_parts(
         # 32-bit offsets from scalar pointers: a kernel of ten streams has no registers for 64-bit ones.
         cell = (pair.to(tl.int32) * parts)[:, None] + column[None, :]
         t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = load_quantities(
-            partials, step, cell, inside, MEMBERS, HAS_REF, CROSS
+            partials, step, cell, inside, MEMBERS, COUNTS, HAS_REF, CROSS
         )
         s0, s1, s2 = s0 + t0, s1 + t1, s2 + t2
         if HAS_REF:
@@ -104,6 +108,7 @@ def pair_means(
     parts,
     segments,
     MEMBERS: tl.constexpr,
+    COUNTS: tl.constexpr,
     HAS_REF: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     CROSS: tl.constexpr,
@@ -119,7 +124,7 @@ def pair_means(
     else:
         begin, end = 0, parts
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sum_parts(
-        partials, pair, pairs, parts, begin, end, MEMBERS, HAS_REF, CROSS, PAIRS, PARTS
+        partials, pair, pairs, parts, begin, end, MEMBERS, COUNTS, HAS_REF, CROSS, PAIRS, PARTS
     )
     cell, step, inside = pair * segments + segment, pairs.to(tl.int64) * segments, pair < pairs
     store_means(

@@ -87,9 +87,9 @@ def examine(data: PreparedPairs) -> dict:
 
 def _spread(data: PreparedPairs, prompts: list[str], neighbours: int) -> np.ndarray:
     """`neighbour_entropy` of the means of the prompts' token embeddings, scaled to length 1."""
-    points = None
+    points, first = None, {row["prompt"]: index for index, row in reversed(list(enumerate(data.rows)))}
     for number, prompt in enumerate(prompts):
-        text = data.text(prompt)
+        text = data.prompt_of(first[prompt])
         mean = text["prompt"][text["prompt_mask"]].double().mean(0)
         points = torch.empty(len(prompts), len(mean)) if points is None else points
         points[number] = mean / (mean.norm() + 1e-12)

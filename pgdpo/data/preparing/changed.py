@@ -125,12 +125,13 @@ class Rows:
                     what = f"{_about(row, side)}: {values}"
                     kind = "prompt edited" if key == "caption" else "label edited"
                     yield _row(row, kind, what, f"{SAMPLES}.{key}", now.get(key))
-        if not all(samples) or not takes_frames(self.pictures, row.clips):
+        unread = self.made[row.values["id"]].get("unread", ())
+        if not all(samples) or not takes_frames(self.pictures, row.clips, unread):
             return
         start, started = ends(extra)[0], ends(was)[0]
         if start != started:
-            what = f"{_titled(row)}: its clips start from that of {worded(start)}, prepared from {worded(started)}"
-            yield _row(row, "picture that clips start from", what, SAMPLES, start)
+            what = f"{_titled(row)}: a picture is taken of {worded(start)}, prepared was that of {worded(started)}"
+            yield _row(row, "picture of a clip", what, SAMPLES, start)
 
     def _files(self, row: CheckedRow) -> Iterator[Difference]:
         made = self.made[row.values["id"]]

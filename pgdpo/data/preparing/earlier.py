@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import SAID, Sampling, probe_pair, takes_frames
-from pgdpo.data.preparing.made_of import SEEN, FileEntry, entries, pictures_of
+from pgdpo.data.preparing.made_of import SEEN, FileEntry, entries, names_pictures, pictures_of
 from pgdpo.data.shards import (
     ENCODING,
     INDEX,
@@ -72,7 +72,9 @@ class Earlier:
         # Asked of another text encoder, which may read what this one refuses, they are not asked of this one.
         self.negatives: list[str] = self._texts[1].get("written", []) if same_encoder else []
         self._by_identity = {
-            self._identity(self._rows[name], entries(made), self._size(name), made.get("view", "")): name
+            self._identity(
+                self._rows[name], self._rows[name]["prompt"], entries(made), self._size(name), made
+            ): name
             for name, made in self.pairs.items()
             if name in self._rows
         }
@@ -88,11 +90,15 @@ class Earlier:
         return self._shards[self._rows[name]["shard"]]["size"]
 
     def _identity(
-        self, row: Mapping, files: Mapping[str, FileEntry], size: Sequence[int], view: str
+        self, row: Mapping, prompt: str, files: Mapping[str, FileEntry], size: Sequence[int], seen: Mapping
     ) -> tuple:
-        """What a row's tensors follow from, beside the encoders."""
-        starts = ends(row)[0] if takes_frames(self._pictures, files) else ""
-        return (*((key, entry[3]) for key, entry in sorted(files.items())), tuple(size), view, starts)
+        """What a row's tensors follow from, beside the encoders: its prompt too where they hold its embedding. `seen`:
+        what a record says of how its clips are."""
+        unread = tuple(seen.get("unread", ()))
+        starts = ends(row)[0] if takes_frames(self._pictures, files, unread) else ""
+        read = prompt if "prompt" in self._image else ""
+        hashes = ((key, entry[3]) for key, entry in sorted(files.items()))
+        return (*hashes, tuple(size), seen.get("view", ""), unread, starts, read)
 
     def looked_at(
         self, name: str, files: Mapping[str, FileEntry], size: Size, sampling: Sampling
@@ -104,6 +110,8 @@ class Earlier:
             return None
         if {*entries(made), *PICTURES} != {*files, *PICTURES}:
             return None  # a group with a clip more or less: what is common to all may be another span
+        if names_pictures(files) and "unread" not in made:
+            return None  # by a version that took them for any part of the clips
         if any(made.get(key, [None] * 4)[3] != entry[3] for key, entry in files.items()):
             return None
         return {key: made[key] for key in SEEN if key in made}
@@ -124,11 +132,11 @@ class Earlier:
         return self._texts[0].get("files", []) if self._same_text or self._same_encoders else []
 
     def pair(
-        self, row: PairRow, files: Mapping[str, FileEntry], size: Size, view: str, *, tiled: bool | None
+        self, row: PairRow, files: Mapping[str, FileEntry], size: Size, seen: Mapping, *, tiled: bool | None
     ) -> dict[str, torch.Tensor] | None:
-        """The tensors of a pair of these files at this size and view, encoded in tiles or whole (None: that is the
+        """The tensors of a pair of these files at this size and `seen` so, encoded in tiles or whole (None: that is the
         same). Raises InputError where its row says what isn't so."""
-        identity = self._identity(row.extra, files, size, view)
+        identity = self._identity(row.extra, row.prompt, files, size, seen)
         name = self._by_identity.get(identity) if self._same_clips else None
         if name is None:
             return None

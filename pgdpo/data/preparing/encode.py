@@ -21,11 +21,20 @@ import torch
 from pgdpo.config import DataConfig
 from pgdpo.data.bad import check_bad
 from pgdpo.data.buckets import Size, size_name
-from pgdpo.data.clips import PairPlan, Sampling, clip_identity, plan_pair, read_pair, read_pictures
+from pgdpo.data.clips import (
+    PairPlan,
+    Sampling,
+    clip_identity,
+    plan_pair,
+    read_pair,
+    read_pictures,
+    unread_identity,
+    unread_pictures,
+)
 from pgdpo.data.masks import read_mask
 from pgdpo.data.preparing.ahead import Behind, ahead
 from pgdpo.data.preparing.earlier import Earlier
-from pgdpo.data.preparing.made_of import SEEN, FileEntry, Hashes
+from pgdpo.data.preparing.made_of import SEEN, FileEntry, Hashes, names_pictures
 from pgdpo.data.shards import content_key, kept, tensors_sha256, write
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
@@ -191,11 +200,15 @@ class _Making:
         hashes = {key: entry[3] for key, entry in files.items()}
         try:
             identity = clip_identity(row, pictures=work.encoders.pictures, hashes=hashes)
+            if work.family.reads_pictures:
+                identity["prompt"] = row.prompt
             seen = work.earlier.looked_at(row.id, files, self.size, work.sampling)
             if seen is None:
                 plan = self.plans[row.id] = plan_pair(row, self.size, work.sampling)
                 seen = {"fps": plan.like.fps, "view": plan.view, "span": plan.span}
-            return files, identity, seen, None
+                if names_pictures(files):
+                    seen["unread"] = unread_pictures(plan, files)
+            return files, identity | unread_identity(row, seen.get("unread", ())), seen, None
         except InputError as error:
             return files, {}, {}, error
 
@@ -203,15 +216,15 @@ class _Making:
         """What is to be encoded of a row; nothing of one that is bad, or whose shard stays."""
         if self.entry is not None or row.id not in self.known:
             return _Read()
-        work, view, tiled = self.work, self.made_of[row.id]["view"], self.work.tiled(self.size)
-        found = work.earlier.pair(row, work.files(row), self.size, view, tiled=tiled)
+        work, made, tiled = self.work, self.made_of[row.id], self.work.tiled(self.size)
+        found = work.earlier.pair(row, work.files(row), self.size, made, tiled=tiled)
         if found is not None:
             return _Read(found)
         plan = self.plans.get(row.id) or plan_pair(row, self.size, work.sampling)
         frames = dict(read_pair(row, plan))
-        pictures = read_pictures(row, frames, self.size, work.encoders.pictures)
+        pictures = read_pictures(row, frames, plan, work.encoders.pictures)
         grid = work.family.latent_shape(*self.size)[1:]
-        mask = None if row.mask is None else read_mask(row, plan, grid)
+        mask = None if row.mask is None else read_mask(row, plan, grid, work.family.lead)
         return _Read(None, frames, pictures, mask)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:

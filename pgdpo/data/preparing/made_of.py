@@ -13,6 +13,7 @@ is another by now (`stale.py`), and `prepare` what it need not make anew (`earli
         "pairs": {                      # every row of the manifest, in its order; those that were left out as bad too
             "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...],
                      "fps": 30.0, "view": "16 a second from 0 s"}  # the clips' own rate; what clips.PairPlan.view says
+                                    # and, of a row that names pictures, "unread": those that frames stand for
         }                               # of a group "sample0": [...], "sample1": [...], ...
     }
 
@@ -33,11 +34,16 @@ from pgdpo.config import DataConfig
 from pgdpo.data.clips import Sampling, files_of
 from pgdpo.data.shards import ENCODING
 from pgdpo.files.atomic import sha256_of
-from pgdpo.rows.manifest import PairRow
+from pgdpo.rows.manifest import GIVEN, PairRow
 from pgdpo.toy import clips as toy
 
 FileEntry = list  # name in the row, bytes, mtime in ns, SHA-256
-SEEN = ("fps", "view", "span")  # what a record says, beside the files, of how a good row's clips were seen
+SEEN = (
+    "fps",
+    "view",
+    "span",
+    "unread",
+)  # what a record says, beside the files, of how a good row's clips were seen
 
 
 def named_source(data: DataConfig, split: str) -> dict[str, Any]:
@@ -78,6 +84,11 @@ def record(
 def entries(pair: Mapping) -> dict[str, FileEntry]:
     """The files of one of the record's `pairs`, by key."""
     return {key: entry for key, entry in pair.items() if key not in SEEN}
+
+
+def names_pictures(files: Collection[str]) -> bool:
+    """Whether a row has a picture for the model among its files; its mask is none."""
+    return any(key in files for key in GIVEN.values())
 
 
 def pictures_of(index: Mapping) -> list[int]:

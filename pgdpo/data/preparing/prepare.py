@@ -19,6 +19,7 @@ Ranks share the files: each encodes its own, and the main rank writes the index 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -43,18 +44,24 @@ from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
-from pgdpo.models.encoders.cuts import say_cut_prompts
+from pgdpo.models.encoders.cuts import ONE_PROMPT, say_cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import PairRow
-from pgdpo.rows.schema import captions_of, counted, cut_labels
+from pgdpo.rows.schema import captions_of, counted, cut_labels, spoken
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written, as those of the next one are meanwhile
 PROMPTS_AT_ONCE = 32
 LENGTHS = {
     "pair": "pairs have clips of two lengths: of the longer as much counts as of the shorter",
     "group": "groups have clips of several lengths: of each as much counts as of the shortest",
+}
+
+
+UNREAD = {
+    "image": "what is taken begins later than the clips: its first frame stands for the row's `image`",
+    "last_image": "what is taken ends earlier than the clips: its last frame stands for the row's `last_image`",
 }
 
 
@@ -106,10 +113,16 @@ def prepare(
     buckets, bad = _into_buckets(rows, work)
     check_bad(bad, len(rows), config.on_bad_data, where)
     captions = {caption for row in rows for caption in captions_of(row.extra).values()}
-    prompts = sorted({row.prompt for row in rows} | captions | {""})
+    read = sorted({row.prompt for row in rows} | captions | {""})
+    prompts = read
+    if (
+        family.reads_pictures
+    ):  # with the pictures, beside the clips; all but the empty one, of a dropped caption
+        _refuse_captions(rows)
+        prompts = [""]
     negatives = [*earlier.negatives, *({negative} - {*prompts, *earlier.negatives})]
     if ranks.rank == 0:
-        say_cut_prompts(encoders, prompts + negatives)
+        say_cut_prompts(encoders, read + negatives)
     text_dtype = _settle_text_dtype(work)
     _check_room(work, buckets, prompts=len(prompts) + len(negatives), text_dtype=text_dtype)
     settle_tiling(work)
@@ -127,6 +140,9 @@ def prepare(
         seen = [(pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair]
         for line in views_said(seen, rows[0].kind):
             say(f"  {line}")
+        unread = Counter(key for pair in pairs.values() for key in pair.get("unread", ()))
+        for key, count in sorted(unread.items()):
+            say(f"  {count} {rows[0].kind}s: {UNREAD[key]}")
         unequal = sum(shard.unequal for shard in shards)
         if unequal:
             say(f"  {unequal} {LENGTHS[rows[0].kind]}")
@@ -138,6 +154,13 @@ def prepare(
     encoded = sum(shard.encoded for shard in shards)
     removed = len(set(earlier.ids) - {row["id"] for row in index["pairs"]})
     return Prepared(index, encoded, len(index["pairs"]) - encoded, removed, embedded)
+
+
+def _refuse_captions(rows: Sequence[PairRow]) -> None:
+    """Raises InputError for a sample with a caption of its own, where a text encoder reads prompts with pictures."""
+    for row in rows:
+        for side in captions_of(row.extra):
+            raise InputError(f"the caption of {spoken(row.id, row.clips, side)}: {ONE_PROMPT}; leave it out")
 
 
 def _settle_text_dtype(work: Work) -> str | None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AT_A_TIME = 1024  # prompts that are tokenized
+ONE_PROMPT = (
+    "this model's text encoder reads one prompt of a row, together with the picture that its clips start from"
+)
 SHOWN = 6  # words that a message says were read last
 
 

@@ -44,7 +44,7 @@ class VaeFamily(Family):
 
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         channels, temporal, spatial = self.vae_shape
-        return channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+        return channels, self.lead + (num_frames - 1) // temporal + 1, height // spatial, width // spatial
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming the nearest sizes, unless VAE and transformer take such a clip."""
@@ -55,7 +55,7 @@ class VaeFamily(Family):
         """Frames, height and width of the clips whose latents are `(C, F, H, W)`."""
         _, temporal, spatial = self.vae_shape
         _, frames, height, width = latent_shape
-        return (frames - 1) * temporal + 1, height * spatial, width * spatial
+        return (frames - self.lead - 1) * temporal + 1, height * spatial, width * spatial
 
     def pipeline_encoders(self, device: torch.device) -> PipelineEncoders:
         return self.encoders_class(self, device)

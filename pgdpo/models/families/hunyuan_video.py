@@ -1,37 +1,57 @@
-"""HunyuanVideo text-to-video, as diffusers has it (HunyuanVideoTransformer3DModel, Llama and CLIP; arXiv 2412.03603).
+"""HunyuanVideo, text- and image-to-video, as diffusers has it (HunyuanVideoTransformer3DModel; arXiv 2412.03603).
 
-Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. The
-released weights are distilled from classifier-free guidance: they take the guidance scale as an input, and training
-tells them the one that sampling does.
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma. Weights
+that are distilled from classifier-free guidance take the guidance scale as an input, and training tells them the one
+that sampling does.
 
 Guidance and timestep come in the transformer's dtype, as the pipeline hands them over: guidance 6 in bf16 is told as
 bf16(6) * 1000 = 6016, and a step at timestep 937.5 as 936. Both are 8-bit significands, so that up to four noise levels
 of the scheduler's thousand are told as one. Exact numbers would be others than sampling ever tells: the embeddings of
 6000 and 6016 have a cosine of 0.63.
+
+Image-to-video is one of two (`image_condition_type` of the transformer's configuration):
+
+- latent_concat (the released 33ch): the image's latents and a mask stand behind the noisy latents as channels. Every
+  latent frame is a prediction. (The pipeline cuts the first four frames off what it made; here they stay.)
+- token_replace: the image's latents are the first latent frame, clean, and its tokens are modulated for timestep 0. The
+  pipeline's latents stay fp32 then, and with them the timesteps that it tells.
+
+In both Llava reads a prompt together with its picture, so that a pair has an embedding of its own. The unconditional
+branch (a negative prompt, a dropped caption) is read beside a black picture; the latents stay the image's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pgdpo.config.families import SampleSettings
+from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
-from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
-from pgdpo.models.encoders.text import TextReader
+from pgdpo.messages.progress import moved
+from pgdpo.models.encoders.hunyuan_video import (
+    IMAGE_TEXT_LENGTH,
+    INTERLEAVE,
+    TEXT_LENGTH,
+    HunyuanVideoEncoders,
+    HunyuanVideoImageEncoders,
+)
+from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
 from pgdpo.models.weights.kept import computes_in
 
 if TYPE_CHECKING:
-    from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+    from diffusers import HunyuanVideoTransformer3DModel
 
-TEXT_LENGTH = 256  # HunyuanVideoPipeline.__call__'s max_sequence_length
-GUIDANCE = 6.0  # HunyuanVideoPipeline.__call__'s guidance_scale
+GUIDANCE = (
+    6.0  # HunyuanVideoPipeline.__call__'s guidance_scale, and that of its image-to-video pipeline's example
+)
+NOISE_SHARE = 0.999  # of noise in the image-to-video pipeline's first latents; the rest is the image
 
 # Beginnings of its layers' names, here and in the original repository.
 _DOUBLE, _SINGLE = r"transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
@@ -67,41 +87,33 @@ class HunyuanVideoSettings(ModelConfig):
         None,
         gt=0,
         description="hunyuan_video: the guidance scale that the distilled model is told, in training and in sampling; "
-        "by default the pipeline's, 6.0.",
+        "by default the pipelines', 6.0. A model without such an input (image-to-video by latent_concat) takes none.",
     )
 
 
-class HunyuanVideoEncoders(PipelineEncoders):
-    @property
-    def readers(self) -> tuple[TextReader, ...]:
-        """The pipeline lets Llama read so many tokens more as its template takes before the prompt, and crops those;
-        what is behind the prompt counts as the prompt does."""
-        template = diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
-        return (
-            TextReader("Llama", TEXT_LENGTH + template["crop_start"], template=template["template"]),
-            TextReader("CLIP", 77, tokenizer="tokenizer_2"),
-        )
-
-    text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-
-    def embed(self, pipeline: HunyuanVideoPipeline, prompts: list[str]) -> list[Conditioning]:
-        """Llama's states behind the pipeline's prompt template, and CLIP's pooled embedding `[D2]`.
-
-        Padding stands behind the last token and the transformer masks it: it is not stored.
-        """
-        embeds, pooled, mask = pipeline.encode_prompt(
-            prompts, device=self.device, max_sequence_length=self.text_length
-        )
-        lengths = mask.sum(1).tolist()
-        return [{"prompt": embeds[i, :n], "pooled": pooled[i]} for i, n in enumerate(lengths)]
+LICENCE = Licence(
+    "other",
+    "https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
+    "tencent-hunyuan-community",
+    "not in the European Union, the United Kingdom and South Korea; above 100 million users a month by a licence of "
+    "its own; outputs may improve no other model",
+)
 
 
 class HunyuanVideo(VaeFamily):
     settings = HunyuanVideoSettings
+    models = "HunyuanVideo 1.0"
+    pipelines = ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline")
+    licences = {"hunyuanvideo-community/HunyuanVideo*": LICENCE}  # noqa: RUF012
     fps = 24.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
-    # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
-    # embedded one, model.guidance).
-    cards = {"hunyuan_video": SampleSettings(50, 1.0, None, 7.0)}  # noqa: RUF012
+    cards = {  # noqa: RUF012
+        # Tencent-Hunyuan/HunyuanVideo, hyvideo/config.py: infer-steps, flow-shift; cfg-scale 1 (no guidance besides the
+        # embedded one, model.guidance).
+        "hunyuan_video": SampleSettings(50, 1.0, None, 7.0),
+        # Tencent-Hunyuan/HunyuanVideo-I2V, README.md: infer-steps, and the flow-shift beside --i2v-stability, which
+        # mixes the image into the first latents, as diffusers' pipeline does.
+        "hunyuan_video_i2v": SampleSettings(50, 1.0, None, 7.0),
+    }
     comfyui = LAYERS
     transformer_class = Diffusers("HunyuanVideoTransformer3DModel")
     pipeline_class = Diffusers("HunyuanVideoPipeline")
@@ -111,28 +123,78 @@ class HunyuanVideo(VaeFamily):
     masks_text = True
     # Text attends behind the video, in blocks of two streams and of one; its refiner runs whole on every rank.
     sharing = TokenSharing(
-        blocks=("transformer_blocks", "single_transformer_blocks"), attention="attn", arguments={}, rope_dim=0
+        blocks=("transformer_blocks", "single_transformer_blocks"),
+        attention="attn",
+        arguments={},
+        rope_dim=0,
+        first_frame=6,
     )
+    condition: str | None = None  # how the transformer is given an image
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
-        self.guidance = GUIDANCE if model.guidance is None else model.guidance
-        self.told = (self.guidance,)
-        self.told_rounded = "guidance and timestep, to the dtype of train.precision"
-        kind = self._architecture.get("image_condition_type")
-        if kind is not None:
+        self._choose_guidance()
+        if self.condition == "token_replace":  # diffusers does not name its blocks
+            self.repeated_blocks = (
+                "HunyuanVideoTokenReplaceTransformerBlock",
+                "HunyuanVideoTokenReplaceSingleTransformerBlock",
+                *self.transformer_class._repeated_blocks,
+            )
+
+    @property
+    def card(self) -> str:
+        return "hunyuan_video" if self.condition is None else "hunyuan_video_i2v"
+
+    def _check_parts(self, folder: Path) -> None:
+        """As `Family._check_parts`, of the pipeline that this transformer is for."""
+        self.condition = self._architecture.get("image_condition_type")
+        if self.condition is not None:
+            if self.condition not in INTERLEAVE:
+                raise InputError(
+                    f"model.path is {self.model.path!r}: its transformer's image_condition_type is "
+                    f"{self.condition!r}; what trains is {' or '.join(INTERLEAVE)}, or text-to-video (null)"
+                )
+            self.pipeline_class = diffusers.HunyuanVideoImageToVideoPipeline
+            self.encoders_class = HunyuanVideoImageEncoders
+            self.pictures, self.image_names = (0,), ("image_latents", "prompt", "pooled")
+            self.text_length = IMAGE_TEXT_LENGTH
+        super()._check_parts(folder)
+
+    def _choose_guidance(self) -> None:
+        """What is told, and what the pipeline rounds of it. Raises InputError for a guidance that nobody listens to."""
+        given = self.model.guidance
+        # The text-to-video pipeline tells it in any case, image-to-video's where the transformer has an input for it.
+        if self.condition is not None and not self._architecture.get("guidance_embeds", True):
+            if given is not None:
+                raise InputError(
+                    f"model.guidance is {given:g}, and the transformer of model.path {self.model.path!r} has no input "
+                    "for it (guidance_embeds): leave model.guidance out; evaluate.guidance_scale guides what is sampled"
+                )
+            self.guidance, self.told = None, ()
+        else:
+            self.guidance = GUIDANCE if given is None else given
+            self.told = (self.guidance,)
+        rounded = ["guidance"] * bool(self.told) + ["timestep"] * (self.condition != "token_replace")
+        if rounded:
+            self.told_rounded = f"{' and '.join(rounded)}, to the dtype of train.precision"
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        super().check_size(num_frames, height, width)
+        if num_frames == 1 and self.pictures:
             raise InputError(
-                f"model.path is {model.path!r}: its transformer wants an image ({kind}); `hunyuan_video` trains "
-                "text-to-video, such as hunyuanvideo-community/HunyuanVideo"
+                "data.num_frames is 1: an image-to-video model is given that frame; take 5 or more"
             )
 
     def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
-        config = self.architecture()
-        return {
+        config, (channels, _, height, width) = self._architecture, latent_shape
+        found = {
             "prompt": torch.empty(batch, self.text_length, config["text_embed_dim"]),
             "prompt_mask": torch.empty(batch, self.text_length, dtype=torch.bool),
             "pooled": torch.empty(batch, config["pooled_projection_dim"]),
         }
+        if self.pictures:
+            found["image_latents"] = torch.empty(batch, channels, 1, height, width)
+        return found
 
     def drop_whole_masks(self, transformer: HunyuanVideoTransformer3DModel) -> None:
         WholeText(transformer)
@@ -140,9 +202,18 @@ class HunyuanVideo(VaeFamily):
     def predict(
         self, transformer: Callable, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        return self._predict_at(transformer, noisy, self.timestep(sigma), conditioning)
+
+    def _predict_at(
+        self, transformer: Callable, noisy: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The transformer's call as the pipelines make it; `timestep` `[N]`, fp32."""
+        given = noisy
+        if self.condition is not None:
+            given = GIVEN[self.condition](noisy, conditioning["image_latents"].to(noisy.dtype))
         return transformer(
-            hidden_states=noisy,
-            timestep=self.timestep(sigma).to(noisy.dtype),
+            hidden_states=given,
+            timestep=timestep if self.condition == "token_replace" else timestep.to(noisy.dtype),
             encoder_hidden_states=conditioning["prompt"].to(noisy.dtype),
             encoder_attention_mask=text_mask(conditioning, noisy.dtype),
             pooled_projections=conditioning["pooled"].to(noisy.dtype),
@@ -150,9 +221,20 @@ class HunyuanVideo(VaeFamily):
             return_dict=False,
         )[0]
 
-    def told_guidance(self, noisy: torch.Tensor) -> torch.Tensor:
-        """`[N]`, of the dtype and the device of `noisy` `[N, ...]`: rounded, then multiplied, as the pipeline does."""
+    def told_guidance(self, noisy: torch.Tensor) -> torch.Tensor | None:
+        """`[N]`, of the dtype and the device of `noisy` `[N, ...]`: rounded, then multiplied, as the pipeline does;
+        None where the transformer is told none."""
+        if self.guidance is None:
+            return None
         return torch.full_like(noisy[:, 0, 0, 0, 0], self.guidance) * 1000.0
+
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
+        """Frame weights `[F]`: a first frame that takes the image's place is no prediction. None where none does."""
+        if self.condition != "token_replace":
+            return None
+        weights = torch.ones(latents.shape[2], device=latents.device)
+        weights[0] = 0
+        return weights
 
     @no_grad
     def sample(
@@ -169,6 +251,8 @@ class HunyuanVideo(VaeFamily):
         the pipeline that the trained model will be loaded in: it is told here as in training.
         """
         conditioning, negative = self.trimmed(conditioning), self.trimmed(negative)
+        if self.condition is not None:
+            return self._sample_from_image(transformer, noise, conditioning, negative, how)
         parts = {"vae": None, "text_encoder": None, "tokenizer": None}
         pipeline = self.pipeline_class(
             **parts,
@@ -199,6 +283,53 @@ class HunyuanVideo(VaeFamily):
                 callback_on_step_end=step_told,
                 output_type="latent",
             ).frames
+
+    def _sample_from_image(
+        self,
+        transformer: HunyuanVideoTransformer3DModel,
+        noise: torch.Tensor,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        how: SampleSettings,
+    ) -> torch.Tensor:
+        """The pipeline's loop: it would encode the image again, with a VAE beside the transformer."""
+        import numpy as np
+
+        scheduler, image = self.load_scheduler(how.flow_shift), conditioning["image_latents"]
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, how.steps + 1)[:-1], device=noise.device)
+        share = torch.tensor(NOISE_SHARE, device=noise.device)
+        latents = noise * share + image * (1 - share)
+        for number, timestep in enumerate(scheduler.timesteps):
+            at, noisy = timestep.expand(len(latents)), latents.to(computes_in(transformer, latents.device))
+            predicted = self._predict_at(transformer, noisy, at, conditioning)
+            if how.guidance_scale > 1:
+                without = self._predict_at(transformer, noisy, at, negative)
+                predicted = without + how.guidance_scale * (predicted - without)
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+            if self.condition == "token_replace":
+                latents = with_first_frame(latents, image)
+            moved(f"denoising step {number + 1} of {len(scheduler.timesteps)}")
+        return latents
+
+
+def with_first_frame(
+    latents: torch.Tensor,  # [N, C, F, H, W]
+    image: torch.Tensor,  # [N, C, 1, H, W]
+) -> torch.Tensor:
+    return torch.cat([image, latents[:, :, 1:]], dim=2)
+
+
+def with_image_channels(
+    noisy: torch.Tensor,  # [N, C, F, H, W]
+    image: torch.Tensor,  # [N, C, 1, H, W]
+) -> torch.Tensor:
+    """`[N, 2 C + 1, F, H, W]`: behind `noisy` the image's latents and a mask of ones, in the first frame, else 0."""
+    first = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
+    return torch.cat([noisy, torch.nn.functional.pad(first, (0, 0, 0, 0, 0, noisy.shape[2] - 1))], dim=1)
+
+
+# What the transformer is given of noisy latents and of an image's, by its condition.
+GIVEN = {"latent_concat": with_image_channels, "token_replace": with_first_frame}
 
 
 def text_mask(conditioning: Conditioning, dtype: torch.dtype) -> torch.Tensor:

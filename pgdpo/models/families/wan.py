@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pgdpo.config.families import TOY_CARD, SampleSettings
+from pgdpo.config.families import FREE, TOY_CARD, Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
@@ -78,9 +78,11 @@ class WanSettings(ModelConfig):
         description="wan: by default what the folder's model is for. Two do two things: Wan 2.2 TI2V-5B text_to_video "
         "(by default) and image_to_video, Wan 2.2 I2V-A14B image_to_video (by default) and first_last_frame_to_video.",
     )
-    expert: Literal["high_noise", "low_noise"] | None = Field(
+    expert: Literal["high_noise", "low_noise", "both"] | None = Field(
         None,
-        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels.",
+        description="wan 2.2 A14B: which of its two transformers trains, on its own share of the noise levels; `both`: "
+        "one after the other, or by turns (train.expert_turns), each in a folder of the run's.",
+        json_schema_extra={"meant_by": ["experts", "moe"]},
     )
     other_adapter: Path | None = Field(
         None,
@@ -94,10 +96,22 @@ class WanSettings(ModelConfig):
             raise ValueError(
                 "model.other_adapter is for one of two experts: set model.expert, or leave it out"
             )
+        if self.other_adapter is not None and self.expert == "both":
+            raise ValueError(
+                "model.other_adapter is for an expert that trains alone, and model.expert is `both`: leave it out, or "
+                "set model.expert to high_noise or low_noise"
+            )
 
 
 class Wan(VaeFamily):
     settings = WanSettings
+    models = "Wan 2.1 and 2.2, text- and image-to-video"
+    pipelines = tuple(TASKS.values())
+    licences = {  # noqa: RUF012
+        "Wan-AI/Wan2.[12]-*": Licence(
+            "apache-2.0", "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt", terms=FREE
+        )
+    }
     fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
     takes_toy = True
     cards = {  # noqa: RUF012
@@ -125,7 +139,7 @@ class Wan(VaeFamily):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
-        index = self._read_index()
+        index = self.read_index()
         self.expand_timesteps: bool = index.get("expand_timesteps", False)
         self._choose_expert(index.get("boundary_ratio"))
         self._choose_task()
@@ -150,21 +164,6 @@ class Wan(VaeFamily):
     @property
     def own_fps(self) -> float:
         return TI2V_FPS if self.expand_timesteps and self.model.encoders == "pipeline" else self.model.fps
-
-    def _read_index(self) -> dict:
-        """model_index.json: the pipeline's class and settings; the toy's folder has none."""
-        local = Path(self.source)
-        if local.is_dir() and self.model.encoders == "toy" and not (local / "model_index.json").is_file():
-            return {}
-        try:
-            index = diffusers.DiffusionPipeline.load_config(self.source)
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise self._refused(f"its model_index.json cannot be read ({reason})") from error
-        found, known = index.get("_class_name"), list(dict.fromkeys(TASKS.values()))
-        if found not in known:
-            raise self._refused(f"it is a {found}; what trains is a {' or a '.join(known)}")
-        return dict(index)
 
     def _read_timesteps(self) -> None:
         """Whether the folder's scheduler tells whole timesteps; where a toy's folder has none, UniPC's ways. (Whole or

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgdpo.config.model import ModelConfig
+from pgdpo.files.pipeline import is_hub_id
+from pgdpo.files.reach import reach, silent
 from pgdpo.messages.console import ProgressTask, is_main_rank, progress_bar, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
-from pgdpo.models.weights.reach import reach
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -32,11 +33,6 @@ GRACE = 4 * POLL  # in which all ranks hear of a download that failed
 MB = 1_000_000
 
 _commits: dict[tuple[str, str | None], str] = {}  # what this process takes (repository, revision) for
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether `model.path` names a repository of the hub: `owner/name`, where no such folder is."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
 def take(model: ModelConfig, commit: str) -> None:
@@ -70,12 +66,12 @@ def _download(repository: str, revision: str | None, *parts: str) -> Path:
     with _refused(repository, revision):
         if not parts:
             reach(repository)
-            return Path(fetch(tqdm_class=_silent()))
+            return Path(fetch(tqdm_class=silent()))
         with contextlib.suppress(FileNotFoundError):  # a part of it isn't here
             return Path(fetch(local_files_only=True))
         size = 0
         with contextlib.suppress(OSError):  # what is wrong, the download itself says
-            files = fetch(dry_run=True, tqdm_class=_silent())
+            files = fetch(dry_run=True, tqdm_class=silent())
             size = sum(file.file_size for file in files if file.will_download)
         with progress_bar(f"download {repository}, MB", total=max(1, size // MB)) as bar:
             folder = Path(fetch(tqdm_class=_counting(bar, repository)))
@@ -98,22 +94,11 @@ def _refused(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
 
 
-def _silent() -> type:
-    """A progress bar for huggingface_hub that shows nothing; ours goes to the terminal, its own to the log."""
-    from tqdm.auto import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *arguments, **options) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Silent
-
-
 def _counting(bar: ProgressTask, repository: str) -> type:
     """A progress bar for huggingface_hub that moves ours on by the bytes that its own of bytes, or of files, count."""
     lock, shown = threading.Lock(), [0]
 
-    class Counting(_silent()):
+    class Counting(silent()):
         def __init__(self, *arguments, **options) -> None:
             super().__init__(*arguments, **options)
             self._counts = options.get("unit") == "B"

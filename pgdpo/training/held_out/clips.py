@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pgdpo.checkpoints.export import load_trained
+from pgdpo.checkpoints.published import latest_checkpoint
+from pgdpo.checkpoints.runs import Run
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.engine.engine import deepspeed_config
-from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.parallel import Ranks, arrange_ranks
 from pgdpo.engine.policy import base_dtype
 from pgdpo.engine.zero.load import share_expert
 from pgdpo.files.atomic import write_json
@@ -21,7 +24,7 @@ from pgdpo.messages.progress import moved, stage
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import without_adapter
 from pgdpo.models.weights.held import free_memory
-from pgdpo.ranks.agreement import from_main, meet
+from pgdpo.ranks.agreement import from_main, meet, on_main
 from pgdpo.sampling import Sampler, share_of
 from pgdpo.sampling.clips import Job
 from pgdpo.training.trackers import Trackers
@@ -39,13 +42,22 @@ class Clips:
     long as they take.
     """
 
-    def __init__(self, config: Config, family: Family, data: PreparedPairs, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: Config,
+        family: Family,
+        data: PreparedPairs,
+        ranks: Ranks,
+        other: Config | None = None,
+    ) -> None:
+        """`other`: the part of the expert that another trainer has; its newest checkpoint is sampled with."""
         self._config, self._family, self._data, self._ranks = config, family, data, ranks
         # Weights that are sharded, or tokens that are shared, want all ranks in every forward.
         self._in_step = config.train.zero_stage == 3 or ranks.degree > 1
         if config.train.zero_stage == 3:
             options = {"dtype": base_dtype(config), "deepspeed_config": deepspeed_config(config.train)}
             share_expert(family, device=ranks.device, **options)
+        self._other = other
         self._sampler = Sampler(config, family, self._data, ranks.device)
         self._jobs = [(index, 0) for index in range(min(config.evaluate.every_prompts, len(self._data)))]
 
@@ -58,6 +70,7 @@ class Clips:
         if from_main((folder / SHOWN).is_file()):
             return
         stage("validation")
+        self._take_other()
         was_training = transformer.training
         transformer.eval()
         try:
@@ -77,6 +90,16 @@ class Clips:
             for index, _ in self._jobs:
                 name = f"validation/{index:03d} {self._data.rows[index]['prompt']}"[:80]
                 log.clip(step, name, read_video(folder / f"{index:03d}.mp4"), self._config.written_fps)
+
+    def _take_other(self) -> None:
+        """Have the other expert as its part's newest checkpoint has it, where it has one."""
+        newest = None if self._other is None else on_main(lambda: latest_checkpoint(self._other.run_dir))
+        if newest is None:
+            return
+        run = Run(self._other, newest, self._other.run_dir)
+        ranks = arrange_ranks(1, self._ranks.device) if self._config.train.zero_stage == 3 else None
+        how = {"forward_only": True, "ranks": ranks}
+        self._family.experts.open_other = lambda: load_trained(run, self._ranks.device, **how)[1]
 
     def _sample(self, transformer: torch.nn.Module) -> list[tuple[Job, torch.Tensor]]:
         """This rank's share of the jobs, with their latents."""

@@ -39,11 +39,19 @@ class HeldOut:
     """A run's looks at held-out data: at its start, every `evaluate.every` steps, and at its last one.
 
     Opening it loads no weights; all ranks do it together. `config`: the run's, with `evaluate.every_pairs` as it was
-    decided. Raises InputError for held-out pairs that cannot be used.
+    decided; `other`: the part of the expert that another trainer has, as it stands when clips are sampled. Raises
+    InputError for held-out pairs that cannot be used.
     """
 
     def __init__(
-        self, config: Config, family: Family, train: PreparedPairs, ranks: Ranks, *, reference_runs: bool
+        self,
+        config: Config,
+        family: Family,
+        train: PreparedPairs,
+        ranks: Ranks,
+        *,
+        reference_runs: bool,
+        other: Config | None = None,
     ) -> None:
         self.config, self.seconds = config, 0.0
         self.newest: dict = {}
@@ -54,7 +62,7 @@ class HeldOut:
             return
         self._data = open_pairs(config, "held_out")
         require_images(self._data, family)
-        self._clips = Clips(config, family, self._data, ranks) if config.evaluate.shows_clips else None
+        self._clips = Clips(config, family, self._data, ranks, other) if config.evaluate.shows_clips else None
         if not measurable(self._data):
             say("held out: single clips, or equally good ones, have no margin: no figures of them")
             self._set_pairs(0)

@@ -178,13 +178,17 @@ def frame_segments(objective: Objective, config: Config, data: PreparedPairs) ->
     divide, the lengths differ by one frame. Raises InputError for numbers that don't fit.
     """
     frames = [shape[1] for shape in data.latent_shapes]
-    return divide_frames(objective.needs, config.data.segments, data.rows[0], frames)
+    lead = open_family(config.model).lead
+    return divide_frames(objective.needs, config.data.segments, data.rows[0], frames, lead)
 
 
 def divide_frames(
-    needs: Needs, segments: int | None, row: Mapping[str, Any], frames: Sequence[int]
+    needs: Needs, segments: int | None, row: Mapping[str, Any], frames: Sequence[int], lead: int = 0
 ) -> dict[int, list[int] | None]:
-    """`frame_segments` of clips of these numbers of latent `frames`, whose rows have the columns of `row`."""
+    """`frame_segments` of clips of these numbers of latent `frames`, whose rows have the columns of `row`.
+
+    `lead`: how many of the frames stand before the clip's own (`Family.lead`).
+    """
     count, source = segments, "data.segments"
     for column in ("segment_labels", "tail"):
         if column not in needs.pairs:
@@ -198,11 +202,15 @@ def divide_frames(
     lengths = sorted(set(frames))
     if count is None:
         return dict.fromkeys(lengths)
-    if count > lengths[0]:
+    most = lengths[0] - lead
+    if count > most:
         raise InputError(
-            f"{source} asks for {count} segments, and the latents have {lengths[0]} frames: at most that many"
+            f"{source} asks for {count} segments, and the latents have {most} frames: at most that many"
         )
-    return {frames: [frame * count // frames for frame in range(frames)] for frames in lengths}
+    return {
+        frames: [max(frame, 0) * count // (frames - lead) for frame in range(-lead, frames - lead)]
+        for frames in lengths
+    }
 
 
 def _length(value: float | list) -> int | None:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from op_oracle import DEVICE
 from tiny_models import build, step
 
 from pgdpo_kernels import apply_to, revert, set_backend
@@ -43,7 +44,8 @@ def ip_adapter(model):
     for name, parameter in model.named_parameters():
         if "_ip" in name:
             parameter.data = torch.randn_like(parameter)
-    return {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(2, 4, 8)]}}
+    model.to(DEVICE)
+    return {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(2, 4, 8, device=DEVICE)]}}
 
 
 def test_an_ip_adapter_keeps_its_processor_and_its_branch():

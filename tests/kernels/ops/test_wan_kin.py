@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from op_oracle import DEVICE
 from parity import check_parity
 from tiny_models import build, new, step
 from tiny_wan_kin import MODELS
@@ -55,7 +56,9 @@ def test_a_cache_of_keys_reaches_the_attention():
     """AnyFlow's causal model, chunk by chunk: the second chunk sees what the cache holds of the first."""
     model, inputs = build("AnyFlowFARTransformer3DModel")
     heads, size = model.config.num_attention_heads, model.config.attention_head_dim
-    cache = {name: torch.randn(2, 2, heads, 4, size) for name in ("compressed_cache", "full_cache")}
+    cache = {
+        name: torch.randn(2, 2, heads, 4, size, device=DEVICE) for name in ("compressed_cache", "full_cache")
+    }
     inputs |= {"kv_cache": [cache], "kv_cache_flag": {"num_cached_chunks": 1, "is_cache_step": False}}
     inputs |= {key: inputs[key][:, 1:] for key in ("hidden_states", "timestep", "r_timestep")}
     with torch.no_grad(), set_backend("eager"):

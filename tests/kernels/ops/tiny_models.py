@@ -13,6 +13,7 @@ import tiny_wan_kin
 import torch
 import torch.nn.functional as F
 from op_oracle import DEVICE
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -138,7 +139,10 @@ def step(model, inputs) -> list[torch.Tensor]:
     """The output, several as one tensor, and the gradients of the latents, one or several, and of every parameter."""
     key = latents_of(inputs)
     latents = tree_map(lambda x: x.detach().requires_grad_(), inputs[key])
-    with mock.patch("torch.nn.attention.flex_attention.flex_attention", all_to_all):
+    with (
+        mock.patch("torch.nn.attention.flex_attention.flex_attention", all_to_all),
+        sdpa_kernel(SDPBackend.MATH),  # the backward pass of others adds up in any order on a GPU
+    ):
         outputs = model(**inputs | {key: latents}, return_dict=False)
         outputs = [x for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         output = outputs[0] if len(outputs) == 1 else torch.cat([x.flatten() for x in outputs])

@@ -1,4 +1,4 @@
-"""Whether the hub that model ids are looked up on can be reached: asked once, before huggingface_hub asks."""
+"""Whether the hub that models are looked up on can be reached, asked once before huggingface_hub asks; its bars."""
 
 from __future__ import annotations
 
@@ -46,3 +46,14 @@ def answers(address: str) -> bool:
     asking.start()
     asking.join(SECONDS)
     return bool(found)
+
+
+def silent() -> type:
+    """A progress bar for huggingface_hub that shows nothing; ours goes to the terminal, its own to the log."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return Silent
