@@ -8,7 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Template
 
-from pgdpo.checkpoints.runs import Both, Run, evaluation_of, read_results
+from pgdpo.checkpoints.published import read_results
+from pgdpo.checkpoints.runs import Both, Run, evaluation_of
 from pgdpo.config import Config, DataConfig, ModelConfig
 from pgdpo.config.families import licence_of, licence_said
 from pgdpo.files.atomic import atomic_path

@@ -6,7 +6,7 @@ is `config.yaml`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +182,22 @@ def _validated(where: Path, state: Mapping) -> Config:
     )
     raise_errors(problems)
     return loaded
+
+
+def with_keys(record: dict, given: dict, keys: Collection[str]) -> dict:
+    """`record` with the dotted `keys` of `given`; a section that one of them lacks is taken or left whole."""
+    for key in sorted(keys):
+        node, source = record, given
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            if not isinstance(source.get(parent), dict):  # null where the record has a section
+                leaf = parent
+                break
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node, source = node[parent], source[parent]
+        if leaf in source:
+            node[leaf] = source[leaf]
+        else:
+            node.pop(leaf, None)
+    return record

@@ -35,11 +35,11 @@ from pgdpo.checkpoints.record import (
     is_free,
     read_record,
     settled,
+    with_keys,
 )
 from pgdpo.config import PARTS, Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
 from pgdpo.files.atomic import sha256_of
-from pgdpo.files.bounded import parse_json
 from pgdpo.files.pipeline import is_hub_id
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
@@ -232,7 +232,7 @@ def open_steps(
 def _commanded_as(newest: Config, config: Config) -> Config:
     """`config` with what belongs to the command as the newest step has it: all steps are judged alike."""
     wanted = {key for key in dumped(newest).keys() | dumped(config).keys() if covered(key, COMMANDS)}
-    merged = _with(config.model_dump(mode="json"), newest.model_dump(mode="json"), wanted)
+    merged = with_keys(config.model_dump(mode="json"), newest.model_dump(mode="json"), wanted)
     inspected = inspect_mapping(
         Config, f"{config.run_dir} (its record, as its newest step is judged)", merged, []
     )
@@ -272,18 +272,6 @@ def resumed_config(
         return given.loaded
     mend = "leave that out, allow it with {0}, or start anew with --restart or another `name`"
     return _as_trained(given, record, allowed, mend=mend)
-
-
-def read_results(path: Path) -> dict | None:
-    """A `results.json`; None where there is none, or, which is said, one that is broken."""
-    if not path.is_file():
-        return None
-    try:
-        results = parse_json(path.read_text(encoding="utf-8"))
-        return results if isinstance(results, dict) and "steps" in results else None
-    except (OSError, ValueError) as error:
-        say(f" ({error}): evaluate that run again", first=f"{path} cannot be read")
-        return None
 
 
 def runs_in(output_dir: Path) -> list[Path]:
@@ -359,7 +347,7 @@ def _as_trained(
     stated = differing.keys() & {".".join(map(str, path)) for path in given.lines}
     own = {key for key in stated & free if covered(key, COMMANDS) or covered(key, allowed)}
     _say_which(given, differing, own - typed, stated - own - typed - {"name", "output_dir"})
-    merged = _with(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
+    merged = with_keys(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
     merged["output_dir"] = str(given.loaded.output_dir)
     name = given.loaded.run_name
     merged["name"] = None if name == merged["objective"]["name"] else name
@@ -394,25 +382,6 @@ def _say_which(given: Inspection, differing: dict[str, tuple], own: set[str], yi
     if yielding:
         shown = ", ".join(f"{key} {differing[key][0]} ({differing[key][1]})" for key in sorted(yielding))
         say(f": {shown}", first=f"as {run} was trained, not as {name} says")
-
-
-def _with(record: dict, given: dict, keys: Collection[str]) -> dict:
-    """`record` with the dotted `keys` of `given`; a section that one of them lacks is taken or left whole."""
-    for key in sorted(keys):
-        node, source = record, given
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            if not isinstance(source.get(parent), dict):  # null where the record has a section
-                leaf = parent
-                break
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node, source = node[parent], source[parent]
-        if leaf in source:
-            node[leaf] = source[leaf]
-        else:
-            node.pop(leaf, None)
-    return record
 
 
 def _with_prepared(config: Config, record: Config) -> Config:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pgdpo.checkpoints.published import read_results
 from pgdpo.checkpoints.resume import versions
-from pgdpo.checkpoints.runs import Both, Run, read_results
+from pgdpo.checkpoints.runs import Both, Run
 from pgdpo.config import Config, SampleSettings
 from pgdpo.config.evaluate import NO_HELD_OUT
 from pgdpo.data.prepared import PreparedPairs

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgdpo.checkpoints.best import best_step, read_held_out
+from pgdpo.checkpoints.published import read_results
 from pgdpo.checkpoints.record import dumped, is_both, read_record
-from pgdpo.checkpoints.runs import read_results
 from pgdpo.config import PARTS, Config
 from pgdpo.files.atomic import read_json_lines
 from pgdpo.messages.console import say

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from pgdpo.checkpoints.best import best_step
 from pgdpo.checkpoints.events import STANDING, read_events
-from pgdpo.checkpoints.published import checkpoints_of, step_of
+from pgdpo.checkpoints.published import checkpoints_of, read_results, step_of
 from pgdpo.checkpoints.record import read_record
-from pgdpo.checkpoints.runs import read_results, runs_in
+from pgdpo.checkpoints.runs import runs_in
 from pgdpo.config import PARTS, Config
 from pgdpo.config.read import load_config
 from pgdpo.files.atomic import read_json_lines
