@@ -157,7 +157,7 @@ def test_allowed_is_what_the_message_says_is(folder):  # noqa: F811
     )
 
 
-def test_encoders_that_do_not_fit_the_transformer(folder):
+def test_encoders_that_do_not_fit_the_transformer(folder):  # noqa: F811 (the fixture)
     """The toy's latents have 48 channels, its embeddings 64: the same is said of a plan."""
     for sizes, message in [
         ({"channels": 16}, "48 channels.*takes 16"),
