@@ -1,7 +1,6 @@
 """`pgdpo check`: everything that is wrong at once, and a new manifest of what can be mended."""
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -152,24 +151,6 @@ def test_fix_mends_what_it_can_and_leaves_the_source_alone(folder):
     )
     again = check(folder, rows, changes=[f"data.train={out}", f"data.media_root={folder}"])
     assert again.problems == []
-
-
-def test_fix_keeps_a_rows_pictures_but_for_an_end_that_is_cut(folder):
-    """Clips of two sizes are made alike; where one of them is longer, the picture at its end is out of sight."""
-    write_video(folder / "clips" / "long.mp4", np.full((12, 16, 32, 3), 70, np.uint8), 8)
-    for name in ("first.png", "last.png"):
-        (folder / name).write_bytes(b"any")
-    given = {"image": "first.png", "last_image": "last.png"}
-    out = folder / "mended" / "rows.jsonl"
-    rows = [row(0, **given), row(1, "0a", "wide", **given), row(2, "0a", "long", **given)]
-    mended = check(folder, rows, fix=str(out)).mended
-    kept = {each.values["id"]: each for each in scan_manifest(out, folder)[0]}
-    pictures = {name: {key: each.clips.get(key) for key in given} for name, each in kept.items()}
-    whole = {key: str(folder / name) for key, name in given.items()}
-    assert {name: {k: v and os.path.realpath(v) for k, v in found.items()} for name, found in pictures.items()} == {
-        "0": whole, "1": whole, "2": whole | {"last_image": None},
-    }  # fmt: skip
-    assert "without `last_image`" in mended.reencoded["2"] and "without" not in mended.reencoded["1"]
 
 
 def test_fix_refuses_to_overwrite_what_it_checks(folder):
