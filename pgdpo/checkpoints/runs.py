@@ -12,24 +12,23 @@ that contradicts the record is refused. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from pgdpo.checkpoints.best import best_step, measured
-from pgdpo.checkpoints.events import read_events
 from pgdpo.checkpoints.published import (
-    MANIFEST,
     at_step,
     checkpoints_of,
     find_checkpoint,
-    read_state,
     step_of,
 )
 from pgdpo.checkpoints.record import (
     COMMANDS,
     MARK,
+    Both,
+    Run,
     dumped,
+    evaluation_of,
     fixed_of_data,
     identity_of,
     is_free,
@@ -39,107 +38,34 @@ from pgdpo.checkpoints.record import (
 )
 from pgdpo.config import PARTS, Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
+<<<<<<< HEAD
 from pgdpo.files.atomic import sha256_of
 from pgdpo.files.pipeline import is_hub_id
+=======
+from pgdpo.files.bounded import parse_json
+>>>>>>> both
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import raise_errors
 from pgdpo.models.weights.hub import take
 
+__all__ = [
+    "Both",
+    "Run",
+    "evaluation_of",
+    "open_run",
+    "open_steps",
+    "read_results",
+    "resumed_config",
+    "run_config",
+    "runs_in",
+    "step_named",
+]
+
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
 MEND = "leave that out, or train it under another `name`"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that was trained. `config`: its record's, with what the command was given; `out`: where results go."""
-
-    config: Config
-    checkpoint: Path
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
-
-    @cached_property
-    def state(self) -> dict:
-        """What the checkpoint says beside its tensors: step, configuration, identity, versions."""
-        return read_state(self.checkpoint)
-
-    @cached_property
-    def record(self) -> Config:
-        """The configuration that the checkpoint was trained in, whatever the command was given."""
-        return read_record(self.folder, self.checkpoint)
-
-    @cached_property
-    def identity(self) -> dict[str, str | None]:
-        """What results say of where they come from: the checkpoint by its manifest's hash, the run by when it began."""
-        began = next((row["time"] for row in read_events(self.folder) if row["event"] == "started"), None)
-        return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
-
-    @property
-    def parts(self) -> tuple[Run, ...]:
-        """As `Both` has them: itself alone."""
-        return (self,)
-
-    @property
-    def step(self) -> int:
-        return step_of(self.checkpoint)
-
-    @property
-    def evaluation(self) -> Path:
-        """Where the results of this step stand."""
-        return evaluation_of(self.out, self.step)
-
-
-@dataclass(frozen=True)
-class Both:
-    """A run of `model.expert: both`. `parts`: the two experts' runs; `out`: where its own results go."""
-
-    config: Config
-    parts: tuple[Run, ...]
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
-
-    @property
-    def experts(self) -> dict[str, Run]:
-        """Each expert's run by its name."""
-        return {run.config.expert: run for run in self.parts}
-
-    @property
-    def record(self) -> Config:
-        """The configuration that it was trained in, whatever the command was given."""
-        return read_record(self.folder)
-
-    @property
-    def identity(self) -> dict[str, str | None]:
-        """As `Run.identity`, of both checkpoints."""
-        found = [run.identity for run in self.parts]
-        return {
-            "checkpoint_hash": "-".join(each["checkpoint_hash"] for each in found),
-            "began": found[0]["began"],
-        }
-
-    @property
-    def step(self) -> int:
-        """That both have come to."""
-        return min(run.step for run in self.parts)
-
-    @property
-    def evaluation(self) -> Path:
-        """Where the results of this step stand."""
-        return evaluation_of(self.out, self.step)
-
-
-def evaluation_of(out: Path, step: int) -> Path:
-    """Folder of a step's `results.json` and clips."""
-    return out / "evaluations" / f"step-{step:08d}"
 
 
 def open_run(

@@ -6,15 +6,18 @@ import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError, Stopped
+from pgdpo.report import listing
 from pgdpo.training import experts, step, trainer
 from tests.models.families import KINDS
-from tests.models.road import Road
+from tests.models.road import Road, generate, open_pipeline
 from tests.worlds import metrics, run_pgdpo, stored
 
 EXPERTS = ("high_noise", "low_noise")
@@ -139,3 +142,52 @@ def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alon
         with pytest.raises(InputError, match="another command is at work there"):
             run_pgdpo("train", road, "name=taken", "--resume")
         another.stdin.close()
+
+
+def test_both_are_judged_and_leave_together(road, undrawn):
+    """Each on its own noise, clips with both; the card's lines load what left, and ComfyUI's files hold as much."""
+    run = road.parent / "out" / "judged"
+    looks = ["evaluate.every=1", "evaluate.every_prompts=1"]
+    run_pgdpo("train", road, f"name={run.name}", "train.learning_rate=0.1", "train.expert_turns=1", *looks)
+    run_pgdpo("evaluate", run)
+    run_pgdpo("export", run, "--format", "diffusers", "--format", "comfyui", "--format", "merged")
+    results = json.loads((run / "results.json").read_text())
+    low, high = results["experts"]["low_noise"]["buckets"], results["experts"]["high_noise"]["buckets"]
+    assert list(high) == ["sigma_0.75_1.00"] and high.keys() <= results["buckets"].keys() >= low.keys()
+    pairs = [row["displacement"]["pairs"] for row in results["experts"].values()]
+    assert pairs == [2, 2] and results["steps"] == 2
+    page = (run / "report.html").read_text()
+    assert "By expert" in page and "high_noise" in page
+    rows = listing._row(run, run.name)[0]
+    assert rows[2:4] == ["2/2", "finished"]
+
+    folder, kind = run / "export", KINDS["wan 2.2 t2v a14b high"]
+    base = Path(load_config(str(road)).model.path)
+    loras, merged = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    noise = torch.randn(1, *kind.open(base).latent_shape(*kind.size))
+    made = {}
+    for name, code in (("base", ""), ("loras", loras), ("merged", merged)):
+        pipeline = open_pipeline(kind, base)
+        exec(code, {"pipeline": pipeline, "folder": str(folder)})
+        made[name] = generate(kind, pipeline, noise)
+    torch.testing.assert_close(made["merged"], made["loras"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(made["base"], made["loras"], atol=1e-3)
+    for expert in EXPERTS:
+        trained = load_file(folder / expert / "pytorch_lora_weights.safetensors")
+        named = load_file(folder / f"judged-{expert}-comfyui.safetensors")
+        assert len(named) == len(trained) > 0
+        assert all(name.startswith("diffusion_model.") for name in named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_are_what_two_runs_train_on_two_ranks(road, ranks, stage, precision):
+    given = [f"train.zero_stage={stage}", f"train.precision={precision}", "train.micro_batch_groups=1"]
+    name = f"ranks-{stage}-{precision}"
+    ranks.train(
+        road, {name: [*given, "train.expert_turns=1", "evaluate.every=1", "evaluate.every_prompts=1"]}
+    )
+    ranks.train(road, {f"{name}-{each}": [*given, f"model.expert={each}"] for each in EXPERTS})
+    out = road.parent / "out"
+    assert all(same(out / name / each, out / f"{name}-{each}") for each in EXPERTS)
