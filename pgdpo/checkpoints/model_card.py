@@ -23,8 +23,10 @@ EXPERTS = {
     "both": "both, high and low noise: the lines below",
     "low_noise": "low noise: `pipeline.load_lora_weights(folder, load_into_transformer_2=True)`",
 }
-BOTH_LORAS = """pipeline.load_lora_weights(folder, subfolder="high_noise")
-pipeline.load_lora_weights(folder, subfolder="low_noise", load_into_transformer_2=True)"""
+# Without the name diffusers would take the first file of the folder itself, such as one for ComfyUI, for both.
+BOTH_LORAS = """named = {"weight_name": "pytorch_lora_weights.safetensors"}
+pipeline.load_lora_weights(folder, subfolder="high_noise", **named)
+pipeline.load_lora_weights(folder, subfolder="low_noise", load_into_transformer_2=True, **named)"""
 BOTH_MERGED = """pipeline.transformer = type(pipeline.transformer).from_pretrained(folder, subfolder="transformer")
 pipeline.transformer_2 = type(pipeline.transformer_2).from_pretrained(folder, subfolder="transformer_2")"""
 CARD, MARK = "README.md", "trained with pgdpo"
