@@ -77,9 +77,9 @@ def test_the_frame_that_fills_up_a_pair_is_the_first_and_counts_nowhere(saved):
 
 
 def test_segments_are_of_the_clips_own_frames():
-    """9 of 10: three of three each, the frame before them in the first; more than there are is refused."""
-    found = divide_frames(Needs(), 3, {}, [10], 1)
-    assert found == {10: [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]}
+    """9 of 10: five and four, the frame before them in the first; more than there are is refused."""
+    found = divide_frames(Needs(), 2, {}, [10], 1)
+    assert found == {10: [0, *[0] * 5, *[1] * 4]}
     with pytest.raises(InputError, match="10 segments, and the latents have 9 frames"):
         divide_frames(Needs(), 10, {}, [10], 1)
 
