@@ -1,6 +1,7 @@
 """Pairs of a model whose text encoder reads a prompt together with the picture: HunyuanVideo image-to-video."""
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -29,7 +30,8 @@ def road(saved, world, tmp_path_factory):
     rows = [json.loads(line) for line in there.read_text().splitlines()]
     for number, row in enumerate(rows):
         row["prompt"] = ("a red circle", "a blue star")[number % 2]
-        row["chosen"], row["rejected"] = (str(there.parent / row[side]) for side in ("chosen", "rejected"))
+        for side in ("chosen", "rejected"):
+            row[side] = Path(shutil.copy(there.parent / row[side], root)).name
     manifest = root / "rows.jsonl"
     given = [str(config), f"data.train={manifest}", "data.held_out=null", "data.latent_dtype=float32"]
     write(manifest, rows)
@@ -85,11 +87,11 @@ def test_an_edited_prompt_is_read_anew_and_it_alone(road):
     run_pgdpo("prepare", *given)
 
 
-def test_a_picture_of_its_own_is_what_the_prompt_is_read_with(road, tmp_path):
+def test_a_picture_of_its_own_is_what_the_prompt_is_read_with(road):
     given, manifest, rows = road
     was = pairs(given).prompt_of(0)
-    Image.new("RGB", (48, 32), (200, 30, 30)).save(tmp_path / "start.png")
-    write(manifest, [rows[0] | {"image": str(tmp_path / "start.png")}, *rows[1:]])
+    Image.new("RGB", (48, 32), (200, 30, 30)).save(manifest.parent / "start.png")
+    write(manifest, [rows[0] | {"image": "start.png"}, *rows[1:]])
     run_pgdpo("prepare", *given)
     now = pairs(given).prompt_of(0)
     for name in ("prompt", "image_latents"):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
     from PIL import Image
 
+    from pgdpo.models.encoders.tiling import Way
+
 TEXT_LENGTH = (
     256  # HunyuanVideoPipeline.__call__'s max_sequence_length, and HunyuanVideoImageToVideoPipeline's
 )
@@ -116,6 +118,10 @@ class HunyuanVideoImageEncoders(PipelineEncoders):
         if self._llava is None:
             self._llava = super()._load_text()
         return self._llava
+
+    def load_beside(self, way: Way) -> None:
+        if way == "encoded":
+            self._load_text()
 
     def release(self) -> None:
         self._llava = None

@@ -117,6 +117,9 @@ class PipelineEncoders:
         frames = diffusers.video_processor.VideoProcessor().postprocess_video(video, output_type="np")[0]
         return (frames * 255).round().astype("uint8")
 
+    def decode_images(self, latents: torch.Tensor) -> np.ndarray:
+        return self.decode_video(latents)
+
     def release(self) -> None:
         self._parts.drop_others()
 
@@ -148,6 +151,9 @@ class PipelineEncoders:
         """Height and width in pixels up to which the VAE, set to tiling, makes one tile of a clip."""
         vae = self.family.meta_vae
         return vae.tile_sample_min_height, vae.tile_sample_min_width
+
+    def load_beside(self, way: Way) -> None:
+        """Load what stays in memory beside the VAE while clips go through it."""
 
     def open_vae(self, size: Size, way: Way) -> ModelMixin:
         """The VAE, set for clips of this size: whole or in tiles."""

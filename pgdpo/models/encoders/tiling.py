@@ -34,6 +34,8 @@ class TiledEncoders(Protocol):
 
     def largest_tile(self, way: Way) -> tuple[int, int]: ...
 
+    def load_beside(self, way: Way) -> None: ...
+
     def encode(self, vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor: ...
 
     def decode(self, vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor: ...
@@ -73,6 +75,7 @@ class Tiling:
 
     def _fits(self, size: Size, way: Way) -> bool:
         device = self._encoders.device
+        self._encoders.load_beside(way)
         needed, free = self.whole_bytes(size, way) * BESIDE[device.type], free_bytes(device)
         if needed <= free:
             return True
