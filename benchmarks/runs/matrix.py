@@ -2,8 +2,9 @@
 
 Runs the ways of `tests/engine/ways.py` on tiny pipelines, on one or two CPU ranks that are forked from prepared
 processes, five steps each, and writes results/matrix.json anew after each: its losses, seconds, commit, and how far it
-is from the plainest way that has the same losses. Called again, it goes on with what this commit has not run yet; what
-was not asked for keeps its rows, whose commit says when they ran. Ends with 1 where a way failed or is too far off.
+is from the plainest way that has the same losses; at the end the table of benchmarks/README.md. Called again, it goes
+on with what this commit has not run yet; what was not asked for keeps its rows, whose commit says when they ran. Ends
+with 1 where a way failed or is too far off.
 """
 
 from __future__ import annotations
@@ -24,12 +25,21 @@ from tests import counted
 from tests.engine.ways import FACTORS, LIMITS, Runs, Way, design, figures, off
 from tests.models.families import FAMILIES, KINDS
 from tests.ranks import ROOT, Ranks, Zygote
+from tests.slowest import replaced
 from tests.worlds import save_tiny_wan, toy_world
 
 from ..report import RESULTS, machine, output
 
 FILE = RESULTS / "matrix.json"
-COLUMNS = ("stage", "spread", "checkpointing", "kernels", "reference", "any")
+PAGE = RESULTS.parent / "README.md"
+COLUMNS = {
+    "stage": "ZeRO 0 to 3",
+    "spread": "ranks, shared tokens",
+    "checkpointing": "checkpointing",
+    "kernels": "fused ops",
+    "reference": "adapter, frozen, cached",
+    "any": "any way from the plainest",
+}
 
 
 def commit() -> str:
@@ -108,7 +118,7 @@ def run(todo: list[Way], table: Table, root: Path) -> None:
         row["seconds"] = round(time.monotonic() - start, 1)
         table.add(way, row)
         left = (time.monotonic() - began) / number * (len(todo) - number)
-        said = row.get("error") or f"{row['off']:.1e}"
+        said = row.get("error") or ("no baseline" if row["off"] is None else f"{row['off']:.1e}")
         print(f"{number}/{len(todo)} {way.kind}: {way.name}: {said}; {left / 60:.0f} min left", flush=True)
     for zygote in ranks.zygotes.values():
         zygote.close()
@@ -117,18 +127,18 @@ def run(todo: list[Way], table: Table, root: Path) -> None:
 def trained(runs: Runs, way: Way, table: Table) -> dict:
     try:
         losses = runs.losses(way)
+        plain = losses if way.baseline == way else table.rows.get(way.baseline, {}).get("losses")
+        return {"losses": losses, "off": off(plain, losses) if plain else None}
     except AssertionError as error:
-        return {"error": str(error).strip().splitlines()[-1][:300]}
-    plain = losses if way.baseline == way else table.rows.get(way.baseline, {}).get("losses")
-    return {"losses": losses, "off": off(plain, losses) if plain else None}
+        return {"error": (str(error).strip() or "nothing was learned").splitlines()[-1][:300]}
 
 
-def page(table: Table) -> str:
-    """The README's rows: a family's runs and its largest differences."""
-    lines = []
-    for family, found in table.figures().items():
+def page(families: dict[str, dict]) -> str:
+    """The README's table: a family's runs and its largest differences; empty where no two runs show one."""
+    lines = [f"| | runs | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
+    for family, found in families.items():
         cells = [f"{found[name]:.1e}" if name in found else "" for name in COLUMNS]
-        lines.append(f"| {family} | {found['runs']} | {' | '.join(cells)} |")
+        lines.append(f"| `{family}` | {found['runs']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -159,7 +169,10 @@ def main() -> None:
         os.environ[counted.FOLDER] = folder
         counted.keep()
         run(todo, table, Path(folder))
-    print(page(table))
+    print(page(table.figures()))
+    PAGE.write_text(
+        replaced(PAGE.read_text(encoding="utf-8"), "matrix", page(table.figures())), encoding="utf-8"
+    )
     if bad := table.bad():
         sys.exit("\n".join(bad))
 
