@@ -125,12 +125,11 @@ def trained(runs: Runs, way: Way, table: Table) -> dict:
 
 def page(table: Table) -> str:
     """The README's rows: a family's runs and its largest differences."""
-    return "\n".join(
-        f"| {family} | {found['runs']} | "
-        + " | ".join(f"{found.get(name, 0):.1e}" for name in COLUMNS)
-        + " |"
-        for family, found in table.figures().items()
-    )
+    lines = []
+    for family, found in table.figures().items():
+        cells = [f"{found[name]:.1e}" if name in found else "" for name in COLUMNS]
+        lines.append(f"| {family} | {found['runs']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from statistics import mean
 
 from pgdpo.checkpoints.best import best_step, read_held_out
 from pgdpo.checkpoints.events import read_events
-from pgdpo.checkpoints.runs import evaluation_of, open_run, read_results
+from pgdpo.checkpoints.published import read_results
+from pgdpo.checkpoints.runs import evaluation_of, open_run
 from pgdpo.evaluation.run import evaluate_and_report
 from pgdpo.files.atomic import write_json
 from pgdpo.files.writable import log_in

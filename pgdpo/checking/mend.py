@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -102,6 +102,9 @@ def _mended(
             own = _reencode(own, Path(result.manifest), sizes, sampling, row.kind)
             info = own[row.sides[0]].info
             result.reencoded[name] = f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps"
+            if _ends_elsewhere(row, infos, info):
+                row = replace(row, **_without_end(row))
+                result.reencoded[name] += ", without `last_image`: they were cut before it"
         except InputError as error:
             why = str(error)
     if why is not None:
@@ -125,6 +128,19 @@ def _mended(
         for side, sample in zip(row.sides, values[SAMPLES], strict=True)
     ]
     return {**values, SAMPLES: samples, **named}
+
+
+def _ends_elsewhere(row: CheckedRow, before: Mapping[str, VideoInfo], after: VideoInfo) -> bool:
+    """Whether one of a row's clips, cut to what is common, no longer ends with the picture that the row names."""
+    longest = max(info.duration for info in before.values())
+    return "last_image" in row.clips and longest - after.duration > 1 / after.fps
+
+
+def _without_end(row: CheckedRow) -> dict[str, object]:
+    """The fields of a row that names no last picture."""
+    values = {key: value for key, value in row.values.items() if key != "last_image"}
+    clips = {key: clip for key, clip in row.clips.items() if key != "last_image"}
+    return {"record": replace(row.record, values=values), "clips": clips}
 
 
 def _unmendable(

@@ -79,7 +79,8 @@ def model_problems(
             for rows in splits.values():
                 yield from _segments(family, _planned(config, rows, clips))
         given = [*splits.get("held_out", []), *splits["train"]]
-        yield from _settings(inspected, family, given[0].values["prompt"] if given else TOY_PROMPT)
+        prompt = given[0].values["prompt"] if given else TOY_PROMPT
+        yield from _of_parts(inspected, lambda part, family: _settings(part, family, prompt))
         for rows in splits.values():
             yield from row_prompt_problems(family, encoders, rows)
         yield from negative_prompt_problems(inspected, family, encoders)
@@ -101,7 +102,16 @@ def model_problems(
             if split == "train":
                 yield from _to_prepare(inspected, family, rows, clips)
     if config.reference_mode == "cached":
-        yield from _cached(config, family)
+        yield from _of_parts(inspected, lambda part, family: _cached(part.loaded, family))
+
+
+def _of_parts(
+    inspected: Inspection, look: Callable[[Inspection, Family], Iterable[Problem]]
+) -> Iterable[Problem]:
+    """What a look says of the run, or of each of the two experts' runs that it is made of, once."""
+    parts = [replace(inspected, loaded=part) for part in inspected.loaded.parts]
+    found = [problem for part in parts for problem in look(part, open_family(part.loaded.model))]
+    return [problem for place, problem in enumerate(found) if problem not in found[:place]]
 
 
 def _sizes(inspected: Inspection, family: Family) -> Iterator[Problem]:

@@ -16,9 +16,9 @@ from pgdpo.checkpoints.checkpoint import check_shapes
 from pgdpo.checkpoints.identity import base_identity
 from pgdpo.checkpoints.model_card import CARD, MARK, write_model_card
 from pgdpo.checkpoints.published import checkpoints_of, step_of
-from pgdpo.checkpoints.runs import Run
+from pgdpo.checkpoints.runs import Both, Run
 from pgdpo.checkpoints.shards import ShardReader
-from pgdpo.config import Config, families, family_class
+from pgdpo.config import PARTS, Config, families, family_class
 from pgdpo.engine.policy import build_policy
 from pgdpo.files.atomic import as_opened
 from pgdpo.messages.errors import InputError
@@ -44,9 +44,7 @@ def export(run: Run, formats: tuple[str, ...] = ("diffusers",)) -> Path:
     folder = export_folder(run)
     _check_target(run, folder)
     family, transformer = load_trained(_to_write(run, merged="merged" in formats))
-    new = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new = _new(folder)
     _write(run, family, transformer, formats, new)
     write_model_card(run, new)
     as_opened(new)
@@ -65,9 +63,45 @@ def _to_write(run: Run, *, merged: bool) -> Run:
     return replace(run, config=run.config.model_copy(update={"model": model, "train": train}))
 
 
+def export_both(both: Both, formats: tuple[str, ...] = ("diffusers",)) -> Path:
+    """As `export`, of both experts, one in memory at a time, into one folder.
+
+    `diffusers`: a LoRA each in `high_noise/` and `low_noise/`, or `transformer/` and `transformer_2/` where all weights
+    were trained; `comfyui`: a file each; `merged`: both transformers. The model card has the lines that load them.
+    """
+    _check_formats(both.config, formats)
+    folder = export_folder(both)
+    _check_target(both, folder)
+    for run in both.parts:
+        check_trained(run)
+    new = _new(folder)
+    for expert, run in both.experts.items():
+        family, transformer = load_trained(_to_write(run, merged="merged" in formats))
+        _write(run, family, transformer, formats, new, expert)
+        del transformer
+    write_model_card(both, new)
+    as_opened(new)
+    _replace(folder, new)
+    return folder
+
+
+def _new(folder: Path) -> Path:
+    """An empty folder beside it, which takes its place when it is whole."""
+    new = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
 def _write(
-    run: Run, family: Family, transformer: torch.nn.Module, formats: tuple[str, ...], folder: Path
+    run: Run,
+    family: Family,
+    transformer: torch.nn.Module,
+    formats: tuple[str, ...],
+    folder: Path,
+    expert: str = "",
 ) -> None:
+    """`expert`: of a run of both, whose weights they are."""
     adapter = run.config.model.adapter
     if adapter is None:
         _save_transformer(family, transformer, folder)
@@ -75,9 +109,10 @@ def _write(
     state = adapter_state(transformer)
     if "comfyui" in formats:
         named = comfyui_state(family.comfyui, transformer, state, adapter.alpha / adapter.rank)
-        save_file(named, folder / f"{run.folder.name}-comfyui.safetensors", metadata={"format": "pt"})
+        name = run.config.run_name.replace("/", "-")
+        save_file(named, folder / f"{name}-comfyui.safetensors", metadata={"format": "pt"})
     if "diffusers" in formats:
-        family.save_adapter(folder, state, adapter_metadata(transformer))
+        family.save_adapter(folder / expert, state, adapter_metadata(transformer))
     if "merged" in formats:
         transformer.fuse_lora(safe_fusing=True)
         transformer.unload_lora()
@@ -94,16 +129,16 @@ def _save_transformer(family: Family, transformer: torch.nn.Module, folder: Path
     transformer.save_pretrained(folder / family.transformer_folder)
 
 
-def export_folder(run: Run) -> Path:
+def export_folder(run: Run | Both) -> Path:
     """`run.out` if it is named, else `export/` in the run's folder; of an earlier step than the newest its own."""
     if run.out != run.folder:
         return run.out
-    newest = checkpoints_of(run.folder)[-1]
+    newest = all(part.step == step_of(checkpoints_of(part.folder)[-1]) for part in run.parts)
     own = run.folder / "export"
-    return own if run.step == step_of(newest) else own.with_name(f"export-step-{run.step:08d}")
+    return own if newest else own.with_name(f"export-step-{run.step:08d}")
 
 
-def _check_target(run: Run, folder: Path) -> None:
+def _check_target(run: Run | Both, folder: Path) -> None:
     """Raises InputError for a named folder with files of others: an export replaces `transformer/`."""
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -120,7 +155,7 @@ def _replace(folder: Path, new: Path) -> None:
     folder.mkdir(exist_ok=True)
     for file in (*folder.glob("*-comfyui.safetensors"), folder / LORA_WEIGHT_NAME_SAFE):
         file.unlink(missing_ok=True)
-    for name in ("transformer", "transformer_2"):
+    for name in ("transformer", "transformer_2", *PARTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in new.iterdir():
         os.replace(path, folder / path.name)

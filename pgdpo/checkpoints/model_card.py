@@ -8,7 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Template
 
-from pgdpo.checkpoints.runs import Run, evaluation_of, read_results
+from pgdpo.checkpoints.published import read_results
+from pgdpo.checkpoints.runs import Both, Run, evaluation_of
 from pgdpo.config import Config, DataConfig, ModelConfig
 from pgdpo.config.families import licence_of, licence_said
 from pgdpo.files.atomic import atomic_path
@@ -19,8 +20,13 @@ from pgdpo.version import __version__
 
 EXPERTS = {
     "high_noise": "high noise: `pipeline.load_lora_weights(folder)`",
+    "both": "both, high and low noise: the lines below",
     "low_noise": "low noise: `pipeline.load_lora_weights(folder, load_into_transformer_2=True)`",
 }
+BOTH_LORAS = """pipeline.load_lora_weights(folder, subfolder="high_noise")
+pipeline.load_lora_weights(folder, subfolder="low_noise", load_into_transformer_2=True)"""
+BOTH_MERGED = """pipeline.transformer = type(pipeline.transformer).from_pretrained(folder, subfolder="transformer")
+pipeline.transformer_2 = type(pipeline.transformer_2).from_pretrained(folder, subfolder="transformer_2")"""
 CARD, MARK = "README.md", "trained with pgdpo"
 _CARD = Template(
     """---
@@ -36,6 +42,12 @@ _CARD = Template(
 {% for name, value in rows.items() -%}
 | {{ name }} | {{ value }} |
 {% endfor %}
+{% for code in loaded -%}
+```python
+{{ code }}
+```
+
+{% endfor %}
 {% if measured -%}
 Measured after step {{ measured.steps }}, reference against aligned model at equal seeds, 95% intervals:
 
@@ -50,12 +62,13 @@ Measured after step {{ measured.steps }}, reference against aligned model at equ
 )
 
 
-def write_model_card(run: Run, folder: Path) -> None:
+def write_model_card(run: Run | Both, folder: Path) -> None:
     """`folder/README.md`: base model, objective, data and its hash, settings, and the figures of `results.json`.
 
     The figures are left out where the exported step was not evaluated.
     """
-    config, state = run.record, run.state  # whatever the command was told
+    config, states = run.record, [part.state for part in run.parts]  # whatever the command was told
+    state, hashes = states[0], ", ".join(each["identity"]["model_hash"] for each in states)
     measured = _results(run)
     path, adapter, train = config.model.path, config.model.adapter, config.train
     commit = state["identity"].get("model_commit")
@@ -67,14 +80,14 @@ def write_model_card(run: Run, folder: Path) -> None:
         tags=["pgdpo", "preference-optimization", config.objective["name"], *(["lora"] if adapter else [])],
     )
     rows = {
-        "base model": f"{config.model.family}, `{path}`{at} ({state['identity']['model_hash']})",
+        "base model": f"{config.model.family}, `{path}`{at} ({hashes})",
         **({"expert": EXPERTS[config.expert]} if config.expert else {}),
         **_started_from(config),
         "licence": licence_said(config.model.family, path),
         "objective": f"`{json.dumps(config.objective)}`",
         "trained": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter else "all weights",
         "written in": described_dtypes(folder),
-        "steps": f"{state['step']} of {train.global_batch_groups} pairs or groups",
+        "steps": f"{' and '.join(str(each['step']) for each in states)} of {train.global_batch_groups} pairs or groups",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup_steps} steps of warm-up",
         "data": f"{_data(config.data)}, prepared files' hash `{state['identity']['data_hash']}`",
         "seed": train.seed,
@@ -85,6 +98,7 @@ def write_model_card(run: Run, folder: Path) -> None:
         objective=objective_name(config.objective["name"]),
         version=__version__,
         rows=rows,
+        loaded=_loaded(folder) if len(states) > 1 else [],
         measured=measured,
         figures=_figures(measured) if measured else {},
     )
@@ -99,6 +113,12 @@ def _terms(model: ModelConfig) -> dict[str, str | None]:
         {"license": known.license, "license_name": known.name, "license_link": known.link} if known else {}
     )
     return {"base_model": model.path if is_hub_id(model.path) else None, **terms}
+
+
+def _loaded(folder: Path) -> list[str]:
+    """The lines that put what a run of both experts exports into a pipeline of the base model."""
+    forms = {"high_noise": BOTH_LORAS, "transformer": BOTH_MERGED}
+    return [lines for name, lines in forms.items() if (folder / name).is_dir()]
 
 
 def _data(data: DataConfig) -> str:
@@ -124,7 +144,7 @@ def _started_from(config: Config) -> dict[str, str]:
     return rows
 
 
-def _results(run: Run) -> dict | None:
+def _results(run: Run | Both) -> dict | None:
     """Of this very checkpoint, in the run's folder."""
     for path in (evaluation_of(run.folder, run.step) / "results.json", run.folder / "results.json"):
         results = read_results(path)

@@ -239,3 +239,15 @@ def _remove(path: Path) -> None:
     retired = path.with_name(f".{path.name}.old")
     os.rename(path, retired)
     shutil.rmtree(retired)
+
+
+def read_results(path: Path) -> dict | None:
+    """A `results.json`; None where there is none, or, which is said, one that is broken."""
+    if not path.is_file():
+        return None
+    try:
+        results = bounded.parse_json(path.read_text(encoding="utf-8"))
+        return results if isinstance(results, dict) and "steps" in results else None
+    except (OSError, ValueError) as error:
+        say(f" ({error}): evaluate that run again", first=f"{path} cannot be read")
+        return None

@@ -6,17 +6,32 @@ is `config.yaml`. Nothing here imports torch.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+from collections.abc import Collection, Mapping
+=======
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+>>>>>>> both
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pgdpo.checkpoints.published import checkpoints_of, damaged_step, has_whole_state, read_state
-from pgdpo.config import Config, DataConfig, TrainConfig
+from pgdpo.checkpoints.events import read_events
+from pgdpo.checkpoints.published import (
+    MANIFEST,
+    checkpoints_of,
+    damaged_step,
+    has_whole_state,
+    read_state,
+    step_of,
+)
+from pgdpo.config import PARTS, Config, DataConfig, TrainConfig
 from pgdpo.config.explain import renamed
 from pgdpo.config.read import covered, validated
 from pgdpo.data.sources import shares_of
+from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import is_number
@@ -131,10 +146,105 @@ def read_record(folder: Path, checkpoint: Path | None = None) -> Config | None:
         raise InputError(f"{file}: cannot be read ({error}): bring it back, or begin anew") from error
 
 
+def is_both(folder: Path) -> bool:
+    """Whether a folder is that of a run of both experts, each in a folder of its own in it."""
+    return all((folder / part).is_dir() for part in PARTS)
+
+
 def identity_of(folder: Path, checkpoint: Path | None = None) -> dict | None:
     """The hashes of model, data and rows that a run was trained on, as a checkpoint has them; None without any."""
     paths = [checkpoint] if checkpoint is not None else [*reversed(checkpoints_of(folder))]
     return next((read_state(path).get("identity") for path in paths if has_whole_state(path)), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained. `config`: its record's, with what the command was given; `out`: where results go."""
+
+    config: Config
+    checkpoint: Path
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+    @cached_property
+    def state(self) -> dict:
+        """What the checkpoint says beside its tensors: step, configuration, identity, versions."""
+        return read_state(self.checkpoint)
+
+    @cached_property
+    def record(self) -> Config:
+        """The configuration that the checkpoint was trained in, whatever the command was given."""
+        return read_record(self.folder, self.checkpoint)
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What results say of where they come from: the checkpoint by its manifest's hash, the run by when it began."""
+        began = next((row["time"] for row in read_events(self.folder) if row["event"] == "started"), None)
+        return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
+
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """As `Both` has them: itself alone."""
+        return (self,)
+
+    @property
+    def step(self) -> int:
+        return step_of(self.checkpoint)
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the results of this step stand."""
+        return evaluation_of(self.out, self.step)
+
+
+@dataclass(frozen=True)
+class Both:
+    """A run of `model.expert: both`. `parts`: the two experts' runs; `out`: where its own results go."""
+
+    config: Config
+    parts: tuple[Run, ...]
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def experts(self) -> dict[str, Run]:
+        """Each expert's run by its name."""
+        return {run.config.expert: run for run in self.parts}
+
+    @property
+    def record(self) -> Config:
+        """The configuration that it was trained in, whatever the command was given."""
+        return read_record(self.folder)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """As `Run.identity`, of both checkpoints."""
+        found = [run.identity for run in self.parts]
+        return {
+            "checkpoint_hash": "-".join(each["checkpoint_hash"] for each in found),
+            "began": found[0]["began"],
+        }
+
+    @property
+    def step(self) -> int:
+        """That both have come to."""
+        return min(run.step for run in self.parts)
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the results of this step stand."""
+        return evaluation_of(self.out, self.step)
+
+
+def evaluation_of(out: Path, step: int) -> Path:
+    """Folder of a step's `results.json` and clips."""
+    return out / "evaluations" / f"step-{step:08d}"
 
 
 # What `evaluate` sampled with where nothing was set, before it went by the model's card.
@@ -177,3 +287,22 @@ def _validated(where: Path, state: Mapping) -> Config:
     )
     raise_errors(problems)
     return loaded
+
+
+def with_keys(record: dict, given: dict, keys: Collection[str]) -> dict:
+    """`record` with the dotted `keys` of `given`; a section that one of them lacks is taken or left whole."""
+    for key in sorted(keys):
+        node, source = record, given
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            if not isinstance(source.get(parent), dict):  # null where the record has a section
+                leaf = parent
+                break
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node, source = node[parent], source[parent]
+        if leaf in source:
+            node[leaf] = source[leaf]
+        else:
+            node.pop(leaf, None)
+    return record

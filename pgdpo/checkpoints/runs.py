@@ -12,110 +12,60 @@ that contradicts the record is refused. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from pgdpo.checkpoints.best import best_step, measured
-from pgdpo.checkpoints.events import read_events
 from pgdpo.checkpoints.published import (
-    MANIFEST,
     at_step,
     checkpoints_of,
     find_checkpoint,
-    read_state,
     step_of,
 )
 from pgdpo.checkpoints.record import (
     COMMANDS,
     MARK,
+    Both,
+    Run,
     dumped,
+    evaluation_of,
     fixed_of_data,
     identity_of,
     is_free,
     read_record,
     settled,
+    with_keys,
 )
 from pgdpo.config import PARTS, Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
+<<<<<<< HEAD
 from pgdpo.files.atomic import sha256_of
-from pgdpo.files.bounded import parse_json
 from pgdpo.files.pipeline import is_hub_id
+=======
+from pgdpo.files.bounded import parse_json
+>>>>>>> both
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import raise_errors
 from pgdpo.models.weights.hub import take
 
+__all__ = [
+    "Both",
+    "Run",
+    "evaluation_of",
+    "open_run",
+    "open_steps",
+    "read_results",
+    "resumed_config",
+    "run_config",
+    "runs_in",
+    "step_named",
+]
+
 MISSING = "not there"
 INIT = "model.adapter.init"  # may lie elsewhere, and not begin or cease to be there
 MEND = "leave that out, or train it under another `name`"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that was trained. `config`: its record's, with what the command was given; `out`: where results go."""
-
-    config: Config
-    checkpoint: Path
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
-
-    @cached_property
-    def state(self) -> dict:
-        """What the checkpoint says beside its tensors: step, configuration, identity, versions."""
-        return read_state(self.checkpoint)
-
-    @cached_property
-    def record(self) -> Config:
-        """The configuration that the checkpoint was trained in, whatever the command was given."""
-        return read_record(self.folder, self.checkpoint)
-
-    @cached_property
-    def identity(self) -> dict[str, str | None]:
-        """What results say of where they come from: the checkpoint by its manifest's hash, the run by when it began."""
-        began = next((row["time"] for row in read_events(self.folder) if row["event"] == "started"), None)
-        return {"checkpoint_hash": sha256_of(self.checkpoint / MANIFEST)[:16], "began": began}
-
-    @property
-    def step(self) -> int:
-        return step_of(self.checkpoint)
-
-    @property
-    def evaluation(self) -> Path:
-        """Where the results of this step stand."""
-        return evaluation_of(self.out, self.step)
-
-
-@dataclass(frozen=True)
-class Both:
-    """A run of `model.expert: both`. `parts`: the two experts' runs; `out`: where its own results go."""
-
-    config: Config
-    parts: tuple[Run, ...]
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
-
-    @property
-    def experts(self) -> dict[str, Run]:
-        """Each expert's run by its name."""
-        return {run.config.model.expert: run for run in self.parts}
-
-    @property
-    def record(self) -> Config:
-        """The configuration that it was trained in, whatever the command was given."""
-        return read_record(self.folder)
-
-
-def evaluation_of(out: Path, step: int) -> Path:
-    """Folder of a step's `results.json` and clips."""
-    return out / "evaluations" / f"step-{step:08d}"
 
 
 def open_run(
@@ -137,7 +87,7 @@ def open_run(
     record = read_record(folder)
     if record is None:
         raise _no_run(folder)
-    if record.model.expert == "both":
+    if record.expert == "both":
         return _open_both(_as_trained(given, record), step, out)
     checkpoint = find_checkpoint(folder, step)
     if checkpoint is None:
@@ -155,7 +105,7 @@ def _open_both(config: Config, step: int | str | None, out: Path | None) -> Both
                 f"{part.run_dir}: not trained yet: go on with `pgdpo train {config.run_dir} --resume`"
             )
         of_part = step_named(part, (), step) if isinstance(step, str) else step
-        parts.append(open_run(part, step=of_part, out=out and out / part.model.expert))
+        parts.append(open_run(part, step=of_part, out=out and out / part.expert))
     return Both(config, tuple(parts), out or config.run_dir)
 
 
@@ -170,7 +120,7 @@ def step_named(named: str | Path | Config, overrides: Sequence[str], wanted: str
     if wanted != "best":
         raise InputError(f"--step is {wanted!r}: expected a step such as 100, or `best`")
     config = run_config(named, overrides, must=True)
-    if config.model.expert == "both":
+    if config.expert == "both":
         return wanted
     figure = config.train.keep_best
     found = {} if figure is None else measured(config.run_dir, figure)
@@ -188,24 +138,27 @@ def open_steps(
     named: str | Path, overrides: Sequence[str], wanted: str, *, out: Path | None = None
 ) -> list[Run]:
     """The run at several steps: `wanted` is `all`, or steps and `best` with commas between them; oldest first."""
+    config = run_config(named, overrides)
     if wanted == "all":
-        folder = _given(named, overrides).loaded.run_dir
-        steps = sorted({step_of(path) for path in checkpoints_of(folder)})
+        kept = [{step_of(path) for path in checkpoints_of(part.run_dir)} for part in config.parts]
+        steps = sorted(set.intersection(*kept))
     else:
         words = wanted.split(",")
         if not all(word.isdecimal() or word == "best" for word in words):
             raise InputError(f"--steps is {wanted!r}: expected `all`, or steps such as 100,200,best")
-        steps = sorted({step_named(named, overrides, word) for word in words})
+        steps = sorted({step_named(named, overrides, word) for word in words}, key=str)
     if not steps:
         return [open_run(named, overrides, out=out)]  # says what is missing
     runs = [open_run(named, overrides, step=step, out=out) for step in steps]
+    if config.expert == "both":
+        return runs
     return [replace(run, config=_commanded_as(runs[-1].config, run.config)) for run in runs]
 
 
 def _commanded_as(newest: Config, config: Config) -> Config:
     """`config` with what belongs to the command as the newest step has it: all steps are judged alike."""
     wanted = {key for key in dumped(newest).keys() | dumped(config).keys() if covered(key, COMMANDS)}
-    merged = _with(config.model_dump(mode="json"), newest.model_dump(mode="json"), wanted)
+    merged = with_keys(config.model_dump(mode="json"), newest.model_dump(mode="json"), wanted)
     inspected = inspect_mapping(
         Config, f"{config.run_dir} (its record, as its newest step is judged)", merged, []
     )
@@ -245,18 +198,6 @@ def resumed_config(
         return given.loaded
     mend = "leave that out, allow it with {0}, or start anew with --restart or another `name`"
     return _as_trained(given, record, allowed, mend=mend)
-
-
-def read_results(path: Path) -> dict | None:
-    """A `results.json`; None where there is none, or, which is said, one that is broken."""
-    if not path.is_file():
-        return None
-    try:
-        results = parse_json(path.read_text(encoding="utf-8"))
-        return results if isinstance(results, dict) and "steps" in results else None
-    except (OSError, ValueError) as error:
-        say(f" ({error}): evaluate that run again", first=f"{path} cannot be read")
-        return None
 
 
 def runs_in(output_dir: Path) -> list[Path]:
@@ -332,7 +273,7 @@ def _as_trained(
     stated = differing.keys() & {".".join(map(str, path)) for path in given.lines}
     own = {key for key in stated & free if covered(key, COMMANDS) or covered(key, allowed)}
     _say_which(given, differing, own - typed, stated - own - typed - {"name", "output_dir"})
-    merged = _with(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
+    merged = with_keys(record.model_dump(mode="json"), given.loaded.model_dump(mode="json"), typed | own)
     merged["output_dir"] = str(given.loaded.output_dir)
     name = given.loaded.run_name
     merged["name"] = None if name == merged["objective"]["name"] else name
@@ -367,25 +308,6 @@ def _say_which(given: Inspection, differing: dict[str, tuple], own: set[str], yi
     if yielding:
         shown = ", ".join(f"{key} {differing[key][0]} ({differing[key][1]})" for key in sorted(yielding))
         say(f": {shown}", first=f"as {run} was trained, not as {name} says")
-
-
-def _with(record: dict, given: dict, keys: Collection[str]) -> dict:
-    """`record` with the dotted `keys` of `given`; a section that one of them lacks is taken or left whole."""
-    for key in sorted(keys):
-        node, source = record, given
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            if not isinstance(source.get(parent), dict):  # null where the record has a section
-                leaf = parent
-                break
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node, source = node[parent], source[parent]
-        if leaf in source:
-            node[leaf] = source[leaf]
-        else:
-            node.pop(leaf, None)
-    return record
 
 
 def _with_prepared(config: Config, record: Config) -> Config:

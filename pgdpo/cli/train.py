@@ -114,8 +114,8 @@ def reference(run: RunArgument, overrides: Overrides = None) -> None:
     with log_in(config.run_dir):
         from pgdpo.training.reference_errors import compute_errors
 
-        folder = compute_errors(config)
-        say(f"reference errors -> {folder}; train with train.reference=cached")
+        for part in config.parts:
+            say(f"reference errors -> {compute_errors(part)}; train with train.reference=cached")
 
 
 @command(TRAIN)
@@ -169,7 +169,7 @@ def train(
     number = step_named(run, overrides, step)
     config = resumed_config(run, overrides, allowed, step=number) if resume else load(run, overrides)
     how = {"resume": resume, "restart": restart, "fallback": fallback, "allow_change": allowed}
-    if config.model.expert != "both":
+    if config.expert != "both":
         with log_in(config.run_dir):
             from pgdpo.training.trainer import Trainer
 
@@ -211,12 +211,13 @@ def export(
 
     Example: pgdpo export quickstart.yaml --format diffusers --format comfyui
     """
-    from pgdpo.checkpoints.runs import open_run, step_named
+    from pgdpo.checkpoints.runs import Run, open_run, step_named
 
     overrides = overrides or []
     opened = open_run(run, overrides, step=step_named(run, overrides, step), out=out)
     with log_in(opened.config.run_dir, opened.out):
-        from pgdpo.checkpoints.export import export as export_run
+        from pgdpo.checkpoints import export as exports
 
-        folder = export_run(opened, tuple(formats))
-        say(f"exported step {opened.step} -> {folder}")
+        form = exports.export if isinstance(opened, Run) else exports.export_both
+        folder = form(opened, tuple(formats))
+        say(f"exported step {' and '.join(str(part.step) for part in opened.parts)} -> {folder}")

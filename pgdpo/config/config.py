@@ -99,7 +99,7 @@ class Config(Section):
     @property
     def parts(self) -> list[Config]:
         """The runs that this one is made of: with `model.expert: both` one of each expert, else itself."""
-        return [self._of_expert(expert) for expert in PARTS] if self.model.expert == "both" else [self]
+        return [self._of_expert(expert) for expert in PARTS] if self.expert == "both" else [self]
 
     def _of_expert(self, expert: str) -> Config:
         adapter = self.model.adapter

@@ -166,7 +166,7 @@ def needed_weights(config: Config, *, clips: bool) -> list[str]:
     parts = (
         [family.transformer_folder] if family.start_folder is None and not config.model.random_init else []
     )
-    if clips or config.model.expert == "both":
+    if clips or config.expert == "both":
         parts += [family.experts.other_folder] if family.experts is not None else []
     if clips:
         parts += ["vae"] if config.model.encoders == "pipeline" else []

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pgdpo.checkpoints.published import read_results
 from pgdpo.checkpoints.resume import versions
-from pgdpo.checkpoints.runs import Run, read_results
+from pgdpo.checkpoints.runs import Both, Run
 from pgdpo.config import Config, SampleSettings
 from pgdpo.config.evaluate import NO_HELD_OUT
 from pgdpo.data.prepared import PreparedPairs
@@ -53,7 +54,7 @@ def evaluate(*runs: Run) -> dict:
     config = last.config
     if config.data.held_out is None:
         raise InputError(NO_HELD_OUT)
-    _check_results(last)
+    check_results(last)
     reward = open_reward(config.evaluate.reward)
     device = start_ranks(config, clips=True)
     data = open_pairs(config, "held_out")
@@ -64,7 +65,7 @@ def evaluate(*runs: Run) -> dict:
     models = [Models(run, device) for run in runs]
     if models[-1].in_step:
         share_expert(family, dtype=compute_dtype(config), device=device, deepspeed_config=forward_config())
-    parts = Parts(last.out / "evaluations" / ".unfinished", _decides(last, data))
+    parts = Parts(last.out / "evaluations" / ".unfinished", decides(last, data))
     if config.evaluate.reward != "toy":
         parts.drop("*/scores-*.json")  # the function may be another than when they were made
     samples = Samples(sampler, parts, reward)
@@ -72,8 +73,8 @@ def evaluate(*runs: Run) -> dict:
     results = {}
     for run, pair in zip(runs, models, strict=True):
         started = time.perf_counter()
-        step = _Step(run, pair, parts, errors, samples)
-        with _watched(parts.folder, run):
+        step = Step(run, pair, parts, errors, samples)
+        with watched(parts.folder, run):
             step.compute()
         if is_main_rank():
             results = _results(step, data, sampler.how, started)
@@ -82,7 +83,7 @@ def evaluate(*runs: Run) -> dict:
 
 
 @dataclass
-class _Step:
+class Step:
     """One checkpoint's evaluation."""
 
     run: Run
@@ -136,13 +137,13 @@ class _Step:
         return self.errors.excess(**read)
 
 
-def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSettings], started: float) -> dict:
+def _results(step: Step, data: PreparedPairs, sampling: dict[str, SampleSettings], started: float) -> dict:
     """Write a step's results and clips down."""
     run, config = step.run, step.run.config
     results = {
         "objective": config.objective["name"],
         "run": run.folder.name,
-        "beta": _beta_at(run),
+        "beta": beta_at(run),
         "checkpoint": str(run.checkpoint.relative_to(run.folder)),
         **run.identity,
         "steps": run.state["step"],
@@ -161,7 +162,7 @@ def _results(step: _Step, data: PreparedPairs, sampling: dict[str, SampleSetting
     return results
 
 
-def _beta_at(run: Run) -> float | None:
+def beta_at(run: Run) -> float | None:
     """The objective's, which a steered run may have changed by this step; None of one without."""
     steered = run.state.get("steering", {}).get("options", {})
     config = run.config
@@ -170,7 +171,7 @@ def _beta_at(run: Run) -> float | None:
 
 
 @contextlib.contextmanager
-def _watched(folder: Path, run: Run) -> Iterator[None]:
+def watched(folder: Path, run: Run | Both) -> Iterator[None]:
     """Where ranks share the work, one that fails, dies or stands still ends all of them, and is named."""
     with contextlib.ExitStack() as stack:
         if dist.get_world_size() > 1:
@@ -183,7 +184,7 @@ def _watched(folder: Path, run: Run) -> Iterator[None]:
             raise Stopped(f"Ctrl-C: {KEPT}", INTERRUPTED) from error
 
 
-def _check_results(run: Run) -> None:
+def check_results(run: Run | Both) -> None:
     """Raises InputError where a folder that was named holds another run's results."""
     found = read_results(run.out / "results.json")
     if found is not None and run.out != run.folder and found.get("began") != run.identity["began"]:
@@ -192,7 +193,7 @@ def _check_results(run: Run) -> None:
         )
 
 
-def _decides(run: Run, data: PreparedPairs) -> dict:
+def decides(run: Run, data: PreparedPairs) -> dict:
     """All that decides what a model's parts hold, but for the checkpoint."""
     config = run.config
     return {
@@ -230,9 +231,9 @@ def implicit_rewards(run: Run) -> dict:
     data = open_pairs(config, "train", compare=False)  # `curate` did
     family = open_family(config.model)
     require_images(data, family)
-    parts = Parts(run.out / ".implicit_rewards", _decides(run, data))
-    step = _Step(run, Models(run, device), parts, Errors(config, family, data, device))
-    with _watched(parts.folder, run):
+    parts = Parts(run.out / ".implicit_rewards", decides(run, data))
+    step = Step(run, Models(run, device), parts, Errors(config, family, data, device))
+    with watched(parts.folder, run):
         step.compute()
     found = {
         "checkpoint": run.checkpoint.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pgdpo.checkpoints.runs import Run
+from pgdpo.checkpoints.runs import Both, Run
 from pgdpo.evaluation.rewards import Reward
 from pgdpo.messages.console import say
 from pgdpo.messages.progress import moved
@@ -63,7 +63,7 @@ class Samples:
     def _shown(self, index: int, seed: int) -> bool:
         return seed == 0 and index < self.sampler.config.evaluate.report_clips
 
-    def publish(self, run: Run, whose: dict[str, str]) -> dict:
+    def publish(self, run: Run | Both, whose: dict[str, str]) -> dict:
         """Put the shown clips into `run.evaluation`, in place of an earlier evaluation's, which its results need until
         then. `whose`: "reference" and "aligned" -> the folder of its parts. Returns what `results.json` says of all."""
         new, clips = run.evaluation / ".clips", run.evaluation / "clips"

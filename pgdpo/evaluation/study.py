@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from pgdpo.checkpoints.events import STANDING, read_events
 from pgdpo.checkpoints.identity import rows_hash
+from pgdpo.checkpoints.published import read_results
 from pgdpo.checkpoints.record import dumped, identity_of, settled, with_new_names
-from pgdpo.checkpoints.runs import open_run, read_results
+from pgdpo.checkpoints.runs import open_run
 from pgdpo.config import Config, StudyConfig
 from pgdpo.data.preparing.run import prepare_splits
 from pgdpo.evaluation.comparison import draw, study_table, summarise

@@ -141,5 +141,6 @@ def _fetched(repository: str, revision: str | None) -> Path:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model.path is {repository!r}: its {INDEX}, which names the family, cannot be read from the hub{at} "
-            f"({reason}): set model.family, or give a local diffusers folder"
+            f"({reason}): give a hub id and a revision that this machine reaches, or a local diffusers folder; without "
+            "a network, set model.family"
         ) from error

@@ -82,11 +82,11 @@ class Family:
         self.source = self._resolve()
         found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
         check_family(model.family, found, model.path)
+        self._architecture = self._read_architecture()
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
         else:
             self._check_parts(Path(self.source))
-        self._architecture = self._read_architecture()
 
     @property
     def card(self) -> str:

@@ -46,6 +46,9 @@ class Encoders(Protocol):
         `image_names` name. It stands before what `encode_prompts` gives under the same name, for a text encoder that
         sees the picture. Asked where there are `pictures`."""
 
+    def decode_images(self, latents: torch.Tensor) -> np.ndarray:
+        """`image_latents` of the clips' kind `[C, F', H', W']` -> uint8 frames `[F, H, W, 3]`, to be looked at."""
+
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 `[F, H, W, 3]` -> normalised fp32 latents `[C, F', H', W']`."""
 

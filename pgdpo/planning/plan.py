@@ -206,6 +206,8 @@ class Planner:
             yield f"No --gpu is named and there is none here: an {machine.name} is planned for."
         if self.note:
             yield f"{self.note}."
+        if len(self.config.parts) > 1:
+            yield "Memory is that of one expert, which trains alone; time and disk are those of both."
         if self.family.masks_text:
             yield (
                 f"Prompts are counted at their longest, {self.family.text_length} tokens, an upper bound: training "
@@ -240,7 +242,7 @@ class Planner:
     def sampling_sizes(self) -> list[Size]:
         """Parameters of the model that samples, and of the expert that it asks beside."""
         found = sizes(meta_policy(self.family, self.config, dtype=compute_dtype(self.config)))
-        return [*found, *self._other_expert()]
+        return found * 2 if len(self.config.parts) > 1 else [*found, *self._other_expert()]
 
     def _sampling_activations(self, samples: int) -> int:
         """Most bytes that are alive in a forward without gradient."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgdpo.checkpoints.best import best_step, read_held_out
-from pgdpo.checkpoints.record import dumped, read_record
-from pgdpo.checkpoints.runs import read_results
-from pgdpo.config import Config
+from pgdpo.checkpoints.published import read_results
+from pgdpo.checkpoints.record import dumped, is_both, read_record
+from pgdpo.config import PARTS, Config
 from pgdpo.files.atomic import read_json_lines
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
@@ -33,7 +33,7 @@ class Compared:
     name: str
     colour: str
     folder: Path
-    config: Config
+    config: Config | None  # None where settings are not compared
     metrics: list[dict]
     held_out: list[dict]
     results: dict
@@ -47,7 +47,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
         page,
         TEMPLATE,
         runs=[_row(run) for run in runs],
-        curves=list(filter(None, (_panel(panel, line, runs) for panel in PANELS for line in panel.lines))),
+        curves=beside(runs),
         differences=differences([run.config for run in runs]),
         commands=len(folders),
     )
@@ -55,7 +55,17 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     return page
 
 
+def beside(runs: Sequence[Compared]) -> list[Drawn]:
+    """Every line of every panel, of all runs on the same axes."""
+    return list(filter(None, (_panel(panel, line, runs) for panel in PANELS for line in panel.lines)))
+
+
 def _open(folders: Sequence[Path]) -> list[Compared]:
+    folders = [
+        run
+        for folder in folders
+        for run in ([folder / part for part in PARTS if is_both(folder)] or [folder])
+    ]
     if len(folders) > COLOURS:
         raise InputError(f"{len(folders)} runs are named: at most {COLOURS} are told apart on one page")
     names = _names([folder.resolve() for folder in folders])

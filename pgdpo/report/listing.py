@@ -12,9 +12,10 @@ from rich.table import Table
 
 from pgdpo.checkpoints.best import best_step
 from pgdpo.checkpoints.events import STANDING, read_events
-from pgdpo.checkpoints.published import checkpoints_of, step_of
+from pgdpo.checkpoints.published import checkpoints_of, read_results, step_of
 from pgdpo.checkpoints.record import read_record
-from pgdpo.checkpoints.runs import read_results, runs_in
+from pgdpo.checkpoints.runs import runs_in
+from pgdpo.config import PARTS, Config
 from pgdpo.config.read import load_config
 from pgdpo.files.atomic import read_json_lines
 from pgdpo.messages.console import console, say
@@ -106,11 +107,13 @@ def _row(run: Path, shown: str) -> tuple[list[str], str]:
             raise InputError("it holds no record of a run")
     except InputError as error:  # damaged, or of another version: the others are still listed
         return [shown, "–", "–", "unreadable", *["–"] * 5], str(error)
-    metrics, results = read_json_lines(run / "metrics.jsonl"), read_results(run / "results.json") or {}
+    results = read_results(run / "results.json") or {}
+    if record.expert == "both":
+        return _row_of_both(run, shown, record, results)
+    metrics = read_json_lines(run / "metrics.jsonl")
     done = metrics[-1]["step"] if metrics else 0
     state, why = state_of(run, done, record.train.steps)
     figures = [tail_mean(metrics, name) for name in ("loss", "implicit_accuracy", "displacement")]
-    win = results.get("win_rate")
     row = [
         shown,
         record.objective["name"],
@@ -118,12 +121,34 @@ def _row(run: Path, shown: str) -> tuple[list[str], str]:
         state,
         "–" if figures[0] is None else f"{figures[0]:.3g}",
         *("–" if value is None else percent(value) for value in figures[1:]),
-        f"{percent(win['value'])} ({results['steps']:,})" if win else "–",
+        _win_rate(results),
         _steps(
             sorted({step_of(path) for path in checkpoints_of(run)}), best_step(run, record.train.keep_best)
         ),
     ]
     return row, why
+
+
+def _row_of_both(run: Path, shown: str, record: Config, results: dict) -> tuple[list[str], str]:
+    """Of the two experts, the high-noise one first: what each of their rows says, with a stroke between."""
+    found = [_row(folder, part) if (folder := run / part).is_dir() else None for part in PARTS]
+    rows = [
+        each[0] if each else [None, None, f"0/{record.train.steps:,}", "not begun", *["–"] * 5]
+        for each in found
+    ]
+    whys = [f"{part}: {each[1]}" for part, each in zip(PARTS, found, strict=True) if each and each[1]]
+    joined = [
+        " | ".join(cells) if cells[0] != cells[1] else cells[0]
+        for cells in zip(*(row[2:] for row in rows), strict=True)
+    ]
+    row = [shown, record.objective["name"], *joined]
+    row[-2] = _win_rate(results)
+    return row, "; ".join(whys)
+
+
+def _win_rate(results: dict) -> str:
+    win = results.get("win_rate")
+    return f"{percent(win['value'])} ({results['steps']:,})" if win else "–"
 
 
 def _steps(kept: list[int], best: int | None) -> str:

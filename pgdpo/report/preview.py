@@ -97,7 +97,7 @@ def _given(item: dict, decoder: Encoders, wanted: Collection[int]) -> dict[str, 
     latents, clip = item["conditioning"].get("image_latents"), item["samples"][0]
     if latents is None or latents.ndim != clip.ndim or latents[:, 0].shape != clip[:, 0].shape:
         return {}
-    frames = decoder.decode_video(latents)
+    frames = decoder.decode_images(latents)
     return {
         GIVEN[frame]: frames[frame] for frame in wanted if frame == 0 or (frame == -1 and len(frames) > 1)
     }

@@ -6,6 +6,7 @@ The page asks nothing of the network (its own content policy forbids it), so it 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import yaml
 
 from pgdpo.checkpoints.best import HELD_OUT
 from pgdpo.checkpoints.runs import evaluation_of
-from pgdpo.config import Config, SampleSettings
+from pgdpo.config import PARTS, Config, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import duration, is_number, number, objective_name, power_of_ten, scale_of
 from pgdpo.report.alarms import alarms, bucket_label
 from pgdpo.report.budget import MEGABYTES, Fitted, fit
-from pgdpo.report.curves.series import curves
+from pgdpo.report.compare import Compared, beside
+from pgdpo.report.curves.series import Drawn, curves
 from pgdpo.report.ending import ending
 from pgdpo.report.page import write_page
 from pgdpo.report.pairs import NOT_SHOWN, drawn_sides, shown_pairs
@@ -50,8 +52,12 @@ def write_report(
     else:
         config_text = _read(run_dir / "config.yaml", str)
         config = _read(run_dir / "config.yaml", yaml.safe_load)
-    metrics = _up_to(_read(run_dir / "metrics.jsonl", _json_lines, default=[]), step)
-    events = _up_to(_read(run_dir / "events.jsonl", _json_lines, default=[]), step)
+    logs = _Logs.of(run_dir, step)
+    experts = {part: _Logs.of(run_dir / part, step) for part in PARTS if (run_dir / part).is_dir()}
+    metrics, events = logs.metrics, logs.events
+    for name, part in experts.items():
+        metrics = metrics + part.metrics
+        events = events + [{**row, "message": f"{name}: {row['message']}"} for row in part.events]
     # A report beside a run that cannot be written shows the results that stand in it.
     judged = next((folder for folder in (out, run_dir) if _results(folder, step).is_file()), out)
     results = _read(_results(judged, step), json.loads, default=None)
@@ -61,12 +67,16 @@ def write_report(
     # Far more samples are scored than kept as clips.
     shown = [s for s in results["samples"] if any(s[side]["clip"] for side in MODELS)]
     buckets = [{"label": bucket_label(name), **row} for name, row in (results.get("buckets") or {}).items()]
-    looks = _up_to(_read(run_dir / HELD_OUT, _json_lines, default=[]), step)
-    marks = [(row["step"], row["message"]) for row in events if row["event"] == "steer"]
+    looks = next((part.looks for part in experts.values()), logs.looks)
+    marks = [] if experts else logs.marks
     kind = preview["kind"]
-    found = alarms(
-        metrics, results, results.get("beta") or _beta(config), looks=looks, events=events, kind=kind
-    )
+    beta = results.get("beta") or _beta(config)
+    found = alarms(metrics, results, beta, looks=looks, events=events, kind=kind) if not experts else []
+    for name, part in experts.items():
+        judged_as = results | (results.get("experts") or {}).get(name, {"displacement": None})
+        beside = judged_as.get("beta") or beta
+        each = alarms(part.metrics, judged_as, beside, looks=part.looks, events=part.events, kind=kind)
+        found += [replace(alarm, title=f"{alarm.title}, {name}") for alarm in each]
     kept = [out / pair[side] for pair in preview["pairs"] for side in drawn_sides(pair)]
     kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
     megabytes = config.get("evaluate", {}).get("report_megabytes", MEGABYTES)
@@ -94,14 +104,15 @@ def write_report(
         sized=preview["sized"],
         clips_note=fitted.words,
         events=events,
-        ending=ending(events),
-        curves=curves(metrics, held_out=looks, marks=marks),
+        ending=ending(logs.events),
+        curves=_beside(experts) if experts else curves(metrics, held_out=looks, marks=marks),
+        experts=results.get("experts") or {},
         held_out=looks,
         marks=marks,
         reward_parts=_parts(results.get("reward") or {}),
         scales=_scales(results, samples),
         buckets=buckets,
-        sources=by_source(metrics, results),
+        sources=None if experts else by_source(metrics, results),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
         settings=_settings(config, results, preview["sized"]),
@@ -109,6 +120,35 @@ def write_report(
         config_text=config_text,
     )
     return report
+
+
+@dataclass(frozen=True)
+class _Logs:
+    """What a run, or one expert's part of it, has written down on its way."""
+
+    folder: Path
+    metrics: list[dict]
+    events: list[dict]
+    looks: list[dict]
+
+    @classmethod
+    def of(cls, folder: Path, step: int | None) -> _Logs:
+        names = ("metrics.jsonl", "events.jsonl", HELD_OUT)
+        return cls(folder, *(_up_to(_read(folder / name, _json_lines, default=[]), step) for name in names))
+
+    @property
+    def marks(self) -> list[tuple[int, str]]:
+        return [(row["step"], row["message"]) for row in self.events if row["event"] == "steer"]
+
+
+def _beside(experts: dict[str, _Logs]) -> list[Drawn]:
+    """The curves of both experts, on the same axes."""
+    return beside(
+        [
+            Compared(name, f"run{place}", part.folder, None, part.metrics, part.looks, {})
+            for place, (name, part) in enumerate(experts.items(), start=1)
+        ]
+    )
 
 
 def _results(folder: Path, step: int | None) -> Path:

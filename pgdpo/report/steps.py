@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pgdpo.checkpoints.runs import read_results
+from pgdpo.checkpoints.published import read_results
 from pgdpo.report.curves.series import Drawn, curves
 from pgdpo.training.panels import Line, Panel
 

@@ -22,6 +22,7 @@ from pgdpo.engine.policy import start_ranks
 from pgdpo.files.atomic import hold
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError, Stopped
+from pgdpo.models import open_family
 from pgdpo.models.weights.held import free_memory
 from pgdpo.ranks import agreement
 from pgdpo.training.trainer import Start, Trainer, Turn
@@ -40,16 +41,15 @@ def train_experts(
     The keywords as `Trainer.train` has them. What may be refused of either is, before a weight is loaded or a file
     changed: raises as `Start`, and InputError where another command is at work in the run's folder.
     """
-    start_ranks(
-        config, clips=config.evaluate.shows_clips
-    )  # the weights of both are on every node from here on
+    open_family(config.model)
+    start_ranks(config, clips=config.evaluate.shows_clips)  # with the weights of both on every node
     with contextlib.ExitStack() as stack:
         agreement.on_main(lambda: _hold(config.run_dir, stack))
         _refuse_others(config)
         if not resume and not restart:
             _refuse_earlier(config)
         parts = [_Part(part, other) for part, other in zip(config.parts, config.parts[::-1], strict=True)]
-        identities = {part.config.model.expert: part.open(restart, fallback, allow_change) for part in parts}
+        identities = {part.config.expert: part.open(restart, fallback, allow_change) for part in parts}
         if restart and is_main_rank():
             for folder in (config.run_dir, *(part.config.run_dir for part in parts)):
                 remove_run(folder)
@@ -93,7 +93,9 @@ class _Part:
         return identity
 
     def train(self, turn: Turn, **how: object) -> None:
-        self.last = Trainer(self.config, other=self.other).train(resume=True, turn=turn, **how)
+        trainer = Trainer(self.config, other=self.other)
+        self.last = trainer.train(resume=True, turn=turn, **how)
+        trainer.release()
         self.ended = self.done < turn.until
 
 
@@ -105,7 +107,7 @@ def _take_turns(config: Config, parts: list[_Part], **how: object) -> None:
                 part.train(Turn(until, other.done), **how)
                 free_memory()  # engine and model hold each other
     except Stopped as stop:
-        told = f"{part.config.model.expert}: {stop}"
+        told = f"{part.config.expert}: {stop}"
         log_event(config.run_dir, sum(part.done for part in parts), "stopped", told)
         raise Stopped(told, stop.code) from stop
     log_event(config.run_dir, sum(part.done for part in parts), "finished", "both experts")

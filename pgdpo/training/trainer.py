@@ -21,6 +21,7 @@ from pgdpo.data.visits.loading import load_batches
 from pgdpo.engine.deterministic import make_deterministic
 from pgdpo.engine.engine import build_operators
 from pgdpo.engine.policy import open_policy, open_ranks
+from pgdpo.engine.zero.traces import let_go
 from pgdpo.guards.beta import say_beta
 from pgdpo.guards.watch import Watch
 from pgdpo.messages.console import ProgressTask, progress_bar, say
@@ -50,7 +51,7 @@ class Start:
     """
 
     def __init__(self, config: Config, other: Config | None = None) -> None:
-        if config.model.expert == "both":
+        if config.expert == "both":
             raise InputError(
                 "model.expert is `both`, and a Trainer trains one: training.experts.train_experts trains both"
             )
@@ -127,6 +128,10 @@ class Trainer:
             with failure_logged(self.config.run_dir, lambda: self.watch.step):
                 return self._train_on(turn)
 
+    def release(self) -> None:
+        """Let go of weights and optimizer; it trains no more."""
+        let_go(self.policy.engine)
+
     def _settle_beta(self) -> Fit | None:
         """Put a number in the place of `objective.beta: auto`: a resumed run's own, else the one that fits."""
         options, objective = self.step.objective.options, self.config.objective
@@ -165,7 +170,7 @@ class Trainer:
         if turn is None:
             return progress_bar(name, total=config.train.steps, completed=step.done)
         done = turn.others_done + step.done
-        return progress_bar(f"{name}, {config.model.expert}", total=2 * config.train.steps, completed=done)
+        return progress_bar(f"{name}, {config.expert}", total=2 * config.train.steps, completed=done)
 
     def _loop(
         self, batches: StepBatches, loaded: Iterator[dict], log: Trackers, until: int, bar: ProgressTask

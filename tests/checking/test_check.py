@@ -1,7 +1,6 @@
 """`pgdpo check`: everything that is wrong at once, and a new manifest of what can be mended."""
 
 import json
-import re
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.manifest import scan_manifest
 from pgdpo.video import verify_video, write_video
-from tests.worlds import run_pgdpo, save_tiny_wan, write_config
+from tests.worlds import write_config
 
 pytestmark = pytest.mark.quick
 
@@ -374,17 +373,3 @@ def test_bad_pairs_that_prepare_skips_are_warnings(folder, pairs, errors, said):
     assert findings.skipped == [f"evaluate: {NO_HELD_OUT}"]  # the model's part is not
     assert [problem.pair for problem in findings.problems if "left out" in problem.what] == ["p", "c", "m"]
     assert len(findings.rows["train"]) == 297 and findings.left_out == {"train": 3}
-
-
-def test_encoders_that_do_not_fit_the_transformer(folder):
-    """The toy's latents have 48 channels, its embeddings 64: the same is said of a plan."""
-    for sizes, message in [
-        ({"channels": 16}, "48 channels.*takes 16"),
-        ({"text_dim": 32}, "64 channels.*takes 32"),
-    ]:
-        model = save_tiny_wan(folder / message[:2], **sizes)
-        findings = check(folder, [row(0), row(1)], tiny_wan=model, changes=["train.global_batch_groups=2"])
-        [problem] = findings.problems
-        assert problem.key == "model.encoders" and re.search(message, problem.what), problem
-        with pytest.raises(InputError, match=f"model.encoders is 'toy': .*{message}"):
-            run_pgdpo("plan", folder / "config.yaml")

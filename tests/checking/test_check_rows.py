@@ -1,14 +1,17 @@
 """`pgdpo check`: rows, clips and prepared data as they lie on a disk."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pgdpo.checking import run_check
-from pgdpo.video import probe_video, read_video, verify_video
+from pgdpo.rows.manifest import scan_manifest
+from pgdpo.video import probe_video, read_video, verify_video, write_video
 from tests.checking.test_check import GREY, check, folder, found, row
 from tests.worlds import write_config
 
@@ -77,3 +80,21 @@ def test_a_mended_manifest_keeps_ties_that_are_not_trained_on(folder, capsys):
     assert findings.exit_code == 0 and len(findings.rows["train"]) == 2
     assert "1 of 3 rows are ties and left out" in " ".join(capsys.readouterr().out.split())
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["0", "1", "2"]
+
+
+def test_fix_keeps_a_rows_pictures_but_for_an_end_that_is_cut(folder):
+    """Clips of two sizes are made alike; where one of them is longer, the picture at its end is out of sight."""
+    write_video(folder / "clips" / "long.mp4", np.full((12, 16, 32, 3), 70, np.uint8), 8)
+    for name in ("first.png", "last.png"):
+        (folder / name).write_bytes(b"any")
+    given = {"image": "first.png", "last_image": "last.png"}
+    out = folder / "mended" / "rows.jsonl"
+    rows = [row(0, **given), row(1, "0a", "wide", **given), row(2, "0a", "long", **given)]
+    mended = check(folder, rows, fix=str(out)).mended
+    kept = {each.values["id"]: each for each in scan_manifest(out, folder)[0]}
+    pictures = {name: {key: each.clips.get(key) for key in given} for name, each in kept.items()}
+    whole = {key: str(folder / name) for key, name in given.items()}
+    assert {name: {k: v and os.path.realpath(v) for k, v in found.items()} for name, found in pictures.items()} == {
+        "0": whole, "1": whole, "2": whole | {"last_image": None},
+    }  # fmt: skip
+    assert "without `last_image`" in mended.reencoded["2"] and "without" not in mended.reencoded["1"]

@@ -1,6 +1,7 @@
 """`pgdpo check`: what configuration and rows mean to each other, and folders, rewards and rules that cannot be."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from pgdpo.data.prepared import read_index
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from tests.checking.test_check import check, folder, row  # noqa: F401 (a fixture)
-from tests.worlds import run_pgdpo, write_config
+from tests.worlds import run_pgdpo, save_tiny_wan, write_config
 
 pytestmark = pytest.mark.quick
 SOUND = ["train.global_batch_groups=2"]
@@ -154,3 +155,17 @@ def test_allowed_is_what_the_message_says_is(folder):  # noqa: F811
         and problem.allowed == ""
         and "has no margin of pair `1`" in problem.what
     )
+
+
+def test_encoders_that_do_not_fit_the_transformer(folder):  # noqa: F811 (the fixture)
+    """The toy's latents have 48 channels, its embeddings 64: the same is said of a plan."""
+    for sizes, message in [
+        ({"channels": 16}, "48 channels.*takes 16"),
+        ({"text_dim": 32}, "64 channels.*takes 32"),
+    ]:
+        model = save_tiny_wan(folder / message[:2], **sizes)
+        findings = check(folder, [row(0), row(1)], tiny_wan=model, changes=["train.global_batch_groups=2"])
+        [problem] = findings.problems
+        assert problem.key == "model.encoders" and re.search(message, problem.what), problem
+        with pytest.raises(InputError, match=f"model.encoders is 'toy': .*{message}"):
+            run_pgdpo("plan", folder / "config.yaml")

@@ -46,7 +46,7 @@ REFUSED = {("adapter", "full"): "train.reference is `adapter` but model.adapter 
 LIMITS = dict.fromkeys(("stage", "spread", "checkpointing", "kernels", "any"), 1e-5) | {"reference": 1e-6}
 
 WEIGHTS = {  # small steps: Adam magnifies the last bits of a gradient that is nearly 0
-    "lora": ["train.learning_rate=1e-4"],
+    "lora": ["train.learning_rate=5e-5"],
     "full": ["model.adapter=null", "train.learning_rate=3e-6"],
 }
 # Of these small models all weights are small enough to be held whole beside their shards.

@@ -52,6 +52,7 @@ class Kind:
     draws: bool = False  # its pipeline draws the first noise itself
     whole: tuple[str, ...] = ()  # parts that its model card loads in fp32
     loads: dict = field(default_factory=dict)  # options of the pipeline's `load_lora_weights`
+    original: str = ""  # its first blocks' linear layers under ComfyUI's names; of a model that ComfyUI knows
     # Latents as the pipeline holds them, and those as [N, C, F, H, W] again, of the shape of the second.
     lay_out: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
     lay_back: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda held, like: held
@@ -122,6 +123,30 @@ WAN = {  # card -> what it says
 }
 
 
+# The linear layers of the first blocks in the repositories that ComfyUI takes its models from.
+WAN_LAYERS = (
+    "blocks.0.self_attn.q blocks.0.self_attn.k blocks.0.self_attn.v blocks.0.self_attn.o "
+    "blocks.0.cross_attn.q blocks.0.cross_attn.k blocks.0.cross_attn.v blocks.0.cross_attn.o "
+    "blocks.0.ffn.0 blocks.0.ffn.2"
+)
+# Of CLIP's states.
+WAN_IMAGE_LAYERS = " blocks.0.cross_attn.k_img blocks.0.cross_attn.v_img img_emb.proj.1 img_emb.proj.3"
+HUNYUAN_LAYERS = (
+    "double_blocks.0.img_attn_qkv double_blocks.0.img_attn_proj double_blocks.0.txt_attn_qkv "
+    "double_blocks.0.txt_attn_proj double_blocks.0.img_mlp.fc1 double_blocks.0.img_mlp.fc2 "
+    "double_blocks.0.txt_mlp.fc1 double_blocks.0.txt_mlp.fc2 single_blocks.0.linear1 "
+    "txt_in.individual_token_refiner.blocks.0.self_attn_qkv "
+    "txt_in.individual_token_refiner.blocks.0.self_attn_proj "
+    "txt_in.individual_token_refiner.blocks.0.mlp.fc1 txt_in.individual_token_refiner.blocks.0.mlp.fc2"
+)
+LTX_LAYERS = (
+    "transformer_blocks.0.attn1.to_q transformer_blocks.0.attn1.to_k transformer_blocks.0.attn1.to_v "
+    "transformer_blocks.0.attn1.to_out.0 transformer_blocks.0.attn2.to_q transformer_blocks.0.attn2.to_k "
+    "transformer_blocks.0.attn2.to_v transformer_blocks.0.attn2.to_out.0 "
+    "transformer_blocks.0.ff.net.0.proj transformer_blocks.0.ff.net.2"
+)
+
+
 def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) -> Kind:
     """`fine`: with the VAE of Wan 2.2 5B, whose latents are half as wide and high."""
     sizes = (
@@ -138,6 +163,7 @@ def wan(pipeline: str, card: str, *recipes: str, fine: bool = False, **known) ->
         negative="镜头切换" if card == "wan21_flf2v_14b" else "色调艳丽",
         reads=512,
         whole=("vae", "image_encoder"),
+        original=WAN_LAYERS + (WAN_IMAGE_LAYERS if pipeline in ("2.1 i2v", "2.1 flf2v") else ""),
         **sizes,
         **known,
     )
@@ -171,6 +197,7 @@ HUNYUAN = Kind(
     tiled=((5, 16, 272), (5, 16, 256)),
     masks_text=True,
     guidance="true_cfg_scale",
+    original=HUNYUAN_LAYERS,
 )
 
 
@@ -200,6 +227,7 @@ LTX = Kind(
     masks_text=True,
     size=(9, 64, 96),
     step=(8, 32),
+    original=LTX_LAYERS,
     lay_out=lambda latents: latents.flatten(2).transpose(1, 2),  # one latent pixel, one token
     lay_back=lambda held, like: held.transpose(1, 2).reshape(like.shape),
 )

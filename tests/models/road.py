@@ -67,8 +67,10 @@ class Road:
         its first step.
         """
         config = self.config()
-        for command in ("prepare", "train", "export", "evaluate"):
+        formats = ["diffusers", *(["comfyui"] if self.kind.original else [])]
+        for command in ("prepare", "train", "evaluate"):
             run_pgdpo(command, config, *overrides)
+        run_pgdpo("export", config, *overrides, *(f"--format={name}" for name in formats))
         half = ("name=half", "train.precision=bf16", "model.gradient_checkpointing=selective")
         run_pgdpo("train", config, *overrides, *half)
         for name in ("dpo", "half"):

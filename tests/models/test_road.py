@@ -169,6 +169,11 @@ def test_a_whole_pipeline_trains_and_its_pipeline_takes_the_adapter(name, saved,
     frames, *size = kind.size
     assert before.shape == (1, frames - kind.cut * kind.step[0], *size, 3) and np.isfinite(after).all()
     assert abs(before - after).max() > 0
+    # diffusers' reader of ComfyUI's names takes HunyuanVideo's width for that of the published one.
+    if kind.original and "linear1" not in kind.original:
+        pipeline.unload_lora_weights()
+        pipeline.load_lora_weights(run / "export", weight_name="dpo-comfyui.safetensors", **kind.loads)
+        assert abs(generate(kind, pipeline, noise, output_type="np") - after).max() < 1e-5
     said = (run / "export" / "README.md").read_text()
     assert all(f"{option}={value}" in said for option, value in kind.loads.items())
 

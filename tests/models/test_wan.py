@@ -189,7 +189,7 @@ REFUSED = {
         "model_index",
         {"_class_name": "WanVACEPipeline"},
         {},
-        ["it is a WanVACEPipeline", "a WanPipeline or a WanImageToVideoPipeline"],
+        ["it is Wan VACE (WanVACEPipeline)", "(WanPipeline, WanImageToVideoPipeline)"],
     ),
     "no expert chosen": ("model_index", {"boundary_ratio": 0.9}, {}, ["two experts", "0.9", "set model.expert"]),
     "no second expert": (

@@ -5,20 +5,27 @@ import torch
 
 from pgdpo.config.read import load_config
 from pgdpo.planning.plan import Planner
-from tests.models.families import FAMILIES
+from tests.models.families import FAMILIES, KINDS
 from tests.planning.test_planned_memory import really_saved
 from tests.worlds import write_config
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_activations_of_a_family(family, saved, tmp_path):
-    kind = FAMILIES[family]
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if FAMILIES[kind.family] is kind else pytest.mark.slow)
+        for name, kind in KINDS.items()
+    ],
+)
+def test_weights_and_activations_of_a_kind(name, saved, tmp_path):
+    kind = KINDS[name]
     frames, height, width = kind.size
     model = {
-        "family": family,
+        "family": kind.family,
         "path": str(saved(kind.save)),
         "encoders": "pipeline",
         "adapter": None,
+        **kind.keys,
     }
     data = {"num_frames": frames, "height": height, "width": width, "fps": "own"}
     file = write_config(tmp_path / "c.yaml", tmp_path / "out", tmp_path, model=model, data=data)

@@ -16,7 +16,7 @@ from pgdpo.data.buckets import share_shown
 from pgdpo.data.clips import Sampling, bucket_of, planned
 from pgdpo.messages.errors import InputError
 from pgdpo.recipes.propose import FAIR, MOST_BUCKETS, Form, Survey, form_of, propose
-from pgdpo.recipes.write import models, next_commands, set_key, share_or_manifest
+from pgdpo.recipes.write import models, next_commands, set_key, share_or_manifest, shipped_like
 from pgdpo.video import VideoInfo, write_video
 from tests.models.families import FAMILIES
 from tests.worlds import run_pgdpo
@@ -363,3 +363,27 @@ def test_sizes_have_the_models_form_and_what_is_said_is_what_happens(kinds, form
             ]
             assert len(members) >= FAIR * fast - 1
             assert all(share_shown(size, pair["chosen"]) >= 0.5 for pair in members)
+
+
+def test_a_folder_or_hub_id_takes_the_configuration_that_it_is_most_like(tmp_path, saved, capsys):
+    """Of each published model one of its own; of a tiny one of each kind, one of its family."""
+    for name in models():
+        path = load_config(f"{name}.yaml").model.path
+        assert load_config(f"{shipped_like(path)}.yaml").model.path == path
+    for kind in FAMILIES.values():
+        assert load_config(f"{shipped_like(str(saved(kind.save)))}.yaml").model.family == kind.family
+    run_pgdpo("init", "zai-org/CogVideoX-5b", tmp_path / "x.yaml")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "made of cogvideox_5b.yaml; licence of zai-org/CogVideoX-5b: cogvideox-license: " in said
+    assert load_config(tmp_path / "x.yaml").model.path == "zai-org/CogVideoX-5b"
+
+
+def test_a_neighbours_folder_begins_no_run(tmp_path):
+    folder = tmp_path / "ltx2"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "LTX2Pipeline"}')
+    for words in ([folder], ["ltx_video", "--path", folder]):
+        model, *path = words
+        with pytest.raises(InputError, match="it is LTX-2"):
+            run_pgdpo("init", model, tmp_path / "x.yaml", *path)
+    assert not (tmp_path / "x.yaml").exists()

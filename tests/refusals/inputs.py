@@ -162,6 +162,9 @@ INPUTS = {
     "another adapter": Input(
         opened, of("wan 2.2 t2v a14b high", "model.expert=low_noise", "model.other_adapter=nowhere")
     ),
+    "one start for both experts": Input(
+        opened, of("wan 2.2 t2v a14b high", "model.expert=both", "model.transformer=nowhere")
+    ),
     "another task": Input(opened, of("wan 2.1 t2v", "model.task=image_to_video")),
     "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
     "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),

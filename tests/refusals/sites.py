@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgdpo.plugins import FAMILIES
 from tests.house.imports import imported, modules, tree
 
 COMMANDS = {  # what `prepare`, `train`, `evaluate` and `reference` call, and what reads their arguments
@@ -99,7 +100,8 @@ def _constant(node: ast.expr) -> str:
 
 @functools.cache
 def _reachable() -> frozenset[str]:
-    waiting = list(COMMANDS)
+    found_by_name = [module for module in modules() if module.startswith(f"pgdpo.{FAMILIES}.")]
+    waiting = [*COMMANDS, *found_by_name]
     found: set[str] = set()
     while waiting:
         module = waiting.pop()

@@ -19,7 +19,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "files.pipeline": {
         "pipeline_in": {"model.path is": By("no model there", "no model_index", "a checkpoint")},
         "_class_in": {"is to name a class": By("a broken index")},
-        "_fetched": {"set model.family, or give a local": Why.MACHINE},
+        "_fetched": {"a network, set model.family": Why.MACHINE},
     },
     "config.read": {
         "load_study": {"names folders: letters, digits": Why.ANOTHER},
@@ -143,7 +143,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "evaluation.errors": {"Errors.__init__": {"all held-out rows are single clips": Why.ANOTHER}},
     "evaluation.evaluate": {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
-        "_check_results": {"it holds results of the run": Why.ANOTHER},
+        "check_results": {"it holds results of the run": Why.ANOTHER},
+    },
+    "evaluation.experts": {
+        "evaluate_both": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))}
+    },
+    "report.compare": {
+        "_open": {"are told apart on one page": Why.ANOTHER},
+        "_read": {"such as `pgdpo runs` lists": Why.ANOTHER},
+        "_names": {"name each run once": Why.ANOTHER},
     },
     "report.budget": {"fit": {"which samples it, or restore the file": Why.RUN}},
     "report.preview": {"write_preview": {"was prepared anew since, from other": Why.RUN}},
@@ -257,6 +265,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "_check": {
             "its boundary_ratio asks for two experts": By("an expert missing"),
+            "merged export of both": By("one start for both experts"),
             "name an export's folder": By("another adapter"),
         },
     },
@@ -352,6 +361,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "_read_key": {"cannot be read": By("a broken key")},
     },
     "checkpoints.runs": {
+        "_open_both": {"not trained yet: go on": Why.ANOTHER},
         "open_run": {"_no_run(folder)": Why.ANOTHER, "holds no valid checkpoint: go on": Why.ANOTHER},
         "step_named": {"expected a step such as 100, or `best`": Why.ANOTHER, "no best step": Why.ANOTHER},
         "open_steps": {"expected `all`, or steps such as": Why.ANOTHER},

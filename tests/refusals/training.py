@@ -51,7 +51,11 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
     },
     "training.saves": {
         "Saves.finished": {"no room for the last checkpoint": Why.RUN},
-        "Saves.begin": {"holds checkpoints of an earlier run": Why.RUN, "none of its checkpoints is whole": Why.RUN},
+        "Saves.begin": {
+            "holds checkpoints of an earlier run": Why.RUN,
+            "none of its checkpoints is whole": Why.RUN,
+            "holds a run of both experts": Why.RUN,
+        },
     },
     "engine.memory": {
         "save_memory": {"set it to `none`": Why.CALLER},
@@ -111,7 +115,8 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         "read_state": {"fall back to an earlier one": Why.RUN, "expected a JSON object": Why.RUN},
         "report_damage": {"leave out --no-fallback to go on": Why.RUN},
     },
-    "checkpoints.resume": {"check_resume": {"it would no longer be one run; change": Why.RUN}},
+    "training.trainer": {"Start.__init__": {"and a Trainer trains one": Why.CALLER}},
+    "checkpoints.resume": {"refuse_changes": {"it would no longer be one run; change": Why.RUN}},
     "checkpoints.shards": {"_named": {"nothing else is read; fall back": Why.RUN}},
     "guards.signals": {"StopSignals._leave_share": {"_Left": Why.RUN}},
     "training.trackers": {"check_trackers": {"it is not installed: pip install": By("a tracker")}},

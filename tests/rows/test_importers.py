@@ -19,6 +19,8 @@ from tests.rows.importer_samples import (
     localdpo,
     pickapic,
     rapidata,
+    save_jsonl,
+    touch,
     trl,
     videoalign,
     videodpo,
@@ -275,3 +277,58 @@ def test_the_command_says_what_it_did(tmp_path, capsys, monkeypatch):
     assert (
         "clips not found" in said and f"data.media_root={folder}" in said and "next: set data.train=" in said
     )
+
+
+PICTURES = {"image": "first.png", "last_image": "last.png"}
+RATED = [
+    {"prompt": "p", "video": name, "score": score, **PICTURES} for name, score in (("a.mp4", 1), ("b.mp4", 0))
+]
+LABELLED = Options(groups=True, columns={"clip": "video", "label": "label"})
+WITH_PICTURES = {
+    "pairs": (
+        "table",
+        [{"prompt": "p", "video_1": "a.mp4", "video_2": "b.mp4", "winner": "A", **PICTURES}],
+        ALL,
+    ),
+    "rated": ("table", RATED, ALL),
+    "groups": ("table", RATED, Options(groups=True)),
+    "best_of_n": ("best_of_n", RATED, ALL),
+    "labels": (
+        "table",
+        [{"prompt": "p", "video": "a.mp4", "label": "good", **PICTURES}],
+        LABELLED,
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "records", "options"), WITH_PICTURES.values(), ids=WITH_PICTURES)
+def test_pictures_are_carried_and_copied(form, records, options, tmp_path):
+    """Columns `image` and `last_image`; `--copy` brings them along as it brings the clips."""
+    touch(tmp_path, "a.mp4", "b.mp4", "first.png", "last.png")
+    save_jsonl(tmp_path / "table.jsonl", records)
+    for copy in (False, True):
+        out = tmp_path / "out" / f"{copy}.jsonl"
+        import_data(FORMATS[form], str(tmp_path / "table.jsonl"), str(out), options, copy=copy)
+        [row] = [record.values for record in read_records(out)]
+        for key, name in PICTURES.items():
+            assert (out.parent / row[key]).read_bytes() == (tmp_path / name).read_bytes()
+            assert row[key].startswith("True.media/" if copy else "../")
+
+
+def test_clips_of_other_pictures_are_no_pair(tmp_path):
+    """Of one prompt, but made from another picture: not what one was preferred to."""
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "first.png", "last.png")
+    other = {"prompt": "p", "video": "c.mp4", "score": 5, "image": "last.png"}
+    save_jsonl(tmp_path / "table.jsonl", [*RATED, other])
+    import_data(FORMATS["best_of_n"], str(tmp_path / "table.jsonl"), str(tmp_path / "rows.jsonl"), ALL)
+    [row] = [record.values for record in read_records(tmp_path / "rows.jsonl")]
+    assert (row["chosen"], row["rejected"]) == ("a.mp4", "b.mp4")
+
+
+def test_a_column_of_pictures_that_are_the_clips_is_none(tmp_path):
+    touch(tmp_path, "a.png", "b.png")
+    records = [{"prompt": "p", "image": name, "score": score} for name, score in (("a.png", 1), ("b.png", 0))]
+    save_jsonl(tmp_path / "table.jsonl", records)
+    import_data(FORMATS["best_of_n"], str(tmp_path / "table.jsonl"), str(tmp_path / "rows.jsonl"), ALL)
+    [row] = [record.values for record in read_records(tmp_path / "rows.jsonl")]
+    assert row["chosen"] == "a.png" and "image" not in row

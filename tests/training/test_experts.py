@@ -2,12 +2,22 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError, Stopped
+from pgdpo.report import listing
+from pgdpo.training import experts, step, trainer
 from tests.models.families import KINDS
-from tests.models.road import Road
+from tests.models.road import Road, generate, open_pipeline
 from tests.worlds import metrics, run_pgdpo, stored
 
 EXPERTS = ("high_noise", "low_noise")
@@ -64,3 +74,120 @@ def test_both_are_what_two_runs_train(road, alone, given):
     assert not (run / "checkpoints").exists()
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     assert events == ["started", "finished"]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_an_expert_is_let_go_of_before_the_other_opens(road, monkeypatch, stage):
+    """With its optimizer: when a trainer is built, no tensor of the one before is alive."""
+    held, alive = [], []
+
+    class Watched(trainer.Trainer):
+        def __init__(self, *given, **named):
+            alive.append(sum(reference() is not None for reference in held))
+            super().__init__(*given, **named)
+            engine = self.policy.engine
+            held.extend(weakref.ref(tensor) for tensor in engine.module.parameters())
+            held.extend([weakref.ref(engine), weakref.ref(engine.optimizer)])
+
+    monkeypatch.setattr(experts, "Trainer", Watched)
+    turns = [f"train.zero_stage={stage}", "train.expert_turns=1", f"name=released-{stage}"]
+    run_pgdpo("train", road, *turns)
+    assert alive == [0, 0, 0, 0] and len(held) > 40
+
+
+@pytest.mark.parametrize("stopped", EXPERTS)
+def test_a_run_that_was_stopped_goes_on_in_either_expert(road, alone, monkeypatch, stopped):
+    """By turns: what is done is not done again, and what comes out is as if nothing had happened."""
+    take = step.Step.take
+
+    def stops(self, loaded):
+        if self.policy.family.model.expert == stopped and self.done == 1:
+            raise Stopped("SIGTERM", 143)
+        return take(self, loaded)
+
+    run = road.parent / "out" / f"stopped-{stopped}"
+    given = [road, f"name={run.name}", "train.expert_turns=1"]
+    with monkeypatch.context() as context, pytest.raises(Stopped, match=f"{stopped}: SIGTERM after step 1"):
+        context.setattr(step.Step, "take", stops)
+        run_pgdpo("train", *given)
+    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
+        run_pgdpo("train", *given)
+    run_pgdpo("train", run, "--resume")
+    assert all(same(run / expert, alone(expert)) for expert in EXPERTS)
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events == ["started", "stopped", "resumed", "finished"]
+
+
+def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alone):
+    """Of the second expert too; and a folder is of one run."""
+    out = road.parent / "out"
+    half = shutil.copytree(load_config(str(road)).model.path + "/transformer", out / "half" / "transformer")
+    with pytest.raises(
+        InputError, match=r"model\.transformer is .* and model\.expert `both`: transformer_2/ is miss"
+    ):
+        run_pgdpo("train", road, "name=refused", f"model.transformer={half.parent}")
+    assert not list((out / "refused").rglob("checkpoints"))
+    single = alone("high_noise")
+    with pytest.raises(InputError, match="holds checkpoints of a run of one model"):
+        run_pgdpo("train", road, f"name={single.name}")
+    run_pgdpo("train", road, "name=taken", "train.steps=1")
+    with pytest.raises(InputError, match="holds a run of both experts"):
+        run_pgdpo("train", road, "name=taken", "model.expert=high_noise")
+    with pytest.raises(InputError, match=r"its train\.seed is 0, .* 1.* it would no longer be one run"):
+        experts.train_experts(load_config(str(road), ["name=taken", "train.seed=1"]), resume=True)
+    held = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", held, str(out / "taken" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as another:
+        another.stdout.readline()
+        with pytest.raises(InputError, match="another command is at work there"):
+            run_pgdpo("train", road, "name=taken", "--resume")
+        another.stdin.close()
+
+
+def test_both_are_judged_and_leave_together(road, undrawn):
+    """Each on its own noise, clips with both; the card's lines load what left, and ComfyUI's files hold as much."""
+    run = road.parent / "out" / "judged"
+    looks = ["evaluate.every=1", "evaluate.every_prompts=1"]
+    run_pgdpo("train", road, f"name={run.name}", "train.learning_rate=0.1", "train.expert_turns=1", *looks)
+    run_pgdpo("evaluate", run)
+    run_pgdpo("export", run, "--format", "diffusers", "--format", "comfyui", "--format", "merged")
+    results = json.loads((run / "results.json").read_text())
+    low, high = results["experts"]["low_noise"]["buckets"], results["experts"]["high_noise"]["buckets"]
+    assert list(high) == ["sigma_0.75_1.00"] and high.keys() <= results["buckets"].keys() >= low.keys()
+    pairs = [row["displacement"]["pairs"] for row in results["experts"].values()]
+    assert pairs == [2, 2] and results["steps"] == 2
+    page = (run / "report.html").read_text()
+    assert "By expert" in page and "high_noise" in page
+    rows = listing._row(run, run.name)[0]
+    assert rows[2:4] == ["2/2", "finished"]
+
+    folder, kind = run / "export", KINDS["wan 2.2 t2v a14b high"]
+    base = Path(load_config(str(road)).model.path)
+    loras, merged = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    noise = torch.randn(1, *kind.open(base).latent_shape(*kind.size))
+    made = {}
+    for name, code in (("base", ""), ("loras", loras), ("merged", merged)):
+        pipeline = open_pipeline(kind, base)
+        exec(code, {"pipeline": pipeline, "folder": str(folder)})
+        made[name] = generate(kind, pipeline, noise)
+    torch.testing.assert_close(made["merged"], made["loras"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(made["base"], made["loras"], atol=1e-3)
+    for expert in EXPERTS:
+        trained = load_file(folder / expert / "pytorch_lora_weights.safetensors")
+        named = load_file(folder / f"judged-{expert}-comfyui.safetensors")
+        assert len(named) == len(trained) > 0
+        assert all(name.startswith("diffusion_model.") for name in named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_are_what_two_runs_train_on_two_ranks(road, ranks, stage, precision):
+    given = [f"train.zero_stage={stage}", f"train.precision={precision}", "train.micro_batch_groups=1"]
+    name = f"ranks-{stage}-{precision}"
+    ranks.train(
+        road, {name: [*given, "train.expert_turns=1", "evaluate.every=1", "evaluate.every_prompts=1"]}
+    )
+    ranks.train(road, {f"{name}-{each}": [*given, f"model.expert={each}"] for each in EXPERTS})
+    out = road.parent / "out"
+    assert all(same(out / name / each, out / f"{name}-{each}") for each in EXPERTS)

@@ -30,8 +30,8 @@ LATE_TABLES = 1536
 
 FEW_VECTORS = 3
 
-# op: (D up to this, threads, rows a program), by tuning.jsonl of an H100 and an H200 in benchmarks/results. Where they
-# differ: what gains more on one than it loses on the other.
+# op: (D up to this, threads, rows a program), by tuning.jsonl of an H100 and of an H200 in benchmarks/results.
+# Where they differ: what gains more on one than it loses on the other.
 LAUNCHES = {
     "gate": ((1536, 64, 1), (3072, 128, 1), (MAX_WIDTH, 256, 1)),
     "norm_forward": ((1536, 32, 4), (2048, 64, 2), (3072, 64, 4), (MAX_WIDTH, 256, 4)),

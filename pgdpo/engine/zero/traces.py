@@ -9,9 +9,11 @@ backward, so that neither would ever find the trace of the other.
 from __future__ import annotations
 
 import copy
+import inspect
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -39,6 +41,17 @@ def keep_traces_apart(engine: deepspeed.DeepSpeedEngine) -> None:
 
     # Before DeepSpeed's own hook, which begins a forward's trace.
     engine.module.register_forward_pre_hook(choose, prepend=True)
+
+
+def let_go(engine: deepspeed.DeepSpeedEngine) -> None:
+    """End the last engine of a process that goes on, so that weights and optimizer are freed with it.
+
+    DeepSpeed's hooks hold them, and under ZeRO-3 a stack of models and a cache of all that ran in the process.
+    """
+    engine.destroy()
+    FWD_MODULE_STACK.clear()
+    release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(release).nonlocals["func"].cache_clear()  # behind DeepSpeed's NVTX range
 
 
 def _kind(adapted: BaseTunerLayer | None) -> Kind:

@@ -117,6 +117,9 @@ class PipelineEncoders:
         frames = diffusers.video_processor.VideoProcessor().postprocess_video(video, output_type="np")[0]
         return (frames * 255).round().astype("uint8")
 
+    def decode_images(self, latents: torch.Tensor) -> np.ndarray:
+        return self.decode_video(latents)
+
     def release(self) -> None:
         self._parts.drop_others()
 

@@ -98,6 +98,12 @@ class CogVideoXEncoders(PipelineEncoders):
         latents = super().normalize(vae, latents)
         return torch.cat([latents[:, :, :1]] * self.family.lead + [latents], dim=2)
 
+    def decode_images(self, latents: torch.Tensor) -> np.ndarray:
+        """One frame; 1.5 is given its latents over the scaling factor in place of times it (`invert_scale_latents`)."""
+        config = self.family.meta_vae.config
+        scale = config.scaling_factor**2 if config.invert_scale_latents else 1.0
+        return self.decode_video(torch.cat([latents[:, :1] * scale] * (1 + self.family.lead), dim=1))
+
     def decode(self, vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
         return super().decode(vae, latents[:, :, self.family.lead :])
 

@@ -106,7 +106,7 @@ class WanSettings(ModelConfig):
 class Wan(VaeFamily):
     settings = WanSettings
     models = "Wan 2.1 and 2.2, text- and image-to-video"
-    pipelines = tuple(TASKS.values())
+    pipelines = tuple(dict.fromkeys(TASKS.values()))
     licences = {  # noqa: RUF012
         "Wan-AI/Wan2.[12]-*": Licence(
             "apache-2.0", "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt", terms=FREE

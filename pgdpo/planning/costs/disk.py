@@ -81,8 +81,9 @@ def plan_disk(
     )
     checkpoint = checkpoint_bytes(sizes, moving)
     watched = config.evaluate.every is not None and config.train.keep_best is not None
-    checkpoints = most_checkpoints(config.train, best=watched) * checkpoint
-    written = sum(file.stat().st_size for file in (config.run_dir / "checkpoints").glob("*/*"))
+    checkpoints = len(config.parts) * most_checkpoints(config.train, best=watched) * checkpoint
+    folders = [part.run_dir / "checkpoints" for part in config.parts]
+    written = sum(file.stat().st_size for folder in folders for file in folder.glob("*/*"))
     needs = {
         "output_dir": (config.output_dir, max(0, checkpoints - written)),
         "data.prepared": (config.prepared_dir, 0 if stored else latents + text),

@@ -87,15 +87,15 @@ def training_hours(
     config: Config, step: float, checkpoint: float, sampler: Sampler, forward: int, measured: float
 ) -> Training:
     """`step`, `checkpoint`: seconds of one. `forward`: FLOPs of one sample through the policy. `measured`: held-out
-    samples that are measured on its way."""
-    train, evaluate = config.train, config.evaluate
+    samples that are measured on its way. Of two experts both, which train one at a time."""
+    train, evaluate, runs = config.train, config.evaluate, len(config.parts)
     ranks = sampler.machine.gpus // train.sequence_parallel
     measured = math.ceil(measured * evaluate.draws_per_pair / ranks)
     return Training(
-        train.steps * step,
-        math.ceil(train.steps / train.checkpoint_every) * checkpoint,
-        looks(config) * sampler.seconds(math.ceil(evaluate.every_prompts / ranks), forward),
-        (looks(config) + AT_THE_START) * sampler.forwards(measured, forward),
+        runs * train.steps * step,
+        runs * math.ceil(train.steps / train.checkpoint_every) * checkpoint,
+        runs * looks(config) * sampler.seconds(math.ceil(evaluate.every_prompts / ranks), forward),
+        runs * (looks(config) + AT_THE_START) * sampler.forwards(measured, forward),
     )
 
 
@@ -111,7 +111,7 @@ def evaluation_hours(
     groups = Counter({2: settings.num_prompts}) if groups is None else groups
     pairs = groups.total()
     clips = min(settings.num_prompts, pairs) * settings.samples_per_prompt
-    errors = sum(size * count for size, count in groups.items()) * settings.draws_per_pair
+    errors = sum(size * count for size, count in groups.items()) * settings.draws_per_pair * len(config.parts)
     return (
         len(forwards) * clips,
         pairs,

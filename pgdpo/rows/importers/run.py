@@ -33,10 +33,10 @@ from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, raise_errors, shown
 from pgdpo.rows.importers.format import Format, Found, Media, Options
-from pgdpo.rows.manifest import MOST_BAD_ROWS, problem_of
-from pgdpo.rows.schema import KEYS, TIE, flaws
+from pgdpo.rows.manifest import MOST_BAD_ROWS, PICTURES, problem_of
+from pgdpo.rows.schema import KEYS, SIDES, TIE, flaws
 
-MEDIA_KEYS = ("chosen", "rejected", "mask")
+MEDIA_KEYS = (*SIDES, *PICTURES)
 STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"\x1aE\xdf\xa3": ".mkv"}
 
 

@@ -69,7 +69,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server, other, tmp_path):
         with pytest.raises(InputError, match=r"model.path is 'owner/tiny'.* at model.revision 'v9'"):
             open_family(tiny(revision="v9"))
         with pytest.raises(InputError, match="model.path is 'owner/none': it cannot be read from the hub"):
-            open_family(WanSettings(path="owner/none", encoders="toy"))
+            open_family(WanSettings(family="wan", path="owner/none", encoders="toy"))
 
 
 def test_one_rank_of_each_node_downloads_before_the_process_group_waits(server, ranks, tmp_path):

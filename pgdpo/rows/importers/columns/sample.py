@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgdpo.files.locations import is_url
 from pgdpo.files.tables import Record
 from pgdpo.rows.importers.format import Media, is_missing, media_of, number
+from pgdpo.rows.manifest import GIVEN
 
 SIDES = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"))
 THIRD = {"b": "c", "2": "3", "1": "2"}
@@ -114,6 +115,12 @@ def is_clip(value: Any) -> bool:
     if isinstance(value, str):
         return value.lower().split("?")[0].endswith(ENDINGS)
     return isinstance(value, bytes)
+
+
+def pictures_of(record: Record, clips: Collection[str]) -> dict[str, Media]:
+    """A row's `image` and `last_image`: what stands in columns of these names, where they are none of the `clips`."""
+    held = {key: record.values.get(key) for key in GIVEN.values() if key not in clips}
+    return {key: media_of(record, value) for key, value in held.items() if is_clip(value)}
 
 
 def is_there(record: Record, name: str) -> bool:

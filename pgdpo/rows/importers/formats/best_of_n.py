@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pgdpo.files.tables import Record
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
+from pgdpo.rows.importers.columns.sample import pictures_of
 from pgdpo.rows.importers.format import (
     Format,
     Found,
@@ -42,6 +43,9 @@ class Candidate:
     fields: dict[str, Any] | list[dict[str, Any]]  # a record's; several where several rated the clip
     source: str | None = None  # what made it
     label: int | None = None  # 1: good, -1: bad, 0: judged by nobody
+    pictures: Mapping[str, Media] = field(
+        default_factory=dict
+    )  # that it starts from and ends with, by a row's key
 
 
 def read(source: str, options: Options) -> Reading:
@@ -54,11 +58,12 @@ def paired(
     """A Reading of the pairs or groups of a table's clips, of which `candidate_of` gives (group, prompt, clip with
     score).
 
-    Only clips of one prompt stand together, and a clip that was rated more than once is one, of its scores' mean.
+    Only clips of one prompt, and of the same pictures to start from and end with, stand together; a clip that was
+    rated more than once is one, of its scores' mean.
     """
     asked = options.pairs or "best-worst"
     most = _pairs_per_prompt(asked)
-    rated: dict[tuple[str, str], list[Candidate]] = {}
+    rated: dict[tuple, list[Candidate]] = {}
     problems: list[Problem] = []
     for item in records_of(tables_of(source)):
         found = item if isinstance(item, Problem) else candidate_of(item)
@@ -66,7 +71,8 @@ def paired(
             problems.append(found)
             continue
         group, prompt, candidate = found
-        rated.setdefault((group, prompt), []).append(candidate)
+        pictures = tuple((key, media.content) for key, media in candidate.pictures.items())
+        rated.setdefault((group, prompt, pictures), []).append(candidate)
     groups = {name: _merged(candidates) for name, candidates in rated.items()}
     again = sum(isinstance(each.fields, list) for candidates in groups.values() for each in candidates)
     notes = [f"{again} clips were rated more than once: the mean of their scores is taken"] if again else []
@@ -87,14 +93,12 @@ def paired(
     return Reading(sum(map(len, chosen.values())) + len(problems), rows, left_over, notes)
 
 
-def _listed(
-    groups: dict[tuple[str, str], list[Candidate]], problems: list[Problem], notes: list[str]
-) -> Reading:
+def _listed(groups: dict[tuple, list[Candidate]], problems: list[Problem], notes: list[str]) -> Reading:
     """A row a prompt; one clip alone ranks nothing, and stays where it has a label."""
     kept = {name: clips for name, clips in groups.items() if len(clips) > 1 or clips[0].label is not None}
     alone = len(groups) - len(kept)
     left_over = [f"{alone} prompts have one clip: a list of one ranks nothing"] if alone else []
-    rows = (_group(prompt, candidates) for (_, prompt), candidates in kept.items())
+    rows = (_group(prompt, candidates) for (_, prompt, _), candidates in kept.items())
     return Reading(len(kept) + len(problems), itertools.chain(problems, rows), left_over, notes)
 
 
@@ -112,7 +116,9 @@ def _group(prompt: str, candidates: list[Candidate]) -> Found:
         }
         for each, rank in zip(candidates, ranks, strict=True)
     ]
-    return grouped(prompt, samples)
+    found = grouped(prompt, samples)
+    found.row |= candidates[0].pictures
+    return found
 
 
 def _pairs_per_prompt(pairs: str) -> int | None:
@@ -145,7 +151,8 @@ def _candidate(record: Record) -> tuple[str, str, Candidate] | Problem:
     group = first_of(record, "group", "prompt_id", "group_id")
     # Clips of one prompt belong together, also where each has a seed of its own.
     score = next(iter(named.values()))
-    candidate = Candidate(media, score, named, record.values, maker_of(record))
+    pictures = pictures_of(record, clip[:1])
+    candidate = Candidate(media, score, named, record.values, maker_of(record), pictures=pictures)
     return str(group[1] if group else prompt[1]), str(prompt[1]), candidate
 
 
@@ -168,7 +175,8 @@ def _mean(several: list[Candidate]) -> Candidate:
     labels = [each.label for each in several if each.label is not None]
     label = (sum(labels) > 0) - (sum(labels) < 0) if labels else None
     fields = [each.fields for each in several]
-    return Candidate(several[0].clip, score, scores, fields, several[0].source, label)
+    first = several[0]
+    return Candidate(first.clip, score, scores, fields, first.source, label, first.pictures)
 
 
 def _choose(candidates: list[Candidate], most: int | None) -> list[tuple[int, int]]:
@@ -193,6 +201,7 @@ def _rows(
             "preference": TIE if chosen.score == rejected.score else 1.0,
             "group": group,
             "rank": [ranks[better], ranks[worse]],
+            **chosen.pictures,
             **scored(chosen.scores, rejected.scores, shared[0] if shared else None),
         }
         yield Found(row, {"chosen": chosen.fields, "rejected": rejected.fields})

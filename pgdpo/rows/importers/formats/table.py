@@ -12,6 +12,7 @@ from pgdpo.files.tables import Record, dialect_of
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem, shown
+from pgdpo.rows.importers.columns.sample import pictures_of
 from pgdpo.rows.importers.columns.told import Columns, Unclear, find
 from pgdpo.rows.importers.columns.verdicts import label_of
 from pgdpo.rows.importers.format import (
@@ -81,7 +82,8 @@ def _row(record: Record, columns: Columns) -> Iterator[Found | Problem]:
     if isinstance(row, Problem):
         yield row
         return
-    yield Found({**row, **_id_of(record), "prompt": str(prompt[1])}, record.values)
+    pictures = pictures_of(record, names)
+    yield Found({**row, **pictures, **_id_of(record), "prompt": str(prompt[1])}, record.values)
 
 
 def _id_of(record: Record) -> dict[str, str]:
@@ -140,6 +142,7 @@ def _labelled(record: Record, columns: Columns) -> Iterator[Found | Problem]:
         own = {"source": maker_of(record), "source_fields": record.values}
         found = grouped(str(prompt[1]), [{"clip": clip, "label": label, **own}])
         found.row |= _id_of(record) | ({"weight": 0.0} if label == 0 else {})
+        found.row |= pictures_of(record, (columns.clip,))
         yield found
 
 
@@ -170,7 +173,10 @@ def _candidate(record: Record, columns: Columns) -> tuple[str, str, Candidate] |
     label = _label_of(record, columns)
     if isinstance(label, Problem):
         return label
-    candidate = Candidate(clip, score, {columns.score: score}, record.values, maker_of(record), label)
+    pictures = pictures_of(record, (columns.clip,))
+    candidate = Candidate(
+        clip, score, {columns.score: score}, record.values, maker_of(record), label, pictures
+    )
     return str(group[1]), str(prompt[1]), candidate
 
 
