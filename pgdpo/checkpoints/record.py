@@ -6,13 +6,9 @@ is `config.yaml`. Nothing here imports torch.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Collection, Mapping
-=======
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
->>>>>>> both
 from pathlib import Path
 from typing import Any
 

@@ -38,12 +38,7 @@ from pgdpo.checkpoints.record import (
 )
 from pgdpo.config import PARTS, Config
 from pgdpo.config.read import Inspection, covered, inspect_config, inspect_mapping
-<<<<<<< HEAD
-from pgdpo.files.atomic import sha256_of
 from pgdpo.files.pipeline import is_hub_id
-=======
-from pgdpo.files.bounded import parse_json
->>>>>>> both
 from pgdpo.files.writable import check_writable
 from pgdpo.messages.console import say, say_once
 from pgdpo.messages.errors import InputError
@@ -56,7 +51,6 @@ __all__ = [
     "evaluation_of",
     "open_run",
     "open_steps",
-    "read_results",
     "resumed_config",
     "run_config",
     "runs_in",
