@@ -17,12 +17,7 @@ from PIL import Image
 from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
-from tests.models.tiny_pipelines import (
-    save_tiny_cogvideox,
-    save_tiny_hunyuan_video,
-    save_tiny_hunyuan_video_i2v,
-    save_tiny_ltx,
-)
+from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -209,7 +204,7 @@ HUNYUAN = Kind(
 def hunyuan_video_i2v(recipe: str, condition: str, **known) -> Kind:
     return replace(
         HUNYUAN,
-        save=saver(save_tiny_hunyuan_video_i2v, condition=condition),
+        save=saver(save_tiny_hunyuan_video, condition=condition),
         recipes=(recipe,),
         card="hunyuan_video_i2v",
         told={"num_inference_steps": 50, "true_cfg_scale": 1.0, "shift": 7.0},  # its guidance: `called`

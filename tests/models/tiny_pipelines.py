@@ -32,45 +32,31 @@ def t5(width: int = 16):
     )
 
 
-def save_tiny_hunyuan_video(folder: Path) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+def save_tiny_hunyuan_video(folder: Path, *, condition: str | None = None) -> Path:
+    """`condition`: how the transformer is given an image, `latent_concat` or `token_replace`; None: by nothing."""
+    import diffusers
     from transformers import LlamaModel
 
     torch.manual_seed(0)
-    transformer, vae = hunyuan_video()
-    HunyuanVideoPipeline(
-        LlamaModel(llama(len(WORDS))).eval(),
-        tokenizer(),
-        transformer,
-        vae,
-        FlowMatchEulerDiscreteScheduler(shift=7.0),
-        clip_text().eval(),
-        tokenizer(model_max_length=77),
-    ).save_pretrained(folder)
+    options = {"in_channels": 9, "guidance_embeds": False} if condition == "latent_concat" else {}
+    transformer, vae = hunyuan_video(**options, image_condition_type=condition)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    parts = (transformer, vae, scheduler)
+    clip = lambda: (clip_text().eval(), tokenizer(model_max_length=77))  # noqa: E731
+    if condition is None:
+        reads = LlamaModel(llama(len(WORDS))).eval()
+        pipeline = diffusers.HunyuanVideoPipeline(reads, tokenizer(), *parts, *clip())
+    else:
+        reads = llava().eval(), llava_tokenizer()
+        pipeline = diffusers.HunyuanVideoImageToVideoPipeline(*reads, *parts, *clip(), clip_image(48))
+    pipeline.save_pretrained(folder)
     return folder
 
 
-def save_tiny_hunyuan_video_i2v(folder: Path, *, condition: str) -> Path:
-    """`condition`: how the transformer is given the image, `latent_concat` or `token_replace`."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoImageToVideoPipeline
+def clip_image(side: int):
     from transformers import CLIPImageProcessor
 
-    torch.manual_seed(0)
-    concat = condition == "latent_concat"
-    transformer, vae = hunyuan_video(
-        in_channels=9 if concat else 4, guidance_embeds=not concat, image_condition_type=condition
-    )
-    HunyuanVideoImageToVideoPipeline(
-        llava().eval(),
-        llava_tokenizer(),
-        transformer,
-        vae,
-        FlowMatchEulerDiscreteScheduler(shift=7.0),
-        clip_text().eval(),
-        tokenizer(model_max_length=77),
-        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
-    ).save_pretrained(folder)
-    return folder
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def hunyuan_video(**options) -> tuple:
