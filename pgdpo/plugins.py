@@ -7,7 +7,7 @@ asked for. None of them may name one.
 from __future__ import annotations
 
 import functools
-import importlib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,4 +23,4 @@ def found(package: str) -> tuple[str, ...]:
 
 def load(package: str, name: str, attribute: str) -> Any:
     """What one of these files calls `attribute`."""
-    return getattr(importlib.import_module(f".{package}.{name}", __package__), attribute)
+    return getattr(import_module(f".{package}.{name}", __package__), attribute)

@@ -128,12 +128,15 @@ class Licence:
     link: str
     name: str | None = None  # of one without an id
     terms: str = "see there"
+    read: str | None = (
+        None  # when its text was; where it was not, the name is by what the model's publisher says
+    )
 
     def __str__(self) -> str:
-        return f"{self.name or self.license}: {self.terms} ({self.link}, read {READ})"
+        read = f"read {self.read}" if self.read else "not read by us"
+        return f"{self.name or self.license}: {self.terms} ({self.link}, {read})"
 
 
-READ = "2026-11-27"  # when the licences were
 FREE = "free, with its notice"  # the terms of Apache-2.0
 TOY = Licence(
     "apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", terms="as pgdpo, with which it ships"

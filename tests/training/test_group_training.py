@@ -130,7 +130,7 @@ def of_lists(step, batch):
         sigma, errors = sample.sigma[group : group + 1], []
         text = {key: value[None].to(device) for key, value in item["conditioning"].items()}
         noise = sample.target[group] + sample.latents[group]  # of the list's first clip
-        for clip in item["samples"].to(device):
+        for clip in item["samples"]:
             noisy = ((1 - sigma) * clip + sigma * noise)[None]
             with torch.no_grad():
                 ours = family.predict(model, noisy, sigma, text)

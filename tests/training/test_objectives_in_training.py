@@ -53,7 +53,7 @@ def refusal(config_file, *overrides) -> str:
     """The message of a `pgdpo train` that has no weights to load: what it names was found before them."""
     nowhere = config_file.parent / "no_model"
     with pytest.raises(InputError) as caught:
-        run_pgdpo("train", config_file, f"model.path={nowhere}", *overrides)
+        run_pgdpo("train", config_file, "model.family=wan", f"model.path={nowhere}", *overrides)
     assert "no_model" not in str(caught.value)
     return str(caught.value)
 

@@ -156,6 +156,7 @@ LICENCE = Licence(
     "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE",
     "cogvideox-license",
     "research is free; commercial use is to be registered, and goes up to 1 million visits a month",
+    read="2026-11-27",
 )
 
 

@@ -93,10 +93,11 @@ class HunyuanVideoSettings(ModelConfig):
 
 LICENCE = Licence(
     "other",
-    "https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
+    "https://github.com/Tencent-Hunyuan/HunyuanVideo/blob/main/LICENSE.txt",
     "tencent-hunyuan-community",
     "not in the European Union, the United Kingdom and South Korea; above 100 million users a month by a licence of "
     "its own; outputs may improve no other model",
+    read="2026-11-27",
 )
 
 
