@@ -15,7 +15,8 @@ import pytest
 import typer
 
 from pgdpo.cli import app
-from pgdpo.config.read import load_config
+from pgdpo.config.read import load_config, shipped_configs
+from tests.models.families import KINDS
 from tests.pages.book import ROOT, all_blocks, commands, is_command, pages
 from tests.pages.test_adding import ADDING
 from tests.rows.importer_samples import videoalign
@@ -41,6 +42,7 @@ LIFE = (
 # The one block that is none of commands: what the first import reads.
 TABLE = "prompt,video_1,video_2,winner\n"
 SLOW = ("init",)  # traces a large model
+BOTH = "wan22_a14b"  # a recipe by its name, and its runs: a tiny pipeline of two experts
 
 
 def found() -> list[tuple[str, list[str]]]:
@@ -85,10 +87,10 @@ def test_no_command_hides_in_a_block_of_something_else():
 def test_options_and_keys_are_known(where, words):
     name, given = parsed(pgdpo_words(words))
     file = given.get("config") or given.get("run")
-    ships = file and (ROOT / file).is_file()
+    ships = file and ((ROOT / file).is_file() or file in shipped_configs())
     changes = [word for word in given.get("overrides") or () if "=" in word]  # `report` takes other runs, too
     if changes:
-        load_config(ROOT / file if ships else "quickstart.yaml", changes)
+        load_config(file if ships else "quickstart.yaml", changes)
     assert not (file or "").startswith("configs/") or ships, f"{file} does not ship"
     assert name in LIFE or name in PARSED, f"{name} is neither run nor named in PARSED"
 
@@ -204,7 +206,9 @@ def made_small(words: list[str], number: int) -> list[str]:
 def test_commands_run(slow, small_world):
     """Each once, in the order of a run's life; the slow ones with what they need."""
     here = [
-        (where, words) for where, words in OF_PGDPO if not any(word.startswith(LAUNCHERS) for word in words)
+        (where, words)
+        for where, words in OF_PGDPO
+        if not any(word.startswith(LAUNCHERS) or BOTH in word for word in words)
     ]
     lines = {tuple(pgdpo_words(words)): where for where, words in here}
     names = {"import", *SLOW} if slow else {*LIFE} - {*SLOW}
@@ -224,6 +228,29 @@ def test_commands_run(slow, small_world):
     assert slow or list(small_world.glob("runs/my_lists/lpo/checkpoints/*/manifest.json"))
     assert slow or {"check.html", "report.html"} <= {file.name for file in small_world.rglob("*.html")}
     assert slow or list(small_world.rglob("pytorch_lora_weights.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_two_experts_run(small_world, saved):
+    kind = KINDS["wan 2.2 t2v a14b high"]
+    frames, height, width = kind.size
+    config = write_config(
+        small_world / f"{BOTH}.yaml",
+        small_world / "runs" / BOTH,
+        saved(kind.save),
+        data={
+            "train": "train.jsonl", "held_out": None, "num_frames": frames, "height": height, "width": width, "fps": "own"
+        },
+        model={"encoders": "pipeline", "expert": "both"},
+        objective={"name": "pg_dpo"},
+        train={"steps": 2, "checkpoint_every": 1, "global_batch_groups": 2},
+    )  # fmt: skip
+    app(["prepare", str(config)], standalone_mode=False)
+    lines = [pgdpo_words(words) for _, words in OF_PGDPO if any(BOTH in word for word in words)]
+    assert len(lines) == 3
+    for number, words in enumerate(lines):
+        assert not app(made_small(list(words), number), standalone_mode=False), words
+    assert len(list((small_world / "runs" / BOTH / "pg_dpo").glob("*_noise/checkpoints/step-00000002"))) == 2
 
 
 @pytest.mark.quick
