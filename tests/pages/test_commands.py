@@ -231,7 +231,7 @@ def test_commands_run(slow, small_world):
 
 
 @pytest.mark.slow
-def test_the_commands_of_two_experts_run(small_world, saved):
+def test_the_commands_of_two_experts_run(small_world, world, saved):
     kind = KINDS["wan 2.2 t2v a14b high"]
     frames, height, width = kind.size
     config = write_config(
@@ -239,12 +239,16 @@ def test_the_commands_of_two_experts_run(small_world, saved):
         small_world / "runs" / BOTH,
         saved(kind.save),
         data={
-            "train": "train.jsonl", "held_out": None, "num_frames": frames, "height": height, "width": width, "fps": "own"
-        },
+            "train": "train.jsonl",
+            "held_out": None,
+            "media_root": str((world / "out").resolve()),
+            "fps": "own",
+        }
+        | {"num_frames": frames, "height": height, "width": width},
         model={"encoders": "pipeline", "expert": "both"},
         objective={"name": "pg_dpo"},
         train={"steps": 2, "checkpoint_every": 1, "global_batch_groups": 2},
-    )  # fmt: skip
+    )
     app(["prepare", str(config)], standalone_mode=False)
     lines = [pgdpo_words(words) for _, words in OF_PGDPO if any(BOTH in word for word in words)]
     assert len(lines) == 3

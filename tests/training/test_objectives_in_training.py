@@ -106,9 +106,11 @@ class TestRefusals:
 
     def test_segments_that_do_not_fit(self, config_file):
         override = prepare_with(config_file, segment_labels=lambda row: [1, 0, -1, 1, 1])
-        dense = (override, "objective={name: dense_dpo}")
-        assert "5 segments" in refusal(config_file, *dense) and "4 frames" in refusal(config_file, *dense)
-        assert "data.segments is 2" in refusal(config_file, *dense, "data.segments=2")
+        dense = (override, "objective={name: dense_dpo}")  # how many frames are the clip's own the model says
+        with pytest.raises(InputError, match="5 segments.* 4 frames"):
+            run_pgdpo("train", config_file, *dense)
+        with pytest.raises(InputError, match="data.segments is 2"):
+            run_pgdpo("train", config_file, *dense, "data.segments=2")
 
     @pytest.mark.parametrize(
         ("objective", "fragment"),
