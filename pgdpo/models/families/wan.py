@@ -40,6 +40,7 @@ TASKS = {
     "first_last_frame_to_video": "WanImageToVideoPipeline",
 }
 TI2V_FPS = 24.0  # of Wan 2.2 TI2V-5B, by its model card; the other Wan models make 16
+TERMS = "https://github.com/Wan-Video/{}/blob/main/LICENSE.txt"
 CLIP_TOKENS = 257  # of Wan 2.1's image encoder, ViT-H/14 at 224 pixels
 # `sample_neg_prompt` of wan/configs/shared_config.py in Wan-Video/Wan2.1 and Wan2.2.
 NEGATIVE = (
@@ -108,9 +109,8 @@ class Wan(VaeFamily):
     models = "Wan 2.1 and 2.2, text- and image-to-video"
     pipelines = tuple(dict.fromkeys(TASKS.values()))
     licences = {  # noqa: RUF012
-        "Wan-AI/Wan2.[12]-*": Licence(
-            "apache-2.0", "https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt", terms=FREE
-        )
+        "Wan-AI/Wan2.1-*": Licence("apache-2.0", TERMS.format("Wan2.1"), terms=FREE, read="2026-11-27"),
+        "Wan-AI/Wan2.2-*": Licence("apache-2.0", TERMS.format("Wan2.2"), terms=FREE),
     }
     fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
     takes_toy = True
