@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pgdpo.checkpoints.identity import base_identity, told_rounded
-from pgdpo.config import Config
+from pgdpo.config import Config, ModelConfig
 from pgdpo.data.prepared import PreparedPairs, pair_hash
 from pgdpo.engine import engine as engines
 from pgdpo.engine.attention import with_attention
@@ -85,6 +85,10 @@ def reference_folder(config: Config) -> Path:
     return config.prepared_dir.parent / "reference"
 
 
+# Keys that every family had once, empty in most: the errors of then stay known by them. Later ones count where set.
+EVERY_FAMILYS = ("task", "expert", "guidance", "frame_rate")
+
+
 def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     """All that the reference's errors depend on, under the names of the configuration's keys."""
     # of the policy alone, or not what is computed
@@ -99,6 +103,10 @@ def errors_key(config: Config, family: Family, data: PreparedPairs) -> dict:
     if config.train.zero_stage == 3 and zero.get("zero_quantized_weights"):
         lora["reference weights' gathers"] = "quantized"
     model = config.model.model_dump(mode="json", exclude=apart)
+    settings = {
+        name: value for name, value in model.items() if value is not None or name in ModelConfig.model_fields
+    }
+    model = dict.fromkeys(EVERY_FAMILYS) | settings
     diffusion = config.diffusion.model_dump(mode="json", exclude={"inversion_steps"})
     return {
         "reference weights": base_identity(config, family),

@@ -11,6 +11,7 @@ from pgdpo.checkpoints.record import with_new_names, without_old_defaults
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.reference.store import folder_of
 from pgdpo.training.references import errors_key
 from tests.models.families import FAMILIES
 from tests.worlds import write_config
@@ -67,6 +68,27 @@ def test_errors_of_trimmed_and_of_padded_text_have_two_keys(family, apart, saved
         data = SimpleNamespace(files_fingerprint="the same", kind="pair")
         keys.append(errors_key(config, open_family(config.model), data))
     assert keys[1] == keys[2] and (keys[0] != keys[1]) == apart
+
+
+def test_errors_are_known_by_the_key_that_they_had_before_families_had_their_own_settings(
+    saved, tmp_path, world
+):
+    """Each key had then an entry for the settings of every family, empty in most; the digest is of then."""
+    config = load_config("quickstart.yaml", ["train.reference=cached"])
+    data = SimpleNamespace(files_fingerprint="the same", kind="pair")
+    key = errors_key(config, open_family(config.model), data)
+    own = {"reference weights", "told_rounded"}  # of the weights
+    fixed = {name: value for name, value in key.items() if name not in own}
+    assert folder_of(tmp_path, fixed).name == "417a2ed8a668"
+    path = write_config(tmp_path / "c.yaml", tmp_path / "out", saved(FAMILIES["ltx"].save))
+    names = []
+    for changes in ([], ["model.keyframes=[0]"]):
+        config = load_config(path, ["model.family=ltx", "model.encoders=pipeline", *changes])
+        names.append(
+            {name for name in errors_key(config, open_family(config.model), data) if name[:6] == "model."}
+        )
+    assert names[0] == {name for name in key if name[:6] == "model."}
+    assert names[1] - names[0] == {"model.keyframes"}
 
 
 @pytest.mark.parametrize(("family", "scale"), [("hunyuan_video", 1), ("wan", None)])
