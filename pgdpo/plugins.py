@@ -16,9 +16,10 @@ FAMILIES = "models.families"  # each with its class as `FAMILY`
 
 @functools.cache
 def found(package: str) -> tuple[str, ...]:
-    """Names of the files of a package of this one."""
+    """Names of the files of a package of this one; what systems and editors leave beside them (`._wan.py`) is none."""
     folder = Path(__file__).resolve().parent.joinpath(*package.split("."))
-    return tuple(sorted(file.stem for file in folder.glob("[!_]*.py")))
+    names = sorted(file.stem for file in folder.glob("[!_]*.py"))
+    return tuple(name for name in names if name.isidentifier())
 
 
 def load(package: str, name: str, attribute: str) -> Any:

@@ -56,6 +56,10 @@ class Config(Section):
         )
         return _with_settings(named if named in families() else None)
 
+    def __reduce__(self) -> tuple:
+        """A pickle names the family: its class is made when it is asked for, and stands under no name."""
+        return _unset, (None if type(self) is Config else self.model.family,), self.__getstate__()
+
     @field_validator("name")
     @classmethod
     def _is_a_folder(cls, name: str | None) -> str | None:
@@ -293,6 +297,12 @@ def _with_settings(family: str | None) -> type[Config]:
     return create_model(
         "Config", __base__=Config, __module__=__name__, model=(own, Config.model_fields["model"])
     )
+
+
+def _unset(family: str | None) -> Config:
+    """A configuration that a pickle fills."""
+    kind = Config if family is None else _with_settings(family)
+    return kind.__new__(kind)
 
 
 def _check_memory(model: ModelConfig, train: TrainConfig) -> None:

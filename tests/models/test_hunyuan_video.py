@@ -1,5 +1,8 @@
 """HunyuanVideo's own: guidance that is told to the transformer, and what image-to-video adds."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +62,20 @@ def test_the_image_stands_where_the_condition_has_it(kind, saved):
         assert torch.equal(found, noisy)
         assert torch.equal(behind[:, :4, :1], image) and behind[:, :, 1:].abs().sum() == 0
         assert torch.equal(behind[:, 4, 0], torch.ones(2, 4, 6))
+
+
+def test_pairs_that_were_prepared_for_the_other_condition_are_not_taken(saved, tmp_path):
+    """The two models have the same encoders, of which each takes other tokens of the image."""
+    found = []
+    for condition in ("token_replace", "latent_concat"):
+        folder = shutil.copytree(saved(REPLACED.save), tmp_path / condition)
+        file = folder / "transformer" / "config.json"
+        config = json.loads(file.read_text()) | {"image_condition_type": condition}
+        file.write_text(json.dumps(config))
+        found.append(REPLACED.open(folder).load_encoders(CPU))
+    assert found[0].fingerprint != found[1].fingerprint
+    assert found[0].parts["text"] == found[1].parts["text"]
+    assert found[0].parts["clips"] != found[1].parts["clips"]
 
 
 def test_prompts_are_read_with_their_pictures_as_the_pipeline_reads_them(saved):

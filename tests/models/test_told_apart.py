@@ -1,12 +1,14 @@
 """`model.family: auto`: a pipeline is of the family that its index names; all else is refused for what it is."""
 
 import json
+import pickle
 import subprocess
 import sys
 
 import diffusers
 import pytest
 
+from pgdpo import plugins
 from pgdpo.config import ModelConfig, families, family_class
 from pgdpo.config.families import ADDING, family_of
 from pgdpo.config.read import inspect_config, load_config, shipped_configs
@@ -51,6 +53,28 @@ def test_every_pipeline_of_diffusers_is_served_or_refused_by_name():
             family_of(name, "here")
         assert all(family in str(refused.value) for family in families())
     assert ADDING.is_file()
+
+
+@pytest.mark.quick
+def test_what_systems_leave_beside_a_file_is_no_family(monkeypatch, tmp_path):
+    """macOS writes `._wan.py` into archives and onto foreign disks, Emacs links `.#wan.py`."""
+    for name in ("__init__", "wan", "._wan", ".#wan", "wan copy"):
+        (tmp_path / "families").mkdir(exist_ok=True)
+        (tmp_path / "families" / f"{name}.py").touch()
+    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "plugins.py"))
+    assert plugins.found.__wrapped__("families") == ("wan",)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("family", families())
+def test_a_configuration_goes_through_a_pickle(family, config_file):
+    """As those do that are handed to another process."""
+    config = load_config(config_file, [f"model.family={family}", "model.path=x", "model.encoders=pipeline"])
+    for part in (config, *config.parts):
+        found = pickle.loads(pickle.dumps(part))
+        assert (
+            found == part and type(found) is type(part) and type(found.model) is family_class(family).settings
+        )
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)

@@ -72,7 +72,9 @@ class HunyuanVideoImageEncoders(PipelineEncoders):
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         super().__init__(family, device)
-        self.parts["clips"] |= self.parts["text"]  # beside the clips stand their prompts
+        # Beside the clips stand their prompts, read as the condition has it: the two models have the same encoders.
+        self.parts["clips"] |= {**self.parts["text"], "image": family.condition}
+        self.fingerprint += f":image:{family.condition}"
         self._llava: HunyuanVideoImageToVideoPipeline | None = None
 
     def embed(self, pipeline: HunyuanVideoImageToVideoPipeline, prompts: list[str]) -> list[Conditioning]:
