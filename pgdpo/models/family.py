@@ -63,7 +63,7 @@ class Family:
     masks_text = False
     masked_attention: str | None = None  # a block's attention with that mask, where it is to text alone
     told: tuple[float, ...] = ()  # by the configuration, in every call: part of a run's identity
-    # What the pipeline rounds of what it tells, and how; part of a run's identity, since earlier runs did not round.
+    # What earlier versions told in other numbers, as unrounded where the pipeline rounds; part of a run's identity.
     told_rounded: str | None = None
     kept_in_fp32: str | None = None  # what autocast doesn't round (`kept.py`); of the identity too
     # Classes that torch.compile takes one by one, where diffusers names none.

@@ -2,11 +2,12 @@
 
 import functools
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pgdpo.checkpoints.identity import base_identity
+from pgdpo.checkpoints.identity import base_identity, told_rounded
 from pgdpo.config import SampleSettings
 from pgdpo.config.read import load_config
 from pgdpo.messages.errors import InputError
@@ -27,6 +28,20 @@ def test_a_run_with_another_frame_rate_is_another_run(saved, world, tmp_path):
     assert len(identities) == 2
     pictured = {base_identity(config, kind.open(folder, keyframes=frames)) for frames in (None, [], [0])}
     assert len(pictured) == 2
+
+
+def test_a_folder_that_is_told_other_positions_than_before_is_another_run(saved):
+    """Earlier versions took the folder of an LTXConditionPipeline for an LTXPipeline's, which has other positions."""
+    for name, told in (
+        ("ltx", False),
+        ("ltx i2v", False),
+        ("ltx 0.9.5", True),
+        ("ltx 0.9.5 keyframes", True),
+    ):
+        kind = KINDS[name]
+        model = kind.open(saved(kind.save)).model
+        config = SimpleNamespace(model=model, train=SimpleNamespace(precision="fp32"))
+        assert ("positions" in str(told_rounded(config))) == told
 
 
 def test_pairs_that_were_prepared_for_other_keyframes_are_not_taken(saved):

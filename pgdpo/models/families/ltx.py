@@ -174,6 +174,8 @@ class LTX(VaeFamily):
         self.frame_rate = model.fps
         self._choose_pictures()
         self.told = (self.frame_rate, *self.pictures)
+        if self.conditions:  # earlier versions told such folders the positions of LTXPipeline
+            self.told_rounded = f"positions, as {CONDITIONS} has them"
 
     @property
     def card(self) -> str:
