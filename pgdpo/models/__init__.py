@@ -20,9 +20,13 @@ def open_family(model: ModelConfig) -> Family:
     """
     from pgdpo.models.weights.start import check_start
 
-    if model.family == "auto":
+    name = model.family
+    if name == "auto":
         name = family_of(pipeline_at(model.path, model.revision, bare=model.encoders == "toy"), model.path)
-        model = family_class(name).settings(**model.model_dump() | {"family": name})
-    family = family_class(model.family)(model)
+    opened = family_class(name)
+    if name != model.family or type(model) is not opened.settings:
+        # A ModelConfig that was made by hand lacks the keys that this family has besides.
+        model = opened.settings(**model.model_dump() | {"family": name})
+    family = opened(model)
     check_start(family)
     return family

@@ -91,6 +91,8 @@ def test_a_real_pipeline_is_of_its_family(name, saved):
     kind = KINDS[name]
     model = ModelConfig(path=str(saved(kind.save)))
     assert model.family == "auto" and open_family(model).model.family == kind.family
+    named = ModelConfig(family=kind.family, path=model.path)
+    assert open_family(named).model.model_dump() == open_family(model).model.model_dump()
 
 
 def write(folder, file, content=None):
