@@ -49,7 +49,7 @@ class WanEncoders(PipelineEncoders):
 
     @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
-        """`image_latents` `[C, F, H, W]`: of a clip of the image (and the last frame, where one is given) and black
+        """`image_latents` `[C, F, H, W]`: of a clip of the image (and the last frame, where one is given) and grey
         frames, or of the image alone (F = 1) where it is the model's first latent frame; `image_embeds` `[tokens, D]`,
         of both frames `[2, tokens, D]`, where the model attends to them. By the pipeline's own `prepare_latents` and
         `encode_image`.

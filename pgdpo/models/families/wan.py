@@ -7,7 +7,7 @@ down where the folder's scheduler does so. What differs between the models is re
   attends to the image's CLIP states.
 - two experts (2.2 A14B): see `models/experts.py`.
 - first and last frame (2.1 FLF2V, and 2.2 A14B where `model.task` asks for it): the latents are those of a clip that
-  is black between the two, and 2.1 attends to the CLIP states of both, with positions that it has learnt.
+  is grey between the two, and 2.1 attends to the CLIP states of both, with positions that it has learnt.
 - a timestep per token (2.2 TI2V-5B): text-to-video, or with the image as its first latent frame, clean at timestep 0.
 """
 
