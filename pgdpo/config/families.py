@@ -22,7 +22,14 @@ def families() -> tuple[str, ...]:
 
 
 def family_class(name: str) -> type[Any]:
-    """The class of one of `families()`, a `models.family.Family`, which is not opened at any path."""
+    """The class of one of `families()`, a `models.family.Family`, which is not opened at any path.
+
+    Raises ValueError for another name: `auto` is one to be resolved, as `load_config` and `open_family` do.
+    """
+    if name not in families():
+        raise ValueError(
+            f"model.family is {name!r}: name one of {', '.join(families())}, or read by load_config"
+        )
     return plugins.load(plugins.FAMILIES, name, "FAMILY")
 
 

@@ -12,7 +12,7 @@ from tests.live_bytes import LiveBytes
 
 def peaks(source: str) -> dict[str, int]:
     device = start_distributed()
-    model = WanSettings(path=source, encoders="toy")
+    model = WanSettings(family="wan", path=source, encoders="toy")
     train = {"zero_stage": 3, "precision": "fp32", "global_batch_groups": 2}
     config = Config(
         output_dir=source, data={"train": "toy"}, model=model, objective={"name": "dpo"}, train=train
