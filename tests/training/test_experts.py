@@ -147,8 +147,10 @@ def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alon
             run_pgdpo("train", out / "taken", "--resume", "--step", back)
     with pytest.raises(InputError, match=r"taken is a run of two experts, each with margins .* name one, /"):
         run_pgdpo("curate", out / "taken", "--implicit-rewards")
-    with pytest.raises(InputError, match="holds a run of both experts"):
-        run_pgdpo("train", road, "name=taken", "model.expert=high_noise")
+    for how in ([], ["--restart"]):
+        with pytest.raises(InputError, match="holds a run of both experts"):
+            run_pgdpo("train", road, "name=taken", "model.expert=high_noise", *how)
+    assert (out / "taken" / "events.jsonl").is_file()
     with pytest.raises(InputError, match=r"its train\.seed is 0, .* 1.* it would no longer be one run"):
         experts.train_experts(load_config(str(road), ["name=taken", "train.seed=1"]), resume=True)
     held = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
