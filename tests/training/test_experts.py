@@ -197,6 +197,16 @@ def test_both_are_judged_and_leave_together(road, undrawn):
         assert all(name.startswith("diffusion_model.") for name in named)
 
 
+def test_a_study_refuses_both_before_its_first_run(road, tmp_path):
+    study = tmp_path / "study.yaml"
+    objectives = {"a": {"name": "dpo", "beta": 500}, "b": {"name": "dpo", "beta": 300}}
+    given = {"output_dir": str(tmp_path / "out"), "base": str(road), "seeds": [0], "objectives": objectives}
+    study.write_text(json.dumps(given), encoding="utf-8")
+    with pytest.raises(InputError, match="`both`, and `pgdpo study` compares runs of one transformer"):
+        run_pgdpo("study", study)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
