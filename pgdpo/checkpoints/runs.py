@@ -85,7 +85,8 @@ def open_run(
         return _open_both(_as_trained(given, record), step, out)
     checkpoint = find_checkpoint(folder, step)
     if checkpoint is None:
-        raise InputError(f"{folder}: holds no valid checkpoint: go on with `pgdpo train {named} --resume`")
+        command = f"pgdpo train {folder if isinstance(named, Config) else named} --resume"
+        raise InputError(f"{folder}: holds no valid checkpoint: go on with `{command}`")
     run = Run(_as_trained(given, read_record(folder, checkpoint)), checkpoint, out or folder)
     check_writable(run.out)
     return run
@@ -94,7 +95,7 @@ def open_run(
 def _open_both(config: Config, step: int | str | None, out: Path | None) -> Both:
     parts = []
     for part in config.parts:
-        if read_record(part.run_dir) is None:
+        if not checkpoints_of(part.run_dir):
             raise InputError(
                 f"{part.run_dir}: not trained yet: go on with `pgdpo train {config.run_dir} --resume`"
             )
@@ -175,7 +176,11 @@ def run_config(named: str | Path | Config, overrides: Sequence[str] = (), *, mus
 
 
 def resumed_config(
-    named: str | Path, overrides: Sequence[str], allowed: Collection[str] = (), *, step: int | None = None
+    named: str | Path,
+    overrides: Sequence[str],
+    allowed: Collection[str] = (),
+    *,
+    step: int | str | None = None,
 ) -> Config:
     """The configuration to train on with: the record's but for `allowed` keys; what was given, if nothing is saved yet.
 
@@ -185,6 +190,11 @@ def resumed_config(
     """
     given = _given(named, overrides)
     folder = given.loaded.run_dir
+    if step is not None and any(checkpoints_of(folder / part) for part in PARTS):
+        raise InputError(
+            f"--step is {step}, and {folder} is a run of two experts: go back with one of them by `pgdpo train "
+            f"{folder / PARTS[0]} --resume --step {step}`, then on with both"
+        )
     checkpoint = None if step is None else at_step(folder, step)
     saved = any(checkpoints_of(path) for path in (folder, *(folder / part for part in PARTS)))
     record = read_record(folder, checkpoint) if saved or Path(named).is_dir() else None

@@ -11,6 +11,7 @@ from pgdpo.cli.app import DATA, ConfigArgument, Overrides, RunArgument, command,
 from pgdpo.files.atomic import write_json
 from pgdpo.files.writable import check_writable, log_in
 from pgdpo.messages.console import chatter_to, say
+from pgdpo.messages.errors import InputError
 from pgdpo.rows.importers import FORMATS, Options
 
 
@@ -214,6 +215,11 @@ def curate(
     from pgdpo.checkpoints.runs import open_run, run_config
 
     run = open_run(config, overrides or []) if implicit_rewards else None
+    if run and len(run.parts) > 1:
+        raise InputError(
+            f"--implicit-rewards: {run.folder} is a run of two experts, each with margins of its own noise: name one, "
+            f"{' or '.join(str(part.folder) for part in run.parts)}"
+        )
     of_run = Path(config).is_dir()
     loaded = run.config if run else run_config(config, overrides or []) if of_run else load(config, overrides)
     with log_in(loaded.run_dir):

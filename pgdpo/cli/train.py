@@ -22,7 +22,6 @@ from pgdpo.cli.app import (
     command,
     load,
 )
-from pgdpo.config import PARTS
 from pgdpo.files.writable import log_in
 from pgdpo.messages.console import said_to_stderr, say
 from pgdpo.messages.errors import InputError
@@ -175,11 +174,6 @@ def train(
 
             Trainer(config).train(step=number, **how)
         return
-    if step is not None:
-        raise InputError(
-            f"--step is {step}, and the run is of two experts: go back with one of them by `pgdpo train "
-            f"{config.run_dir / PARTS[0]} --resume --step {step}`, then on with both"
-        )
     with log_in(config.run_dir):
         from pgdpo.training.experts import train_experts
 

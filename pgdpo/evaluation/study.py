@@ -48,6 +48,11 @@ def run_study(study: StudyConfig, runs: dict[str, list[Config]]) -> dict:
         raise InputError("`pgdpo study` trains its runs in one process: start it without a launcher")
     jobs = [(label, config) for label, configs in runs.items() for config in configs]
     for _, config in jobs:
+        if config.expert == "both":
+            raise InputError(
+                "model.expert is `both`, and `pgdpo study` compares runs of one transformer: set it to high_noise or "
+                "low_noise in the study's `base`, or among its `changes`"
+            )
         _refuse_other_settings(config)
     with log_in(jobs[0][1].run_dir):
         prepare_splits(jobs[0][1])  # the same pairs for all

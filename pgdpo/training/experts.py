@@ -55,7 +55,7 @@ def train_experts(
                 remove_run(folder)
         agreement.meet()
         explain_run(config, {"experts": identities}, done=sum(part.done for part in parts))
-        with failure_logged(config.run_dir, lambda: sum(part.done for part in parts)):
+        with failure_logged(config.run_dir, lambda: _saved(parts)):
             _take_turns(config, parts, fallback=fallback, allow_change=allow_change)
     say(f"both experts trained -> {config.run_dir}")
     return [part.last for part in parts]
@@ -108,9 +108,15 @@ def _take_turns(config: Config, parts: list[_Part], **how: object) -> None:
                 free_memory()  # engine and model hold each other
     except Stopped as stop:
         told = f"{part.config.expert}: {stop}"
-        log_event(config.run_dir, sum(part.done for part in parts), "stopped", told)
+        log_event(config.run_dir, _saved(parts), "stopped", told)
         raise Stopped(told, stop.code) from stop
     log_event(config.run_dir, sum(part.done for part in parts), "finished", "both experts")
+
+
+def _saved(parts: list[_Part]) -> int:
+    """Steps of both, with those of a turn that was broken off."""
+    newest = [checkpoints_of(part.config.run_dir)[-1:] for part in parts]
+    return sum(step_of(path) for paths in newest for path in paths)
 
 
 def _hold(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -39,11 +39,11 @@ class Saves:
         """
         run_dir = self._config.run_dir
         self._watch.at("starting before", 1)
+        if any(checkpoints_of(run_dir / part) for part in PARTS):
+            raise InputError(f"{run_dir}: holds a run of both experts: give this run another `name`")
         if restart and dist.get_rank() == 0:
             remove_run(run_dir)
         agreement.meet()
-        if any(checkpoints_of(run_dir / part) for part in PARTS):
-            raise InputError(f"{run_dir}: holds a run of both experts: give this run another `name`")
         last = self._checkpoints.newest(fallback=fallback, step=step)
         if last is not None and not resume:
             raise InputError(

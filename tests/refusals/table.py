@@ -366,6 +366,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "step_named": {"expected a step such as 100, or `best`": Why.ANOTHER, "no best step": Why.ANOTHER},
         "open_steps": {"expected `all`, or steps such as": Why.ANOTHER},
         "run_config": {"_no_run(given.loaded.run_dir)": Why.ANOTHER},
+        "resumed_config": {"go back with one of them by": Why.ANOTHER},
         "_of_folder": {"no run": Why.ANOTHER, "one of them names the run": Why.ANOTHER},
         "_as_trained": {"_contradiction(given, {key: differing[key]": Why.ANOTHER},
     },

@@ -95,9 +95,11 @@ def test_an_expert_is_let_go_of_before_the_other_opens(road, monkeypatch, stage)
     assert alive == [0, 0, 0, 0] and len(held) > 40
 
 
-@pytest.mark.parametrize("stopped", EXPERTS)
-def test_a_run_that_was_stopped_goes_on_in_either_expert(road, alone, monkeypatch, stopped):
-    """By turns: what is done is not done again, and what comes out is as if nothing had happened."""
+@pytest.mark.parametrize(
+    ("stopped", "turns", "after"), [("high_noise", 2, 1), ("high_noise", 1, 2), ("low_noise", 1, 3)]
+)
+def test_a_run_that_was_stopped_goes_on_in_either_expert(road, alone, monkeypatch, stopped, turns, after):
+    """What is done is not done again, and what comes out is as if nothing had happened."""
     take = step.Step.take
 
     def stops(self, loaded):
@@ -105,17 +107,24 @@ def test_a_run_that_was_stopped_goes_on_in_either_expert(road, alone, monkeypatc
             raise Stopped("SIGTERM", 143)
         return take(self, loaded)
 
-    run = road.parent / "out" / f"stopped-{stopped}"
-    given = [road, f"name={run.name}", "train.expert_turns=1"]
+    run = road.parent / "out" / f"stopped-{stopped}-{turns}"
+    given = [road, f"name={run.name}", f"train.expert_turns={turns}"]
     with monkeypatch.context() as context, pytest.raises(Stopped, match=f"{stopped}: SIGTERM after step 1"):
         context.setattr(step.Step, "take", stops)
         run_pgdpo("train", *given)
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         run_pgdpo("train", *given)
+    if turns == 2:
+        for command in (["export"], ["evaluate"], ["curate", "--implicit-rewards"]):
+            with pytest.raises(
+                InputError, match=r"low_noise: not trained yet: go on with `pgdpo train \S+ --resume`$"
+            ):
+                run_pgdpo(command[0], run, *command[1:])
     run_pgdpo("train", run, "--resume")
     assert all(same(run / expert, alone(expert)) for expert in EXPERTS)
-    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
-    assert events == ["started", "stopped", "resumed", "finished"]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    found = [(row["event"], row["step"]) for row in events]
+    assert found == [("started", 0), ("stopped", after), ("resumed", after), ("finished", 4)]
 
 
 def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alone):
@@ -131,8 +140,17 @@ def test_what_is_wrong_with_either_is_said_before_anything_is_trained(road, alon
     with pytest.raises(InputError, match="holds checkpoints of a run of one model"):
         run_pgdpo("train", road, f"name={single.name}")
     run_pgdpo("train", road, "name=taken", "train.steps=1")
-    with pytest.raises(InputError, match="holds a run of both experts"):
-        run_pgdpo("train", road, "name=taken", "model.expert=high_noise")
+    for back in ("1", "best"):
+        with pytest.raises(
+            InputError, match=f"--step is {back}, and .* is a run of two experts: go back with one"
+        ):
+            run_pgdpo("train", out / "taken", "--resume", "--step", back)
+    with pytest.raises(InputError, match=r"taken is a run of two experts, each with margins .* name one, /"):
+        run_pgdpo("curate", out / "taken", "--implicit-rewards")
+    for how in ([], ["--restart"]):
+        with pytest.raises(InputError, match="holds a run of both experts"):
+            run_pgdpo("train", road, "name=taken", "model.expert=high_noise", *how)
+    assert (out / "taken" / "events.jsonl").is_file()
     with pytest.raises(InputError, match=r"its train\.seed is 0, .* 1.* it would no longer be one run"):
         experts.train_experts(load_config(str(road), ["name=taken", "train.seed=1"]), resume=True)
     held = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
@@ -177,6 +195,16 @@ def test_both_are_judged_and_leave_together(road, undrawn):
         named = load_file(folder / f"judged-{expert}-comfyui.safetensors")
         assert len(named) == len(trained) > 0
         assert all(name.startswith("diffusion_model.") for name in named)
+
+
+def test_a_study_refuses_both_before_its_first_run(road, tmp_path):
+    study = tmp_path / "study.yaml"
+    objectives = {"a": {"name": "dpo", "beta": 500}, "b": {"name": "dpo", "beta": 300}}
+    given = {"output_dir": str(tmp_path / "out"), "base": str(road), "seeds": [0], "objectives": objectives}
+    study.write_text(json.dumps(given), encoding="utf-8")
+    with pytest.raises(InputError, match="`both`, and `pgdpo study` compares runs of one transformer"):
+        run_pgdpo("study", study)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
