@@ -89,6 +89,13 @@ def test_the_pictures_that_a_row_does_not_name_are_the_chosen_clips(folder, expe
     assert same(own, expected((0, 0), (0, 12), FRAMES)) and same(named, expected((0, 0), "last.png", FRAMES))
 
 
+def test_a_picture_that_the_model_is_not_given_is_said(folder, saved, capfd):
+    save([PAIR | NAMED])
+    run_pgdpo("prepare", "config.yaml", f"model.path={saved(KINDS['wan 2.1 i2v'].save)}")
+    said = capfd.readouterr().out
+    assert "1 pairs name `last_image`, which this model is not given" in said and "name `image`" not in said
+
+
 def test_a_group_ends_with_the_last_frame_of_its_best_sample(folder, expected):
     """Also where it names a picture and what is taken ends before: other ranks then make it anew."""
     samples = [{"clip": f"{place}.mp4", "rank": place} for place in range(3)]

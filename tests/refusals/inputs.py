@@ -177,8 +177,8 @@ INPUTS = {
     "a keyframe behind the clip": Input(
         sized, of("ltx 0.9.5", "model.keyframes=[9]", "data.num_frames=9", *SIDES)
     ),
-    "the last keyframe twice": Input(
-        sized, of("ltx 0.9.5", "model.keyframes=[8,-1]", "data.num_frames=9", *SIDES)
+    "the last keyframe by its number": Input(
+        sized, of("ltx 0.9.5", "model.keyframes=[8]", "data.num_frames=9", *SIDES)
     ),
     "frames": Input(sized, of("wan 2.1 t2v", "data.num_frames=6")),
     "height": Input(sized, of("wan 2.1 t2v", "data.num_frames=5", "data.height=20")),

@@ -275,7 +275,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "LTX.check_size": {
             "data.num_frames is 1: the model is given": By("the given frame alone"),
             "and data.num_frames is {}: allowed are": By(
-                "a keyframe behind the clip", "the last keyframe twice", says=("allowed are 0 to 8",)
+                "a keyframe behind the clip", "the last keyframe by its number", says=("allowed are 0 to 7",)
             ),
         },
     },

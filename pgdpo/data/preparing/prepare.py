@@ -48,7 +48,7 @@ from pgdpo.models.encoders.cuts import ONE_PROMPT, say_cut_prompts
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.ranks.joined import Ranks
-from pgdpo.rows.manifest import PairRow
+from pgdpo.rows.manifest import GIVEN, PairRow
 from pgdpo.rows.schema import captions_of, counted, cut_labels, spoken
 
 PROMPTS_PER_FILE = 256  # held in memory until the file is written, as those of the next one are meanwhile
@@ -143,6 +143,12 @@ def prepare(
         unread = Counter(key for pair in pairs.values() for key in pair.get("unread", ()))
         for key, count in sorted(unread.items()):
             say(f"  {count} {rows[0].kind}s: {UNREAD[key]}")
+        asked = {GIVEN.get(frame) for frame in encoders.pictures}
+        ignored = Counter(
+            key for row in rows for key in GIVEN.values() if key in row.files and key not in asked
+        )
+        for key, count in sorted(ignored.items()):
+            say(f"  {count} {rows[0].kind}s name `{key}`, which this model is not given: it is not read")
         unequal = sum(shard.unequal for shard in shards)
         if unequal:
             say(f"  {unequal} {LENGTHS[rows[0].kind]}")

@@ -218,10 +218,10 @@ class LTX(VaeFamily):
                 f"data.num_frames is 1: the model is given that frame; take {self.vae_shape[1] + 1} or more"
             )
         for frame in self.pictures:
-            if frame > last or (frame == last and -1 in self.pictures):
+            if frame >= last:  # by its number the last frame would leave the rows' `last_image` unread
                 raise InputError(
                     f"model.keyframes is {list(self.pictures)} and data.num_frames is {num_frames}: allowed are 0 to "
-                    f"{last}, and -1 for the last frame, each frame once"
+                    f"{last - 1}, and -1 for the last frame"
                 )
 
     def tokens(self, latent_shape: tuple[int, ...]) -> int:
