@@ -13,7 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import save_file
 
 from pgdpo.checkpoints.checkpoint import check_shapes
-from pgdpo.checkpoints.identity import base_identity
+from pgdpo.checkpoints.identity import base_identity, told_rounded
 from pgdpo.checkpoints.model_card import CARD, MARK, write_model_card
 from pgdpo.checkpoints.published import checkpoints_of, step_of
 from pgdpo.checkpoints.runs import Both, Run
@@ -21,6 +21,7 @@ from pgdpo.checkpoints.shards import ShardReader
 from pgdpo.config import PARTS, Config, families, family_class
 from pgdpo.engine.policy import build_policy
 from pgdpo.files.atomic import as_opened
+from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.adapters.adapter import adapter_metadata, adapter_state, load_adapter_state
@@ -183,8 +184,16 @@ def _check_formats(config: Config, formats: tuple[str, ...]) -> None:
 
 
 def check_trained(run: Run) -> None:
-    """Raises InputError, by files alone, if the model is not the one that the run began with."""
+    """Raises InputError, by files alone, if the model is not the one that the run began with; says so if an earlier
+    version told it other numbers than are told now."""
     config = run.config
+    as_trained = run.record.model_copy(update={"model": config.model})  # which may lie elsewhere by now
+    before, now = run.state["identity"].get("told_rounded"), told_rounded(as_trained).get("told_rounded")
+    if before != now:
+        say_once(
+            f"{run.folder} was trained by an earlier version, whose transformer was told other numbers (then: "
+            f"{before or 'none'}; now: {now or 'none'}): clips and figures are of what is told now"
+        )
     trained_on, found = run.state["identity"]["model_hash"], base_identity(config, open_family(config.model))
     if found != trained_on:
         key = "path" if config.model.transformer is None else "transformer"

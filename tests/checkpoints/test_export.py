@@ -104,3 +104,15 @@ def test_an_export_needs_no_gpu(config_file, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")  # as where the kernels are compiled
     run = open_run(load_config(config_file, ["model.kernels=triton", "model.attention=_flash_3"]))
     assert list(export(run, ("diffusers", "merged")).glob("*.safetensors"))
+
+
+def test_a_run_that_was_told_other_numbers_is_said(config_file, monkeypatch, capfd):
+    run_pgdpo("train", config_file, "train.precision=bf16")
+    run_pgdpo("export", config_file, "--format", "merged")  # which is written in fp32
+    assert "told other numbers" not in capfd.readouterr().out
+    then = {"told_rounded": "positions"}
+    monkeypatch.setattr("pgdpo.checkpoints.export.told_rounded", lambda config: then)
+    run_pgdpo("export", config_file)
+    assert (
+        "was trained by an earlier version" in (said := capfd.readouterr().out) and "now: positions" in said
+    )
