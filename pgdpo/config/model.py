@@ -114,6 +114,11 @@ class ModelConfig(Section):
             return TOY_FPS
         return family_class(self.family).fps
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What the model makes of which the loss counts, as its family's class has it (`Family.streams`)."""
+        return family_class(self.family).streams
+
     def check(self) -> None:
         """Raises ValueError where keys of this section contradict each other."""
         if self.transformer is not None and self.random_init:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_family
 from pgdpo.config.model import ModelConfig
+from pgdpo.diffusion.streams import VIDEO
 from pgdpo.files.atomic import glance
 from pgdpo.files.pipeline import ASSETS, INDEX, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
@@ -73,11 +74,14 @@ class Family:
     sigma_range = (0.0, 1.0)  # the noise levels that this transformer is asked about
     pictures: tuple[int, ...] = ()  # frames of the clip that the model is given: 0 the first, -1 the last
     image_names: tuple[str, ...] = ()  # conditioning that `encode_images` gives of them
+    # Whose loss counts: `video`, and beside it what the model makes with the picture (`diffusion/streams.py`).
+    streams: tuple[str, ...] = (VIDEO,)
     # Latent frames before the clip's own: copies of its first, which fill up a patch and count nowhere.
     lead = 0
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
+        self.streams = model.streams
         self.on_hub = is_hub_id(model.path)
         self.source = self._resolve()
         found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
@@ -279,6 +283,10 @@ class Family:
         encoders = toy_encoders() if self.model.encoders == "toy" else self
         return encoders.clip_to_latents(num_frames, height, width)
 
+    def stream_shapes(self, num_frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each stream's latents: of the picture `latent_shape`, of the sound `(C, L, M)`."""
+        return {VIDEO: self.latent_shape(num_frames, height, width)}
+
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`latent_shape` for the pipeline's own VAE, from its configuration."""
         raise NotImplementedError
@@ -332,6 +340,9 @@ class Family:
     ) -> torch.Tensor:
         """The transformer's prediction, of `noisy`'s shape `[N, C, F, H, W]`, at `sigma` `[N]`.
 
+        With several `streams` both are mappings; samples without sound have none of it, and their picture is predicted
+        as if the model made no other.
+
         All is told as its pipeline tells it: in the dtype of `noisy`, which stands for the dtype that the pipeline's
         transformer is loaded in.
         """
@@ -349,7 +360,8 @@ class Family:
         negative: Conditioning,
         how: SampleSettings,
     ) -> torch.Tensor:
-        """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own pipeline.
+        """Latents `[N, C, F, H, W]` from initial `noise` of that shape, through diffusers' own pipeline; of several
+        `streams` both are mappings of all of them.
 
         `negative`: the conditioning of the negative prompt, for classifier-free guidance. Of `how` a family reads what
         it has: two experts `guidance_scale_2`, flow matching `flow_shift`.

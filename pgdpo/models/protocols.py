@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pgdpo.models.encoders.text import TextReader
     from pgdpo.models.encoders.tiling import Tiling
+    from pgdpo.video import Sound, SoundFormat
 
 Conditioning = dict[str, "torch.Tensor"]
 
@@ -30,6 +31,7 @@ class Encoders(Protocol):
     ]  # frames of the clip that the model is given beside the prompt: 0 the first, -1 the last
     readers: tuple[TextReader, ...]  # the text encoders that cut a long prompt
     tiling: Tiling | None  # which clips go through the VAE in tiles; None: of none it makes any
+    sound: SoundFormat | None  # the waveforms that `encode_audio` takes; None: the model's clips are silent
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """Raises InputError, naming the nearest sizes that fit."""
@@ -54,6 +56,13 @@ class Encoders(Protocol):
 
     def decode_video(self, latents: torch.Tensor) -> np.ndarray:
         """Normalised latents `[C, F', H', W']` -> uint8 `[F, H, W, 3]`."""
+
+    def encode_audio(self, sound: Sound, num_frames: int) -> torch.Tensor:
+        """The sound of a clip of that many frames, in the format of `sound` -> normalised fp32 latents `[C, L, M]`, as
+        long as the family's `stream_shapes` say. Asked where there is `sound`."""
+
+    def decode_audio(self, latents: torch.Tensor) -> Sound:
+        """Normalised latents `[C, L, M]` -> sound, at the rate that the pipeline makes."""
 
     def release(self) -> None:
         """Let go of what is loaded; what is asked for later is loaded again."""

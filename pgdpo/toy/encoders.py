@@ -27,6 +27,7 @@ class ToyEncoders:
     text_dtype = torch.float32
     pictures = ()
     tiling = None
+    sound = None
     readers = ()  # nothing is cut: a prompt of too many words is refused
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 

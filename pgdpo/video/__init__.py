@@ -8,10 +8,13 @@ ordinary display, each frame at its time.
 from pgdpo.video.info import MAX_SIDE, VideoInfo
 from pgdpo.video.read import probe_video, read_frames, read_video, verify_video
 from pgdpo.video.shape import fit_picture
+from pgdpo.video.sound import Sound, SoundFormat
 from pgdpo.video.write import write_video
 
 __all__ = [
     "MAX_SIDE",
+    "Sound",
+    "SoundFormat",
     "VideoInfo",
     "fit_picture",
     "probe_video",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pgdpo.models.encoders.tiling import Size, Way
+    from pgdpo.video import SoundFormat
 
 
 class VaeFamily(Family):
@@ -69,6 +70,7 @@ class PipelineEncoders:
 
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     readers: tuple[TextReader, ...]
+    sound: SoundFormat | None = None
 
     def __init__(self, family: VaeFamily, device: torch.device) -> None:
         from pgdpo.models.encoders.tiling import Tiling
