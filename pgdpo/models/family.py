@@ -10,7 +10,6 @@ tensors with the batch first, under names that only the family reads.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pgdpo.files.atomic import glance
 from pgdpo.files.pipeline import ASSETS, INDEX, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
 from pgdpo.models.experts import Experts
+from pgdpo.models.folder import check_parts, read_architecture
 from pgdpo.models.later import diffusers, torch
 from pgdpo.models.protocols import Conditioning, Encoders, TokenSharing
 from pgdpo.models.weights import hub
@@ -86,11 +86,11 @@ class Family:
         self.source = self._resolve()
         found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
         check_family(model.family, found, model.path)
-        self._architecture = self._read_architecture()
+        self._architecture = read_architecture(self)
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
         else:
-            self._check_parts(Path(self.source))
+            check_parts(self)
 
     @property
     def card(self) -> str:
@@ -135,42 +135,6 @@ class Family:
         """model_index.json: the pipeline's class and settings; a transformer beside the toy's encoders has none."""
         index = Path(self.source) / INDEX
         return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-
-    def _check_parts(self, folder: Path) -> None:
-        """Raises InputError unless the parts that the pipeline's constructor asks for are there, with its VAE class."""
-        parameters = inspect.signature(self.pipeline_class).parameters
-        needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-        missing = [f"{name}/" for name in needed if not any((folder / name).glob("*config.json"))]
-        if missing:
-            raise InputError(
-                f"model.path is {self.model.path!r}: {folder} has no {', '.join(missing)}; a diffusers folder of a "
-                f"{self.pipeline_class.__name__} holds {', '.join(needed)}: copy it whole, or give its hub id"
-            )
-        wanted = parameters["vae"].annotation.__name__
-        found = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("_class_name")
-        if found != wanted:
-            raise InputError(
-                f"model.path is {self.model.path!r}: its vae is a {found}, a {self.pipeline_class.__name__} needs a "
-                f"{wanted}"
-            )
-
-    def _read_architecture(self) -> dict:
-        """Raises InputError if the transformer's configuration cannot be read or is of another class."""
-        path, wanted = self.model.path, self.transformer_class.__name__
-        try:
-            config = dict(self.transformer_class.load_config(self.source, subfolder=self.transformer_folder))
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"model.path is {path!r}: the transformer's configuration cannot be read ({reason}): give a local "
-                "diffusers folder, or a hub id that this machine reaches"
-            ) from error
-        if config.get("_class_name") != wanted:
-            raise InputError(
-                f"model.path is {path!r}: its transformer is a {config.get('_class_name')}, model.family "
-                f"`{self.model.family}` needs a {wanted}"
-            )
-        return config
 
     def architecture(self) -> dict:
         """The transformer's configuration, as diffusers stores it."""
