@@ -86,11 +86,17 @@ class Family:
         self.source = self._resolve()
         found = pipeline_in(Path(self.source), model.path, bare=model.encoders == "toy")
         check_family(model.family, found, model.path)
-        self._architecture = read_architecture(self)
+        self._architecture = read_architecture(
+            self.transformer_class,
+            self.source,
+            self.transformer_folder,
+            path=model.path,
+            family=model.family,
+        )
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
         else:
-            check_parts(self)
+            self._check_parts(Path(self.source))
 
     @property
     def card(self) -> str:
@@ -135,6 +141,9 @@ class Family:
         """model_index.json: the pipeline's class and settings; a transformer beside the toy's encoders has none."""
         index = Path(self.source) / INDEX
         return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+
+    def _check_parts(self, folder: Path) -> None:
+        check_parts(self.pipeline_class, folder, self.model.path)
 
     def architecture(self) -> dict:
         """The transformer's configuration, as diffusers stores it."""

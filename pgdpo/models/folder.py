@@ -5,43 +5,38 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pgdpo.messages.errors import InputError
 
-if TYPE_CHECKING:
-    from pgdpo.models.family import Family
 
-
-def check_parts(family: Family) -> None:
+def check_parts(pipeline_class: type, folder: Path, path: str) -> None:
     """Raises InputError unless the parts that the pipeline's constructor asks for are there, with its VAE class."""
-    folder, path = Path(family.source), family.model.path
-    parameters = inspect.signature(family.pipeline_class).parameters
+    parameters = inspect.signature(pipeline_class).parameters
     needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     missing = [f"{name}/" for name in needed if not any((folder / name).glob("*config.json"))]
     if missing:
         raise InputError(
             f"model.path is {path!r}: {folder} has no {', '.join(missing)}; a diffusers folder of a "
-            f"{family.pipeline_class.__name__} holds {', '.join(needed)}: copy it whole, or give its hub id"
+            f"{pipeline_class.__name__} holds {', '.join(needed)}: copy it whole, or give its hub id"
         )
     wanted = parameters["vae"].annotation.__name__
     found = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")).get("_class_name")
     if found != wanted:
         raise InputError(
-            f"model.path is {path!r}: its vae is a {found}, a {family.pipeline_class.__name__} needs a {wanted}"
+            f"model.path is {path!r}: its vae is a {found}, a {pipeline_class.__name__} needs a {wanted}"
         )
 
 
-def read_architecture(family: Family) -> dict:
+def read_architecture(
+    transformer_class: type, source: str, subfolder: str, *, path: str, family: str
+) -> dict:
     """The transformer's configuration, as diffusers stores it.
 
     Raises InputError if it cannot be read or is of another class.
     """
-    path, wanted = family.model.path, family.transformer_class.__name__
+    wanted = transformer_class.__name__
     try:
-        config = dict(
-            family.transformer_class.load_config(family.source, subfolder=family.transformer_folder)
-        )
+        config = dict(transformer_class.load_config(source, subfolder=subfolder))
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -51,6 +46,6 @@ def read_architecture(family: Family) -> dict:
     if config.get("_class_name") != wanted:
         raise InputError(
             f"model.path is {path!r}: its transformer is a {config.get('_class_name')}, model.family "
-            f"`{family.model.family}` needs a {wanted}"
+            f"`{family}` needs a {wanted}"
         )
     return config

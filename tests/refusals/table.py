@@ -191,15 +191,17 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
     "models.family": {
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
         "Family._resolve": {"a folder has no revisions": By("a folder's revision")},
-        "Family._check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
-        "Family._read_architecture": {
-            "give a local diffusers folder, or": By("a broken config"),
-            "its transformer is a": By("another transformer"),
-        },
         "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
         "Family.load_part": {
             "the weights in {} do not load ({}): copy the folder whole": Why.WEIGHTS,
             "or set model.random_init": Why.WEIGHTS,
+        },
+    },
+    "models.folder": {
+        "check_parts": {"copy it whole, or give its hub id": By("no VAE"), "its vae is a": By("another VAE")},
+        "read_architecture": {
+            "give a local diffusers folder, or": By("a broken config"),
+            "its transformer is a": By("another transformer"),
         },
     },
     "models.weights.hub": {

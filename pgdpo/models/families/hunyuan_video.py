@@ -147,7 +147,7 @@ class HunyuanVideo(VaeFamily):
         return "hunyuan_video" if self.condition is None else "hunyuan_video_i2v"
 
     def _check_parts(self, folder: Path) -> None:
-        """As `Family._check_parts`, of the pipeline that this transformer is for."""
+        """As `check_parts`, of the pipeline that this transformer is for."""
         self.condition = self._architecture.get("image_condition_type")
         if self.condition is not None:
             if self.condition not in INTERLEAVE:
