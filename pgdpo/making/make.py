@@ -27,7 +27,7 @@ from pgdpo.messages.progress import moved
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.schema import TIE
 from pgdpo.video import Sound, write_video
-from pgdpo.video.track import missing
+from pgdpo.video.listen import missing
 
 # What each way does, and whether it needs real clips or prompts alone, and a model.
 KINDS = {
@@ -122,6 +122,8 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
             moved(f"made pair `{name}`")
             bar.advance()
     parts = ranks.gather((done, seen))
+    if not any(part for part, _ in parts):
+        raise InputError(f"{source}: no pair can be made of it: all its {len(jobs)} {NONE_GIVEN[kind]}")
     if ranks.rank == 0:
         made_of = {name: row for part, _ in parts for name, row in part.items()}
         pairs = [made_of[name] for name in jobs if name in made_of]
@@ -194,16 +196,16 @@ def _corrupted(config: Config, row: Source, number: int, sources: list[Source]) 
     sound = sound_of(plan)
     others = [each for each in sources if each.video != row.video]
     faults = [name for name in config.corruptions if name in CORRUPTIONS or (sound and heard(sound))]
-    faults = [name for name in faults if name != "sound_swap" or others]
-    if not faults:
-        return None
-    name = str(rng.choice(faults))
-    extra = {"chosen_is_real": True, "corruption": name}
-    if name in CORRUPTIONS:
-        return _over(sound, Made(frames, CORRUPTIONS[name](frames, rng), plan, extra))
-    rejected = SOUND_FAULTS[name](sound, rng, lambda: _wrong_sound(config, others, number, sound, rng))
-    extra["dimensions"] = {VIDEO: TIE, AUDIO: 1}
-    return None if rejected is None else Made(frames, frames, plan, extra, (sound, rejected))
+    while faults:
+        name = str(rng.choice(faults))
+        extra = {"chosen_is_real": True, "corruption": name}
+        if name in CORRUPTIONS:
+            return _over(sound, Made(frames, CORRUPTIONS[name](frames, rng), plan, extra))
+        bad = SOUND_FAULTS[name](sound, rng, lambda: _wrong_sound(config, others, number, sound, rng))
+        if bad is not None:
+            return Made(frames, frames, plan, extra | {"dimensions": {VIDEO: TIE, AUDIO: 1}}, (sound, bad))
+        faults.remove(name)
+    return None
 
 
 def _wrong_sound(

@@ -12,12 +12,13 @@ import numpy as np
 
 from pgdpo.video import Sound
 
-SoundFault = Callable[[Sound, np.random.Generator, Callable[[], Sound]], Sound]
+Other = Callable[[], Sound | None]
+SoundFault = Callable[[Sound, np.random.Generator, Other], Sound | None]
 SEAM = 0.005  # seconds over which sound is faded where it is cut: a click would give the cut away
 HEARD = 1e-3  # peak, of full scale, below which a track is silence
 
 
-def sound_shift(sound: Sound, rng: np.random.Generator, other: Callable[[], Sound]) -> Sound:
+def sound_shift(sound: Sound, rng: np.random.Generator, other: Other) -> Sound:
     """Early or late against the picture by 0.2 to 1 s, half of the clip at most. What leaves at one end comes in at
     the other: silence there would tell the clips apart by itself."""
     most = min(1.0, sound.seconds / 2)
@@ -26,19 +27,19 @@ def sound_shift(sound: Sound, rng: np.random.Generator, other: Callable[[], Soun
     return Sound(samples * _without(samples.shape[1], sound.rate, [(by % samples.shape[1],) * 2]), sound.rate)
 
 
-def sound_swap(sound: Sound, rng: np.random.Generator, other: Callable[[], Sound]) -> Sound:
-    """The wrong track: another clip's."""
+def sound_swap(sound: Sound, rng: np.random.Generator, other: Other) -> Sound | None:
+    """The wrong track: another clip's; None where there is none."""
     return other()
 
 
-def sound_clip(sound: Sound, rng: np.random.Generator, other: Callable[[], Sound]) -> Sound:
+def sound_clip(sound: Sound, rng: np.random.Generator, other: Other) -> Sound:
     """Cut off hard at 5 to 30% of its peak, and as loud as before."""
     level = rng.uniform(0.05, 0.3) * np.abs(sound.samples).max()
     cut = sound.samples.clip(-level, level)
     return Sound((cut * (_loudness(sound.samples) / _loudness(cut))).astype(np.float32), sound.rate)
 
 
-def sound_drop(sound: Sound, rng: np.random.Generator, other: Callable[[], Sound]) -> Sound:
+def sound_drop(sound: Sound, rng: np.random.Generator, other: Other) -> Sound:
     """Drop-outs where there is something to hear: two to four a second, each of 40 to 150 ms."""
     loud = np.abs(sound.samples).max(axis=0)
     places = np.flatnonzero(loud > 0.1 * loud.max())

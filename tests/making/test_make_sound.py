@@ -43,10 +43,8 @@ def listed(tmp_path):
 
 def made(listed, *overrides, kind="corrupt", out="pairs") -> dict[str, dict]:
     folder = listed.parent
-    run_pgdpo(
-        "make", kind, "quickstart.yaml", listed, folder / out, f"output_dir={folder}", "data.num_frames=16",
-        *overrides,
-    )  # fmt: skip
+    own = [f"output_dir={folder}", "data.num_frames=16", "evaluate.reward=null"]
+    run_pgdpo("make", kind, "quickstart.yaml", listed, folder / out, *own, *overrides)
     assert sum(1 for _ in read_manifest(folder / out / "manifest.jsonl"))
     rows = [json.loads(line) for line in (folder / out / "manifest.jsonl").read_text().splitlines()]
     return {row["id"]: row for row in rows}
@@ -109,10 +107,10 @@ def test_a_fault_of_the_picture_keeps_the_sound_of_both(listed):
 
 @pytest.mark.usefixtures("sounding")
 def test_by_default_both_befall_a_clip_that_sounds(listed, capfd):
-    rows = made(listed, "make.pairs_per_clip=12")
-    assert len(rows) == 60
+    rows = made(listed, "make.pairs_per_clip=5")
+    assert len(rows) == 25
     of_sound = [row["id"] for row in rows.values() if row["corruption"].startswith("sound_")]
-    assert 8 < len(of_sound) < 28 and all(name[:2] in ("c0", "c1", "c2") for name in of_sound)
+    assert 3 < len(of_sound) < 12 and all(name[:2] in ("c0", "c1", "c2") for name in of_sound)
     assert {row["corruption"] for row in rows.values() if row["id"] in of_sound} == {
         "sound_shift",
         "sound_swap",
@@ -121,7 +119,7 @@ def test_by_default_both_befall_a_clip_that_sounds(listed, capfd):
     }
     said = capfd.readouterr().out
     assert (
-        f"48 pairs have sound, 48,000 Hz stereo: {len(of_sound)} a fault of it under the same picture" in said
+        f"20 pairs have sound, 48,000 Hz stereo: {len(of_sound)} a fault of it under the same picture" in said
     )
 
 
@@ -139,21 +137,18 @@ def test_a_model_without_sound_is_told_apart(listed, capfd):
 def test_a_wrong_track_needs_another_clip(listed):
     lines = listed.read_text().splitlines()
     listed.write_text(lines[0] + "\n" + lines[4] + "\n")  # the other is silent
-    assert made(listed, "make.corruptions=[sound_swap]") == {}
-    assert {
-        row["corruption"] for row in made(listed, "make.corruptions=[sound_swap,tear]", out="b").values()
-    } == {"tear"}
+    with pytest.raises(InputError, match="no pair can be made of it: all its 2 have no sound that could be"):
+        made(listed, "make.corruptions=[sound_swap]")
+    rows = made(listed, "make.corruptions=[sound_swap,tear]", out="others").values()
+    assert [row["corruption"] for row in rows] == ["tear", "tear"]
 
 
 @pytest.mark.usefixtures("sounding")
 def test_a_part_of_a_clip_has_its_own_sound(listed):
     """Of 16 frames the last 8, whose tone is the louder half."""
-    folder = listed.parent
     rows = made(listed, "make.corruptions=[reverse]", "data.num_frames=8", "data.clip=segments:2",
                 "make.pairs_per_clip=2")  # fmt: skip
     halves = [heard(both(listed, rows[f"c1-{n}"])[0]) for n in range(2)]
-    whole = heard(folder / "1.mp4") if False else None
-    assert whole is None
     loud = [np.square(half[:48000]).mean() for half in halves]
     assert loud[1] > 4 * loud[0]
 
