@@ -154,10 +154,14 @@ def test_pairs_with_other_sound_are_told_apart(saved):
         (
             "own",
             True,
-            "data.fps is `own`, and the model is told 8 .*leave data.fps out, or set model.audio to false",
+            "told 8 frames .*, by which the sound .*: set model.frame_rate to the clips' rate and leave",
         ),
-        (24.0, True, "data.fps is 24 and the model is told 8 .*set model.frame_rate to 24"),
-        (24.0, False, "data.fps is 24 and the model is told 8 .*set model.frame_rate to 24"),
+        (
+            24.0,
+            True,
+            "data.fps is 24.0 and the model is told 8 .*: set model.frame_rate to 24 and leave data.fps out",
+        ),
+        (24.0, False, r"data.fps is 24.0 .*\(model.frame_rate\): set model.frame_rate to 24 and"),
         ("own", False, None),
         (8.0, True, None),
         (None, True, None),

@@ -29,13 +29,15 @@ from pgdpo.config.model import ModelConfig
 from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.absent import Connected, Vae, isolate
-from pgdpo.models.encoders.ltx2 import TEXT_LENGTH, LTX2Encoders
+from pgdpo.models.encoders.ltx2 import TEXT_LENGTH, LTX2Encoders, check_connectors
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import LTX2VideoTransformer3DModel
 
     from pgdpo.config import DataConfig
@@ -141,19 +143,20 @@ class LTX2(VaeFamily):
         self.pipeline_class = getattr(diffusers, TASKS[task])
         self.told = (self.frame_rate, *self.pictures)
 
+    def _check_parts(self, folder: Path) -> None:
+        super()._check_parts(folder)
+        check_connectors(folder, self.model.path)
+
     def check_fps(self, data: DataConfig) -> None:
         """Clips are shown at the rate that the model is told: at another one the sound is out of step with them."""
-        allowed = (None, self.frame_rate) if AUDIO in self.streams else (None, "own", self.frame_rate)
-        if data.fps in allowed:
+        hears = AUDIO in self.streams
+        if data.fps in (None, self.frame_rate) or (data.fps == "own" and not hears):
             return
-        told = f"the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
-        if data.fps == "own":
-            raise InputError(
-                f"data.fps is `own`, and {told}: the sound of clips of another rate would be out of step with their "
-                "picture: set model.frame_rate to the clips' rate and leave data.fps out, or set model.audio to false"
-            )
+        rate = "the clips' rate" if data.fps == "own" else f"{data.fps:g}"
         raise InputError(
-            f"data.fps is {data.fps:g} and {told}: set model.frame_rate to {data.fps:g} and leave data.fps out"
+            f"data.fps is {data.fps} and the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
+            f"{', by which the sound of a clip is as long as its picture' * hears}: set model.frame_rate to {rate} and "
+            "leave data.fps out"
         )
 
     @functools.cached_property
