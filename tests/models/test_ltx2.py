@@ -17,12 +17,12 @@ from tests.models.families import KINDS
 from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline
 
 ALONE = KINDS["ltx2 alone"]
-VERSIONS = {"2.0": ALONE, "2.3": KINDS["ltx2 2.3 alone"], "2.5": KINDS["ltx2 2.5 alone"]}
+VERSIONS = {"2.0": KINDS["ltx2"], "2.3": KINDS["ltx2 2.3"], "2.5": KINDS["ltx2 2.5"]}
 
 
 def hearing(saved, version: str = "2.0", **keys):
     kind = VERSIONS[version]
-    return kind.open(saved(kind.save), audio=True, **keys)
+    return kind.open(saved(kind.save), **keys)
 
 
 def drawn(family, count: int = 2, seed: int = 0):

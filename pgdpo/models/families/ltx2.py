@@ -291,14 +291,13 @@ class LTX2(VaeFamily):
         mask[:, :, 0] = 1
         return self._pack(mask).squeeze(-1)
 
-    def loss_mask(self, latents, conditioning: Conditioning):
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
         """Frame weights `[F]` of the picture, whose given first frame is no prediction; None without one."""
         if not self.pictures:
             return None
-        video = by_stream(latents)[VIDEO]
-        weights = torch.ones(video.shape[2], device=video.device)
+        weights = torch.ones(latents.shape[2], device=latents.device)
         weights[0] = 0
-        return {VIDEO: weights} if isinstance(latents, dict) else weights
+        return weights
 
     def _pack(self, latents: torch.Tensor) -> torch.Tensor:
         """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
