@@ -20,6 +20,7 @@ from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
 from pgdpo.objectives import check_options, get_spec, needs_of
+from pgdpo.objectives.parts import Parts
 
 RESERVED = ("prepared", "toy", "reference")  # beside the runs, in output_dir
 PARTS = ("high_noise", "low_noise")  # of a run of `model.expert: both`, each in a folder of its name
@@ -116,7 +117,7 @@ class Config(Section):
 
     @property
     def objective_options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.objective.items() if key != "name"}
+        return {key: value for key, value in self.objective.items() if key not in ("name", "parts")}
 
     @property
     def timestep_weight(self) -> str | list[list[float]]:
@@ -159,6 +160,7 @@ class Config(Section):
                 "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
             )
         self._check_model()
+        self._check_parts()
         if self.train.reference == "cached":
             self._check_cached()
         _check_memory(self.model, self.train)
@@ -244,6 +246,35 @@ class Config(Section):
         if self.evaluate.flow_shift is not None and family_class(family).prediction != "flow":
             raise ValueError(
                 f"evaluate.flow_shift is for flow matching, model.family is `{family}`, which is none: leave it out"
+            )
+
+    def _check_parts(self) -> None:
+        """Raises ValueError where what is said of the parts of a sample does not fit the model or the objective."""
+        streams, name = self.model.streams, self.objective["name"]
+        if len(streams) == 1:
+            if "parts" in self.objective:
+                raise ValueError(
+                    f"objective.parts is of models that make more than one thing, and model.family "
+                    f"`{self.model.family}` trains on {streams[0]} alone: leave it out"
+                )
+            return
+        parts = Parts.read(self.objective.get("parts"), streams)
+        needs = needs_of(name, **self.objective_options)
+        several = f"the model makes {' and '.join(streams)}"
+        if "masked" in needs.pairs:
+            raise ValueError(
+                f"objective `{name}` compares inside a region of the picture, and {several}: take another objective, "
+                "or train on the picture alone (model.audio: false)"
+            )
+        if needs.cross and parts.form == "inside":
+            raise ValueError(
+                f"objective.safeguard goes by the product of two residuals, and {several}, of which that has no sum: "
+                "set objective.parts.form to `separate`, or leave it out"
+            )
+        if self.diffusion.inversion_steps is not None:
+            raise ValueError(
+                f"diffusion.inversion_steps is {self.diffusion.inversion_steps}, and {several}: inversion is written "
+                "for one; leave it out, or train on the picture alone (model.audio: false)"
             )
 
     def _check_negative_branch(self) -> None:

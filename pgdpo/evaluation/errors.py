@@ -10,8 +10,10 @@ import torch
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.visits.loading import collate
+from pgdpo.diffusion.streams import by_stream, each
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
+from pgdpo.objectives.parts import Parts
 from pgdpo.reference import mean_errors
 from pgdpo.rows.ranked import ranked
 from pgdpo.rows.schema import MANIFEST, SAMPLES
@@ -49,7 +51,12 @@ class Errors:
         batch, level = collate([self.data[item] for item in items]), self.level(items[0][1])
         sample = sample_at(batch, level, self.config, self.family, self.device)
         predicted = self.family.predict(transformer, sample.noisy, sample.each, sample.conditioning)
-        errors = mean_errors(predicted, sample.target, sample.mask, size=batch["groups"] or 2).tolist()
+        size, parts = batch["groups"] or 2, Parts.read(self.config.objective.get("parts"))
+        of_streams = each(
+            lambda goal, made, mask: mean_errors(made, goal, mask, size=size),
+            by_stream(sample.target), by_stream(predicted), sample.mask,
+        )  # fmt: skip
+        errors = sum(parts.weight(name) * found for name, found in of_streams.items()).tolist()
         if batch["groups"] is None:
             return errors
         orders = [ranked(row[SAMPLES]) for row in batch["rows"]]

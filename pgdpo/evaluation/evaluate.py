@@ -26,7 +26,7 @@ from pgdpo.engine.zero.load import share_expert
 from pgdpo.evaluation.errors import Errors, compared, margins
 from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
-from pgdpo.evaluation.samples import Samples
+from pgdpo.evaluation.samples import Samples, stored
 from pgdpo.files.atomic import write_json
 from pgdpo.guards.signals import StopSignals
 from pgdpo.guards.watchdog import Watchdog
@@ -124,7 +124,7 @@ class Step:
                 self.parts.make(
                     f"clips, {said}",
                     latents,
-                    lambda jobs: {"latents": sample(model, jobs, **guided)},
+                    lambda jobs: stored(sample(model, jobs, **guided)),
                     in_step=in_step,
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -119,8 +119,12 @@ def _segment_entropy(errors: PairErrors) -> torch.Tensor:
     return -torch.xlogy(share, share).sum(1) / math.log(size.shape[1])
 
 
-def watch_gradients(errors: PairErrors | GroupErrors) -> None:
+def watch_gradients(errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors]) -> None:
     """Keep the gradients by the errors of pairs, from which `pair_metrics` takes the share of the rejected half."""
+    if isinstance(errors, Mapping):
+        for part in errors.values():
+            watch_gradients(part)
+        return
     if not isinstance(errors, PairErrors):
         return
     for side in ("chosen", "rejected"):

@@ -13,6 +13,7 @@ from pgdpo.checkpoints.published import latest_checkpoint
 from pgdpo.checkpoints.runs import Run
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.diffusion.streams import Latents, each, video_of
 from pgdpo.engine.engine import deepspeed_config
 from pgdpo.engine.parallel import Ranks, arrange_ranks
 from pgdpo.engine.policy import base_dtype
@@ -101,19 +102,22 @@ class Clips:
         how = {"forward_only": True, "ranks": ranks}
         self._family.experts.open_other = lambda: load_trained(run, self._ranks.device, **how)[1]
 
-    def _sample(self, transformer: torch.nn.Module) -> list[tuple[Job, torch.Tensor]]:
+    def _sample(self, transformer: torch.nn.Module) -> list[tuple[Job, Latents]]:
         """This rank's share of the jobs, with their latents."""
         found, ranks = [], self._ranks
         for job, own in share_of(self._jobs, ranks.data_rank, ranks.data_size, in_step=self._in_step):
             moved(f"sampling prompt {job[0] + 1} of {len(self._jobs)}")
-            latents = self._sampler.sample(transformer, [job], lambda: without_adapter(transformer))[0]
+            sampled = self._sampler.sample(transformer, [job], lambda: without_adapter(transformer))
+            latents = each(lambda clips: clips[0], sampled)
             if own and dist.get_rank() % ranks.degree == 0:  # of those that share its tokens, one
                 found.append((job, latents))
         return found
 
-    def _write(self, folder: Path, own: list[tuple[Job, torch.Tensor]]) -> None:
+    def _write(self, folder: Path, own: list[tuple[Job, Latents]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         decoder = self._family.load_encoders(self._ranks.device)
         for (index, _), latents in own:
-            write_video(folder / f"{index:03d}.mp4", decoder.decode_video(latents), self._config.written_fps)
+            write_video(
+                folder / f"{index:03d}.mp4", decoder.decode_video(video_of(latents)), self._config.written_fps
+            )
             moved(f"decoded prompt {index + 1} of {len(self._jobs)}")

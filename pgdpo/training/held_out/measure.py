@@ -28,10 +28,11 @@ from pgdpo.sampling import share_of
 from pgdpo.training.held_out.figures import Numbers
 from pgdpo.training.metrics import as_pairs
 from pgdpo.training.noising import Sample, held_out_level, sample_at
-from pgdpo.training.task.checks import check_rows, frame_segments
+from pgdpo.training.task.checks import check_rows, frame_segments, segments_of
 from pgdpo.training.task.info import pair_info
 from pgdpo_kernels import GroupErrors, PairErrors
 
+Errors = PairErrors | GroupErrors | dict[str, PairErrors | GroupErrors]
 T = TypeVar("T")
 Sums = list[torch.Tensor]  # of each batch fp64 [B, K, F], `frame_sums` of its groups
 
@@ -66,7 +67,10 @@ class Measure:
         ]
         self._now = replace(objective, process_group=None)  # its options and its state are the run's
         self._configured = build_objective(
-            config.objective["name"], seed=config.train.seed, **config.objective_options
+            config.objective["name"],
+            seed=config.train.seed,
+            parts=config.objective.get("parts"),
+            **config.objective_options,
         )
         self._configured.state = objective.state
         self.no_loss = _why_no_loss(objective, config, data)
@@ -100,7 +104,7 @@ class Measure:
             sample, batch = self._sample(number)
             pred = self._policy(sample.noisy, sample.each, sample.conditioning)
             sums = baseline[number].to(pred.device)
-            segments = None if self._segments is None else self._segments[sample.latents.shape[2]]
+            segments = None if self._segments is None else segments_of(self._segments, sample.latents)
             where = {"segments": segments, "mask": sample.mask, "groups": batch["groups"]}
             compared = compared_with(sums, pred, sample.target, **where)
             errors = compared.errors(cross=self._now.needs_cross)
@@ -129,10 +133,10 @@ class Measure:
         level = self._levels[items[0][1]]
         return sample_at(batch, level, self._config, self._family, self._ranks.device), batch
 
-    def _judged(self, errors: PairErrors | GroupErrors, batch: dict, sample: Sample) -> list[list[float]]:
+    def _judged(self, errors: Errors, batch: dict, sample: Sample) -> list[list[float]]:
         """Of each pair, or group: excess of chosen and rejected, logit, loss."""
         info = pair_info(batch, sample, self._family)
-        whole = as_pairs(errors, info).over_segments()
+        whole = as_pairs(self._now.joint(errors, info), info).over_segments()
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
         if self.no_loss:
             logits = 0.5 * self._now.options.get("beta", torch.nan) * (rejected - chosen)

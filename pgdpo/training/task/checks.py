@@ -7,6 +7,7 @@ from typing import Any
 
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, has_mask
+from pgdpo.diffusion.streams import VIDEO, Latents, by_stream
 from pgdpo.engine.parallel import check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
@@ -171,15 +172,32 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
         check_sequence_parallel(config, family, shape)
 
 
-def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> dict[int, list[int] | None]:
-    """The temporal segment of each latent frame, `[F]`, by the number of frames F; None where the clip stays whole.
+Segments = dict[str, dict[int, list[int] | None]]
+
+
+def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> Segments:
+    """Of each stream the temporal segment of each latent frame, `[F]`, by the number of frames F; None where the clip
+    stays whole.
 
     As many segments as the columns that the objective needs have, or `data.segments`. Where the frames don't
     divide, the lengths differ by one frame. Raises InputError for numbers that don't fit.
     """
-    frames = [shape[1] for shape in data.latent_shapes]
-    lead = open_family(config.model).lead
-    return divide_frames(objective.needs, config.data.segments, data.rows[0], frames, lead)
+    family = open_family(config.model)
+    frames: dict[str, list[int]] = {VIDEO: [shape[1] for shape in data.latent_shapes]}
+    for name in family.streams[1:]:
+        frames[name] = [family.stream_shapes(*size)[name][1] for size in config.data.sizes]
+    return {
+        name: divide_frames(
+            objective.needs, config.data.segments, data.rows[0], lengths, family.lead if name == VIDEO else 0
+        )
+        for name, lengths in frames.items()
+    }
+
+
+def segments_of(segments: Segments, latents: Latents) -> list[int] | dict[str, list[int]] | None:
+    """Those of `latents` `[N, C, F, ...]`, as `Compared` takes them."""
+    found = {name: segments[name][tensor.shape[2]] for name, tensor in by_stream(latents).items()}
+    return found if isinstance(latents, Mapping) else found[VIDEO]
 
 
 def divide_frames(

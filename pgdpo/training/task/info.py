@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -31,9 +31,28 @@ def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
         name: torch.tensor(column, dtype=torch.float32, device=timestep.device)
         for name, column in columns.items()
     }
+    if batch["groups"] is None and isinstance(sample.latents, Mapping):
+        values["parts"] = part_labels(rows, sample.latents, timestep.device)
     if sample.timestep_weight is not None:
         values["timestep_weight"] = sample.timestep_weight * values.get("timestep_weight", 1)
     return PairInfo(timestep=timestep, ids=batch["pair_ids"], draw=batch["draw"], **values)
+
+
+def part_labels(
+    rows: Sequence[dict], parts: Iterable[str], device: torch.device
+) -> dict[str, torch.Tensor] | None:
+    """`PairInfo.parts`: of each part that some row has its own preference of, in `dimensions`; None where none has.
+
+    A share above one half is a label as the pair's, one below it the other way, one half a tie; a row that says nothing
+    of a part has the pair's.
+    """
+    found = {}
+    for part in parts:
+        said = [(row.get("dimensions") or {}).get(part) for row in rows]
+        if any(share is not None for share in said):
+            signs = [1 if share is None else (share > 0.5) - (share < 0.5) for share in said]
+            found[part] = torch.tensor(signs, device=device)
+    return found or None
 
 
 def sample_columns(groups: Sequence[list[dict]]) -> dict[str, list[list[float]]]:

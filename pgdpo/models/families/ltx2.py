@@ -1,0 +1,399 @@
+"""LTX-2, which makes sound and picture together, as diffusers has it (LTX2VideoTransformer3DModel; arXiv 2601.03233):
+from text, and from a picture. Versions 2.0, 2.3 and 2.5 are configurations of one transformer.
+
+Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma, one noise
+level for both streams. Each stream has blocks of its own and looks at the other's in every one of them; positions are in
+seconds for both, so that the model is told the frame rate, and the sound is as long as the picture at that rate.
+
+The text is Gemma's through the pipeline's connectors, which are frozen and see the prompt alone: what they make of it is
+stored. They fill up the prompt with learned registers, so that no text is masked, and `prompt` is always as long.
+
+Without sound (`model.audio: false`, or clips that have none) the picture is computed as if the model made no other: the
+streams don't look at each other (diffusers' `isolate_modalities`), and one empty latent stands for the sound.
+
+From a picture (LTX2ImageToVideoPipeline) the first latent frame is that picture's, clean, at timestep 0. The pipelines
+have `use_cross_timestep` on for every version (LTX-2.0 was published with it off, which is another number from a picture
+alone), and so has training.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pgdpo.config.families import Licence, SampleSettings
+from pgdpo.config.model import ModelConfig
+from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
+from pgdpo.messages.errors import InputError
+from pgdpo.models.encoders.absent import Connected, Vae, isolate
+from pgdpo.models.encoders.ltx2 import TEXT_LENGTH, LTX2Encoders
+from pgdpo.models.encoders.pipeline import VaeFamily
+from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
+from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.steps import step_told
+
+if TYPE_CHECKING:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    from pgdpo.config import DataConfig
+
+# DEFAULT_NEGATIVE_PROMPT in diffusers' pipelines/ltx2/utils.py, which the model cards' examples use.
+NEGATIVE = (
+    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, "
+    "grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, "
+    "deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured hands, "
+    "wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth of "
+    "field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
+    "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
+    "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
+    "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+    "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward "
+    "pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
+    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
+)
+# LTX2Pipeline.__call__'s defaults beside `guidance_scale`, which is the picture's, and what leaves all guidance out: of
+# the picture, and under names that begin with `audio_` of the sound.
+SCALES = {"stg_scale": (1.0, 0.0), "modality_scale": (3.0, 1.0), "guidance_rescale": (0.7, 0.0)}
+AUDIO_GUIDANCE = 7.0
+STG_BLOCKS = [28]
+TASKS = {"text_to_video": "LTX2Pipeline", "image_to_video": "LTX2ImageToVideoPipeline"}
+
+# The rows of `adapters/comfyui.py`: comfy/ldm/lightricks/av_model.py, as diffusers reads such files.
+LAYERS = (
+    (r"(transformer_blocks\.\d+\..+)", r"\1"),
+    (r"(audio_)?proj_in", r"\1patchify_proj"),
+    (r"((?:audio_)?proj_out)", r"\1"),
+    (r"((?:audio_)?caption_projection\..+)", r"\1"),
+    (r"(audio_)?time_embed\.(.+)", r"\1adaln_single.\2"),
+    (r"(audio_)?prompt_adaln\.(.+)", r"\1prompt_adaln_single.\2"),
+    (r"av_cross_attn_(video|audio)_scale_shift\.(.+)", r"av_ca_\1_scale_shift_adaln_single.\2"),
+    (r"av_cross_attn_(?:video|audio)_(a2v|v2a)_gate\.(.+)", r"av_ca_\1_gate_adaln_single.\2"),
+)
+
+
+class LTX2Settings(ModelConfig):
+    audio: bool = Field(
+        True,
+        description="ltx2: train on the sound too; false: the picture alone, the sound is neither read nor heard by it.",
+    )
+    frame_rate: float | None = Field(
+        None, gt=0, description="ltx2: the same, by default 24; the sound's length follows from it."
+    )
+    task: Literal["text_to_video", "image_to_video"] | None = Field(
+        None, description="ltx2: one of the first two; by default what the folder's pipeline is for."
+    )
+
+    @property
+    def fps(self) -> float:
+        return super().fps if self.encoders == "toy" else self.frame_rate or super().fps
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (VIDEO, AUDIO) if self.audio else (VIDEO,)
+
+
+class LTX2(VaeFamily):
+    settings = LTX2Settings
+    models = "LTX-2"
+    pipelines = tuple(TASKS.values())
+    streams = (VIDEO, AUDIO)
+    licences = {  # noqa: RUF012
+        "Lightricks/LTX-2.5*": Licence(
+            "other",
+            "https://github.com/Lightricks/LTX-2/blob/main/LICENSE.md",
+            "ltx-2-x-community-license-agreement",
+            "an entity with a revenue of $10 million a year or more needs a paid licence for all but non-commercial "
+            "use; adapters are derivatives, under the same terms",
+            "2026-11-27",
+        ),
+        "*/LTX-2*": Licence(
+            "other",
+            "https://huggingface.co/Lightricks/LTX-2/tree/main",
+            "ltx-2-community-license-agreement",
+            "each version has a file of its own: see there",
+        ),
+    }
+    fps = 24.0  # a default of its pipelines
+    rate_key = "model.frame_rate"
+    # The defaults of LTX2Pipeline.__call__; its scheduler shifts by the number of tokens.
+    cards = {"ltx2": SampleSettings(30, 3.0, negative_prompt=NEGATIVE)}  # noqa: RUF012
+    comfyui = LAYERS
+    transformer_class = Diffusers("LTX2VideoTransformer3DModel")
+    pipeline_class = Diffusers("LTX2Pipeline")
+    vae_class = Diffusers("AutoencoderKLLTX2Video")
+    encoders_class = LTX2Encoders
+    text_length = TEXT_LENGTH
+    # A timestep per token goes with its token, and so do its positions.
+    sharing = TokenSharing(
+        blocks=("transformer_blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1
+    )
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        self.frame_rate = model.fps
+        own = self.read_index().get("_class_name")
+        task = model.task or next((task for task, name in TASKS.items() if name == own), "text_to_video")
+        self.pictures = (0,) if task == "image_to_video" else ()
+        self.image_names = ("image_latents",) if self.pictures else ()
+        self.pipeline_class = getattr(diffusers, TASKS[task])
+        self.told = (self.frame_rate, *self.pictures)
+
+    def check_fps(self, data: DataConfig) -> None:
+        """Clips are shown at the rate that the model is told: at another one the sound is out of step with them."""
+        allowed = (None, self.frame_rate) if AUDIO in self.streams else (None, "own", self.frame_rate)
+        if data.fps in allowed:
+            return
+        told = f"the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
+        if data.fps == "own":
+            raise InputError(
+                f"data.fps is `own`, and {told}: the sound of clips of another rate would be out of step with their "
+                "picture: set model.frame_rate to the clips' rate and leave data.fps out, or set model.audio to false"
+            )
+        raise InputError(
+            f"data.fps is {data.fps:g} and {told}: set model.frame_rate to {data.fps:g} and leave data.fps out"
+        )
+
+    @functools.cached_property
+    def audio_vae(self) -> SimpleNamespace:
+        """The audio VAE's configuration, with `latents_per_second` and `latent_bins` (of the mel spectrogram)."""
+        config = diffusers.AutoencoderKLLTX2Audio.load_config(self.source, subfolder="audio_vae")
+        found = SimpleNamespace(**config)
+        # `temporal_compression_ratio` and `mel_compression_ratio`, which diffusers has as constants.
+        found.latents_per_second = found.sample_rate / found.mel_hop_length / 4
+        found.latent_bins = found.mel_bins // 4
+        return found
+
+    def stream_shapes(self, num_frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        shapes = super().stream_shapes(num_frames, height, width)
+        if AUDIO in self.streams:
+            shapes[AUDIO] = self.sound_to_latents(num_frames)
+        return shapes
+
+    def sound_to_latents(self, num_frames: int) -> tuple[int, int, int]:
+        """`(C, L, M)` of the sound of a clip of that many frames, as the pipeline computes it."""
+        vae = self.audio_vae
+        length = round(num_frames / self.frame_rate * vae.latents_per_second)
+        return vae.latent_channels, length, vae.latent_bins
+
+    @property
+    def text_widths(self) -> tuple[int, int]:
+        """Of `prompt` and `audio_prompt`: the connectors', which LTX-2.0's transformer projects to its own."""
+        config = self._architecture
+        if config.get("use_prompt_embeddings", True):
+            return config["caption_channels"], config["caption_channels"]
+        return config["cross_attention_dim"], config["audio_cross_attention_dim"]
+
+    def example_conditioning(self, batch: int, latent_shape: tuple[int, ...]) -> Conditioning:
+        channels, _, height, width = latent_shape
+        video, audio = self.text_widths
+        found = {"prompt": torch.empty(batch, self.text_length, video)}
+        if AUDIO in self.streams:
+            found["audio_prompt"] = torch.empty(batch, self.text_length, audio)
+        if self.pictures:
+            found["image_latents"] = torch.empty(batch, channels, 1, height, width)
+        return found
+
+    def predict(
+        self,
+        transformer: Callable,
+        noisy: torch.Tensor | dict[str, torch.Tensor],
+        sigma: torch.Tensor,
+        conditioning: Conditioning,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        streams = by_stream(noisy)
+        video, audio = streams[VIDEO], streams.get(AUDIO)
+        told = self._told(video, audio, self.timestep(sigma), conditioning)
+        pictures, sounds = transformer(**told, return_dict=False)
+        found = {VIDEO: self._unpack(pictures, video)}
+        if audio is not None:
+            found[AUDIO] = self.pipeline_class._unpack_audio_latents(sounds, *audio.shape[2:])
+        return found if isinstance(noisy, dict) else found[VIDEO]
+
+    def _told(
+        self,
+        video: torch.Tensor,  # [N, C, F, H, W]
+        audio: torch.Tensor | None,  # [N, C, L, M]; None: the picture alone
+        timestep: torch.Tensor,  # [N]
+        conditioning: Conditioning,
+    ) -> dict:
+        """The transformer's arguments, as the pipeline tells them. No text is masked, and no mask is told."""
+        isolated = audio is None
+        text = conditioning["prompt"].to(video.dtype)
+        if isolated:
+            audio, audio_text = self._no_sound(video)
+        else:
+            audio_text = conditioning["audio_prompt"].to(video.dtype)
+        times = {"timestep": timestep}
+        if "image_latents" in conditioning:
+            video = torch.cat([conditioning["image_latents"].to(video.dtype), video[:, :, 1:]], dim=2)
+            times = {"timestep": timestep[:, None] * (1 - self._first(video)), "audio_timestep": timestep}
+        frames, height, width = video.shape[2:]
+        count, length, device = len(video), audio.shape[2], video.device
+        rope, audio_rope = self._ropes
+        return {
+            "hidden_states": self._pack(video),
+            "audio_hidden_states": self.pipeline_class._pack_audio_latents(audio),
+            "encoder_hidden_states": text,
+            "audio_encoder_hidden_states": audio_text,
+            **times,
+            "sigma": timestep,
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "fps": self.frame_rate,
+            "audio_num_frames": length,
+            "video_coords": rope.prepare_video_coords(
+                count, frames, height, width, device, fps=self.frame_rate
+            ),
+            "audio_coords": audio_rope.prepare_audio_coords(count, length, device),
+            "isolate_modalities": isolated,
+            "use_cross_timestep": True,
+        }
+
+    @functools.cached_property
+    def _ropes(self) -> tuple:
+        """What has the positions of each stream, as the transformer's own `rope` and `audio_rope` do."""
+        has = self._architecture
+        rope = functools.partial(
+            diffusers.models.transformers.transformer_ltx2.LTX2AudioVideoRotaryPosEmbed,
+            dim=has["attention_head_dim"],
+            causal_offset=has["causal_offset"],
+        )
+        video = rope(
+            patch_size=has["patch_size"],
+            patch_size_t=has["patch_size_t"],
+            scale_factors=has["vae_scale_factors"],
+        )
+        audio = rope(
+            patch_size=has["audio_patch_size"],
+            patch_size_t=has["audio_patch_size_t"],
+            sampling_rate=has["audio_sampling_rate"],
+            hop_length=has["audio_hop_length"],
+            scale_factors=[has["audio_scale_factor"]],
+            modality="audio",
+        )
+        return video, audio
+
+    def _no_sound(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One empty latent `[N, C, 1, 1]`, and one empty token of text, in place of the sound's."""
+        count, channels = len(video), self._architecture["audio_in_channels"]
+        return video.new_zeros(count, channels, 1, 1), video.new_zeros(count, 1, self.text_widths[1])
+
+    def _first(self, latents: torch.Tensor) -> torch.Tensor:
+        """`[N, tokens]`, fp32: 1 for those of the first latent frame."""
+        mask = torch.zeros_like(latents[:, :1], dtype=torch.float32)
+        mask[:, :, 0] = 1
+        return self._pack(mask).squeeze(-1)
+
+    def loss_mask(self, latents, conditioning: Conditioning):
+        """Frame weights `[F]` of the picture, whose given first frame is no prediction; None without one."""
+        if not self.pictures:
+            return None
+        video = by_stream(latents)[VIDEO]
+        weights = torch.ones(video.shape[2], device=video.device)
+        weights[0] = 0
+        return {VIDEO: weights} if isinstance(latents, dict) else weights
+
+    def _pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
+        return self.pipeline_class._pack_latents(latents, self.patch[1], self.patch[0])
+
+    def _unpack(self, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`_pack`, undone, to the shape of `like`."""
+        sizes = [n // p for n, p in zip(like.shape[2:], self.patch, strict=True)]
+        return self.pipeline_class._unpack_latents(tokens, *sizes, self.patch[1], self.patch[0])
+
+    @no_grad
+    def sample(
+        self,
+        transformer: LTX2VideoTransformer3DModel,
+        noise: torch.Tensor | dict[str, torch.Tensor],
+        conditioning: Conditioning,
+        negative: Conditioning,
+        how: SampleSettings,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Through the pipeline's own loop, begun from latents that the picture stands in already.
+
+        `how.guidance_scale` is the picture's; with it go the other scales of the pipeline (`GUIDED`). At 1 there is no
+        guidance of any kind. Without sound nothing is guided by it.
+        """
+        streams = by_stream(noise)
+        video, audio = streams[VIDEO], streams.get(AUDIO)
+        isolated = audio is None
+        if isolated:
+            audio, _ = self._no_sound(video)
+        if "image_latents" in conditioning:
+            video = torch.cat([conditioning["image_latents"], video[:, :, 1:]], dim=2)
+        frames, height, width = self.clip_size(video.shape[1:])
+        hook = transformer.register_forward_pre_hook(isolate, with_kwargs=True) if isolated else None
+        try:
+            found = self._pipeline(transformer, how, audio.shape[-1])(
+                **self._texts(conditioning, ""),
+                **self._texts(negative, "negative_"),
+                latents=video,
+                audio_latents=audio,
+                num_frames=frames,
+                height=height,
+                width=width,
+                frame_rate=self.frame_rate,
+                num_inference_steps=how.steps,
+                guidance_scale=how.guidance_scale,
+                **self._guidance(how, isolated),
+                generator=torch.Generator(),  # of noise that it multiplies by 0
+                callback_on_step_end=step_told,
+                output_type="latent",
+            )
+        finally:
+            if hook is not None:
+                hook.remove()
+        return found.frames if isolated else {VIDEO: found.frames, AUDIO: found.audio}
+
+    def _pipeline(self, transformer: LTX2VideoTransformer3DModel, how: SampleSettings, bins: int):
+        """The pipeline around the transformer, in which nothing is encoded and nothing decoded; `bins`: the sound's M."""
+        _, temporal, spatial = self.vae_shape
+        sound = SimpleNamespace(
+            sample_rate=1, mel_hop_length=1, mel_bins=bins, latent_channels=1
+        )  # read, not used
+        pipeline = self.pipeline_class(
+            scheduler=self.load_scheduler(how.flow_shift),
+            vae=Vae(SimpleNamespace(scaling_factor=1.0), temporal, spatial),
+            audio_vae=Vae(sound),
+            text_encoder=None,
+            tokenizer=None,
+            connectors=Connected(self.text_widths),
+            transformer=transformer,
+            vocoder=None,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _texts(self, conditioning: Conditioning, kind: str) -> dict[str, torch.Tensor]:
+        """A prompt as the pipeline is given it: what its connectors make of it, joined; without sound none of its."""
+        prompt = conditioning["prompt"]
+        audio = conditioning.get("audio_prompt")
+        if audio is None:
+            audio = prompt.new_zeros(*prompt.shape[:2], self.text_widths[1])
+        mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
+        return {
+            f"{kind}prompt_embeds": torch.cat([prompt, audio], dim=-1),
+            f"{kind}prompt_attention_mask": mask,
+        }
+
+    def _guidance(self, how: SampleSettings, isolated: bool) -> dict:
+        guided = how.guidance_scale > 1
+        scales = {name: card if guided else none for name, (card, none) in SCALES.items()}
+        if isolated:  # what stands apart already
+            scales["modality_scale"] = 1.0
+        return {
+            **scales,
+            **{f"audio_{name}": scale for name, scale in scales.items()},
+            "audio_guidance_scale": AUDIO_GUIDANCE if guided and not isolated else how.guidance_scale,
+            "spatio_temporal_guidance_blocks": STG_BLOCKS,
+        }
+
+
+FAMILY = LTX2
