@@ -140,6 +140,16 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_side": {"pixels a side are read: check the file": By("bad rows")},
     },
+    "video.listen": {
+        "read_sound": {"has no sound track": Why.CLIP, "holds no samples": Why.CLIP},
+        "_check_end": {"its sound ends after": Why.CLIP},
+        "_layout": {"says not where they stand": Why.CLIP},
+    },
+    "video.track": {
+        "probe_track": {"holds no samples": Why.CLIP},
+        "pieces": {"is damaged": Why.CLIP, "changes its rate or channels": Why.CLIP},
+        "opened": {"does not decode": Why.CLIP},
+    },
     "evaluation.errors": {"Errors.__init__": {"all held-out rows are single clips": Why.ANOTHER}},
     "evaluation.evaluate": {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
