@@ -77,7 +77,12 @@ def sample_settings(evaluate: EvaluateConfig, found: SampleSettings) -> SampleSe
 
 # What the others are that might be taken for one of these, by how the names of their classes begin.
 NEIGHBOURS = {
-    "LTX2": "LTX-2, which makes sound too",
+    "LTX2Condition": "LTX-2 from keyframes",
+    "LTX2InContext": "LTX-2 with an IC-LoRA",
+    "LTX2HDR": "LTX-2 in HDR",
+    "LTX2DFR": "LTX-2's refiner",
+    "LTX2LatentUpsample": "LTX-2's upsampler of latents",
+    "LTX2VideoDiffusionDecode": "LTX-2.5's diffusion decoder",
     "LTXI2VLongMultiPrompt": "LTX-Video with many prompts",
     "LTXLatentUpsample": "LTX-Video's upsampler of latents",
     "HunyuanVideo15": "HunyuanVideo 1.5",

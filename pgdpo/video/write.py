@@ -27,6 +27,7 @@ def write_video(
     scale: int = 1,
     short: int | None = None,
     sound: Sound | None = None,
+    bit_rate: int = BIT_RATE,
 ) -> None:
     """Encode a clip as H.264 (yuv420p, BT.709) in an MP4 that browsers play; equal input gives equal bytes.
 
@@ -41,6 +42,7 @@ def write_video(
         short: the shorter side, in pixels, that a clip with a longer one is shrunk to.
         sound: written as AAC, from the picture's first frame on; what is longer than the picture is cut off, what is
             shorter goes on with silence.
+        bit_rate: bits a second of each of its channels.
 
     Raises:
         ValueError: frames of another dtype or shape, or an odd side after scaling (4:2:0 halves both sides); sound of
@@ -72,7 +74,7 @@ def write_video(
             context = stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = MPEG_RANGE
-            track = None if sound is None else _Track(container, sound)
+            track = None if sound is None else _Track(container, sound, bit_rate)
             for number, array in enumerate(frames, 1):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
                 frame = frame.reformat(
@@ -96,11 +98,11 @@ def write_video(
 class _Track:
     """The AAC track of a clip that is being written, beside its pictures so that a player needs not look far."""
 
-    def __init__(self, container: av.container.OutputContainer, sound: Sound) -> None:
+    def __init__(self, container: av.container.OutputContainer, sound: Sound, bit_rate: int) -> None:
         self._container, self._sound, self._written = container, sound, 0
         self._layout = LAYOUTS[len(sound.samples)]
         self._stream = container.add_stream("aac", rate=sound.rate, layout=self._layout, format="fltp")
-        self._stream.bit_rate = BIT_RATE * len(sound.samples)
+        self._stream.bit_rate = bit_rate * len(sound.samples)
 
     def write(self, seconds: Fraction) -> None:
         """The sound up to that time."""

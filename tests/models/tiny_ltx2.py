@@ -53,8 +53,8 @@ def gemma3():
 
 
 def save_tiny_ltx2(folder: Path, *, version: str = "2.0", pipeline: str = "LTX2Pipeline") -> Path:
-    """`version`: 2.0; 2.3, with gated attention, modulated attention to text, and projections in the connectors; or 2.5,
-    whose feed-forward has no bias."""
+    """`version`: 2.0; 2.3, with gated attention, modulated attention to text, and projections in the connectors; or
+    2.5, whose feed-forward has no bias."""
     import diffusers
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler
 

@@ -21,7 +21,16 @@ from pgdpo.report.steps import evaluated_steps
 from pgdpo.sampling.clips import _asking_for, sample_latents
 from pgdpo_kernels import pair_noise
 from tests.models.families import KINDS
-from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline, seed_of, starting
+from tests.models.road import (
+    CPU,
+    PROMPT,
+    as_sampled,
+    conditioning_of,
+    latents_of,
+    open_pipeline,
+    seed_of,
+    starting,
+)
 from tests.worlds import run_pgdpo, write_config
 
 
@@ -78,7 +87,7 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
         key = next(key for key in ("flow_shift", "shift") if key in pipeline.scheduler.config)
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **{key: shift})
     noise = pair_noise((1, *family.latent_shape(*kind.size)), seed=0, pair_ids=torch.tensor([7]), draw=0)
-    with torch.no_grad(), starting(kind, pipeline, noise) as begun:
+    with torch.no_grad(), starting(kind, pipeline, noise) as begun, as_sampled(kind, pipeline):
         theirs = pipeline(
             prompt=PROMPT,
             negative_prompt=negative,
@@ -87,8 +96,8 @@ def test_what_evaluate_samples_is_what_the_real_pipeline_samples_as_its_card_say
             **kind.call,
             **begun,
             **told,
-        ).frames
-    theirs = kind.lay_back(theirs, noise)
+        )
+    theirs = latents_of(kind, theirs, noise)
     handed = []
     call = type(pipeline).__call__
 

@@ -1,6 +1,5 @@
-"""What stands in an LTX-2 pipeline for the parts that nothing goes through while it samples: text comes connected, noise
-and latents as the transformer has them.
-"""
+"""What stands in an LTX-2 pipeline for the parts that nothing goes through while it samples: text comes connected,
+noise and latents come as the transformer has them."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class LTX2Encoders(PipelineEncoders):
 
     @no_grad
     def encode_images(self, pictures: dict[int, np.ndarray], num_frames: int, prompt: str) -> Conditioning:
-        """`image_latents` `[C, 1, H, W]`: of the picture alone, a clip of one frame, compressed as the pipeline does."""
+        """`image_latents` `[C, 1, H, W]` of the picture alone, a clip of one frame, compressed as the pipeline does."""
         from PIL import Image
 
         picture, size = pictures[0], pictures[0].shape[:2]
@@ -86,7 +86,8 @@ class LTX2Encoders(PipelineEncoders):
             vae_scale_factor=self.family.vae_shape[2], resample="bilinear"
         )
         pixels = processor.preprocess(Image.fromarray(picture), *size).unsqueeze(2)
-        return {"image_latents": self.encode(vae, pixels.to(self.device, vae.dtype))[0].float().cpu()}
+        latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+        return {"image_latents": self.normalize(vae, latents.float())[0].cpu()}
 
     def normalize(self, vae: AutoencoderKLLTX2Video, latents: torch.Tensor) -> torch.Tensor:
         return self.family.pipeline_class._normalize_latents(
@@ -161,8 +162,8 @@ class LTX2Encoders(PipelineEncoders):
 def log_mel(samples: torch.Tensor, rate: int, *, hop: int, bins: int) -> torch.Tensor:
     """Log-mel spectrogram `[channels, frames, bins]` of a waveform `[channels, n]`, with `1 + n // hop` frames.
 
-    Magnitudes of a Hann window of `N_FFT` samples around every `hop`-th one, mirrored at both ends, in bands of Slaney's
-    mel scale from 0 to half the rate whose weights are of one area, at least `QUIETEST`, in natural logarithm.
+    Magnitudes of a Hann window of `N_FFT` samples around every `hop`-th one, mirrored at both ends, in bands of
+    Slaney's mel scale from 0 to half the rate whose weights are of one area, at least `QUIETEST`, in natural logarithm.
     """
     window = torch.hann_window(N_FFT, device=samples.device)
     spectrum = torch.stft(

@@ -2,18 +2,17 @@
 from text, and from a picture. Versions 2.0, 2.3 and 2.5 are configurations of one transformer.
 
 Flow matching: noisy = (1 - sigma) x + sigma eps, the model predicts eps - x and is conditioned on 1000 sigma, one noise
-level for both streams. Each stream has blocks of its own and looks at the other's in every one of them; positions are in
-seconds for both, so that the model is told the frame rate, and the sound is as long as the picture at that rate.
+level for both streams. Each stream has layers of its own and looks at the other in every block. Both have positions in
+seconds: the model is told the frame rate, and the sound is as long as the picture at that rate.
 
-The text is Gemma's through the pipeline's connectors, which are frozen and see the prompt alone: what they make of it is
-stored. They fill up the prompt with learned registers, so that no text is masked, and `prompt` is always as long.
+The text is Gemma's through the pipeline's connectors, which are frozen and see the prompt alone: what they make of it
+is stored. They fill it up with learned registers, so that no text is masked, and `prompt` is always as long.
 
 Without sound (`model.audio: false`, or clips that have none) the picture is computed as if the model made no other: the
 streams don't look at each other (diffusers' `isolate_modalities`), and one empty latent stands for the sound.
 
 From a picture (LTX2ImageToVideoPipeline) the first latent frame is that picture's, clean, at timestep 0. The pipelines
-have `use_cross_timestep` on for every version (LTX-2.0 was published with it off, which is another number from a picture
-alone), and so has training.
+have `use_cross_timestep` on for every version, and so has training; from text it is the same number on or off.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ LAYERS = (
 class LTX2Settings(ModelConfig):
     audio: bool = Field(
         True,
-        description="ltx2: train on the sound too; false: the picture alone, the sound is neither read nor heard by it.",
+        description="ltx2: train on the sound too; false: on the picture alone, which then doesn't hear it.",
     )
     frame_rate: float | None = Field(
         None, gt=0, description="ltx2: the same, by default 24; the sound's length follows from it."
@@ -353,7 +352,7 @@ class LTX2(VaeFamily):
         return found.frames if isolated else {VIDEO: found.frames, AUDIO: found.audio}
 
     def _pipeline(self, transformer: LTX2VideoTransformer3DModel, how: SampleSettings, bins: int):
-        """The pipeline around the transformer, in which nothing is encoded and nothing decoded; `bins`: the sound's M."""
+        """The pipeline around the transformer, in which nothing is encoded or decoded; `bins`: the sound's M."""
         _, temporal, spatial = self.vae_shape
         sound = SimpleNamespace(
             sample_rate=1, mel_hop_length=1, mel_bins=bins, latent_channels=1
