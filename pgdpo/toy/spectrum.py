@@ -1,8 +1,8 @@
 """The toy world's codec of sound: how strong each harmonic of each pitch is, twice a frame; back by oscillators.
 
-Latents are `[4, L, 16]`: at `[h, l, m]` stands the amplitude, in the window about step l, at h + 1 times the pitch m, of 16
-pitches a sixth of an octave apart: a harmonic constant-Q transform (Bittner et al., ISMIR 2017). A tone is a bump over m,
-in each channel whose harmonic it has, and moves along m as its pitch glides.
+Latents are `[4, L, 16]`: at `[h, l, m]` stands the amplitude, in the window about step l, at h + 1 times the pitch m,
+of 16 pitches a sixth of an octave apart: a harmonic constant-Q transform (Bittner et al., ISMIR 2017). A tone is a bump
+over m, in each channel whose harmonic it has, and moves along m as its pitch glides.
 """
 
 import numpy as np
@@ -19,9 +19,11 @@ SPECTRUM = 8192  # points, of the window padded with zeros
 WIDTH = 0.15  # octaves: standard deviation of the bump that a pure tone makes
 LATENT_MEAN, LATENT_STD = 0.12, 0.25
 QUIET = 0.05  # a step whose strongest pitch is below this share of the loudest tone's has none of its own
+FINGERPRINT = f"{RATE}:{STEPS}x{HARMONICS}x{PITCHES}:{LATENT_MEAN}:{LATENT_STD}"
 
 
 def audio_shape(num_frames: int) -> tuple[int, int, int]:
+    """`(4, L, 16)` of a clip's sound."""
     return HARMONICS, STEPS * num_frames, PITCHES
 
 
@@ -65,8 +67,8 @@ def decode(latents: torch.Tensor) -> Sound:
 
 
 def _weights() -> np.ndarray:
-    """What each point of a spectrum adds to each (harmonic, pitch): float64 [4097, 64], such that a sine of amplitude 1 at a
-    pitch gives 1."""
+    """What each point of a spectrum adds to each (harmonic, pitch): float64 [4097, 64], such that a sine of amplitude 1
+    at a pitch gives 1."""
     frequency = np.fft.rfftfreq(SPECTRUM, 1 / RATE)
     octave = np.log2(np.maximum(frequency, 1) / MIDDLE)
     centres = np.log2(np.arange(1, HARMONICS + 1))[:, None] + LOWEST + SPACING * np.arange(PITCHES)
@@ -74,6 +76,6 @@ def _weights() -> np.ndarray:
     weights = np.exp(-0.5 * (away / WIDTH) ** 2)
     window = np.abs(np.fft.fft(np.hanning(WINDOW), SPECTRUM)) ** 2
     return weights * (window[0] / window.sum())
-    
+
 
 _WEIGHTS = _weights()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pgdpo.toy.scene import SHAPES, SPLITS, Example, Scene, prompt_words
+from pgdpo.toy.scene import DEFECTS, SHAPES, SPLITS, Scene, prompt_words
 from pgdpo.video.sound import Sound
 
 RATE = 16000
@@ -22,6 +22,7 @@ TIMBRES = {
     )
 }
 HARMONICS = 4
+FAULTS = ("picture", "sound", "both")
 SOUND_DEFECTS = ("path", "wobble", "late", "timbre")
 LATEST = 4  # frames that a tone comes late by, of strength 1
 
@@ -47,6 +48,35 @@ def tone_of(scene: Scene) -> Tone:
     return Tone(octave_at(scene.position[:, 1]), TIMBRES[prompt_words(scene.prompt)[2]])
 
 
+def faults_of(seed: int, index: int, split: str) -> tuple[str, str]:
+    """Where the rejected clips of row `index` are faulty, one of FAULTS, and what its sound has where it is."""
+    rng = _draws(seed, index, split)
+    return FAULTS[rng.integers(len(FAULTS))], SOUND_DEFECTS[rng.integers(len(SOUND_DEFECTS))]
+
+
+def voiced(
+    whole: Scene, faulty: Scene, strength: float, *, seed: int, index: int, split: str, grade: int = 1
+) -> tuple[Scene, Tone]:
+    """A rejected clip of row `index` in the sounding world: the scene, which is `whole` where the sound alone is
+    faulty, and its tone, which follows what is seen unless it is faulty itself.
+
+    Args:
+        strength: of the picture's defect, and of the sound's.
+        grade: of a group, which clip it is: each has draws of its own.
+    """
+    faults, defect = faults_of(seed, index, split)
+    scene = whole if faults == "sound" else faulty
+    tone = tone_of(scene)
+    if faults != "picture":
+        tone = with_sound_defect(_draws(seed, index, split, grade), tone, defect, strength)
+    return scene, tone
+
+
+def _draws(seed: int, index: int, split: str, *grade: int) -> np.random.Generator:
+    """Of the sound: no defect of the picture has these, so that a scene is the same with it."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, len(DEFECTS), *grade])
+
+
 def with_sound_defect(rng: np.random.Generator, tone: Tone, defect: str, strength: float) -> Tone:
     """The tone with one defect, proportional to `strength` in [0, 1] for equal random draws."""
     num_frames = len(tone.octave)
@@ -65,7 +95,9 @@ def with_sound_defect(rng: np.random.Generator, tone: Tone, defect: str, strengt
         frames = np.arange(num_frames) + LATEST * (1 - strength)
         return replace(tone, octave=np.interp(frames, np.arange(len(told)), told))
     if defect == "timbre":
-        others = [harmonics for harmonics in TIMBRES.values() if not np.array_equal(harmonics, tone.harmonics)]
+        others = [
+            harmonics for harmonics in TIMBRES.values() if not np.array_equal(harmonics, tone.harmonics)
+        ]
         mixed = (1 - strength) * tone.harmonics + strength * others[rng.integers(len(others))]
         return replace(tone, harmonics=mixed / np.linalg.norm(mixed))
     raise ValueError(f"defect {defect!r}: one of {SOUND_DEFECTS}")
