@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from pgdpo.video import Sound, SoundFormat
 
 TEXT_LENGTH = 1024  # the pipelines' max_sequence_length
+# DEFAULT_NEGATIVE_PROMPT in diffusers' pipelines/ltx2/utils.py, which the model cards' examples use.
+NEGATIVE = (
+    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, "
+    "grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, "
+    "deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured hands, "
+    "wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth of "
+    "field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
+    "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
+    "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
+    "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+    "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward "
+    "pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
+    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
+)
 # The mel spectrogram that the audio VAE was trained on, as Lightricks' own code makes it (ltx_core's AudioProcessor):
 # diffusers has only the way back. Its window is as long as the transform; rate, hop and bins are the VAE's.
 N_FFT = 1024
