@@ -292,7 +292,7 @@ LTX2 = Kind(
     ),
     negative="blurry",
     reads=1024,
-    tiled=((9, 32, 544), (9, 32, 512)),
+    tiled=((9, 64, 544), (9, 64, 512)),  # one latent row cannot be mirrored
     size=(9, 64, 96),
     step=(8, 32),
     unguided={
