@@ -1,4 +1,4 @@
-"""Sound from a row's clips to a batch: an LTX-2 pipeline of real classes; clips of several rates, some of them silent."""
+"""Sound from a row's clips to a batch, of real classes: clips of several rates, some silent."""
 
 import json
 import shutil
