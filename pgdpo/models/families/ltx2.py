@@ -32,7 +32,7 @@ from pgdpo.models.encoders.absent import Connected, Vae, isolate
 from pgdpo.models.encoders.ltx2 import TEXT_LENGTH, LTX2Encoders
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
@@ -126,9 +126,21 @@ class LTX2(VaeFamily):
     vae_class = Diffusers("AutoencoderKLLTX2Video")
     encoders_class = LTX2Encoders
     text_length = TEXT_LENGTH
-    # A timestep per token goes with its token, and so do its positions.
+    # A timestep per token goes with its token; both forms of the rotary tables have the tokens last but one.
     sharing = TokenSharing(
-        blocks=("transformer_blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1
+        blocks=("transformer_blocks",),
+        streams={
+            VIDEO: Tokens("attn1", arguments={"timestep": 1}, ropes={"rope": -2, "cross_attn_rope": -2}),
+            AUDIO: Tokens(
+                "audio_attn1",
+                arguments={"audio_timestep": 1},
+                ropes={"audio_rope": -2, "cross_attn_audio_rope": -2},
+                hidden_states="audio_hidden_states",
+                output="audio_proj_out",
+                heads="audio_num_attention_heads",
+            ),
+        },
+        across={"audio_to_video_attn": (VIDEO, AUDIO), "video_to_audio_attn": (AUDIO, VIDEO)},
     )
 
     def __init__(self, model: ModelConfig) -> None:
