@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from tests.refusals.lists import passed_over, prepared_groups
+from tests.refusals.lists import half_heard, passed_over, prepared_groups
 from tests.refusals.making import (
     FRESH,
     HALF,
@@ -264,6 +264,7 @@ INPUTS = {
     "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
+    "sound in some rows": Input("train", half_heard),
     "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(
