@@ -20,7 +20,7 @@ from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
 from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.reference import Comparison, Reference
-from pgdpo.training.metrics import StepMetrics, as_pairs, finite_only, group_metrics, watch_gradients
+from pgdpo.training.metrics import StepMetrics, as_pairs, finite_only, sample_metrics, watch_gradients
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.steering.steering import Steering
 from pgdpo.training.task.checks import segments_of
@@ -68,7 +68,7 @@ class Step:
                 watch_gradients(errors)
                 norm = self.policy.backward(output.loss)
             joint = self.objective.joint(errors, info)
-            found = group_metrics(joint, output, info)
+            found = sample_metrics(errors, joint, output, info, self.policy.family.streams)
             metrics.add(*found, sigma, sound_pairs(batch, device), batch["rows"])
             self.beta_watch.add(output.logits)
             self.common_rise.add(output, as_pairs(joint, info))
