@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import av
 import numpy as np
@@ -53,6 +54,13 @@ def config(saved, tmp_path_factory):
     return path
 
 
+def reported(config, out, *overrides) -> Path:
+    """The folder of a run that is yet to be, with its page."""
+    prepared = f"data.prepared={config.parent / 'out' / 'prepared'}"
+    run_pgdpo("report", config, f"output_dir={out}", prepared, *overrides)
+    return out / "dpo"
+
+
 def heard(path) -> tuple[float, float, bool]:
     """(seconds of the picture, of the sound, whether that is more than silence); no sound: none of it."""
     with av.open(str(path)) as container:
@@ -66,8 +74,7 @@ def heard(path) -> tuple[float, float, bool]:
 
 def test_pairs_are_heard_as_the_model_receives_them(config, tmp_path):
     """Decoded from the latents that `prepare` made: through the audio VAE and the vocoder."""
-    run_pgdpo("report", config, "evaluate.report_pairs=4", "name=shown")
-    run = config.parent / "out" / "shown"
+    run = reported(config, tmp_path, "evaluate.report_pairs=4")
     pairs = {pair["id"]: pair for pair in json.loads((run / "pairs.json").read_text())["pairs"]}
     assert [*pairs] == ["p0", "p1", "p2", "p3"]
     for name, pair in pairs.items():
@@ -83,8 +90,7 @@ def test_pairs_are_heard_as_the_model_receives_them(config, tmp_path):
 
 @needs_browser
 def test_a_pairs_clips_are_heard_one_at_a_time(config, tmp_path):
-    run_pgdpo("report", config, "evaluate.report_pairs=2", "name=played")
-    run = config.parent / "out" / "played"
+    run = reported(config, tmp_path / "out", "evaluate.report_pairs=2")
     (run / "probe.html").write_text(PROBE.replace("PAGE", "report.html"))
     found, _, log = visited(run, tmp_path)
     assert found["errors"] == [None] * 4 and "CONSOLE" not in log, log
@@ -95,8 +101,7 @@ def test_a_pairs_clips_are_heard_one_at_a_time(config, tmp_path):
 
 
 def test_a_page_that_is_too_large_keeps_the_sound_of_its_copies(config, tmp_path):
-    run_pgdpo("report", config, "evaluate.report_pairs=4", "name=small", "evaluate.report_megabytes=0.12")
-    run = config.parent / "out" / "small"
+    run = reported(config, tmp_path, "evaluate.report_pairs=4", "evaluate.report_megabytes=0.12")
     page = (run / "report.html").read_text()
     assert "with sound of 24,000 Hz mono; their full files lie beside this page" in page
     found = []
