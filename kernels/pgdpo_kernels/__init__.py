@@ -2,9 +2,11 @@
 
 from .backend import get_backend, set_backend
 from .explain import explain
+from .hidden.gate_heads import gate_heads
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
+from .hidden.norm_rope import norm_rope
 from .hidden.qk_norm_rope import qk_norm_rope
 from .noise.noise_pair import noise_pair, pair_noise
 from .pairs.diffusion_dpo import DiffusionDPOLoss, diffusion_dpo_loss
@@ -24,6 +26,7 @@ __all__ = [
     "apply_to",
     "diffusion_dpo_loss",
     "explain",
+    "gate_heads",
     "gate_residual",
     "gate_residual_norm_modulate",
     "get_backend",
@@ -31,6 +34,7 @@ __all__ = [
     "mean_loss",
     "noise_pair",
     "norm_modulate",
+    "norm_rope",
     "pair_errors",
     "pair_noise",
     "preference_loss",

@@ -11,9 +11,11 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .backend import VARIABLE, forced, heard
+from .hidden.gate_heads import gate_heads
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
+from .hidden.norm_rope import norm_rope
 from .hidden.qk_norm_rope import qk_norm_rope
 from .patch import Unsupported, plan, replaced, unwrapped
 from .patch.replace import Ops, Replacement
@@ -123,10 +125,10 @@ def _of_place(item: Replacement, op: str) -> list[tuple[str, str, str]]:
     """Of hidden states as wide as the first linear layer there, where its weights are."""
     linear = next(x for x in item.module.modules() if hasattr(x, "in_features"))
     x = torch.empty(1, 1, linear.in_features, device=next(item.module.parameters()).device)
-    if op == "qk_norm_rope":
-        heads = item.module.heads if hasattr(item.module, "heads") else item.module.num_heads
-        return _of_call(qk_norm_rope, x, x, num_heads=heads, norm="none")
-    return _of_call(PROBES[op], x)
+    if op in PROBES:
+        return _of_call(PROBES[op], x)
+    heads = item.module.heads if hasattr(item.module, "heads") else item.module.num_heads
+    return _of_call(PROBES_OF_HEADS[op], x, heads)
 
 
 # One call of each with modulation.
@@ -134,4 +136,9 @@ PROBES = {
     "norm_modulate": lambda x: norm_modulate(x, x, x),
     "gate_residual": lambda x: gate_residual(x, x, x),
     "gate_residual_norm_modulate": lambda x: gate_residual_norm_modulate(x, x, x, x, x),
+}
+PROBES_OF_HEADS = {
+    "qk_norm_rope": lambda x, heads: qk_norm_rope(x, x, num_heads=heads, norm="none"),
+    "norm_rope": lambda x, heads: norm_rope(x, num_heads=heads, norm="none"),
+    "gate_heads": lambda x, heads: gate_heads(x, x[..., :heads]),
 }

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from pgdpo.checkpoints.runs import Both, Run
-from pgdpo.diffusion.streams import Latents, each, video_of
+from pgdpo.diffusion.streams import Latents, each
 from pgdpo.evaluation.rewards import Reward
 from pgdpo.messages.console import say
 from pgdpo.messages.progress import moved
+from pgdpo.models.encoders.decode import decode
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.sampling.clips import Job
 from pgdpo.training.held_out.statistics import share
@@ -51,12 +52,13 @@ class Samples:
             tensors, rewards = self.parts.read(f"{who}/latents-{numbers[jobs[0]]}.safetensors"), []
             for place, (index, seed) in enumerate(jobs):
                 clip = each(lambda latents, place=place: latents[place], unstored(tensors))
-                frames = decoder.decode_video(video_of(clip))
+                frames, sound = decode(decoder, clip)
                 if self._shown(index, seed):
                     scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
-                    write_video(folder / f"{index:03d}.mp4", frames, config.written_fps, scale=scale)
+                    path = folder / f"{index:03d}.mp4"
+                    write_video(path, frames, config.written_fps, scale=scale, sound=sound)
                 prompt = self.sampler.data.rows[index]["prompt"]
-                rewards.append(self.reward(frames, prompt) if self.reward else None)
+                rewards.append(self.reward(frames, prompt, sound) if self.reward else None)
                 moved(f"{what}: prompt {index + 1}, seed {seed}")
             return rewards
 

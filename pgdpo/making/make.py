@@ -21,7 +21,7 @@ from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
 from pgdpo.making.sound import SOUND_FAULTS, heard
 from pgdpo.making.sources import TRACK, Source, frames_of, plan_of, read_sources, rng_of, sound_of
-from pgdpo.messages.console import is_main_rank, progress_bar, say
+from pgdpo.messages.console import is_main_rank, progress_bar, say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.ranks.joined import Ranks
@@ -53,7 +53,7 @@ class Made:
     rejected: np.ndarray
     plan: PairPlan | None
     extra: dict
-    sounds: tuple[Sound, Sound] | None = None
+    sounds: tuple[Sound | None, Sound | None] = (None, None)
 
 
 def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None = None) -> Path:
@@ -61,7 +61,8 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
 
     `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
     Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away; so does the
-    sound of a real clip, which both have where it isn't what differs (`real` and `prompts` are silent). The reward
+    sound of a real clip, which both have where it isn't what differs; clips that a model makes from noise sound as it
+    makes them. The reward
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
     cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest.
     All `ranks` call it together and share the pairs; each holds a whole model. What stands in `out` from a stopped call
@@ -232,11 +233,13 @@ def _over(sound: Sound | None, made: Made) -> Made:
 def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> Made:
     (frames, plan), sigma = frames_of(config, row, number), _sigma(config, row, number)
     clips = [model.from_clip(row.id, frames, row.prompt, sigma, 2 * number + side) for side in range(2)]
-    first, second = (reward(clip, row.prompt)["total"] for clip in clips)
+    sound = sound_of(plan)
+    told = sound if AUDIO in config.model.streams else None
+    first, second = (reward(clip, row.prompt, told)["total"] for clip in clips)
     if second > first:
         clips.reverse()
     extra = {"renoised_to": sigma, **({"preference": TIE} if first == second else {})}
-    return _over(sound_of(plan), Made(*clips, plan, extra))
+    return _over(sound, Made(*clips, plan, extra))
 
 
 def _masked(config: Config, model, row: Source, number: int) -> Made:
@@ -249,23 +252,30 @@ def _masked(config: Config, model, row: Source, number: int) -> Made:
     scales = (data.height // rows, data.width // columns)
     mask[tuple(slice(s.start * k, s.stop * k) for s, k in zip(box, scales, strict=True))] = 255
     # The untouched clip takes the same way through the VAE, or its loss of detail would give the other away.
-    untouched = model.encoders.decode_video(model.encoders.encode_video(frames))
+    untouched, _ = model.through_vae(frames, None)
     extra = {"chosen_is_real": True, "renoised_to": sigma, "mask": mask}
     return _over(sound_of(plan), Made(untouched, made, plan, extra))
 
 
 def _real(config: Config, model, row: Source, number: int) -> Made:
     frames, plan = frames_of(config, row, number)
-    through_vae = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(through_vae, model.from_noise(row.id, row.prompt, number), plan, {"chosen_is_real": True})
+    wanted = model.encoders.sound
+    own = None if wanted is None else sound_of(plan, fmt=wanted)
+    if wanted is None and plan.like.sound is not None:
+        say_once("the sound of the real clips is left out: the model's own clips have none")
+    chosen, heard_of = model.through_vae(frames, own)
+    rejected, made = model.from_noise(row.id, row.prompt, number, silent=own is None)
+    return Made(chosen, rejected, plan, {"chosen_is_real": True}, (heard_of, made))
 
 
 def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
     other = corrupt_prompt(row.prompt, rng_of(config, row, number))
     if other is None:
         return None
-    clips = [model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)]
-    return Made(*clips, None, {"caption_rejected": other})
+    clips, sounds = zip(
+        *(model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)), strict=True
+    )
+    return Made(*clips, None, {"caption_rejected": other}, sounds)
 
 
 def _write(
@@ -274,7 +284,8 @@ def _write(
     """Clips, mask and scores of one pair. Returns its manifest row."""
     written = {"id": name, "prompt": row.prompt}
     fps = made.plan.rate if made.plan is not None else config.fps or config.model.fps
-    for side, sound in zip(("chosen", "rejected"), made.sounds or (None, None), strict=True):
+    sounds = dict(zip(("chosen", "rejected"), made.sounds, strict=True))
+    for side, sound in sounds.items():
         path = out / "clips" / f"{name}-{side}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, getattr(made, side), fps, sound=sound)
@@ -286,7 +297,10 @@ def _write(
         Image.fromarray(mask).save(out / "clips" / f"{name}-mask.png")
         extra["mask"] = f"clips/{name}-mask.png"
     if reward is not None:
-        extra["scores"] = {side: reward(getattr(made, side), row.prompt) for side in ("chosen", "rejected")}
+        extra["scores"] = {
+            side: reward(getattr(made, side), row.prompt, sound if AUDIO in config.model.streams else None)
+            for side, sound in sounds.items()
+        }
     return {**written, "fps": fps, "source": f"pgdpo make {kind}", **extra}
 
 
@@ -325,7 +339,7 @@ def _check_clip(config: Config, row: Source, kind: str) -> None:
     """Raises InputError for a clip that is too slow or short, or whose sound ends before one of its parts."""
     for number in range(config.data.pairs_per_row):
         plan = plan_of(config, row, number)
-        if kind != "real" and plan.like.sound is not None:
+        if (kind != "real" or AUDIO in config.model.streams) and plan.like.sound is not None:
             missing(plan.like, (plan.first + plan.size[0]) / plan.rate)
 
 

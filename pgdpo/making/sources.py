@@ -88,13 +88,13 @@ def frames_of(config: Config, row: Source, number: int) -> tuple[np.ndarray, Pai
     return read_frames(plan.like, plan.numbers(plan.like), plan.size[1:]), plan
 
 
-def sound_of(plan: PairPlan, seconds: float | None = None) -> Sound | None:
-    """The sound of what is taken, as TRACK has it, or of so many seconds from there on; None where the clip has none.
-    Raises InputError for a track that ends before."""
+def sound_of(plan: PairPlan, seconds: float | None = None, fmt: SoundFormat = TRACK) -> Sound | None:
+    """The sound of what is taken, or of so many seconds from there on; None where the clip has none. Raises InputError
+    for a track that ends before."""
     if plan.like.sound is None:
         return None
     seconds = plan.size[0] / plan.rate if seconds is None else seconds
-    return read_sound(plan.like, plan.first / plan.rate, seconds, TRACK)
+    return read_sound(plan.like, plan.first / plan.rate, seconds, fmt)
 
 
 def rng_of(config: Config, row: Source, number: int) -> np.random.Generator:

@@ -11,8 +11,9 @@ import torch
 from pgdpo.checkpoints.record import read_record
 from pgdpo.config import Config
 from pgdpo.data.curation.apply import curate, examine
-from pgdpo.data.prepared import PreparedPairs, read_index
+from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.preparing import stale
+from pgdpo.data.shards import read_index
 from pgdpo.data.sources import shares_of, source_names
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError

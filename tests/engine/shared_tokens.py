@@ -78,11 +78,11 @@ def steps(predict, model, target) -> tuple[list[float], torch.Tensor, dict[str, 
     return losses, *first
 
 
-def tokens_in_last_block(model, sharing) -> list[int]:
-    """A list that fills with the video tokens that the last block is given."""
+def tokens_in_last_block(model, sharing, stream: str) -> list[int]:
+    """A list that fills with the tokens of a stream that the last block is given."""
     counts = []
     last = model.get_submodule(sharing.blocks[-1])[-1]
-    last.get_submodule(sharing.attention).register_forward_pre_hook(
+    last.get_submodule(sharing.streams[stream].attention).register_forward_pre_hook(
         lambda module, args, kwargs: counts.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
         with_kwargs=True,
     )
@@ -97,18 +97,25 @@ def differences(name: str, folder: str, held: str) -> dict[str, float]:
     whole = family.load_transformer(dtype=torch.float32).train()
     sigma = torch.tensor([0.1, 0.7]).clamp(*family.sigma_range)
     given = torch.randn(2, *shape), sigma, conditioning(family, shape)
-    predict = functools.partial(_predict, family, given)
     shared, target = copy.deepcopy(whole), torch.randn(2, *shape)
     if fused:
         apply_to(shared, strict=True)
     save_memory(shared, family.model)
     share_tokens(shared, family.sharing, dist.group.WORLD)
-    counts = [tokens_in_last_block(model, family.sharing) for model in (whole, shared)]
+    return compared(whole, shared, family.sharing, functools.partial(_predict, family, given), target)
+
+
+def compared(whole, shared, sharing, predict, target) -> dict[str, float]:
+    """How far `shared` is from `whole`; `share`: of the tokens of each stream, what this rank had."""
+    counts = [
+        {name: tokens_in_last_block(model, sharing, name) for name in sharing.streams}
+        for model in (whole, shared)
+    ]
     losses, prediction, gradients = steps(predict, whole, target)
     found, predicted, theirs = steps(predict, shared, target)
     largest = max(gradient.abs().max() for gradient in gradients.values())
     return {
-        "share": counts[1][0] / counts[0][0],
+        "share": {name: counts[1][name][0] / counts[0][name][0] for name in sharing.streams},
         "loss": max(abs(a - b) / a for a, b in zip(losses, found, strict=True)),
         "learned": abs(losses[-1] - losses[0]) / losses[0],
         "prediction": float((prediction - predicted).abs().max() / prediction.abs().max()),

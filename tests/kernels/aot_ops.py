@@ -119,7 +119,17 @@ def heads(width) -> dict:
     a, b = pieces(width // head)
     norm = {1152: "layer_head", 3072: "rms_head"}.get(width, "rms_full")
     half = width in (2048, 4096)
-    shape = dict(NORM=norm, SHARED=not half, HALF=half, H=width // head, HEAD=head, COLUMNS=columns, A=a, B=b)
+    shape = dict(
+        NORM=norm,
+        HALVES=False,
+        SHARED=not half,
+        PER_PAIR=half,
+        H=width // head,
+        HEAD=head,
+        COLUMNS=columns,
+        A=a,
+        B=b,
+    )
     return shape | dict(WEIGHT=True, ROPE=True)
 
 

@@ -50,6 +50,7 @@ def test_a_whole_step(backend):
         hidden, y = ops.gate_residual_norm_modulate(x, x * 0.5, (table, frame), scale, frame, weight=vector)
         hidden = ops.gate_residual(hidden, ops.norm_modulate(y, scale), frame)
         q, k = ops.qk_norm_rope(hidden, y, vector, vector, cos, cos, num_heads=1)
+        q = ops.gate_heads(ops.norm_rope(q, vector, cos, cos, num_heads=1, rope="halves"), k[..., :4])
         pred = (q + k).reshape(4, 3, 5, 4, 8) + noisy
         given = {"segments": index, "mask": mask}
         loss = ops.diffusion_dpo_loss(

@@ -23,6 +23,8 @@ CALLS = {
     ),
     "norm_modulate": (tensors(2, 3, 8), {}),
     "gate_residual": (tensors(2, 3, 8), {}),
+    "gate_heads": (tensors(2, 3, 8)[:2], {}),
+    "norm_rope": (tensors(2, 3, 8)[:1], {"num_heads": 2, "norm": "none"}),
     "gate_residual_norm_modulate": (tensors(2, 3, 8), {}),
     "qk_norm_rope": (tensors(2, 3, 8)[:2], {"num_heads": 2, "norm": "none"}),
 }

@@ -100,7 +100,10 @@ def test_training_tells_what_the_pipeline_tells(name, precision, adapter, doors)
             torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-6)
         elif adapter:
             off = (predicted.double() - expected.double()).norm() / expected.double().norm()
-            assert off < (5e-3 if KINDS[name].masks_text else 2e-3)
+            rounds = (
+                KINDS[name].masks_text or KINDS[name].sound
+            )  # whose pipeline masks with a mask that hides nothing
+            assert off < (5e-3 if rounds else 2e-3)
 
 
 def without_sound(told: dict) -> dict:

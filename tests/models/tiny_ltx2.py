@@ -52,6 +52,28 @@ def gemma3():
     return Gemma3ForConditionalGeneration(config)
 
 
+def gemma4():
+    """LTX-2.5's, without its vision and its hearing."""
+    from transformers import (
+        Gemma4UnifiedConfig,
+        Gemma4UnifiedForConditionalGeneration,
+        Gemma4UnifiedTextConfig,
+    )
+
+    text = Gemma4UnifiedTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=TEXT,
+        intermediate_size=16,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        global_head_dim=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig(text_config=text))
+
+
 def save_tiny_ltx2(folder: Path, *, version: str = "2.0", pipeline: str = "LTX2Pipeline") -> Path:
     """`version`: 2.0; 2.3, with gated attention, modulated attention to text, and projections in the connectors; or
     2.5, whose feed-forward has no bias."""
@@ -100,7 +122,8 @@ def save_tiny_ltx2(folder: Path, *, version: str = "2.0", pipeline: str = "LTX2P
     audio_vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 4))
     audio_vae.latents_std.copy_(torch.linspace(0.5, 2.0, 4))
     parts = {"vae": vae, "audio_vae": audio_vae, "transformer": transformer(version), "scheduler": scheduler}
-    parts |= {"text_encoder": gemma3().eval(), "tokenizer": tokenizer(padding_side="left")}
+    gemma = gemma4() if version == "2.5" else gemma3()
+    parts |= {"text_encoder": gemma.eval(), "tokenizer": tokenizer(padding_side="left")}
     parts |= {"connectors": connectors(version).eval(), "vocoder": vocoder(version).eval()}
     getattr(diffusers, pipeline)(**parts).save_pretrained(folder)
     return folder

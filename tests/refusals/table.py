@@ -42,8 +42,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "clip_identity": {"the SHA-256 of": By("bad rows", "bad groups", says=("SHA-256", "000000000000"))},
         "_picture": {"{error}, {mend}": By("a picture", says=("cannot be read as a picture",))},
         "check_mask": {"a mask has the size of its": By("bad rows")},
-        "_named": {"titled(name, sides, side)": Why.PASSED_ON},
+        "named": {"titled(name, sides, side)": Why.PASSED_ON},
     },
+    "data.preparing.sounds": {"tracks_of": {"one_sided(clips, heard": Why.CLIP}},
     "data.curation.order": {
         "read_margins": {"cannot be read": By("no margins")},
         "_implicit": {
@@ -86,6 +87,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "its bytes have another SHA-256 than": Why.RUN,
         },
         "PreparedPairs.require": {"run `pgdpo prepare` with it again": Why.EARLIER},
+    },
+    "data.shards": {
         "read_index": {
             "not there: run `pgdpo prepare` with": Why.STEP,
             "not JSON": By("no JSON"),

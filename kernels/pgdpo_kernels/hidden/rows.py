@@ -172,19 +172,20 @@ def group_count(*values: torch.Tensor | None) -> int:
     return groups
 
 
-def cut_rows(op: str, x: torch.Tensor, groups: int, heads: int = 0) -> Groups:
+def cut_rows(op: str, x: torch.Tensor, groups: int, heads: int = 0, halves: bool = False) -> Groups:
     """A function of op and shapes alone, so that no sum depends on the device. With `heads` a row is one of heads."""
-    return _cut_rows(LAUNCHES[op], *x.shape, groups, heads)
+    return _cut_rows(LAUNCHES[op], *x.shape, groups, heads, halves)
 
 
 @functools.lru_cache(1024)
-def _cut_rows(line: Line, batch: int, tokens: int, width: int, groups: int, heads: int) -> Groups:
-    if heads:  # held as wide as a power of two each
+def _cut_rows(
+    line: Line, batch: int, tokens: int, width: int, groups: int, heads: int, halves: bool
+) -> Groups:
+    if heads:
         head = width // heads
-        columns = next_power_of_2(head)
+        columns, a, b = held_heads(heads, head, halves)
         held = {"H": heads, "HEAD": head, "COLUMNS": columns}
-        a, b = pieces(heads) if heads > 1 else (1, 1)
-        width = heads * columns
+        width = 2 * a * columns if halves else heads * columns
     else:
         held = {"D": width}
         a, b = pieces(width)
@@ -194,6 +195,14 @@ def _cut_rows(line: Line, batch: int, tokens: int, width: int, groups: int, head
     # Whether kernels are interpreted was decided when Triton was imported.
     constants = held | {"A": a, "B": b, "CHUNK": chunk, "EMULATE_BF16": interpreting()}
     return Groups(batch, (groups, rows, parts), batch * groups * parts, threads, constants)
+
+
+def held_heads(heads: int, head: int, halves: bool) -> tuple[int, int, int]:
+    """Columns of a row's two tiles, and the heads of each: as wide as a power of two each, or all in halves."""
+    if halves:
+        count = next_power_of_2(heads)
+        return next_power_of_2(head // 2), count, count
+    return next_power_of_2(head), *(pieces(heads) if heads > 1 else (1, 1))
 
 
 def strides(*tensors: torch.Tensor | None) -> tuple[int, list[int]]:

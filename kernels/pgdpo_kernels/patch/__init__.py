@@ -34,7 +34,8 @@ def apply_to(model: nn.Module, *, ops: str | Iterable[str] = "all", strict: bool
     Args:
         model: a transformer of diffusers whose class `known.FAMILIES` lists, also inside a PeftModel, a `.module`
             wrapper or torch.compile's.
-        ops: `all`, or names out of norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope.
+        ops: `all`, or names out of norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope, norm_rope,
+            gate_heads.
         strict: raise where the model cannot be patched; by default it stays untouched, with a warning.
 
     Returns:

@@ -28,17 +28,32 @@ class FusedProcessor:
         norm: str,
         norms: tuple[nn.Module | None, nn.Module | None],  # of q and of k; None: they are not normed
         tables: tuple[torch.Tensor, torch.Tensor] | None,
-        **turned: int,
+        **turned: int | str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`qk_norm_rope` with the weights of `norms`; `turned` is its rope_start and rope_len."""
+        """`qk_norm_rope` with the weights of `norms`; `turned` is its rope, rope_start, rope_len, and other heads."""
         norm_q, norm_k = norms
         own = {"norm": "none"}
         if norm_q is not None:
             own = {"norm": norm, "eps": norm_q.eps, "q_weight": norm_q.weight, "k_weight": norm_k.weight}
             own |= {"q_bias": getattr(norm_q, "bias", None), "k_bias": getattr(norm_k, "bias", None)}
         cos, sin = tables or (None, None)
-        heads = heads_of(attn, query)
-        return self.ops.qk_norm_rope(query, key, cos=cos, sin=sin, num_heads=heads, **own, **turned)
+        turned = {"num_heads": heads_of(attn, query)} | turned
+        return self.ops.qk_norm_rope(query, key, cos=cos, sin=sin, **own, **turned)
+
+    def normed_alone(
+        self,
+        attn: nn.Module,
+        x: torch.Tensor,  # [B, N, D]
+        norm: str,
+        layer: nn.Module,
+        tables: tuple[torch.Tensor, torch.Tensor] | None,
+        **turned: int | str,
+    ) -> torch.Tensor:
+        """`norm_rope` of queries or of keys with the weights of `layer`; `turned` as of `normed`."""
+        own = {"norm": norm, "eps": layer.eps, "weight": layer.weight, "bias": getattr(layer, "bias", None)}
+        cos, sin = tables or (None, None)
+        turned = {"num_heads": heads_of(attn, x)} | turned
+        return self.ops.norm_rope(x, cos=cos, sin=sin, **own, **turned)
 
     def attend(
         self,

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..hidden.gate_heads import gate_heads
 from ..hidden.gate_residual import gate_residual
 from ..hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from ..hidden.norm_modulate import norm_modulate
+from ..hidden.norm_rope import norm_rope
 from ..hidden.qk_norm_rope import qk_norm_rope
 from ..reference import hidden as eager
 
@@ -30,6 +32,8 @@ class Ops:
     gate_residual: Callable
     gate_residual_norm_modulate: Callable
     qk_norm_rope: Callable
+    norm_rope: Callable
+    gate_heads: Callable
 
     @classmethod
     def choose(cls, names: set[str]) -> Ops:
@@ -45,15 +49,18 @@ class Ops:
 
     @property
     def in_blocks(self) -> bool:
-        return bool(self.chosen - {"qk_norm_rope"})
+        return bool(self.chosen - IN_ATTENTION)
 
     @property
     def in_attention(self) -> bool:
-        return "qk_norm_rope" in self.chosen
+        return bool(self.chosen & IN_ATTENTION)
 
 
-def ops_in(function: Callable) -> set[str]:
-    """The ops that a family's function calls, itself or through functions and classes of this package."""
+def ops_in(function: Callable, owner: type | None = None) -> set[str]:
+    """The ops that a family's function calls, itself or through functions and classes of this package.
+
+    Those of a method that it calls on itself count where `owner` is its class.
+    """
     names, seen, todo = set(), set(), [function]
     while todo:
         function = todo.pop()
@@ -61,7 +68,8 @@ def ops_in(function: Callable) -> set[str]:
         called = names_in(function.__code__)
         names |= called & set(OPS)
         enclosed = (cell.cell_contents for cell in function.__closure__ or ())
-        for known in (*(function.__globals__.get(name) for name in called), *enclosed):
+        own = (vars(kind).get(name) for kind in getattr(owner, "__mro__", ()) for name in called)
+        for known in (*(function.__globals__.get(name) for name in called), *own, *enclosed):
             of_class = vars(known).values() if isinstance(known, type) else [known]
             functions = (x for x in of_class if isinstance(x, types.FunctionType) and x not in seen)
             todo += [x for x in functions if x.__module__.startswith(__package__)]
@@ -73,7 +81,18 @@ def names_in(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*within)
 
 
-FUSED = {op.__name__: op for op in (norm_modulate, gate_residual, gate_residual_norm_modulate, qk_norm_rope)}
+IN_ATTENTION = frozenset({"qk_norm_rope", "norm_rope", "gate_heads"})  # what processors call
+FUSED = {
+    op.__name__: op
+    for op in (
+        norm_modulate,
+        gate_residual,
+        gate_residual_norm_modulate,
+        qk_norm_rope,
+        norm_rope,
+        gate_heads,
+    )
+}
 OPS = tuple(FUSED)
 
 
@@ -114,7 +133,10 @@ class Processor:
     processor: Callable
     known: tuple[type, ...]  # the classes of processors that it stands in for
 
-    calls = frozenset({"qk_norm_rope"})
+    @property
+    def calls(self) -> set[str]:
+        kind = type(self.processor)
+        return ops_in(kind.__call__, kind)
 
     @property
     def name(self) -> str:

@@ -63,18 +63,27 @@ def gate_residual_norm_modulate(
     return hidden, norm_modulate(hidden, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
 
 
+def gate_heads(x, logits, *, scale=2.0):
+    """Each head times scale * sigmoid of its logit."""
+    gates = scale * torch.sigmoid(logits)
+    return (x.unflatten(2, (logits.shape[2], -1)) * gates.unsqueeze(-1)).flatten(2).to(x.dtype)
+
+
 def qk_norm_rope(
-    q, k, q_weight=None, k_weight=None, cos=None, sin=None, *, num_heads,
-    q_bias=None, k_bias=None, norm="rms_full", rope_start=0, rope_len=None, eps=1e-6,
+    q, k, q_weight=None, k_weight=None, cos=None, sin=None, *, num_heads, q_bias=None, k_bias=None, **options
 ):  # fmt: skip
-    """Norm, then rotation of neighbouring pairs, of q and of k."""
+    """`norm_rope` of q and of k."""
     return tuple(
-        _norm_rope(x, weight, bias, cos, sin, num_heads, norm, rope_start, rope_len, eps)
+        norm_rope(x, weight, cos, sin, num_heads=num_heads, bias=bias, **options)
         for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias))
     )
 
 
-def _norm_rope(x, weight, bias, cos, sin, num_heads, norm, rope_start, rope_len, eps):
+def norm_rope(
+    x, weight=None, cos=None, sin=None, *, num_heads,
+    bias=None, norm="rms_full", rope="neighbours", rope_start=0, rope_len=None, eps=1e-6,
+):  # fmt: skip
+    """Norm, then rotation of pairs of elements within each head."""
     heads = x.unflatten(2, (num_heads, -1))
     if norm == "rms_full":
         heads = normalize(x, weight, bias, "rms", eps).unflatten(2, (num_heads, -1))
@@ -84,15 +93,27 @@ def _norm_rope(x, weight, bias, cos, sin, num_heads, norm, rope_start, rope_len,
         return heads.flatten(2)
     end = x.shape[1] if rope_len is None else rope_start + rope_len
     cos, sin = (rotary_table(table, heads.shape[-1], num_heads).float() for table in (cos, sin))
-    if cos.shape[-1] < heads.shape[-1]:
-        cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
     turned = heads[:, rope_start:end]
-    real, imaginary = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    turned = (turned.float() * cos + rotated.float() * sin).to(x.dtype)
+    if cos.shape[-1] < heads.shape[-1]:
+        cos, sin = (twice(table, rope) for table in (cos, sin))
+    turned = (turned.float() * cos + quarter_turn(turned, rope).float() * sin).to(x.dtype)
     if rope_start or end < x.shape[1]:  # with nothing to put beside it, a copy that no model's code makes
         turned = torch.cat([heads[:, :rope_start], turned, heads[:, end:]], dim=1)
     return turned.flatten(2)
+
+
+def twice(table: torch.Tensor, rope: str) -> torch.Tensor:
+    """One value per pair, for both of its elements."""
+    return table.repeat_interleave(2, -1) if rope == "neighbours" else torch.cat([table, table], -1)
+
+
+def quarter_turn(heads: torch.Tensor, rope: str) -> torch.Tensor:
+    """(-x1, x0) for each pair (x0, x1)."""
+    if rope == "neighbours":
+        real, imaginary = heads.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([-imaginary, real], dim=-1).flatten(3)
+    real, imaginary = heads.chunk(2, dim=-1)
+    return torch.cat([-imaginary, real], dim=-1)
 
 
 def rotary_table(table: torch.Tensor, head_dim: int, num_heads: int) -> torch.Tensor:

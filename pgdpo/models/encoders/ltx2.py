@@ -38,7 +38,7 @@ class LTX2Encoders(PipelineEncoders):
             rate = f"{family.frame_rate:g}"
             digest = family.fingerprint("audio_vae")
             self.fingerprint += f":audio:{digest}:{rate}"
-            self.parts["clips"] |= {"audio_vae": digest, "model.frame_rate": rate}
+            self.parts["sound"] = {"audio_vae": digest, "model.frame_rate": rate}
             self.parts["text"]["model.audio"] = "true"
         if family.pictures:
             self.fingerprint += ":image"

@@ -31,7 +31,7 @@ from pgdpo.models.experts import Experts, has_experts
 from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.pictures import MASK_CHANNELS, given_frames, per_token
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.weights.kept import computes_in
 
 TASKS = {
@@ -135,7 +135,10 @@ class Wan(VaeFamily):
     kept_in_fp32 = "the time embedder in fp32"
     text_length = TEXT_LENGTH
     # A timestep per token goes with its token. Text and image are cross-attended.
-    sharing = TokenSharing(blocks=("blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1)
+    sharing = TokenSharing(
+        blocks=("blocks",),
+        streams={"video": Tokens(attention="attn1", arguments={"timestep": 1}, ropes={"rope": 1})},
+    )
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)

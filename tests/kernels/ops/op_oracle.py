@@ -46,26 +46,48 @@ def gate_residual(residual, branch, gate=None):
     return residual + branch * (1.0 if gate is None else spread(gate, residual.shape[1]))
 
 
-def qk_norm_rope(
-    q, k, q_weight, k_weight, q_bias, k_bias, angles, num_heads, norm, rope_start, rope_len, eps=1e-6
+def qk_norm_rope(q, k, q_weight, k_weight, q_bias, k_bias, angles, num_heads, **options):
+    """`norm_rope` of both."""
+    return tuple(
+        norm_rope(x, weight, bias, angles, num_heads, **options)
+        for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias))
+    )
+
+
+def norm_rope(
+    x, weight, bias, angles, num_heads, norm, rope="neighbours", rope_start=0, rope_len=None, eps=1e-6
 ):
     """`angles` [1 | B, N', H | 1, head / 2]: the rotation as a product of complex numbers."""
-    out = []
-    for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias)):
-        head = x.shape[2] // num_heads
-        if norm.endswith("head"):
-            x = x.unflatten(2, (num_heads, head))
-        if norm != "none":
-            x = standardize(x, norm.split("_")[0], eps)
-        x = x * (1.0 if weight is None else weight) + (0.0 if bias is None else bias)
-        x = x.reshape(*q.shape[:2], num_heads, head)
-        if angles is not None:
-            end = rope_start + rope_len
-            turned = torch.view_as_complex(x[:, rope_start:end].unflatten(-1, (-1, 2)).contiguous())
-            turned = torch.view_as_real(turned * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
-            x = torch.cat([x[:, :rope_start], turned, x[:, end:]], 1)
-        out.append(x.flatten(2))
-    return tuple(out)
+    shape, head = x.shape, x.shape[2] // num_heads
+    if norm.endswith("head"):
+        x = x.unflatten(2, (num_heads, head))
+    if norm != "none":
+        x = standardize(x, norm.split("_")[0], eps)
+    x = x * (1.0 if weight is None else weight) + (0.0 if bias is None else bias)
+    x = x.reshape(*shape[:2], num_heads, head)
+    if angles is not None:
+        end = shape[1] if rope_len is None else rope_start + rope_len
+        first, second = {
+            "neighbours": (slice(0, None, 2), slice(1, None, 2)),
+            "halves": (slice(0, head // 2), slice(head // 2, None)),
+        }[rope]
+        part = x[:, rope_start:end]
+        numbers = torch.complex(part[..., first], part[..., second])
+        numbers = numbers * torch.polar(torch.ones_like(angles), angles)
+        turned = torch.empty_like(part)
+        turned[..., first], turned[..., second] = numbers.real, numbers.imag
+        x = torch.cat([x[:, :rope_start], turned, x[:, end:]], 1)
+    return x.flatten(2)
+
+
+def gate_heads(x, logits, scale=2.0):
+    """Head by head."""
+    size = x.shape[2] // logits.shape[2]
+    parts = [
+        x[..., h * size : (h + 1) * size] * scale / (1 + torch.exp(-logits[..., h : h + 1]))
+        for h in range(logits.shape[2])
+    ]
+    return torch.cat(parts, 2)
 
 
 def doubled(value):

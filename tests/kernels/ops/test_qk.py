@@ -18,6 +18,7 @@ cases = st.fixed_dictionaries(
         "head": st.sampled_from([2, 6, 8, 10, 12, 16, 24, 40]),
         "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
         "norm": st.sampled_from(["rms_full", "rms_head", "layer_head", "none"]),
+        "rope": st.sampled_from(["neighbours", "halves"]),
         "table": st.sampled_from(TABLES),
         "text": st.sampled_from([(0, 0), (2, 0), (0, 1), (1, 1)]),  # tokens before and after those turned
         "affine": st.sampled_from(["none", "weight", "bias"]),
@@ -27,8 +28,13 @@ cases = st.fixed_dictionaries(
     }
 )
 EVERY = {"batch": 2, "tokens": 3, "heads": 3, "head": 8, "dtype": torch.bfloat16, "table": "shared"}
+EVERY |= {"rope": "neighbours"}
 EVERY |= {"text": (1, 1), "affine": "bias", "fused": True, "trained": True, "seed": 1}
 PADDED = EVERY | {"head": 12, "dtype": torch.float32}
+
+
+def both_of_a_pair(table, rope):
+    return table.repeat_interleave(2, -1) if rope == "neighbours" else torch.cat([table, table], -1)
 
 
 def prepare(case):
@@ -53,16 +59,17 @@ def prepare(case):
     shape = (batch if table in ("batch", "full width") else 1, turned)
     shape += (heads if "full width" in table else 1, head // 2)
     angles = (6 * torch.rand(shape, generator=generator)).to(DEVICE)
-    tables = [
-        f(angles) if "half" in table else f(angles).repeat_interleave(2, -1) for f in (torch.cos, torch.sin)
-    ]
+    tables = [f(angles) for f in (torch.cos, torch.sin)]
+    if "half" not in table:
+        tables = [both_of_a_pair(x, case["rope"]) for x in tables]
     if table == "shared":
         tables = [t[0, :, 0] for t in tables]
     elif table in ("batch", "full width"):
         tables = [t.flatten(2) for t in tables]
     if table == "none":
         angles, tables = None, [None, None]
-    options = {"num_heads": heads, "norm": case["norm"], "rope_start": before, "rope_len": turned}
+    options = {"num_heads": heads, "norm": case["norm"], "rope": case["rope"]}
+    options |= {"rope_start": before, "rope_len": turned}
     options["eps"] = case.get("eps", eps_of(head))
     return (q, k, *vectors), tables, options, angles
 
@@ -99,6 +106,10 @@ def compare(case):
 @example(
     case=PADDED | {"norm": "rms_head", "heads": 7, "table": "half", "eps": 0.0}
 )  # of eight, one has no norm
+@example(case=EVERY | {"rope": "halves", "norm": "rms_full", "table": "half of full width", "heads": 4})
+@example(case=EVERY | {"rope": "halves", "norm": "layer_head", "heads": 5})
+@example(case=PADDED | {"rope": "halves", "norm": "rms_full", "head": 40, "table": "full width"})
+@example(case=PADDED | {"rope": "halves", "norm": "rms_head", "heads": 7, "table": "half", "eps": 0.0})
 @settings(max_examples=6, deadline=None, derandomize=True)
 def test_qk_norm_rope(case):
     compare(case)

@@ -19,10 +19,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import pgdpo_kernels
 from pgdpo_kernels import (
     diffusion_dpo_loss,
+    gate_heads,
     gate_residual,
     gate_residual_norm_modulate,
     hidden,
     norm_modulate,
+    norm_rope,
     pair_errors,
     qk_norm_rope,
     set_backend,
@@ -52,7 +54,15 @@ def test_opcheck():
     torch.library.opcheck(op, (x, branch, gate, None))
     op = torch.ops.pgdpo_kernels.qk_norm_rope.default
     cos = torch.rand(1, 3, 1, 8, device=DEVICE)
-    torch.library.opcheck(op, (x, branch, vector, vector, None, None, cos, cos, 3, "rms_full", 0, 3, 1e-6))
+    settings = (3, "rms_full", "neighbours", 0, 3, 1e-6)
+    torch.library.opcheck(op, (x, branch, vector, vector, None, None, cos, cos, *settings))
+    op, halves = torch.ops.pgdpo_kernels.norm_rope.default, (3, "rms_head", "halves", 0, 3, 1e-6)
+    torch.library.opcheck(op, (x, vector[:8], None, cos, cos, *halves))
+    op = torch.ops.pgdpo_kernels.norm_rope_backward.default
+    torch.library.opcheck(op, (branch, x, vector[:8], cos, cos, *halves, True, False))
+    logits = tensor(1, 3, 4, grad=False)
+    torch.library.opcheck(torch.ops.pgdpo_kernels.gate_heads.default, (x, logits, 2.0))
+    torch.library.opcheck(torch.ops.pgdpo_kernels.gate_heads_backward.default, (branch, x, logits, 2.0))
 
 
 def test_compiles_for_any_length():
@@ -99,6 +109,8 @@ def calls():
         "norm_modulate": lambda y: norm_modulate(y, x),
         "gate_residual_norm_modulate": lambda y: gate_residual_norm_modulate(y, x, x, x, x)[1],
         "qk_norm_rope": lambda y: qk_norm_rope(y, x, num_heads=3)[0],
+        "norm_rope": lambda y: norm_rope(y, num_heads=3),
+        "gate_heads": lambda y: gate_heads(y, x[..., :4]),
         "pair_errors": lambda y: pair_errors(y, x).policy_chosen,
         "diffusion_dpo_loss": lambda y: diffusion_dpo_loss(y, x, x + 1, beta=1.0).loss,
     }

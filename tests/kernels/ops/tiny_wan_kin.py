@@ -303,6 +303,9 @@ MODELS: dict[str, Callable] = {
         per_token=True, norm_elementwise_affine=True
     ),
     "LTX2VideoTransformer3DModel, halves": lambda: ltx2(rope_type="split"),
+    "LTX2VideoTransformer3DModel, halves of fewer heads in the picture": lambda: ltx2(
+        rope_type="split", num_attention_heads=1, attention_head_dim=16
+    ),
     "LTX2VideoTransformer3DModel, isolated": lambda: ltx2(inputs={"isolate_modalities": True}),
     "LTX2VideoTransformer3DModel, 2.3": ltx23,
     "SkyReelsV2Transformer3DModel": skyreels_v2,

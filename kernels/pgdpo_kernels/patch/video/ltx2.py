@@ -1,4 +1,4 @@
-"""LTX-2: picture and sound, each a residual stream; the self-attention of both."""
+"""LTX-2: picture and sound, each a residual stream, and the attention of both, to each other and to the prompt."""
 
 from __future__ import annotations
 
@@ -31,31 +31,22 @@ SOURCES = {
     apply_split_rotary_emb: "101de9c72dfea98a",
 }
 PROCESSORS = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
+ROPES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+ATTENTIONS = ("attn1", "attn2", "audio_to_video_attn", "audio_attn1", "audio_attn2", "video_to_audio_attn")
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
     found: list[Replacement] = []
     if ops.in_attention:
-        # Cross-attention between the two keeps its own rotation, and the tables of `cross_attn_rope` whole.
-        ropes = {"rope": model.rope, "audio_rope": model.audio_rope}
-        found += [
-            Forward(rope, name, half_tables)
-            for name, rope in ropes.items()
-            if rope.rope_type == "interleaved"
-        ]
-        found += [
-            Processor(
-                block.audio_attn1,
-                f"transformer_blocks.{index}.audio_attn1",
-                FusedLTX2AttnProcessor(ops),
-                PROCESSORS,
-            )
-            for index, block in enumerate(model.transformer_blocks)
-        ]
+        ropes = ((name, getattr(model, name)) for name in ROPES)
+        found += [Forward(rope, name, half_tables) for name, rope in ropes if rope.rope_type == "interleaved"]
+        for index, block in enumerate(model.transformer_blocks):
+            for name in ATTENTIONS:
+                module = block.get_submodule(name)
+                fused = FusedLTX2AttnProcessor if module.to_gate_logits is None else GatedLTX2AttnProcessor
+                found.append(Processor(module, f"transformer_blocks.{index}.{name}", fused(ops), PROCESSORS))
     forwards = {LTX2VideoTransformerBlock: block_forward(ops)}
-    return found + of_blocks(
-        model, "transformer_blocks", ops, forwards, "attn1", FusedLTX2AttnProcessor, PROCESSORS
-    )
+    return found + of_blocks(model, "transformer_blocks", ops, forwards)
 
 
 class Modality:
@@ -181,9 +172,9 @@ def exchange(
 
 
 class FusedLTX2AttnProcessor(FusedProcessor):
-    """`LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` for self-attention.
+    """`LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor`.
 
-    Rotations of neighbours are on tables of `half_tables`; those of halves, after the norm, are diffusers' own.
+    Tables are those of `half_tables` where neighbours are turned, and where halves are, a rope's own.
     """
 
     def __call__(
@@ -197,31 +188,47 @@ class FusedLTX2AttnProcessor(FusedProcessor):
         perturbation_mask: torch.Tensor | None = None,  # 0 where attention is left out
         all_perturbed: bool | None = None,
     ) -> torch.Tensor:
-        value = attn.to_v(hidden_states)
+        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        value = attn.to_v(seen)
         if all_perturbed is None:
             all_perturbed = perturbation_mask is not None and torch.all(perturbation_mask == 0)
         if all_perturbed:
             branch = value
         else:
-            query, key = self.turned(attn, hidden_states, query_rotary_emb)
-            mask = mask_of_heads(attn, attention_mask, hidden_states)
-            branch = self.attend(attn, query, key, value, mask)
+            query, key = attn.to_q(hidden_states), attn.to_k(seen)
+            norms, tables, rope = (attn.norm_q, attn.norm_k), *laid_out(attn, query_rotary_emb)
+            if encoder_hidden_states is None:
+                query, key = self.normed(attn, query, key, "rms_full", norms, tables, **rope)
+            else:
+                query = self.normed_alone(attn, query, "rms_full", norms[0], tables, **rope)
+                if tables is not None and key_rotary_emb is not None:
+                    tables, rope = laid_out(attn, key_rotary_emb)
+                key = self.normed_alone(attn, key, "rms_full", norms[1], tables, **rope)
+            branch = self.attend(attn, query, key, value, mask_of_heads(attn, attention_mask, seen))
             if perturbation_mask is not None:
                 branch = torch.lerp(value, branch, perturbation_mask)
-        if attn.to_gate_logits is not None:
-            gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))  # [B, N, heads]
-            branch = (branch.unflatten(2, (attn.heads, -1)) * gates.unsqueeze(-1)).flatten(2, 3)
+        branch = self.gated(attn, branch, hidden_states)
         return attn.to_out[1](attn.to_out[0](branch))
 
-    def turned(
-        self, attn: nn.Module, hidden_states: torch.Tensor, tables
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = attn.to_q(hidden_states), attn.to_k(hidden_states)
-        neighbours = tables is not None and attn.rope_type == "interleaved"
-        if neighbours:
-            tables = tuple(table.unflatten(2, (attn.heads, -1)) for table in tables)
-        norms = (attn.norm_q, attn.norm_k)
-        query, key = self.normed(attn, query, key, "rms_full", norms, tables if neighbours else None)
-        if tables is None or neighbours:
-            return query, key
-        return apply_split_rotary_emb(query, tables), apply_split_rotary_emb(key, tables)
+    def gated(self, attn: nn.Module, branch: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return branch
+
+
+class GatedLTX2AttnProcessor(FusedLTX2AttnProcessor):
+    """The same with a gate on each head, as LTX-2.3 has it."""
+
+    def gated(self, attn: nn.Module, branch: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.ops.gate_heads(branch, attn.to_gate_logits(hidden_states))
+
+
+def laid_out(attn: nn.Module, tables) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, dict]:
+    """Both tables `[B, N, heads, half a head]`, and what the op is told of them.
+
+    A table of halves says how many heads there are: those of `cross_attn_rope` are the picture's, not the attention's.
+    """
+    if tables is None:
+        return None, {}
+    if attn.rope_type == "interleaved":
+        return tuple(table.unflatten(2, (attn.heads, -1)) for table in tables), {}
+    tables = tuple(table.transpose(1, 2) for table in tables)  # as they lie in memory
+    return tables, {"rope": "halves", "num_heads": tables[0].shape[2]}
