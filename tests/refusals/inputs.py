@@ -227,6 +227,11 @@ INPUTS = {
     "many bad rows": Input("prepare", many_bad_rows),
     "a model's own rate": Input(timed, of("wan 2.2 ti2v 5b t2v")),
     "a rate that the model isn't told": Input(timed, of("ltx", "data.fps=8")),
+    "any rate beside sound": Input(timed, of("ltx2 alone", "data.fps=own")),
+    "a rate that the sound hasn't": Input(timed, of("ltx2 alone", "data.fps=8")),
+    "connectors without registers": Input(
+        opened, of("ltx2 alone", connectors={"audio_connector_num_learnable_registers": None})
+    ),
     "a manifest of which none is left": Input("train", two_manifests),
     "words": Input("prepare", curated(prompt="one two three four five six seven eight nine")),
     "a URL": Input("prepare", remote("memory://refusals/none.mp4")),

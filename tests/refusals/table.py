@@ -294,6 +294,12 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             ),
         },
     },
+    "models.families.ltx2": {
+        "LTX2.check_fps": {"and the model is told": By("any rate beside sound", "a rate that the sound hasn't")},
+    },
+    "models.encoders.ltx2": {
+        "check_connectors": {"and what trains are models": By("connectors without registers")},
+    },
     "models.families.wan": {
         "Wan._choose_task": {
             "but this model is for": By("another task"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from typing import TYPE_CHECKING
 
 from pgdpo.diffusion.streams import AUDIO
+from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.later import diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
 
@@ -171,6 +175,18 @@ class LTX2Encoders(PipelineEncoders):
     def release(self) -> None:
         self._heard.clear()
         super().release()
+
+
+def check_connectors(folder: Path, path: str) -> None:
+    """Raises InputError unless the pipeline's connectors fill up a prompt, so that no text is masked."""
+    config = json.loads((folder / "connectors" / "config.json").read_text(encoding="utf-8"))
+    for name in ("video_connector_num_learnable_registers", "audio_connector_num_learnable_registers"):
+        if config.get(name, 128) is None:
+            raise InputError(
+                f"model.path is {path!r}: its connectors/config.json has {name}: null, and what trains are models "
+                "whose prompts are filled up with learned registers, as all that Lightricks has published: take one of "
+                "those"
+            )
 
 
 def log_mel(samples: torch.Tensor, rate: int, *, hop: int, bins: int) -> torch.Tensor:

@@ -29,14 +29,16 @@ from pgdpo.config.model import ModelConfig
 from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
 from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.absent import isolate, pipeline_around
-from pgdpo.models.encoders.ltx2 import NEGATIVE, TEXT_LENGTH, LTX2Encoders
+from pgdpo.models.encoders.ltx2 import NEGATIVE, TEXT_LENGTH, LTX2Encoders, check_connectors
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import LTX2VideoTransformer3DModel
 
     from pgdpo.config import DataConfig
@@ -118,9 +120,21 @@ class LTX2(VaeFamily):
         "sound": "audio_in_channels",
         "embeddings": "caption_channels",
     }
-    # A timestep per token goes with its token, and so do its positions.
+    # A timestep per token goes with its token; both forms of the rotary tables have the tokens last but one.
     sharing = TokenSharing(
-        blocks=("transformer_blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1
+        blocks=("transformer_blocks",),
+        streams={
+            VIDEO: Tokens("attn1", arguments={"timestep": 1}, ropes={"rope": -2, "cross_attn_rope": -2}),
+            AUDIO: Tokens(
+                "audio_attn1",
+                arguments={"audio_timestep": 1},
+                ropes={"audio_rope": -2, "cross_attn_audio_rope": -2},
+                hidden_states="audio_hidden_states",
+                output="audio_proj_out",
+                heads="audio_num_attention_heads",
+            ),
+        },
+        across={"audio_to_video_attn": (VIDEO, AUDIO), "video_to_audio_attn": (AUDIO, VIDEO)},
     )
 
     def __init__(self, model: ModelConfig) -> None:
@@ -138,19 +152,20 @@ class LTX2(VaeFamily):
                 "`pipeline`, or leave model.task out"
             )
 
+    def _check_parts(self, folder: Path) -> None:
+        super()._check_parts(folder)
+        check_connectors(folder, self.model.path)
+
     def check_fps(self, data: DataConfig) -> None:
         """Clips are shown at the rate that the model is told: at another one the sound is out of step with them."""
-        allowed = (None, self.frame_rate) if AUDIO in self.streams else (None, "own", self.frame_rate)
-        if data.fps in allowed:
+        hears = AUDIO in self.streams
+        if data.fps in (None, self.frame_rate) or (data.fps == "own" and not hears):
             return
-        told = f"the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
-        if data.fps == "own":
-            raise InputError(
-                f"data.fps is `own`, and {told}: the sound of clips of another rate would be out of step with their "
-                "picture: set model.frame_rate to the clips' rate and leave data.fps out, or set model.audio to false"
-            )
+        rate = "the clips' rate" if data.fps == "own" else f"{data.fps:g}"
         raise InputError(
-            f"data.fps is {data.fps:g} and {told}: set model.frame_rate to {data.fps:g} and leave data.fps out"
+            f"data.fps is {data.fps} and the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
+            f"{', by which the sound of a clip is as long as its picture' * hears}: set model.frame_rate to {rate} and "
+            "leave data.fps out"
         )
 
     @property
@@ -299,14 +314,13 @@ class LTX2(VaeFamily):
         mask[:, :, 0] = 1
         return self._pack(mask).squeeze(-1)
 
-    def loss_mask(self, latents, conditioning: Conditioning):
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
         """Frame weights `[F]` of the picture, whose given first frame is no prediction; None without one."""
         if not self.pictures:
             return None
-        video = by_stream(latents)[VIDEO]
-        weights = torch.ones(video.shape[2], device=video.device)
+        weights = torch.ones(latents.shape[2], device=latents.device)
         weights[0] = 0
-        return {VIDEO: weights} if isinstance(latents, dict) else weights
+        return weights
 
     def _pack(self, latents: torch.Tensor) -> torch.Tensor:
         """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
