@@ -28,7 +28,7 @@ from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
 from pgdpo.messages.errors import InputError
-from pgdpo.models.encoders.absent import isolate, pipeline_around
+from pgdpo.models.encoders.absent import isolate, pipeline_around, ropes_of
 from pgdpo.models.encoders.ltx2 import NEGATIVE, TEXT_LENGTH, LTX2Encoders, check_connectors
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.family import toy_encoders
@@ -281,27 +281,7 @@ class LTX2(VaeFamily):
 
     @functools.cached_property
     def _ropes(self) -> tuple:
-        """What has the positions of each stream, as the transformer's own `rope` and `audio_rope` do."""
-        has = self._architecture
-        rope = functools.partial(
-            diffusers.models.transformers.transformer_ltx2.LTX2AudioVideoRotaryPosEmbed,
-            dim=has["attention_head_dim"],
-            causal_offset=has["causal_offset"],
-        )
-        video = rope(
-            patch_size=has["patch_size"],
-            patch_size_t=has["patch_size_t"],
-            scale_factors=has["vae_scale_factors"],
-        )
-        audio = rope(
-            patch_size=has["audio_patch_size"],
-            patch_size_t=has["audio_patch_size_t"],
-            sampling_rate=has["audio_sampling_rate"],
-            hop_length=has["audio_hop_length"],
-            scale_factors=[has["audio_scale_factor"]],
-            modality="audio",
-        )
-        return video, audio
+        return ropes_of(self._architecture)
 
     def _no_sound(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One empty latent `[N, C, 1, 1]`, and one empty token of text, in place of the sound's."""
