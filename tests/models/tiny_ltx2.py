@@ -92,7 +92,7 @@ def save_tiny_ltx2(folder: Path, *, version: str = "2.0", pipeline: str = "LTX2P
     vae = AutoencoderKLLTX2Video(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),  # each half of the one before, from behind
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1),
         spatio_temporal_scaling=(True,) * 4,
