@@ -115,7 +115,7 @@ def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases, 
     placed = [(name, str(saved(KINDS[name].save)), held) for name, held in cases]
     found, _ = ranks.call(shared_tokens.measure, placed, timeout=800)
     for case, off_by in found.items():
-        assert all(0.4 < share < 0.6 for share in off_by["share"].values()), (case, off_by)
+        assert all(0.4 < share < 0.6 or share == 1 for share in off_by["share"].values()), (case, off_by)
         assert off_by["learned"] > 0.01, (case, off_by)
         assert max(off_by["loss"], off_by["prediction"]) <= 1e-5 >= off_by["gradient"] / 10, (case, off_by)
 

@@ -13,7 +13,7 @@ from diffusers import LTX2VideoTransformer3DModel
 from pgdpo.config import ModelConfig
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.ulysses import share_tokens
-from pgdpo.models.protocols import Tokens, TokenSharing
+from pgdpo.models.families.ltx2 import LTX2
 from pgdpo_kernels import apply_to, set_backend
 from tests.engine.shared_tokens import compared
 
@@ -25,21 +25,6 @@ SIZES = {  # latent frames, height and width of the picture; tokens of the sound
     "short": ((3, 1, 3), 3),
     "one": ((3, 2, 3), 1),
 }
-SHARING = TokenSharing(
-    blocks=("transformer_blocks",),
-    streams={
-        "video": Tokens("attn1", arguments={"timestep": 1}, ropes={"rope": -2, "cross_attn_rope": -2}),
-        "audio": Tokens(
-            "audio_attn1",
-            arguments={"audio_timestep": 1},
-            ropes={"audio_rope": -2, "cross_attn_audio_rope": -2},
-            hidden_states="audio_hidden_states",
-            output="audio_proj_out",
-            heads="audio_num_attention_heads",
-        ),
-    },
-    across={"audio_to_video_attn": ("video", "audio"), "video_to_audio_attn": ("audio", "video")},
-)
 PLAIN = {}
 GATED = {"gated_attn": True, "audio_gated_attn": True}
 LATER = {  # of 2.3
@@ -122,14 +107,14 @@ def differences(case: Case) -> dict:
     if case.fused:
         apply_to(shared, strict=True)
     save_memory(shared, ModelConfig(path="tiny", **case.held))
-    share_tokens(shared, SHARING, dist.group.WORLD)
+    share_tokens(shared, LTX2.sharing, dist.group.WORLD)
 
     def predict(model) -> torch.Tensor:
         video, audio = model(**given)
         return torch.cat([video.flatten(1), audio.flatten(1)], dim=1)
 
     target = torch.randn(BATCH, sum(given[f"{which}hidden_states"][0].numel() for which in ("", "audio_")))
-    return compared(whole, shared, SHARING, predict, target)
+    return compared(whole, shared, LTX2.sharing, predict, target)
 
 
 def measure(names: list[str]) -> dict[str, dict]:
