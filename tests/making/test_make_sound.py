@@ -12,6 +12,7 @@ from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.sound import SOUND_FAULTS
 from pgdpo.messages.errors import InputError
 from pgdpo.video import Sound, write_video
+from tests.models.families import LTX2
 from tests.worlds import read_manifest, run_pgdpo
 
 SECONDS, FPS, RATE = 2, 8, 44100
@@ -181,3 +182,34 @@ def test_a_box_made_anew_keeps_the_clips_own_sound(listed):
         assert packets(chosen, "audio") == packets(rejected, "audio")
         assert bool(packets(chosen, "audio")) == (name != "c3")
         assert row.get("dimensions") == (None if name == "c3" else {"video": 1, "audio": 0.5})
+
+
+@pytest.fixture
+def ltx2(saved):
+    frames, height, width = LTX2.size
+    size = [f"data.num_frames={frames}", f"data.height={height}", f"data.width={width}"]
+    few = ["evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5", "model.frame_rate=8"]
+    return ["model.family=ltx2", f"model.path={saved(LTX2.save)}", "model.encoders=pipeline", *size, *few]
+
+
+def test_a_models_own_clip_sounds_against_one_that_sounds(listed, ltx2):
+    """Both through the audio VAE; against a silent one it is silent. And of two prompts both sound."""
+    rows = made(listed, *ltx2, kind="real")
+    for name, row in rows.items():
+        tracks = [packets(path, "audio") for path in both(listed, row)]
+        assert [bool(each) for each in tracks] == [name != "c3"] * 2 and "dimensions" not in row
+        if name != "c3":
+            assert tracks[0] != tracks[1]
+    listed.write_text(json.dumps({"id": "q", "prompt": "a red circle moving left"}) + "\n")
+    [row] = made(listed, *ltx2, kind="prompts", out="prompts").values()
+    tracks = [packets(path, "audio") for path in both(listed, row, "prompts")]
+    assert tracks[0] and tracks[1] and tracks[0] != tracks[1]
+
+
+def test_a_box_made_anew_by_a_model_with_sound_keeps_the_clips_own(listed, ltx2):
+    """The model is asked for the picture alone."""
+    row = made(listed, *ltx2, kind="masked")["c0"]
+    chosen, rejected = both(listed, row)
+    assert packets(chosen, "audio") == packets(rejected, "audio") and abs(pitch(chosen) - 300) < 3
+    assert packets(chosen, "video") != packets(rejected, "video")
+    assert row["dimensions"] == {"video": 1, "audio": 0.5}
