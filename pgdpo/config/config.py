@@ -19,6 +19,7 @@ from pgdpo.config.families import TOY_CARD, families, family_class, sample_setti
 from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
+from pgdpo.files.pipeline import TOYS
 from pgdpo.objectives import check_options, get_spec, needs_of
 from pgdpo.objectives.parts import Parts
 
@@ -170,9 +171,9 @@ class Config(Section):
         if self.train.reference == "cached":
             self._check_cached()
         _check_memory(self.model, self.train)
-        if self.model.encoders == "pipeline" and self.model.path == "toy":
+        if self.model.encoders == "pipeline" and self.model.path in TOYS:
             raise ValueError(
-                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
+                f"model.path `{self.model.path}` has no VAE or text encoder of its own: set model.encoders to `toy`"
             )
         return self
 
@@ -267,6 +268,12 @@ class Config(Section):
         parts = Parts.read(self.objective.get("parts"), streams)
         needs = needs_of(name, **self.objective_options)
         several = f"the model makes {' and '.join(streams)}"
+        rate = self.fps or self.model.fps
+        if "audio" in streams and self.evaluate.fps not in (None, rate):
+            raise ValueError(
+                f"evaluate.fps is {self.evaluate.fps:g}, and clips with sound last as long as that: they are written "
+                f"at their own {rate:g} frames a second; leave it out"
+            )
         if "masked" in needs.pairs:
             raise ValueError(
                 f"objective `{name}` compares inside a region of the picture, and {several}: take another objective, "

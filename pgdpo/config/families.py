@@ -12,7 +12,7 @@ from typing import Any
 
 from pgdpo import plugins
 from pgdpo.config.evaluate import EvaluateConfig
-from pgdpo.files.pipeline import is_hub_id
+from pgdpo.files.pipeline import TOYS, is_hub_id
 from pgdpo.messages.errors import InputError
 
 
@@ -157,7 +157,7 @@ TOY = Licence(
 
 def licence_of(family: str, path: str) -> Licence | None:
     """Of the weights that `model.path` names; None where that isn't known."""
-    if path == "toy":
+    if path in TOYS:
         return TOY
     known = family_class(family).licences
     return next((known[pattern] for pattern in known if fnmatch.fnmatchcase(path, pattern)), None)

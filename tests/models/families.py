@@ -381,12 +381,11 @@ KINDS = {
         keyframes=(3,),
         given=18,
     ),
+    "ltx2": LTX2,
+    "ltx2 i2v": replace(LTX2, keys=LTX2.keys | {"task": "image_to_video"}, image=True, given=6),
+    "ltx2 2.3": replace(LTX2, save=saver(save_tiny_ltx2, version="2.3"), recipes=("ltx2_3",)),
+    "ltx2 2.5": replace(LTX2, save=saver(save_tiny_ltx2, version="2.5"), recipes=("ltx2_5",)),
     "ltx2 alone": LTX2_ALONE,
-    "ltx2 2.3 alone": replace(LTX2_ALONE, save=saver(save_tiny_ltx2, version="2.3"), recipes=("ltx2_3",)),
-    "ltx2 2.5 alone": replace(LTX2_ALONE, save=saver(save_tiny_ltx2, version="2.5"), recipes=("ltx2_5",)),
-    "ltx2 alone i2v": replace(
-        LTX2_ALONE, keys=LTX2_ALONE.keys | {"task": "image_to_video"}, image=True, given=6
-    ),
 }
 FAMILIES: dict[str, Kind] = {}  # the first kind of each
 for kind in KINDS.values():

@@ -135,9 +135,13 @@ def without_sound(told: dict) -> dict:
         ),
         ("cogvideox 1.5", "image_rotary_emb", lambda told: (told[0].roll(1, 0), told[1])),
         ("cogvideox 1.5 i2v", "ofs", lambda told: told + 1),
-        ("ltx2 alone", "video_coords", lambda told: told.flip(2)),
-        ("ltx2 alone i2v", "timestep", lambda told: told.flip(1)),
-        ("ltx2 alone i2v", "use_cross_timestep", lambda told: not told),
+        ("ltx2", "video_coords", lambda told: told.flip(2)),
+        ("ltx2", "audio_coords", lambda told: told.flip(2)),
+        ("ltx2", "audio_encoder_hidden_states", lambda told: told + 1),
+        ("ltx2", "audio_hidden_states", lambda told: told.roll(1, 1)),
+        ("ltx2 i2v", "timestep", lambda told: told.flip(1)),
+        ("ltx2 i2v", "audio_timestep", lambda told: told + 1),
+        ("ltx2 i2v", "use_cross_timestep", lambda told: not told),
     ],
 )
 def test_another_number_is_found(name, argument, spoil, doors):

@@ -17,12 +17,12 @@ from tests.models.families import KINDS
 from tests.models.road import CPU, PROMPT, conditioning_of, open_pipeline
 
 ALONE = KINDS["ltx2 alone"]
-VERSIONS = {"2.0": ALONE, "2.3": KINDS["ltx2 2.3 alone"], "2.5": KINDS["ltx2 2.5 alone"]}
+VERSIONS = {"2.0": KINDS["ltx2"], "2.3": KINDS["ltx2 2.3"], "2.5": KINDS["ltx2 2.5"]}
 
 
 def hearing(saved, version: str = "2.0", **keys):
     kind = VERSIONS[version]
-    return kind.open(saved(kind.save), audio=True, **keys)
+    return kind.open(saved(kind.save), **keys)
 
 
 def drawn(family, count: int = 2, seed: int = 0):
@@ -154,10 +154,14 @@ def test_pairs_with_other_sound_are_told_apart(saved):
         (
             "own",
             True,
-            "data.fps is `own`, and the model is told 8 .*leave data.fps out, or set model.audio to false",
+            "told 8 frames .*, by which the sound .*: set model.frame_rate to the clips' rate and leave",
         ),
-        (24.0, True, "data.fps is 24 and the model is told 8 .*set model.frame_rate to 24"),
-        (24.0, False, "data.fps is 24 and the model is told 8 .*set model.frame_rate to 24"),
+        (
+            24.0,
+            True,
+            "data.fps is 24.0 and the model is told 8 .*: set model.frame_rate to 24 and leave data.fps out",
+        ),
+        (24.0, False, r"data.fps is 24.0 .*\(model.frame_rate\): set model.frame_rate to 24 and"),
         ("own", False, None),
         (8.0, True, None),
         (None, True, None),

@@ -294,6 +294,12 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             ),
         },
     },
+    "models.families.ltx2": {
+        "LTX2.check_fps": {"and the model is told": By("any rate beside sound", "a rate that the sound hasn't")},
+    },
+    "models.encoders.ltx2": {
+        "check_connectors": {"and what trains are models": By("connectors without registers")},
+    },
     "models.families.wan": {
         "Wan._choose_task": {
             "but this model is for": By("another task"),
@@ -327,6 +333,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "and these are groups of one": Why.EARLIER,
             "looks at the two samples of a pair": By("a safeguard on groups"),
         },
+        "Objective.__call__": {"of which several parts have no sum": Why.EARLIER},
         "_weight": {"PairInfo.weight has shape": Why.CALLER},
         "get_spec": {"unknown objective": By("an unknown objective")},
         "check_options": {"{where}: {wrong}": By("a switch beyond one", says=("`ipr_form` switch; allowed: ≤ 1",))},
@@ -335,6 +342,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "needs the reference's errors in PairInfo.masked": Why.CALLER,
         },
         "_check_pairs": {"and the data doesn't hold it": Why.CALLER},
+    },
+    "objectives.parts": {
+        "Parts.read": {
+            "allowed: a mapping of": By("parts of another kind"),
+            "unknown part": By("an unknown part"),
+            "allowed: a number ≥ 0": By("a part's weight"),
+            "form is": By("a form of parts"),
+            "all weights are 0": By("parts without weight"),
+        },
     },
     "objectives.spec": {
         "Option.check": {

@@ -57,6 +57,8 @@ def named_source(data: DataConfig, split: str) -> dict[str, Any]:
         settings = {"format": toy.FORMAT, "seed": data.toy.seed, "pairs": pairs}
         if data.toy.samples != 2:  # what was prepared before groups has no such setting
             settings["samples"] = data.toy.samples
+        if data.toy.sound:
+            settings["sound"] = toy.SOUND_FORMAT
     elif split == "held_out" and data.splits_itself:
         source = data.train
     if isinstance(source, list):  # how often they are visited is no matter of what is prepared

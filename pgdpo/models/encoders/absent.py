@@ -5,13 +5,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from pgdpo.models.later import torch
+
+if TYPE_CHECKING:
+    from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 
 
 def isolate(transformer, arguments: tuple, told: dict) -> tuple[tuple, dict]:
     """A forward pre-hook: the streams don't look at each other."""
     return arguments, told | {"isolate_modalities": True}
+
+
+def pipeline_around(
+    transformer: LTX2VideoTransformer3DModel,
+    pipeline_class: type[LTX2Pipeline],
+    scheduler,
+    *,
+    factors: tuple[int, int],
+    text_widths: tuple[int, int],
+    bins: int,
+) -> LTX2Pipeline:
+    """The pipeline around the transformer, in which nothing is encoded and nothing decoded.
+
+    Args:
+        factors: frames, and pixels on a side, of a latent.
+        text_widths: of the text of picture and sound.
+        bins: the sound's M.
+    """
+    # The rates are read, and not used.
+    sound = SimpleNamespace(sample_rate=1, mel_hop_length=1, mel_bins=bins, latent_channels=1)
+    pipeline = pipeline_class(
+        scheduler=scheduler,
+        vae=Vae(SimpleNamespace(scaling_factor=1.0), *factors),
+        audio_vae=Vae(sound),
+        text_encoder=None,
+        tokenizer=None,
+        connectors=Connected(text_widths),
+        transformer=transformer,
+        vocoder=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from typing import TYPE_CHECKING
 
 from pgdpo.diffusion.streams import AUDIO
+from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.later import diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
 
     from pgdpo.video import Sound, SoundFormat
 
 TEXT_LENGTH = 1024  # the pipelines' max_sequence_length
+# DEFAULT_NEGATIVE_PROMPT in diffusers' pipelines/ltx2/utils.py, which the model cards' examples use.
+NEGATIVE = (
+    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, "
+    "grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, "
+    "deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured hands, "
+    "wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth of "
+    "field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
+    "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
+    "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
+    "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+    "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward "
+    "pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
+    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
+)
 # The mel spectrogram that the audio VAE was trained on, as Lightricks' own code makes it (ltx_core's AudioProcessor):
 # diffusers has only the way back. Its window is as long as the transform; rate, hop and bins are the VAE's.
 N_FFT = 1024
@@ -157,6 +175,18 @@ class LTX2Encoders(PipelineEncoders):
     def release(self) -> None:
         self._heard.clear()
         super().release()
+
+
+def check_connectors(folder: Path, path: str) -> None:
+    """Raises InputError unless the pipeline's connectors fill up a prompt, so that no text is masked."""
+    config = json.loads((folder / "connectors" / "config.json").read_text(encoding="utf-8"))
+    for name in ("video_connector_num_learnable_registers", "audio_connector_num_learnable_registers"):
+        if config.get(name, 128) is None:
+            raise InputError(
+                f"model.path is {path!r}: its connectors/config.json has {name}: null, and what trains are models "
+                "whose prompts are filled up with learned registers, as all that Lightricks has published: take one of "
+                "those"
+            )
 
 
 def log_mel(samples: torch.Tensor, rate: int, *, hop: int, bins: int) -> torch.Tensor:

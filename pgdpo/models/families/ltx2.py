@@ -28,32 +28,21 @@ from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
 from pgdpo.messages.errors import InputError
-from pgdpo.models.encoders.absent import Connected, Vae, isolate
-from pgdpo.models.encoders.ltx2 import TEXT_LENGTH, LTX2Encoders
+from pgdpo.models.encoders.absent import isolate, pipeline_around
+from pgdpo.models.encoders.ltx2 import NEGATIVE, TEXT_LENGTH, LTX2Encoders, check_connectors
 from pgdpo.models.encoders.pipeline import VaeFamily
+from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import LTX2VideoTransformer3DModel
 
     from pgdpo.config import DataConfig
 
-# DEFAULT_NEGATIVE_PROMPT in diffusers' pipelines/ltx2/utils.py, which the model cards' examples use.
-NEGATIVE = (
-    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, "
-    "grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, "
-    "deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured hands, "
-    "wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth of "
-    "field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
-    "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
-    "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
-    "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
-    "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward "
-    "pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
-    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
-)
 # LTX2Pipeline.__call__'s defaults beside `guidance_scale`, which is the picture's, and what leaves all guidance out: of
 # the picture, and under names that begin with `audio_` of the sound.
 SCALES = {"stg_scale": (1.0, 0.0), "modality_scale": (3.0, 1.0), "guidance_rescale": (0.7, 0.0)}
@@ -126,6 +115,11 @@ class LTX2(VaeFamily):
     vae_class = Diffusers("AutoencoderKLLTX2Video")
     encoders_class = LTX2Encoders
     text_length = TEXT_LENGTH
+    takes_toy = {  # noqa: RUF012
+        "latents": "in_channels",
+        "sound": "audio_in_channels",
+        "embeddings": "caption_channels",
+    }
     # A timestep per token goes with its token; both forms of the rotary tables have the tokens last but one.
     sharing = TokenSharing(
         blocks=("transformer_blocks",),
@@ -152,21 +146,35 @@ class LTX2(VaeFamily):
         self.image_names = ("image_latents",) if self.pictures else ()
         self.pipeline_class = getattr(diffusers, TASKS[task])
         self.told = (self.frame_rate, *self.pictures)
+        if self.pictures and model.encoders == "toy":
+            raise InputError(
+                "model.task is 'image_to_video': the toy's encoders encode no pictures: set model.encoders to "
+                "`pipeline`, or leave model.task out"
+            )
+
+    def _check_parts(self, folder: Path) -> None:
+        super()._check_parts(folder)
+        check_connectors(folder, self.model.path)
 
     def check_fps(self, data: DataConfig) -> None:
         """Clips are shown at the rate that the model is told: at another one the sound is out of step with them."""
-        allowed = (None, self.frame_rate) if AUDIO in self.streams else (None, "own", self.frame_rate)
-        if data.fps in allowed:
+        hears = AUDIO in self.streams
+        if data.fps in (None, self.frame_rate) or (data.fps == "own" and not hears):
             return
-        told = f"the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
-        if data.fps == "own":
-            raise InputError(
-                f"data.fps is `own`, and {told}: the sound of clips of another rate would be out of step with their "
-                "picture: set model.frame_rate to the clips' rate and leave data.fps out, or set model.audio to false"
-            )
+        rate = "the clips' rate" if data.fps == "own" else f"{data.fps:g}"
         raise InputError(
-            f"data.fps is {data.fps:g} and {told}: set model.frame_rate to {data.fps:g} and leave data.fps out"
+            f"data.fps is {data.fps} and the model is told {self.frame_rate:g} frames a second (model.frame_rate)"
+            f"{', by which the sound of a clip is as long as its picture' * hears}: set model.frame_rate to {rate} and "
+            "leave data.fps out"
         )
+
+    @property
+    def vae_shape(self) -> tuple[int, int, int]:
+        if (
+            self.model.encoders == "toy"
+        ):  # the pipeline, which infers all sizes from latents, refuses others than of 32
+            return toy_encoders().latent_channels, 1, 32
+        return super().vae_shape
 
     @functools.cached_property
     def audio_vae(self) -> SimpleNamespace:
@@ -186,6 +194,8 @@ class LTX2(VaeFamily):
 
     def sound_to_latents(self, num_frames: int) -> tuple[int, int, int]:
         """`(C, L, M)` of the sound of a clip of that many frames, as the pipeline computes it."""
+        if self.model.encoders == "toy":
+            return toy_encoders().sound_to_latents(num_frames)
         vae = self.audio_vae
         length = round(num_frames / self.frame_rate * vae.latents_per_second)
         return vae.latent_channels, length, vae.latent_bins
@@ -202,7 +212,7 @@ class LTX2(VaeFamily):
         channels, _, height, width = latent_shape
         video, audio = self.text_widths
         found = {"prompt": torch.empty(batch, self.text_length, video)}
-        if AUDIO in self.streams:
+        if AUDIO in self.streams and self.model.encoders != "toy":
             found["audio_prompt"] = torch.empty(batch, self.text_length, audio)
         if self.pictures:
             found["image_latents"] = torch.empty(batch, channels, 1, height, width)
@@ -237,7 +247,7 @@ class LTX2(VaeFamily):
         if isolated:
             audio, audio_text = self._no_sound(video)
         else:
-            audio_text = conditioning["audio_prompt"].to(video.dtype)
+            audio_text = self._audio_text(conditioning).to(video.dtype)
         times = {"timestep": timestep}
         if "image_latents" in conditioning:
             video = torch.cat([conditioning["image_latents"].to(video.dtype), video[:, :, 1:]], dim=2)
@@ -264,6 +274,10 @@ class LTX2(VaeFamily):
             "isolate_modalities": isolated,
             "use_cross_timestep": True,
         }
+
+    def _audio_text(self, conditioning: Conditioning) -> torch.Tensor:
+        """The toy's words are the same for both streams."""
+        return conditioning["prompt" if self.model.encoders == "toy" else "audio_prompt"]
 
     @functools.cached_property
     def _ropes(self) -> tuple:
@@ -300,14 +314,13 @@ class LTX2(VaeFamily):
         mask[:, :, 0] = 1
         return self._pack(mask).squeeze(-1)
 
-    def loss_mask(self, latents, conditioning: Conditioning):
+    def loss_mask(self, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor | None:
         """Frame weights `[F]` of the picture, whose given first frame is no prediction; None without one."""
         if not self.pictures:
             return None
-        video = by_stream(latents)[VIDEO]
-        weights = torch.ones(video.shape[2], device=video.device)
+        weights = torch.ones(latents.shape[2], device=latents.device)
         weights[0] = 0
-        return {VIDEO: weights} if isinstance(latents, dict) else weights
+        return weights
 
     def _pack(self, latents: torch.Tensor) -> torch.Tensor:
         """`[N, C, F, H, W]` -> `[N, tokens, C p]`."""
@@ -342,9 +355,17 @@ class LTX2(VaeFamily):
         frames, height, width = self.clip_size(video.shape[1:])
         hook = transformer.register_forward_pre_hook(isolate, with_kwargs=True) if isolated else None
         try:
-            found = self._pipeline(transformer, how, audio.shape[-1])(
-                **self._texts(conditioning, ""),
-                **self._texts(negative, "negative_"),
+            pipeline = pipeline_around(
+                transformer,
+                self.pipeline_class,
+                self.load_scheduler(how.flow_shift),
+                factors=self.vae_shape[1:],
+                text_widths=self.text_widths,
+                bins=audio.shape[-1],
+            )
+            found = pipeline(
+                **self._texts(conditioning, "", isolated),
+                **self._texts(negative, "negative_", isolated),
                 latents=video,
                 audio_latents=audio,
                 num_frames=frames,
@@ -363,31 +384,11 @@ class LTX2(VaeFamily):
                 hook.remove()
         return found.frames if isolated else {VIDEO: found.frames, AUDIO: found.audio}
 
-    def _pipeline(self, transformer: LTX2VideoTransformer3DModel, how: SampleSettings, bins: int):
-        """The pipeline around the transformer, in which nothing is encoded or decoded; `bins`: the sound's M."""
-        _, temporal, spatial = self.vae_shape
-        sound = SimpleNamespace(
-            sample_rate=1, mel_hop_length=1, mel_bins=bins, latent_channels=1
-        )  # read, not used
-        pipeline = self.pipeline_class(
-            scheduler=self.load_scheduler(how.flow_shift),
-            vae=Vae(SimpleNamespace(scaling_factor=1.0), temporal, spatial),
-            audio_vae=Vae(sound),
-            text_encoder=None,
-            tokenizer=None,
-            connectors=Connected(self.text_widths),
-            transformer=transformer,
-            vocoder=None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    def _texts(self, conditioning: Conditioning, kind: str) -> dict[str, torch.Tensor]:
+    def _texts(self, conditioning: Conditioning, kind: str, isolated: bool) -> dict[str, torch.Tensor]:
         """A prompt as the pipeline is given it: what its connectors make of it, joined; without sound none of its."""
         prompt = conditioning["prompt"]
-        audio = conditioning.get("audio_prompt")
-        if audio is None:
-            audio = prompt.new_zeros(*prompt.shape[:2], self.text_widths[1])
+        empty = (*prompt.shape[:2], self.text_widths[1])
+        audio = prompt.new_zeros(empty) if isolated else self._audio_text(conditioning)
         mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
         return {
             f"{kind}prompt_embeds": torch.cat([prompt, audio], dim=-1),
@@ -395,7 +396,9 @@ class LTX2(VaeFamily):
         }
 
     def _guidance(self, how: SampleSettings, isolated: bool) -> dict:
-        guided = how.guidance_scale > 1
+        guided = (
+            how.guidance_scale > 1 and self.model.encoders != "toy"
+        )  # which has the one scale of both streams
         scales = {name: card if guided else none for name, (card, none) in SCALES.items()}
         if isolated:  # what stands apart already
             scales["modality_scale"] = 1.0
