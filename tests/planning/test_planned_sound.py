@@ -53,22 +53,16 @@ def embedded_time(rows: int, width: int, out: int) -> Cost:
     )
 
 
-def ltx2(
-    config: dict, video: tuple[int, ...], audio: tuple[int, ...] | None, times: int
-) -> tuple[Cost, Cost]:
-    """(all blocks, what stands around them) of LTX-2.0. `times`: timesteps of the picture's tokens, 1 or all of them."""
+def ltx2(config: dict, tokens: int, sounds: int, times: int) -> tuple[Cost, Cost]:
+    """(all blocks, what stands around them) of LTX-2.0. `times`: timesteps of the picture's tokens, one or as many."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     narrow = config["audio_num_attention_heads"] * config["audio_attention_head_dim"]
-    tokens, sounds = prod(video[1:]), 1 if audio is None else audio[1]
     block = Cost(0.0)
     for rows, own in ((tokens, width), (sounds, narrow)):
-        block += attention(rows, rows, own, own, own) + attention(rows, WORDS if audio else 1, own, own, own)
+        block += attention(rows, rows, own, own, own) + attention(rows, WORDS, own, own, own)
         block += linear(rows, own, 4 * own) + linear(rows, 4 * own, own)
-    if audio is None:  # of the picture, which has all of its prompt
-        block += attention(tokens, WORDS, width, width, width)
-    else:
-        block += attention(tokens, sounds, width, narrow, narrow)
-        block += attention(sounds, tokens, narrow, width, narrow)
+    block += attention(tokens, sounds, width, narrow, narrow)
+    block += attention(sounds, tokens, narrow, width, narrow)
     around = Cost(0.0)
     for rows, own, channels, stamps in (
         (tokens, width, config["in_channels"], times),
@@ -98,8 +92,9 @@ def test_sound_and_picture_cost_what_their_shapes_say(task, saved, tmp_path):
     family = open_family(config.model)
     shapes = family.stream_shapes(*LTX2.size)
     found = SampleFlops(family, config, shapes).policy
-    times = prod(shapes["video"][1:]) if task == "image_to_video" else 1
-    blocks, around = ltx2(family.architecture(), shapes["video"], shapes["audio"], times)
+    tokens, sounds = prod(shapes["video"][1:]), shapes["audio"][1]
+    times = tokens if task == "image_to_video" else 1
+    blocks, around = ltx2(family.architecture(), tokens, sounds, times)
     whole = blocks + around
     assert found.forward.total() == whole.all
     assert found.again.total() == blocks.all
@@ -112,7 +107,7 @@ def test_the_published_model_costs_what_its_shapes_say(monkeypatch):
     family, _ = open_to_plan(config.model)
     shapes = family.stream_shapes(*config.data.sizes[0])
     assert family.stream_tokens(shapes) == {"video": 16 * 16 * 24, "audio": 126}
-    blocks, around = ltx2(family.architecture(), shapes["video"], shapes["audio"], 1)
+    blocks, around = ltx2(family.architecture(), 6144, 126, 1)
     assert SampleFlops(family, config, shapes).policy.forward.total() == (blocks + around).all
 
 
