@@ -155,10 +155,11 @@ def option_problems(file: Path | str, lines: Mapping[tuple, int], objective: Any
                 line,
             )
         ]
-    for key, value in objective.items():
-        if key != "name":
-            problems += _option(str(file), lines, name, key, value)
-    return problems or _together(str(file), lines, objective)
+    # Which parts there are, the model says.
+    options = {key: value for key, value in objective.items() if key not in ("name", "parts")}
+    for key, value in options.items():
+        problems += _option(str(file), lines, name, key, value)
+    return problems or _together(str(file), lines, {"name": name, **options})
 
 
 def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: Any) -> list[Problem]:
