@@ -14,7 +14,6 @@ import torch.distributed as dist
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, pair_hash
 from pgdpo.data.visits.loading import collate
-from pgdpo.diffusion.streams import video_of
 from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.errors import InputError
@@ -106,7 +105,7 @@ class Measure:
         def of(number: int) -> list[list[float]]:
             sample, batch = self._sample(number)
             pred = self._policy(sample.noisy, sample.each, sample.conditioning)
-            sums = baseline[number].to(video_of(pred).device)
+            sums = baseline[number].to(sample.sigma.device)
             segments = None if self._segments is None else segments_of(self._segments, sample.latents)
             where = {"segments": segments, "mask": sample.mask, "groups": batch["groups"]}
             compared = compared_with(sums, pred, sample.target, **where)
