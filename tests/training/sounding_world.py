@@ -58,6 +58,6 @@ def sounding_world(folder: Path, train: list[dict], held_out: list[dict], **sect
         folder / "model",
         data=data,
         model={"family": "ltx2", "encoders": "pipeline"},
-        evaluate={"reward": None, "num_prompts": 1, "every": 2, "every_prompts": 0},
+        evaluate={"reward": None, "num_prompts": 1, "every": 2, "every_prompts": 0, "fps": None},
         **sections,
     )
