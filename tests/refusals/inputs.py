@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, silent, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -265,6 +265,12 @@ INPUTS = {
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
     "sound in some rows": Input("train", half_heard),
+    "sound alone that is not there": Input(
+        "train", silent("objective.parts={video: 0}", heard=(False, False))
+    ),
+    "sound that ranks compare": Input(
+        "train", silent("objective={name: kto, parts: {form: separate}}", heard=(True, False))
+    ),
     "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(
