@@ -268,6 +268,12 @@ class Config(Section):
         parts = Parts.read(self.objective.get("parts"), streams)
         needs = needs_of(name, **self.objective_options)
         several = f"the model makes {' and '.join(streams)}"
+        rate = self.fps or self.model.fps
+        if "audio" in streams and self.evaluate.fps not in (None, rate):
+            raise ValueError(
+                f"evaluate.fps is {self.evaluate.fps:g}, and clips with sound last as long as that: they are written "
+                f"at their own {rate:g} frames a second; leave it out"
+            )
         if "masked" in needs.pairs:
             raise ValueError(
                 f"objective `{name}` compares inside a region of the picture, and {several}: take another objective, "

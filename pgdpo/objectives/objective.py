@@ -132,6 +132,12 @@ class Objective:
     def needs_cross(self) -> bool:
         return self.needs.cross
 
+    @property
+    def pools(self) -> bool:
+        """Whether its loss hangs on the batch's other groups, of all ranks."""
+        whole = self.options.get("safeguard", {}).get("scope") == "microbatch"
+        return self.spec.pools or whole or "adaptive_clip" in self.options
+
     def notes(self, columns: Container[str]) -> list[str]:
         """What a run on rows with these columns must know: what the objective nearly is, what its batch is."""
         near = self.spec.near(self.options)

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from tests.refusals.lists import passed_over, prepared_groups
+from tests.refusals.lists import half_heard, passed_over, prepared_groups
 from tests.refusals.making import (
     FRESH,
     HALF,
@@ -228,6 +228,11 @@ INPUTS = {
     "a model's own rate": Input(timed, of("wan 2.2 ti2v 5b t2v")),
     "a rate that the model isn't told": Input(timed, of("ltx", "data.fps=8")),
     "any rate beside sound": Input(timed, of("ltx2 alone", "data.fps=own")),
+    "parts of another kind": Input(timed, of("ltx2", "objective.parts=3")),
+    "an unknown part": Input(timed, of("ltx2", "objective.parts={audoi: 0.3}")),
+    "a part's weight": Input(timed, of("ltx2", "objective.parts={audio: -1}")),
+    "a form of parts": Input(timed, of("ltx2", "objective.parts={form: outside}")),
+    "parts without weight": Input(timed, of("ltx2", "objective.parts={video: 0, audio: 0}")),
     "a rate that the sound hasn't": Input(timed, of("ltx2 alone", "data.fps=8")),
     "connectors without registers": Input(
         opened, of("ltx2 alone", connectors={"audio_connector_num_learnable_registers": None})
@@ -259,6 +264,7 @@ INPUTS = {
     "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
+    "sound in some rows": Input("train", half_heard),
     "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(

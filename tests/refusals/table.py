@@ -333,6 +333,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "and these are groups of one": Why.EARLIER,
             "looks at the two samples of a pair": By("a safeguard on groups"),
         },
+        "Objective.__call__": {"of which several parts have no sum": Why.EARLIER},
         "_weight": {"PairInfo.weight has shape": Why.CALLER},
         "get_spec": {"unknown objective": By("an unknown objective")},
         "check_options": {"{where}: {wrong}": By("a switch beyond one", says=("`ipr_form` switch; allowed: ≤ 1",))},
@@ -341,6 +342,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "needs the reference's errors in PairInfo.masked": Why.CALLER,
         },
         "_check_pairs": {"and the data doesn't hold it": Why.CALLER},
+    },
+    "objectives.parts": {
+        "Parts.read": {
+            "allowed: a mapping of": By("parts of another kind"),
+            "unknown part": By("an unknown part"),
+            "allowed: a number ≥ 0": By("a part's weight"),
+            "form is": By("a form of parts"),
+            "all weights are 0": By("parts without weight"),
+        },
     },
     "objectives.spec": {
         "Option.check": {

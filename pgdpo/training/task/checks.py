@@ -26,9 +26,33 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
     check_noise(objective.name, objective.needs, config)
     check_reference(objective.name, objective.needs, config)
     check_rows(objective.name, objective.needs, data)
+    _check_silent(objective, config, data)
     if data.kind == "group":
         for size in sorted(set(data.group_sizes)):
             objective.check_groups(size)
+
+
+def _check_silent(objective: Objective, config: Config, data: PreparedPairs) -> None:
+    """Raises InputError where rows without sound, beside others or alone, leave the objective nothing to go by."""
+    streams = config.model.streams
+    silent = [row for row in data.rows if row.get("sound") is False] if len(streams) > 1 else []
+    if not silent:
+        return
+    file = data.folder / "index.json"
+    several = (
+        f"{len(silent)} of {len(data.rows)} rows of {file} have no sound, the first is `{silent[0]['id']}`"
+    )
+    if not objective.parts.weight(streams[0]):
+        raise InputError(
+            f"objective.parts.{streams[0]} is 0, and {several}: they would teach nothing; leave them out of the "
+            f"manifest, or give {streams[0]} a weight"
+        )
+    if objective.pools and objective.parts.form == "separate" and len(silent) < len(data.rows):
+        raise InputError(
+            f"objective `{objective.name}` compares the samples of all ranks with each other, in each part by itself "
+            f"(objective.parts.form: separate), and {several}: a rank that has silent ones would compare less often "
+            "than the others; set form to `inside`, or leave them out of the manifest"
+        )
 
 
 def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
@@ -170,6 +194,19 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
         family.check_clip(*size)
     for shape in pairs.latent_shapes:
         check_sequence_parallel(config, family, shape)
+    check_streams(config, pairs)
+
+
+def check_streams(config: Config, pairs: PreparedPairs) -> None:
+    """Raises InputError where ranks that share each layer's weights would wait for each other: they run other layers
+    for groups with sound than for those without."""
+    silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
+    if config.train.zero_stage == 3 and 0 < len(silent) < len(pairs.rows):
+        raise InputError(
+            f"train.zero_stage is 3, and {len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have "
+            f"no sound, the first is `{silent[0]}`: ranks with sound and ranks without would wait for each other; "
+            "leave these rows out, set model.audio to false, or take zero_stage 2"
+        )
 
 
 Segments = dict[str, dict[int, list[int] | None]]
