@@ -155,10 +155,11 @@ def option_problems(file: Path | str, lines: Mapping[tuple, int], objective: Any
                 line,
             )
         ]
-    for key, value in objective.items():
+    options = {key: value for key, value in objective.items() if key != "parts"}  # which are the model's, and no option
+    for key, value in options.items():
         if key != "name":
             problems += _option(str(file), lines, name, key, value)
-    return problems or _together(str(file), lines, objective)
+    return problems or _together(str(file), lines, options)
 
 
 def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: Any) -> list[Problem]:
