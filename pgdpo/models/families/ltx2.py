@@ -146,6 +146,8 @@ class LTX2(VaeFamily):
                 "model.task is 'image_to_video': the toy's encoders encode no pictures: set model.encoders to "
                 "`pipeline`, or leave model.task out"
             )
+        if model.encoders == "toy":
+            self.check_toy()
 
     def _check_parts(self, folder: Path) -> None:
         super()._check_parts(folder)
