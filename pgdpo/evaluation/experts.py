@@ -161,7 +161,7 @@ def _results(
         "machine": machine(),
         "ranks": dist.get_world_size(),
         "versions": versions(),
-        **compared({key: first[key] + second[key] for key in first}, data),
+        **compared(first + second, data),
         "experts": {
             name: {"steps": run.step, "beta": beta_at(run), **compared(excess[name], data)}
             for name, run in both.experts.items()

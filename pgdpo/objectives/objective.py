@@ -80,6 +80,13 @@ def needs_of(name: str, **options: Any) -> Needs:
     return modifiers.add_needs(get_spec(name).needs_with(checked), checked)
 
 
+def pools(name: str, **options: Any) -> bool:
+    """Whether an objective's loss hangs on the other groups of a batch, of all ranks. Raises as `check_options`."""
+    checked = check_options(name, **options)
+    whole = checked.get("safeguard", {}).get("scope") == "microbatch"
+    return get_spec(name).pools or whole or "adaptive_clip" in checked
+
+
 def build_objective(
     name: str,
     *,

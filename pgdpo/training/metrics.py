@@ -17,11 +17,11 @@ from pgdpo.objectives.advice import SATURATED
 from pgdpo.objectives.pairing import best_and_worst
 from pgdpo.objectives.parts import oriented
 from pgdpo.rows.schema import MANIFEST
+from pgdpo.training.panels import PARTS
 from pgdpo_kernels import GroupErrors, PairErrors
 
 Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # numbers, and which groups have one
 
-PARTS = "parts"  # of a row: the same numbers of each part of a sample, by its name
 BUCKETS = 4  # equal parts of sigma in [0, 1]
 
 
@@ -143,6 +143,14 @@ def sample_metrics(
         own = {key: has.get(key, ~missing) & counts[name] for key in found}
         present |= {f"{PARTS}/{name}/{key}": value for key, value in own.items()}
     return metrics, present
+
+
+def margins_of(
+    metrics: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Of `sample_metrics`: each part's margins `[B]`, 0 where it does not count; {} of samples of one part."""
+    names = [name for name in metrics if name.startswith(f"{PARTS}/") and name.endswith("/margin")]
+    return {name.split("/")[1]: metrics[name].where(present[name], 0.0) for name in names}
 
 
 def as_pairs(errors: PairErrors | GroupErrors, info: PairInfo) -> PairErrors:

@@ -15,12 +15,19 @@ from pgdpo.engine.deterministic import check_objective
 from pgdpo.engine.engine import learning_rate, set_learning_rate
 from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.bad_steps import Guard, sound_pairs, without_stand_ins
-from pgdpo.guards.beta import BetaWatch
+from pgdpo.guards.beta import BetaWatch, own_logits
 from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
 from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.reference import Comparison, Reference
-from pgdpo.training.metrics import StepMetrics, as_pairs, finite_only, sample_metrics, watch_gradients
+from pgdpo.training.metrics import (
+    StepMetrics,
+    as_pairs,
+    finite_only,
+    margins_of,
+    sample_metrics,
+    watch_gradients,
+)
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.steering.steering import Steering
 from pgdpo.training.task.checks import segments_of
@@ -70,7 +77,8 @@ class Step:
             joint = self.objective.joint(errors, info)
             found = sample_metrics(errors, joint, output, info, self.policy.family.streams)
             metrics.add(*found, sigma, sound_pairs(batch, device), batch["rows"])
-            self.beta_watch.add(output.logits)
+            logits = own_logits(output, self.policy.family.streams)
+            self.beta_watch.add(logits, margins_of(*found))
             self.common_rise.add(output, as_pairs(joint, info))
         fault = self.guard.settle(self.done)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}

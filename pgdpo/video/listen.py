@@ -17,7 +17,7 @@ from pgdpo.video.track import opened, pieces, refused, time_of
 
 SHORT = 0.1  # seconds by which a track may end before the picture, and is continued with silence
 STEADY = (
-    0.03  # seconds by which a piece's time may miss the samples before it: some containers count milliseconds
+    0.03  # seconds by which a piece's time may miss where the one before it ended: milliseconds are rounded
 )
 AROUND = 0.1  # seconds beside what is taken that the resampler sees
 PLACES = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # of channels of which the file says no place
@@ -77,6 +77,31 @@ def _check_end(info: VideoInfo, ends: float, wanted: float) -> None:
             "give it a track as long as the picture, take fewer frames (data.num_frames) or leave the row out (sound "
             "is never looped)"
         )
+
+
+def loudest(info: VideoInfo) -> float | None:
+    """The largest absolute sample of a clip's track, which is decoded to its end; None of a clip without one.
+
+    Raises InputError where it is damaged or changes inside.
+    """
+    if info.sound is None:
+        return None
+    most = 0.0
+    with opened(info.path) as (container, stream):
+        unpacked = None
+        for frame in pieces(info.path, container, stream):
+            unpacked = unpacked or av.AudioResampler("fltp", frame.layout, frame.sample_rate)
+            for piece in unpacked.resample(frame):
+                most = max(most, float(np.abs(piece.to_ndarray()).max(initial=0)))
+    return most
+
+
+def track_of(info: VideoInfo, seconds: float, fmt: SoundFormat) -> Sound | None:
+    """The sound of a clip's first `seconds`, or of as many of them as its track has, for a copy of the clip; None of
+    one without. Raises InputError where it is damaged or changes inside."""
+    if info.sound is None or info.sound.end <= 0:
+        return None
+    return read_sound(info, 0.0, min(seconds, info.sound.end), fmt)
 
 
 def _put(taken: np.ndarray, samples: np.ndarray, at: int) -> None:

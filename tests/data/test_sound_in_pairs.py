@@ -1,4 +1,4 @@
-"""Sound from a row's clips to a batch: an LTX-2 pipeline of real classes; clips of several rates, some of them silent."""
+"""Sound from a row's clips to a batch, by an LTX-2 pipeline of real classes."""
 
 import json
 import shutil
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from pgdpo.checking import run_check
 from pgdpo.config.read import load_config
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.visits.loading import collate
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.encoders.ltx2 import LTX2Encoders
+from pgdpo.training.task.checks import check_streams
 from pgdpo.video import Sound, write_video
 from tests.models.tiny_ltx2 import save_tiny_ltx2
 from tests.video.sounding import FPS, beep, write_clip
@@ -141,6 +143,19 @@ def test_pairs_with_sound_and_without_are_batches_of_their_own(world, capfd):
     data.rows[2]["sha256"] = "0" * 64
     with pytest.raises(InputError, match="another SHA-256"):
         data[2, 0]
+
+
+def test_ranks_that_share_weights_take_no_groups_of_both_kinds(world):
+    config = world([row_of("cd"), row_of("mute")])
+    run_pgdpo("prepare", config)
+    with pytest.raises(InputError) as caught:
+        run_pgdpo("train", config, "train.zero_stage=3", "train.global_batch_groups=2")
+    assert "train.zero_stage is 3, and 1 of 2 rows of " in str(caught.value)
+    assert "the first is `mute`" in str(caught.value) and "zero_stage 2" in str(caught.value)
+    found = run_check(str(config), ["train.zero_stage=3", "train.global_batch_groups=2"])
+    assert any("train.zero_stage is 3" in problem.what for problem in found.problems)
+    run_pgdpo("prepare", world([row_of("cd")]))
+    check_streams(load_config(config, ["train.zero_stage=3"]), pairs(config))
 
 
 def test_turning_the_sound_on_and_off_encodes_what_it_must(world, counted, capfd):

@@ -18,6 +18,8 @@ def cases(full: bool) -> list[Case]:
             norm_forward(5120, "bf16", True, True),
             norm_backward(5120, "bf16", True),
             qk_backward(5120, "bf16", True),
+            norm_rope_backward(2048, "bf16", True, halves=True),
+            gate_heads_backward(4096, "bf16"),
         ]
     out = []
     for width, kind in itertools.product(WIDTHS, ["bf16", "fp32"]):
@@ -26,6 +28,14 @@ def cases(full: bool) -> list[Case]:
         for trained in (False, True):
             out += [norm_backward(width, kind, trained), qk_backward(width, kind, trained)]
             out.append(gate_backward(width, kind, trained))
+    for width, trained in itertools.product((2048, 4096), (False, True)):  # LTX-2's sound and picture
+        out += [qk_backward(width, "bf16", trained, halves=True)]
+    out += [qk_forward(width, "bf16", halves=True) for width in (2048, 4096)]
+    for halves in (False, True):
+        out += [norm_rope_forward(2048, "bf16", halves)]
+        out += [norm_rope_backward(2048, "bf16", trained, halves) for trained in (False, True)]
+    for width, kind in itertools.product((2048, 4096), ("bf16", "fp32")):
+        out += [gate_heads_forward(width, kind), gate_heads_backward(width, kind)]
     for width in PADDED:
         out += [
             qk_forward(width, "bf16"),
@@ -35,23 +45,31 @@ def cases(full: bool) -> list[Case]:
     return out + [column_sums(width) for width in WIDTHS]
 
 
-def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0)) -> Case:
+LAUNCH_OF = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}
+LAUNCH_OF |= {"gate_heads_forward": "gate", "gate_heads_backward": "gate"}
+LAUNCH_OF |= {"norm_rope_forward": "qk_forward", "norm_rope_backward": "qk_backward"}
+SUMS = ("SUM_NORM", "SUM_GATE", "SUM_WEIGHT")
+
+
+def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), wide=(0, 0), narrow=0) -> Case:
     """`tensors` have the hidden states' dtype, `modulations` are fp32 as Wan's, `vectors` bf16 as a norm's."""
     from pgdpo_kernels.hidden.rows import LAUNCHES, pieces, threads_and_rows
 
-    launch = {"gate_forward": "gate", "gate_backward": "gate", "norm_backward": "gate_norm_backward"}
-    launch = launch.get(op, op.replace(" ", "_"))
-    if constants.get("SUM_NORM") or constants.get("SUM_GATE") or constants.get("SUM_WEIGHT"):
-        op, launch = op + " summed", op.partition("_")[0] + "_sums"
+    launch = LAUNCH_OF.get(op, op.replace(" ", "_"))
+    if any(constants.get(name) for name in SUMS):
+        op, launch = op + " summed", ("qk" if "NORM" in constants else op.partition("_")[0]) + "_sums"
     elif launch == "norm_forward" and constants["BRANCH"]:
         launch = "gate_norm_forward"
     a, b = pieces(width)
     constants = {"A": a, "B": b} | constants
-    held = constants["H"] * constants["COLUMNS"] if "H" in constants else width
+    held = width
+    if "H" in constants:
+        held = (2 * constants["A"] if constants.get("HALVES") else constants["H"]) * constants["COLUMNS"]
     threads, rows = threads_and_rows(LAUNCHES[launch], held)
     constants |= {"ALIGN": 8, "CHUNK": rows}
     constants |= {"EMULATE_BF16": False}
     op, *form = op.split(" ") + ["branch"] * constants.get("BRANCH", False)
+    form += ["halves"] * constants.get("HALVES", False)
     name = " ".join((op, str(width), kind, *form))
     pointers = (
         dict.fromkeys(tensors, kind) | dict.fromkeys(modulations, "fp32") | dict.fromkeys(vectors, "bf16")
@@ -62,9 +80,10 @@ def case(kernel, op, width, kind, tensors, modulations, constants, vectors=(), w
         pointers,
         constants,
         threads,
-        floats=("eps",),
+        floats=("eps", "scale") if "scale" in kernel.arg_names else ("eps",),
         wide_loads=wide[0],
         wide_stores=wide[1],
+        narrow=narrow,
     )
 
 
@@ -110,45 +129,71 @@ def gate_backward(width, kind, trained) -> Case:
     return case(kernel, "gate_backward", width, kind, tensors, modulations, constants, wide=wide)
 
 
-def heads(width) -> dict:
-    """LTX turns the full width by a table of pairs; the others every head by one table."""
-    from pgdpo_kernels.hidden.rows import pieces
+def rows_of_heads(width, halves=False) -> dict:
+    from pgdpo_kernels.hidden.rows import held_heads
 
     head = (WIDTHS | PADDED)[width]
-    columns = 1 << (head - 1).bit_length()
-    a, b = pieces(width // head)
+    if halves:
+        head = width // 32
+    columns, a, b = held_heads(width // head, head, halves)
+    return dict(H=width // head, HEAD=head, COLUMNS=columns, A=a, B=b)
+
+
+def turned(width, halves=False) -> dict:
+    """LTX turns the full width by a table of pairs; the others every head by one table."""
     norm = {1152: "layer_head", 3072: "rms_head"}.get(width, "rms_full")
-    half = width in (2048, 4096)
-    shape = dict(
-        NORM=norm,
-        HALVES=False,
-        SHARED=not half,
-        PER_PAIR=half,
-        H=width // head,
-        HEAD=head,
-        COLUMNS=columns,
-        A=a,
-        B=b,
-    )
-    return shape | dict(WEIGHT=True, ROPE=True)
+    of_pairs = width in (2048, 4096)
+    shape = dict(NORM=norm, HALVES=halves, SHARED=not of_pairs, PER_PAIR=of_pairs, WEIGHT=True, ROPE=True)
+    return shape | rows_of_heads(width, halves)
 
 
-def qk_forward(width, kind) -> Case:
+def qk_forward(width, kind, halves=False) -> Case:
     from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_forward as kernel
     from pgdpo_kernels.hidden.rows import LATE_TABLES
 
     tensors, vectors = ("q", "k", "q_out", "k_out"), ("q_weight", "k_weight", "q_bias", "k_bias")
-    constants = heads(width) | dict(BIAS=False, LATE_TABLES=width <= LATE_TABLES)
+    constants = turned(width, halves) | dict(BIAS=False, LATE_TABLES=width <= LATE_TABLES)
     return case(kernel, "qk_forward", width, kind, tensors, ("cos", "sin"), constants, vectors, (2, 2))
 
 
-def qk_backward(width, kind, trained) -> Case:
+def qk_backward(width, kind, trained, halves=False) -> Case:
     from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_backward as kernel
 
     tensors, vectors = ("dq_out", "dk_out", "q", "k", "dq", "dk"), ("q_weight", "k_weight")
-    constants = heads(width) | dict(SUM_WEIGHT=trained, SUM_BIAS=trained and width in (1152, 3072))
+    constants = turned(width, halves) | dict(SUM_WEIGHT=trained, SUM_BIAS=trained and width in (1152, 3072))
     tables = ("cos", "sin", "sums")
     return case(kernel, "qk_backward", width, kind, tensors, tables, constants, vectors, (4, 2))
+
+
+def norm_rope_forward(width, kind, halves) -> Case:
+    from pgdpo_kernels.hidden.qk_norm_rope_kernels import norm_rope_forward as kernel
+    from pgdpo_kernels.hidden.rows import LATE_TABLES
+
+    constants = turned(width, halves) | dict(BIAS=False, LATE_TABLES=width <= LATE_TABLES)
+    tensors, tables, vectors = ("x", "out"), ("cos", "sin"), ("weight", "bias")
+    return case(kernel, "norm_rope_forward", width, kind, tensors, tables, constants, vectors, (1, 1))
+
+
+def norm_rope_backward(width, kind, trained, halves) -> Case:
+    from pgdpo_kernels.hidden.qk_norm_rope_kernels import norm_rope_backward as kernel
+
+    constants = turned(width, halves) | dict(SUM_WEIGHT=trained, SUM_BIAS=False)
+    tensors, tables = ("dy", "x", "dx"), ("cos", "sin", "sums")
+    return case(kernel, "norm_rope_backward", width, kind, tensors, tables, constants, ("weight",), (2, 1))
+
+
+def gate_heads_forward(width, kind) -> Case:
+    from pgdpo_kernels.hidden.gate_heads_kernels import gate_heads_forward as kernel
+
+    tensors, constants = ("x", "logits", "out"), rows_of_heads(width)
+    return case(kernel, "gate_heads_forward", width, kind, tensors, (), constants, wide=(1, 1), narrow=2)
+
+
+def gate_heads_backward(width, kind) -> Case:
+    from pgdpo_kernels.hidden.gate_heads_kernels import gate_heads_backward as kernel
+
+    tensors, constants = ("dy", "x", "logits", "dx", "dlogits"), rows_of_heads(width)
+    return case(kernel, "gate_heads_backward", width, kind, tensors, (), constants, wide=(2, 1), narrow=6)
 
 
 def column_sums(width) -> Case:

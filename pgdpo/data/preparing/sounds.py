@@ -13,6 +13,7 @@ from pgdpo.video import Sound, SoundFormat, SoundInfo, VideoInfo, read_sound
 from pgdpo.video.listen import missing
 
 LATE = 0.1  # seconds by which a track may begin after its picture and nothing is said
+INAUDIBLE = 1e-3  # seconds of silence at its end of which nothing is said
 
 
 def tracks_of(name: str, clips: Mapping[str, VideoInfo]) -> dict[str, SoundInfo]:
@@ -40,8 +41,9 @@ def one_sided(clips: Mapping[str, VideoInfo], heard: str, silent: str) -> str:
     )
 
 
-def treatment(name: str, plan: PairPlan, fmt: SoundFormat) -> str:
-    """What is done to the sound of what a plan takes, the same words for the same kind; empty of a silent row.
+def treatment(name: str, plan: PairPlan, fmt: SoundFormat | None = None) -> str:
+    """What is done to the sound of what a plan takes, the same words for the same kind; empty of a silent row. `fmt`:
+    None where what the model takes is not looked at.
 
     Raises InputError for sound on some sides alone, and for a track that ends before what is taken.
     """
@@ -49,13 +51,16 @@ def treatment(name: str, plan: PairPlan, fmt: SoundFormat) -> str:
     for side, track in tracks_of(name, plan.clips).items():
         with named(name, plan.clips, side):
             short = missing(plan.clips[side], plan.span[1])
-        alike = (track.rate, track.channels) == (fmt.rate, fmt.channels)
-        words = [f"{track} as it is" if alike else f"{track} made {fmt}"]
+        words = [str(track) if fmt is None else f"{track} {_made(track, fmt)}"]
         words += ["silence before it begins"] * (track.start - plan.span[0] > LATE)
-        words += ["silence at its end"] * (short > 1 / fmt.rate)
+        words += ["silence at its end"] * (short > INAUDIBLE)
         words += ["the player's of several tracks"] * (track.tracks > 1)
         kinds.add(", ".join(words))
     return "; ".join(sorted(kinds))
+
+
+def _made(track: SoundInfo, fmt: SoundFormat) -> str:
+    return "as it is" if (track.rate, track.channels) == (fmt.rate, fmt.channels) else f"made {fmt}"
 
 
 def read_sounds(row: PairRow, plan: PairPlan, fmt: SoundFormat) -> dict[str, Sound]:

@@ -14,6 +14,8 @@ from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, get_spec
 from pgdpo.objectives.info import OF_GROUPS, on_groups
+from pgdpo.objectives.objective import pools
+from pgdpo.objectives.parts import Parts
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.schema import SAMPLES
 
@@ -170,6 +172,39 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
         family.check_clip(*size)
     for shape in pairs.latent_shapes:
         check_sequence_parallel(config, family, shape)
+    check_streams(config, pairs)
+
+
+def check_streams(config: Config, pairs: PreparedPairs) -> None:
+    """Raises InputError where groups without sound leave a run nothing to learn from, or where ranks that have some
+    would wait for ranks that have others: for layers that these alone run, for sums that these alone make."""
+    silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
+    first, *others = pairs.streams
+    if not (others and silent):
+        return
+    parts, name = Parts.read(config.objective.get("parts")), config.objective["name"]
+    some = (
+        f"{len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have no sound, the first is "
+        f"`{silent[0]}`"
+    )
+    if not parts.weight(first):
+        raise InputError(
+            f"objective.parts.{first} is 0, and {some}: nothing is learnt of such rows; leave them out, or give "
+            f"{first} a weight"
+        )
+    if len(silent) == len(pairs.rows):
+        return
+    if config.train.zero_stage == 3:
+        raise InputError(
+            f"train.zero_stage is 3, and {some}: ranks with sound and ranks without would wait for each other; "
+            "leave these rows out, set model.audio to false, or take zero_stage 2"
+        )
+    if parts.form == "separate" and pools(name, **config.objective_options):
+        raise InputError(
+            f"objective.parts.form is `separate`, and objective `{name}` compares the samples of all ranks, of each "
+            f"part by itself, and {some}: ranks that have sound would wait for ranks that have none; leave these rows "
+            "out, or set the form to `inside`"
+        )
 
 
 Segments = dict[str, dict[int, list[int] | None]]

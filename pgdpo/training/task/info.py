@@ -10,6 +10,7 @@ import torch
 from pgdpo.models.family import Family
 from pgdpo.objectives import PairInfo
 from pgdpo.rows.columns import COLUMNS, OF_LISTS
+from pgdpo.rows.dimensions import has_label, label_of
 from pgdpo.rows.ranked import ranks_of
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.training.noising import Sample
@@ -41,17 +42,13 @@ def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
 def part_labels(
     rows: Sequence[dict], parts: Iterable[str], device: torch.device
 ) -> dict[str, torch.Tensor] | None:
-    """`PairInfo.parts`: of each part that some row has its own preference of, in `dimensions`; None where none has.
-
-    A share above one half is a label as the pair's, one below it the other way, one half a tie; a row that says nothing
-    of a part has the pair's.
-    """
-    found = {}
-    for part in parts:
-        said = [(row.get("dimensions") or {}).get(part) for row in rows]
-        if any(share is not None for share in said):
-            signs = [1 if share is None else (share > 0.5) - (share < 0.5) for share in said]
-            found[part] = torch.tensor(signs, device=device)
+    """`PairInfo.parts`, by `label_of`; a part of which no row has its own preference is not in it, and None where none
+    is."""
+    found = {
+        part: torch.tensor([label_of(row, part) for row in rows], device=device)
+        for part in parts
+        if any(has_label(row, part) for row in rows)
+    }
     return found or None
 
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-TOKENS, TEXT = 9360, 256
+TOKENS, TEXT, SOUND = 9360, 256, 250
 UNCOUNTED = ("prim::", "aten::empty", "aten::new_empty", "aten::_unsafe_view")
 HEAVY = ("mm", "addmm", "bmm", "scaled_dot_product", "gelu", "silu")
 
@@ -134,6 +134,29 @@ def ltx():
     return model, run, TOKENS * 2048
 
 
+def ltx2(later=False):
+    """Picture and ten seconds of sound, halves of heads turned; `later`: gated, prompts and their queries modulated."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    flags = ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod", "perturbed_attn")
+    model = LTX2VideoTransformer3DModel(num_layers=1, rope_type="split", **dict.fromkeys(flags, later))
+    sizes = (TOKENS, 4096), (SOUND, 2048)
+    text = [torch.empty(1, TEXT, width, dtype=torch.bfloat16) for _, width in sizes]
+    counts = (9, 4, 1, 2) if later else (6, 4, 1)
+    tembs = [torch.empty(1, 1, count * width, dtype=torch.bfloat16) for count in counts for _, width in sizes]
+    of_prompts = () if later else (None, None)
+
+    def run():
+        states = [hidden(tokens, width) for tokens, width in sizes]
+        tables = [
+            [torch.empty(1, tokens, 32, size // 64).transpose(1, 2) for _ in range(2)]
+            for (tokens, _), size in zip(2 * sizes, (4096, 2048, 2048, 2048), strict=True)
+        ]
+        return model.transformer_blocks[0](*states, *text, *tembs, *of_prompts, *tables)
+
+    return model, run, sum(tokens * width for tokens, width in sizes)
+
+
 BLOCKS = {
     "Wan 2.1, 1.3B": wan,
     "Wan 2.1, 14B": lambda: wan(heads=40),
@@ -142,6 +165,8 @@ BLOCKS = {
     "HunyuanVideo, single": lambda: hunyuan("single_transformer_blocks"),
     "CogVideoX-5b": cogvideox,
     "LTX-Video 2B": ltx,
+    "LTX-2": ltx2,
+    "LTX-2.3": lambda: ltx2(later=True),
 }
 
 
