@@ -97,7 +97,8 @@ class LTX2(VaeFamily):
             "other",
             "https://huggingface.co/Lightricks/LTX-2/tree/main",
             "ltx-2-community-license-agreement",
-            "each version has a file of its own: see there",
+            "an entity with a revenue of $10 million a year or more needs a paid licence for any commercial use",
+            "2026-11-27",
         ),
     }
     fps = 24.0  # a default of its pipelines
