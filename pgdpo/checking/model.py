@@ -40,14 +40,7 @@ from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, PairRow, carried, s
 from pgdpo.rows.schema import MANIFEST, columns, cut_labels
 from pgdpo.sampling import how_sampled
 from pgdpo.training.opening import compare_prepared, open_pairs, require_images
-from pgdpo.training.task.checks import (
-    check_noise,
-    check_reference,
-    check_rows,
-    check_streams,
-    divide_frames,
-    frame_segments,
-)
+from pgdpo.training.task.checks import check_noise, check_reference, check_rows, divide_frames, frame_segments
 from pgdpo.training.trackers import check_trackers
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
@@ -250,7 +243,6 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
             )
         data = open_pairs(config, split, compare=False, full=full)
         require_images(data, open_family(config.model))
-        check_streams(config, data)
         if split == "held_out":
             how_sampled(config, open_family(config.model), data)
         else:

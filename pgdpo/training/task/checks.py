@@ -194,19 +194,6 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
         family.check_clip(*size)
     for shape in pairs.latent_shapes:
         check_sequence_parallel(config, family, shape)
-    check_streams(config, pairs)
-
-
-def check_streams(config: Config, pairs: PreparedPairs) -> None:
-    """Raises InputError where ranks that share each layer's weights would wait for each other: they run other layers
-    for groups with sound than for those without."""
-    silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
-    if config.train.zero_stage == 3 and 0 < len(silent) < len(pairs.rows):
-        raise InputError(
-            f"train.zero_stage is 3, and {len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have "
-            f"no sound, the first is `{silent[0]}`: ranks with sound and ranks without would wait for each other; "
-            "leave these rows out, set model.audio to false, or take zero_stage 2"
-        )
 
 
 Segments = dict[str, dict[int, list[int] | None]]
