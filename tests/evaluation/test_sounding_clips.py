@@ -101,7 +101,7 @@ def test_a_pairs_clips_are_heard_one_at_a_time(config, tmp_path):
 
 
 def test_a_page_that_is_too_large_keeps_the_sound_of_its_copies(config, tmp_path):
-    run = reported(config, tmp_path, "evaluate.report_pairs=4", "evaluate.report_megabytes=0.12")
+    run = reported(config, tmp_path, "evaluate.report_pairs=4", "evaluate.report_megabytes=3")
     page = (run / "report.html").read_text()
     assert "with sound of 24,000 Hz mono; their full files lie beside this page" in page
     found = []

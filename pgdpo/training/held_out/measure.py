@@ -105,7 +105,7 @@ class Measure:
         def of(number: int) -> list[list[float]]:
             sample, batch = self._sample(number)
             pred = self._policy(sample.noisy, sample.each, sample.conditioning)
-            sums = baseline[number].to(pred.device)
+            sums = baseline[number].to(sample.sigma.device)
             segments = None if self._segments is None else segments_of(self._segments, sample.latents)
             where = {"segments": segments, "mask": sample.mask, "groups": batch["groups"]}
             compared = compared_with(sums, pred, sample.target, **where)
