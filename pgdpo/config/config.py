@@ -6,15 +6,15 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field, create_model, field_validator, model_validator
 
 from pgdpo.config.data import DataConfig
 from pgdpo.config.deepspeed import check_deepspeed_keys
-from pgdpo.config.evaluate import EvaluateConfig, FrameCorruption, MakeConfig, SoundCorruption
+from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
 from pgdpo.config.families import TOY_CARD, families, family_class, sample_settings
 from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
@@ -77,12 +77,6 @@ class Config(Section):
     def fps(self) -> float | None:
         """Frames a second that clips are shown to the model at; None: every frame of a clip."""
         return fps_of(self.data, self.model)
-
-    @property
-    def corruptions(self) -> Sequence[str]:
-        """What may befall a clip of `pgdpo make corrupt`."""
-        of_sound = get_args(SoundCorruption) if "audio" in self.model.streams else ()
-        return self.make.corruptions or (*get_args(FrameCorruption), *of_sound)
 
     @property
     def written_fps(self) -> float:
