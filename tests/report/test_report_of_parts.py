@@ -151,7 +151,7 @@ def test_the_page_has_a_row_for_each_part(tmp_path, monkeypatch):
     section = page.partition('<section id="parts">')[2].partition("</section>")[0]
     assert section.count('scope="row"') == 2
     audio = section.partition(">audio</th>")[2]
-    for figure in ("60", "87%", "60%", "+0.20", "98%"):
+    for figure in ("60", "87%", "60%", "+200.00", "98%"):
         assert figure in audio, figure
     assert "objective.parts.audio 0.0061 would" in page and "while the whole looks well" in page
     assert page.count("Displacement, audio</th>") == 1  # of the runs beside each other
