@@ -6,15 +6,15 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, create_model, field_validator, model_validator
 
 from pgdpo.config.data import DataConfig
 from pgdpo.config.deepspeed import check_deepspeed_keys
-from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.evaluate import EvaluateConfig, FrameCorruption, MakeConfig, SoundCorruption
 from pgdpo.config.families import TOY_CARD, families, family_class, sample_settings
 from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
@@ -40,8 +40,8 @@ class Config(Section):
         description="`name` and its options; `pgdpo objectives` lists them. For any with a β also `timestep_weight`: "
         "ω(σ), a factor of β by the drawn noise level: none, flow_dpo ((1 - sigma)^2, of flow models), snr (for a flow "
         "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of a model that makes sound and picture "
-        "`parts`: their weights, 1 where none is given, and `form`: one sigmoid over the weighted sum (`inside`) or one "
-        "for each (`separate`), such as {video: 1, audio: 0.3, form: inside}."
+        "`parts`: their weights, 1 where none is given, and `form`: one sigmoid over the weighted sum (`inside`) or "
+        "one for each (`separate`), such as {video: 1, audio: 0.3, form: inside}."
     )
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -77,6 +77,12 @@ class Config(Section):
     def fps(self) -> float | None:
         """Frames a second that clips are shown to the model at; None: every frame of a clip."""
         return fps_of(self.data, self.model)
+
+    @property
+    def corruptions(self) -> Sequence[str]:
+        """What may befall a clip of `pgdpo make corrupt`."""
+        of_sound = get_args(SoundCorruption) if "audio" in self.model.streams else ()
+        return self.make.corruptions or (*get_args(FrameCorruption), *of_sound)
 
     @property
     def written_fps(self) -> float:
