@@ -16,6 +16,7 @@ BROWSER = next(
 )
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+FLAGS += ["--autoplay-policy=no-user-gesture-required"]  # a script's click is none
 
 
 class Site(SimpleHTTPRequestHandler):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pgdpo.data.buckets import Size, size_name
@@ -26,25 +27,33 @@ from pgdpo.messages.problems import Problem, shown
 from pgdpo.rows.manifest import SPAN_MARK, CheckedRow, spread
 from pgdpo.rows.schema import SAMPLES, key_of, said_of, spoken, titled, worded
 from pgdpo.video import VideoInfo, verify_video
+from pgdpo.video.listen import loudest
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as decoded; `error` says why it could not be."""
+    """A clip as decoded; `error` says why it could not be. `loudest`: of its sound, 0 to 1, where that was listened to
+    and there is any."""
 
     path: Path
     info: VideoInfo = VideoInfo(0, 0, 0.0, 0, "")
     sha256: str = ""
     error: str = ""
     here: bool = True  # or behind a URL that gives nothing
+    loudest: float | None = None
 
 
-def inspect_clips(rows: Sequence[CheckedRow], advance: Callable[[], None]) -> dict[str, Clip]:
-    """Location -> Clip for all clips of `rows`, decoded in threads; `advance` is called after each."""
+def inspect_clips(
+    rows: Sequence[CheckedRow], advance: Callable[[], None], *, listens: bool = False
+) -> dict[str, Clip]:
+    """Location -> Clip for all clips of `rows`, decoded in threads, their sound too where the check `listens`;
+    `advance` is called after each."""
     locations = clips_of(rows)
     found: dict[str, Clip] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for location, clip in zip(locations, pool.map(_inspect, locations), strict=True):
+        for location, clip in zip(
+            locations, pool.map(partial(_inspect, listens=listens), locations), strict=True
+        ):
             found[location] = clip
             advance()
     return found
@@ -55,7 +64,7 @@ def clips_of(rows: Sequence[CheckedRow]) -> list[str]:
     return sorted({row.clips[side] for row in rows for side in row.sides})
 
 
-def _inspect(location: str) -> Clip:
+def _inspect(location: str, listens: bool) -> Clip:
     path = Path(location)
     if is_url(location):
         try:
@@ -63,7 +72,8 @@ def _inspect(location: str) -> Clip:
         except (InputError, OSError) as error:
             return Clip(path, error=str(error), here=False)
     try:
-        return Clip(path, verify_video(path), sha256_of(path))
+        info = verify_video(path)
+        return Clip(path, info, sha256_of(path), loudest=loudest(info) if listens else None)
     except InputError as error:
         return Clip(path, error=str(error).removeprefix(f"{path}: "))
     except OSError as error:
@@ -79,7 +89,7 @@ def clip_problems(
         for side, clip in own.items():
             if clip.error:
                 mend = "fetch it again or leave it out"
-                yield _about(row, side, clip.error, "a clip that decodes to its end", mend)
+                yield about(row, side, clip.error, "a clip that decodes to its end", mend)
         if any(clip.error for clip in own.values()):
             continue
         infos = {side: clip.info for side, clip in own.items()}
@@ -103,9 +113,8 @@ def misfit(info: VideoInfo, sizes: Sequence[Size], sampling: Sampling) -> str | 
     return None
 
 
-def _about(
-    row: CheckedRow, side: str, what: str, allowed: str, mend: str, severity: str = "error"
-) -> Problem:
+def about(row: CheckedRow, side: str, what: str, allowed: str, mend: str, severity: str = "error") -> Problem:
+    """A problem of one of a row's files."""
     value = said_of(row.values, side)
     what = f"{spoken(row.values['id'], row.sides, side)}, {shown(value)}: {what}"
     return row.problem(
@@ -131,10 +140,10 @@ def _hashes(row: CheckedRow, own: Mapping[str, Clip]) -> Iterator[Problem]:
             continue
         if row.kind == "pair":
             what = "the same bytes as `chosen`: the pair teaches nothing"
-            yield _about(row, side, what, "another clip than `chosen`", "leave the row out", "warning")
+            yield about(row, side, what, "another clip than `chosen`", "leave the row out", "warning")
         else:
             what = f"the same bytes as {worded(first)}"
-            yield _about(row, side, what, "each clip once", "leave one of the two out", "warning")
+            yield about(row, side, what, "each clip once", "leave one of the two out", "warning")
 
 
 def _against_sizes(
@@ -148,11 +157,11 @@ def _against_sizes(
             fits = False
             allowed = f"{' or '.join(map(size_name, sizes))} (frames x height x width)"
             mend = "ask for fewer frames (data.num_frames), another rate (data.fps), or leave the row out"
-            yield _about(row, side, str(error).removeprefix(f"{info.path}: "), allowed, mend)
+            yield about(row, side, str(error).removeprefix(f"{info.path}: "), allowed, mend)
         if info.variable:
             how = "one by one (data.fps)" if sampling.fps is None else "by their times"
             what = f"frames are missing or of unequal length, most for 1/{info.fps:g} s: they are taken {how}"
-            yield _about(row, side, what, "frames of one length", "look at the clip", "warning")
+            yield about(row, side, what, "frames of one length", "look at the clip", "warning")
     if not sizes or not fits:
         return
     try:
@@ -170,7 +179,7 @@ def _against_sizes(
     if info.height < height or info.width < width:
         what = f"{info.width}x{info.height} pixels, and {width}x{height} are trained on: it is enlarged"
         mend = "take smaller sizes (data.width and data.height, or data.buckets), or larger clips"
-        yield _about(row, row.sides[0], what, f"{width}x{height} pixels or more", mend, "warning")
+        yield about(row, row.sides[0], what, f"{width}x{height} pixels or more", mend, "warning")
 
 
 def _lengths(row: CheckedRow, lengths: Sequence[int]) -> Iterator[Problem]:
@@ -180,7 +189,7 @@ def _lengths(row: CheckedRow, lengths: Sequence[int]) -> Iterator[Problem]:
     allowed, mend = "clips of one length", "look whether one was cut"
     if row.kind == "pair":
         what = f"its clips give {lengths[0]} and {lengths[1]} frames: {min(lengths)} from the start are common to both"
-        yield _about(row, "rejected", what, allowed, mend, "warning")
+        yield about(row, "rejected", what, allowed, mend, "warning")
     else:
         name, span = titled(row.values["id"], row.sides), f"{min(lengths)} to {max(lengths)} frames"
         what = f"{name}: its clips give {span}: {min(lengths)} from the start are common to all"
@@ -212,4 +221,4 @@ def _mask(row: CheckedRow, info: VideoInfo) -> Iterator[Problem]:
         check_mask(fetch(location) if is_url(location) else Path(location), info, row.kind)
     except InputError as error:
         allowed = f"a picture of {info.width}x{info.height} pixels, or a clip like the {row.kind}'s"
-        yield _about(row, "mask", str(error), allowed, "make it anew, or leave the key out")
+        yield about(row, "mask", str(error), allowed, "make it anew, or leave the key out")

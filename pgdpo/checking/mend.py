@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from pgdpo.checking.clips import Clip, misfit
+from pgdpo.checking.sounds import sound_misfit
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, unlike, unsaid
 from pgdpo.files.atomic import sha256_of
@@ -19,7 +20,9 @@ from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.rows.manifest import CheckedRow
 from pgdpo.rows.schema import SAMPLES, said_of, worded
-from pgdpo.video import VideoInfo, read_video, write_video
+from pgdpo.video import SoundFormat, VideoInfo, read_video, write_video
+from pgdpo.video.listen import track_of
+from pgdpo.video.write import AAC_RATES
 
 FACTS = ("width", "height", "num_frames", "fps", "light")
 
@@ -54,12 +57,15 @@ def mend(
     sizes: Sequence[Size],
     sampling: Sampling,
     advance: Callable[[], None],
+    *,
+    listens: bool = False,
 ) -> Mended:
     """Write `out` (JSONL or Parquet) from the sound `rows` of the manifest `source`.
 
     Left out: rows with an error in them, with a clip that is missing, damaged, too short or of another hash.
     Re-encoded, all clips of a row so that no codec tells them apart: rows whose clips differ in size, rate or length,
-    at the smallest of each. Corrected: what a row says of its clips' size, rate and length.
+    at the smallest of each, with their sound. `listens`: left out too is what `prepare` refuses for its sound.
+    Corrected: what a row says of its clips' size, rate and length.
 
     Raises InputError if `out` is the source, or no row is left.
     """
@@ -78,7 +84,7 @@ def mend(
             result.dropped.setdefault(f"{name} ({problem.where})" if twice else name, problem.what)
     with writer(out) as write:
         for row in rows:
-            values = _mended(row, clips, sizes, sampling, result)
+            values = _mended(row, clips, sizes, sampling, result, listens=listens)
             if values is not None:
                 write(values)
                 result.kept += 1
@@ -89,12 +95,20 @@ def mend(
 
 
 def _mended(
-    row: CheckedRow, clips: Mapping[str, Clip], sizes: Sequence[Size], sampling: Sampling, result: Mended
+    row: CheckedRow,
+    clips: Mapping[str, Clip],
+    sizes: Sequence[Size],
+    sampling: Sampling,
+    result: Mended,
+    *,
+    listens: bool,
 ) -> dict | None:
     """The row as it stands in the new manifest; None if it is dropped."""
     name, own = row.values["id"], {side: clips[row.clips[side]] for side in row.sides}
     why = _unmendable(row, own, sizes, sampling)
     infos = {side: clip.info for side, clip in own.items()}
+    if why is None and listens and (wrong := sound_misfit(row, infos, sizes, sampling)):
+        why = f"{worded(wrong[0])}: {wrong[1]}"
     if why is None and any(unlike(infos)):
         why = _not_made_alike(row, infos)
     if why is None and any(unlike(infos)):
@@ -188,15 +202,28 @@ def _reencode(
     info = VideoInfo(size[1], size[0], fps, length, "h264", stored=size[::-1], times=times)
     if why := misfit(info, sizes, sampling):
         raise InputError(f"as a {kind} at {fps:g} frames a second: {why}")
+    fmt = _sound_format(own.values())
     made = {}
     for side, clip in own.items():
-        form = f"{clip.sha256} {size} {fps:g} {length}"
+        sound = None if fmt is None else track_of(clip.info, length / fps, fmt)
+        form = f"{clip.sha256} {size} {fps:g} {length}{'' if sound is None else f' {fmt}'}"
         name = hashlib.sha256(form.encode()).hexdigest()
         path = manifest.parent / f"{manifest.stem}.media" / name[:2] / f"{name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, frames[side][:length], fps)
+        write_video(path, frames[side][:length], fps, sound=sound)
         made[side] = Clip(path, info, sha256_of(path))
     return made
+
+
+def _sound_format(clips: Iterable[Clip]) -> SoundFormat | None:
+    """The lowest rate and the fewest channels of their tracks that AAC has; None where none has one. Raises InputError
+    for a damaged track."""
+    tracks = [clip.info.sound for clip in clips if clip.info.sound is not None]
+    if not tracks:
+        return None
+    lowest = min(track.rate for track in tracks)
+    rate = max((rate for rate in AAC_RATES if rate <= lowest), default=AAC_RATES[0])
+    return SoundFormat(rate, min(2, *(track.channels for track in tracks)))
 
 
 def _relative(row: CheckedRow, key: str, own: Mapping[str, Clip], result: Mended) -> str:

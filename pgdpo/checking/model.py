@@ -40,7 +40,14 @@ from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, PairRow, carried, s
 from pgdpo.rows.schema import MANIFEST, columns, cut_labels
 from pgdpo.sampling import how_sampled
 from pgdpo.training.opening import compare_prepared, open_pairs, require_images
-from pgdpo.training.task.checks import check_noise, check_reference, check_rows, divide_frames, frame_segments
+from pgdpo.training.task.checks import (
+    check_noise,
+    check_reference,
+    check_rows,
+    check_streams,
+    divide_frames,
+    frame_segments,
+)
 from pgdpo.training.trackers import check_trackers
 
 TOY_PROMPT = "a large green square moving up"  # as the toy's are, where no row is read
@@ -248,6 +255,7 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
         else:
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
+            check_streams(config, data)
             for size in sorted(set(data.group_sizes)) if data.kind == "group" else ():
                 objective.check_groups(size)
             _left(config, data.rows)

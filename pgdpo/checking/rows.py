@@ -25,7 +25,7 @@ from pgdpo.rows.groups import RATINGS
 from pgdpo.rows.manifest import CheckedRow
 from pgdpo.rows.ranked import ends
 from pgdpo.rows.schema import SAMPLES, SIDES, TIE, columns, samples_of, scores_of
-from pgdpo.toy.reward import ToyReward
+from pgdpo.toy.reward import SoundingReward, ToyReward
 
 OFTEN = 10  # times as often as another manifest's pair: above, it may be learnt by heart
 
@@ -152,10 +152,12 @@ def place_problems(inspected: Inspection) -> Iterator[Problem]:
 
 def toy_rows(config: Config) -> list[CheckedRow]:
     """Stand-ins for the toy's rows, which `prepare` writes: their keys, with what a rule may read of them."""
-    scores, toy = {score.name: 0.0 for score in fields(ToyReward)}, config.data.toy
+    toy = config.data.toy
+    scores = {score.name: 0.0 for score in fields(SoundingReward if toy.sound else ToyReward)}
     values = {"id": "train-00000", "prompt": "", "defect": "text"}
     if toy.samples == 2:
         values |= {"strength": 0.0, "scores": dict.fromkeys(SIDES, scores)}
+        values |= {"dimensions": {"video": 1.0, "audio": 1.0}} if toy.sound else {}
     else:
         sample = {"clip": "", "score": 0.0, "rank": 0, "scores": scores}
         values |= {"strength": [0.0] * toy.samples, "samples": [sample] * toy.samples}

@@ -23,19 +23,23 @@ from pgdpo.checking.rows import (
     toy_rows,
 )
 from pgdpo.checking.show import check_page, write_pairs
+from pgdpo.checking.sounds import heard_in, sound_problems
 from pgdpo.config import Config, DataConfig
 from pgdpo.config.evaluate import NO_HELD_OUT
 from pgdpo.config.read import Inspection, inspect_config
 from pgdpo.data.bad import are_skipped, too_many
 from pgdpo.data.buckets import Size
 from pgdpo.data.clips import Sampling, views_said
+from pgdpo.data.preparing.sounds import sounds_said
 from pgdpo.data.sources import scan_sources, sources_of, take
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.atomic import write_json
 from pgdpo.files.locations import plain
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
+from pgdpo.rows.dimensions import label_notes
 from pgdpo.rows.manifest import PICTURES, CheckedRow
 
 SPLITS = ("train", "held_out")
@@ -116,6 +120,8 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
                 needs if split == "train" else replace(needs, soft=False)
             )  # what trains asks for soft labels
             findings.problems += preference_problems(rows, config.data.ties, name, asked)
+            for note in label_notes([row.values for row in rows], config.model.streams):
+                say(f": {note}", first=f"data.{split}")
     train = findings.rows.get("train", [])
     held_out = findings.rows.get("held_out", [])
     findings.problems += amount_problems(train, held_out, inspected)
@@ -151,17 +157,28 @@ def _check_clips(findings: Findings, inspected: Inspection, data: Mapping, *, me
         rows += others
     if not rows:
         return
+    listens = _listens(config)
     with progress_bar("decode clips", total=len(clips_of(rows))) as bar:
-        findings.clips = inspect_clips(rows, bar.advance)
+        findings.clips = inspect_clips(rows, bar.advance, listens=listens)
         bar.finish()
     sizes, sampling = _sizes(data, config), _sampling(config)
     for split, members in findings.rows.items():
         problems = list(clip_problems(members, findings.clips, sizes, sampling))
+        if listens:
+            problems += sound_problems(members, findings.clips, sizes, sampling)
         findings.problems += _leave_out(findings, inspected, split, problems)
     findings.problems += clip_problems(others, findings.clips, sizes, sampling)
     if config is not None:
         rows = [row for split in (*findings.rows.values(), others) for row in split]
         findings.views = list(views_said(views_of(rows, findings.clips, sizes, sampling), rows[0].kind))
+        if listens:
+            heard = list(heard_in(rows, findings.clips, sizes, sampling))
+            findings.views += sounds_said(heard, rows[0].kind)
+
+
+def _listens(config: Config | None) -> bool:
+    """Whether the model is trained on the clips' sound."""
+    return config is not None and AUDIO in config.model.streams
 
 
 def _leave_out(
@@ -274,5 +291,6 @@ def _fix(findings: Findings, out: str, config: Config | None, data: Mapping, nam
             _sizes(data, config),
             _sampling(config),
             bar.advance,
+            listens=_listens(config),
         )
         bar.finish()

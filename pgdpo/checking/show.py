@@ -5,6 +5,7 @@ The right-hand clips are read through the plan that `prepare` follows, so that t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -22,17 +23,18 @@ from pgdpo.checking.findings import Findings
 from pgdpo.config import Config
 from pgdpo.data.buckets import Size, share_shown
 from pgdpo.data.clips import PairPlan, Sampling, bucket_of, planned, unlike, unsaid
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.locations import fetch, is_url
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import in_text, number
 from pgdpo.messages.problems import Problem
-from pgdpo.report.page import PIXEL_ART, embedded, embedded_picture, write_page
+from pgdpo.report.page import PIXEL_ART, SOUND, SOUND_BITS, embedded, embedded_picture, write_page
 from pgdpo.rows.groups import RATINGS
 from pgdpo.rows.manifest import GIVEN, PICTURES, CheckedRow, decided_rows, spread
 from pgdpo.rows.ranked import drawn
 from pgdpo.rows.schema import LABELS, SAMPLES, said_of, samples_of, worded
-from pgdpo.video import VideoInfo, fit_picture, read_frames, write_video
+from pgdpo.video import Sound, SoundInfo, VideoInfo, fit_picture, read_frames, read_sound, write_video
 from pgdpo.video.picture import read_picture
 
 TEMPLATE = "checking/check.html.jinja"
@@ -85,7 +87,7 @@ def write_pairs(findings: Findings, config: Config, out: Path) -> int:
     with progress_bar("show pairs", total=total) as bar, ThreadPoolExecutor(AT_A_TIME) as pool:
         for split, pairs in chosen.items():
             cards = []
-            for card in pool.map(lambda pair: pair.card(findings.clips, BUDGET // total), pairs):
+            for card in pool.map(lambda pair: pair.card(findings.clips, BUDGET // total, config), pairs):
                 cards.append(card)
                 bar.advance()
             scanned = findings.scanned.get(split, [])
@@ -171,7 +173,7 @@ class Pair:
         info, size = self.plan.like, self.plan.size
         return wrong, view, round(info.fps, 2), info.light, size, round(share_shown(size, info), 1)
 
-    def card(self, clips: Mapping[str, Clip], share: int) -> dict:
+    def card(self, clips: Mapping[str, Clip], share: int, config: Config) -> dict:
         """What the template shows of it; its clips take `share` bytes of the page at most, or as few as can be."""
         plan = None if isinstance(self.plan, str) else self.plan
         own = {side: clips[self.row.clips[side]] for side in self.row.sides}
@@ -180,7 +182,7 @@ class Pair:
             if not clip.error:
                 films[side, "shot"] = _as_shot(clip.info, plan)
             if plan is not None:
-                films[side, "model"] = _as_taken(clip.info, plan)
+                films[side, "model"] = _as_taken(clip.info, plan, AUDIO in config.model.streams)
         pictures = _pictures(self.row, plan)
         held = sum(len(picture["data"] or "") for picture in pictures)
         shown, level = _encoded(films, share - held)
@@ -195,9 +197,10 @@ class Pair:
                 (side, name, " · ".join(ratings), shown.get((side, "shot")), shown.get((side, "model")))
                 for side, (name, *ratings) in drawn(self.row.values).items()
             ],
+            "sounding": any(film.sound for film in films.values()),
             "pictures": pictures,
             "crop": crop(plan.like, plan.size) if plan else None,
-            "facts": _facts(plan, own) | _labels(self.row),
+            "facts": _facts(plan, own) | _sounds(own, config) | _labels(self.row),
             "note": _note(films, level),
         }
 
@@ -219,11 +222,12 @@ def _pictures(row: CheckedRow, plan: PairPlan | None) -> list[dict]:
 
 @dataclass(frozen=True)
 class Film:
-    """Frames to be shown at a rate, and their size before they were shrunk for the page."""
+    """Frames to be shown at a rate, their size before they were shrunk for the page, and their sound."""
 
     frames: np.ndarray  # uint8 [F, H, W, 3]
     rate: float
     full: tuple[int, int]  # height, width
+    sound: Sound | None
 
     def at(self, most: int, every: int) -> Film:
         """With `most` pixels on the longer side at most, and every so manyth frame."""
@@ -231,7 +235,7 @@ class Film:
         frames = self.frames[::every]
         if size != frames.shape[1:3]:
             frames = np.stack([fit_picture(frame, size) for frame in frames])
-        return Film(frames, self.rate / every, self.full)
+        return Film(frames, self.rate / every, self.full, self.sound)
 
 
 def _small(full: tuple[int, int], most: int) -> tuple[int, int]:
@@ -250,13 +254,30 @@ def _as_shot(info: VideoInfo, plan: PairPlan | None) -> Film:
     first = min(max(round(middle * (rate or 1.0) - count / 2), 0), there - count)
     full = info.height, info.width
     numbers = info.numbers_at(rate, first, count)
-    return Film(read_frames(info, numbers, _small(full, LEVELS[0][0])), rate or 1.0, full)
+    sound = _heard(info, first / (rate or 1.0), count / (rate or 1.0))
+    return Film(read_frames(info, numbers, _small(full, LEVELS[0][0])), rate or 1.0, full, sound)
 
 
-def _as_taken(info: VideoInfo, plan: PairPlan) -> Film:
-    full = plan.size[1:]
-    whole = Film(read_frames(info, plan.numbers(info), full), plan.rate or 1.0, full)
-    return whole.at(LEVELS[0][0], 1)
+def _as_taken(info: VideoInfo, plan: PairPlan, hears: bool) -> Film:
+    """`hears`: whether the model is given sound."""
+    full, rate = plan.size[1:], plan.rate or 1.0
+    sound = _heard(info, plan.first / rate, plan.size[0] / rate) if hears else None
+    return Film(read_frames(info, plan.numbers(info), full), rate, full, sound).at(LEVELS[0][0], 1)
+
+
+def _heard(info: VideoInfo, first: float, seconds: float) -> Sound | None:
+    """The sound beside a part of the picture, as far as its track goes."""
+    track = _track(info)
+    if track is None or track.end <= first:
+        return None
+    with contextlib.suppress(InputError):  # as in `_track`
+        return read_sound(info, first, min(seconds, track.end - first), SOUND)
+
+
+def _track(info: VideoInfo) -> SoundInfo | None:
+    """What a clip's track is; None also of one that cannot be read, which the row's problems name."""
+    with contextlib.suppress(InputError):
+        return info.sound
 
 
 def _encoded(films: Mapping[tuple, Film], share: int) -> tuple[dict[tuple, dict], tuple[int, int, int]]:
@@ -269,7 +290,9 @@ def _encoded(films: Mapping[tuple, Film], share: int) -> tuple[dict[tuple, dict]
             for place, (key, film) in enumerate(films.items()):
                 small = film.at(most, every)
                 path = Path(folder) / f"{place}.mp4"
-                write_video(path, small.frames, small.rate, crf=factor)
+                write_video(
+                    path, small.frames, small.rate, crf=factor, sound=small.sound, bit_rate=SOUND_BITS
+                )
                 hard = max(film.full) <= most and film.full[1] < PIXEL_ART
                 shown[key] = embedded(path) | {"pixel_art": hard}
             if sum(len(each["data"]) for each in shown.values()) <= share:
@@ -321,6 +344,17 @@ def _facts(plan: PairPlan | None, own: Mapping[str, Clip]) -> dict[str, str]:
         [f"pixels {info.pixel.numerator}:{info.pixel.denominator}, made square"] if info.pixel != 1 else []
     )
     return facts | ({"also": "; ".join(treated)} if treated else {})
+
+
+def _sounds(own: Mapping[str, Clip], config: Config) -> dict[str, str]:
+    """What is to be heard of the clips, in words; nothing where all are silent."""
+    found = [_track(clip.info) for clip in own.values() if not clip.error]
+    if not any(found):
+        return {}
+    kinds = dict.fromkeys(f"{sound}, {_seconds(sound.seconds)}" if sound else "none" for sound in found)
+    return {
+        "sound": " and ".join(kinds) + ("" if AUDIO in config.model.streams else "; the model is given none")
+    }
 
 
 def _rate(fps: float) -> str:

@@ -6,20 +6,22 @@ Nothing here imports torch: a wrong key is reported within a fraction of a secon
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, create_model, field_validator, model_validator
 
 from pgdpo.config.data import DataConfig
 from pgdpo.config.deepspeed import check_deepspeed_keys
-from pgdpo.config.evaluate import EvaluateConfig, MakeConfig
+from pgdpo.config.evaluate import EvaluateConfig, FrameCorruption, MakeConfig, SoundCorruption
 from pgdpo.config.families import TOY_CARD, families, family_class, sample_settings
 from pgdpo.config.model import DiffusionConfig, ModelConfig
 from pgdpo.config.section import Section
 from pgdpo.config.train import TrainConfig
+from pgdpo.files.pipeline import TOYS
 from pgdpo.objectives import check_options, get_spec, needs_of
+from pgdpo.objectives.parts import Parts
 
 RESERVED = ("prepared", "toy", "reference")  # beside the runs, in output_dir
 PARTS = ("high_noise", "low_noise")  # of a run of `model.expert: both`, each in a folder of its name
@@ -37,7 +39,9 @@ class Config(Section):
     objective: dict[str, Any] = Field(
         description="`name` and its options; `pgdpo objectives` lists them. For any with a β also `timestep_weight`: "
         "ω(σ), a factor of β by the drawn noise level: none, flow_dpo ((1 - sigma)^2, of flow models), snr (for a flow "
-        "model the same), min_snr, or points [[sigma, weight], ...] of a line."
+        "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of a model that makes sound and picture "
+        "`parts`: their weights, 1 where none is given, and `form`: one sigmoid over the weighted sum (`inside`) or "
+        "one for each (`separate`), such as {video: 1, audio: 0.3, form: inside}."
     )
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -73,6 +77,12 @@ class Config(Section):
     def fps(self) -> float | None:
         """Frames a second that clips are shown to the model at; None: every frame of a clip."""
         return fps_of(self.data, self.model)
+
+    @property
+    def corruptions(self) -> Sequence[str]:
+        """What may befall a clip of `pgdpo make corrupt`."""
+        of_sound = get_args(SoundCorruption) if "audio" in self.model.streams else ()
+        return self.make.corruptions or (*get_args(FrameCorruption), *of_sound)
 
     @property
     def written_fps(self) -> float:
@@ -116,7 +126,7 @@ class Config(Section):
 
     @property
     def objective_options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.objective.items() if key != "name"}
+        return {key: value for key, value in self.objective.items() if key not in ("name", "parts")}
 
     @property
     def timestep_weight(self) -> str | list[list[float]]:
@@ -159,12 +169,13 @@ class Config(Section):
                 "train.reference is `adapter` but model.adapter is empty: set one, or use `frozen`"
             )
         self._check_model()
+        self._check_parts()
         if self.train.reference == "cached":
             self._check_cached()
         _check_memory(self.model, self.train)
-        if self.model.encoders == "pipeline" and self.model.path == "toy":
+        if self.model.encoders == "pipeline" and self.model.path in TOYS:
             raise ValueError(
-                "model.path `toy` has no VAE or text encoder of its own: set model.encoders to `toy`"
+                f"model.path `{self.model.path}` has no VAE or text encoder of its own: set model.encoders to `toy`"
             )
         return self
 
@@ -244,6 +255,41 @@ class Config(Section):
         if self.evaluate.flow_shift is not None and family_class(family).prediction != "flow":
             raise ValueError(
                 f"evaluate.flow_shift is for flow matching, model.family is `{family}`, which is none: leave it out"
+            )
+
+    def _check_parts(self) -> None:
+        """Raises ValueError where what is said of the parts of a sample does not fit the model or the objective."""
+        streams, name = self.model.streams, self.objective["name"]
+        if len(streams) == 1:
+            if "parts" in self.objective:
+                raise ValueError(
+                    f"objective.parts is of models that make more than one thing, and model.family "
+                    f"`{self.model.family}` trains on {streams[0]} alone: leave it out"
+                )
+            return
+        parts = Parts.read(self.objective.get("parts"), streams)
+        needs = needs_of(name, **self.objective_options)
+        several = f"the model makes {' and '.join(streams)}"
+        rate = self.fps or self.model.fps
+        if "audio" in streams and self.evaluate.fps not in (None, rate):
+            raise ValueError(
+                f"evaluate.fps is {self.evaluate.fps:g}, and clips with sound last as long as that: they are written "
+                f"at their own {rate:g} frames a second; leave it out"
+            )
+        if "masked" in needs.pairs:
+            raise ValueError(
+                f"objective `{name}` compares inside a region of the picture, and {several}: take another objective, "
+                "or train on the picture alone (model.audio: false)"
+            )
+        if needs.cross and parts.form == "inside":
+            raise ValueError(
+                f"objective.safeguard goes by the product of two residuals, and {several}, of which that has no sum: "
+                "set objective.parts.form to `separate`, or leave it out"
+            )
+        if self.diffusion.inversion_steps is not None:
+            raise ValueError(
+                f"diffusion.inversion_steps is {self.diffusion.inversion_steps}, and {several}: inversion is written "
+                "for one; leave it out, or train on the picture alone (model.audio: false)"
             )
 
     def _check_negative_branch(self) -> None:

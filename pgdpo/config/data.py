@@ -80,6 +80,11 @@ class ToyConfig(Section):
         description="Clips of a prompt: 2 are a pair, more a group, of which each is damaged further than the one "
         "before; its true reward is the `score`, and ranks it.",
     )
+    sound: bool = Field(
+        False,
+        description="Clips have a tone whose pitch follows the object's height, and rejected ones a faulty picture, a "
+        "faulty tone or both.",
+    )
 
 
 # What each rule of data.select reads: (keys it needs, keys it may have).

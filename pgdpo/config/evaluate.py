@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -78,18 +79,28 @@ class EvaluateConfig(Section):
         return self.every is not None and self.every_prompts > 0
 
 
+FrameCorruption = Literal["shuffle", "stutter", "flicker", "tear", "reverse"]
+SoundCorruption = Literal["sound_shift", "sound_swap", "sound_clip", "sound_drop"]
+
+
 class MakeConfig(Section):
     pairs_per_clip: int = Field(1, ge=1, description="Pairs made of each row of the list.")
     renoise: tuple[float, float] = Field(
         (0.5, 0.8),
         description="guided, masked: the sigma up to which a real clip is re-noised, drawn between these.",
     )
-    corruptions: list[Literal["shuffle", "stutter", "flicker", "tear", "reverse"]] = Field(
-        ["shuffle", "stutter", "flicker", "tear", "reverse"],
+    corruptions: list[Literal[FrameCorruption, SoundCorruption]] | None = Field(
+        None,
         min_length=1,
-        description="corrupt: what may befall a clip.",
+        description="corrupt: what may befall a clip; by default each fault of the picture, and of a model that makes "
+        "sound each of the sound (`sound_...`).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes noise, boxes and corruptions.")
+
+    def faults(self, streams: Sequence[str]) -> Sequence[str]:
+        """What may befall a clip, for a model that makes `streams`."""
+        of_sound = get_args(SoundCorruption) if "audio" in streams else ()
+        return self.corruptions or (*get_args(FrameCorruption), *of_sound)
 
     @field_validator("renoise")
     @classmethod

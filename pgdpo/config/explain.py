@@ -156,7 +156,7 @@ def option_problems(file: Path | str, lines: Mapping[tuple, int], objective: Any
             )
         ]
     for key, value in objective.items():
-        if key != "name":
+        if key not in ("name", "parts"):  # how the parts of a sample are put together is of every objective
             problems += _option(str(file), lines, name, key, value)
     return problems or _together(str(file), lines, objective)
 
@@ -182,7 +182,7 @@ def _option(file: str, lines: Mapping[tuple, int], name: str, key: Any, value: A
 def _together(file: str, lines: Mapping[tuple, int], objective: Mapping) -> list[Problem]:
     """What is wrong with options that are right one by one; the first that is named is taken for the place."""
     try:
-        check_options(**objective)
+        check_options(**{key: value for key, value in objective.items() if key != "parts"})
     except InputError as error:
         what, _, allowed = str(error).partition("; allowed: ")
         key = re.findall("`(.+?)`", what)[1]  # behind the objective's name

@@ -12,7 +12,7 @@ from typing import Any
 
 from pgdpo import plugins
 from pgdpo.config.evaluate import EvaluateConfig
-from pgdpo.files.pipeline import is_hub_id
+from pgdpo.files.pipeline import TOYS, is_hub_id
 from pgdpo.messages.errors import InputError
 
 
@@ -77,7 +77,12 @@ def sample_settings(evaluate: EvaluateConfig, found: SampleSettings) -> SampleSe
 
 # What the others are that might be taken for one of these, by how the names of their classes begin.
 NEIGHBOURS = {
-    "LTX2": "LTX-2, which makes sound too",
+    "LTX2Condition": "LTX-2 from keyframes",
+    "LTX2InContext": "LTX-2 with an IC-LoRA",
+    "LTX2HDR": "LTX-2 in HDR",
+    "LTX2DFR": "LTX-2's refiner",
+    "LTX2LatentUpsample": "LTX-2's upsampler of latents",
+    "LTX2VideoDiffusionDecode": "LTX-2.5's diffusion decoder",
     "LTXI2VLongMultiPrompt": "LTX-Video with many prompts",
     "LTXLatentUpsample": "LTX-Video's upsampler of latents",
     "HunyuanVideo15": "HunyuanVideo 1.5",
@@ -152,7 +157,7 @@ TOY = Licence(
 
 def licence_of(family: str, path: str) -> Licence | None:
     """Of the weights that `model.path` names; None where that isn't known."""
-    if path == "toy":
+    if path in TOYS:
         return TOY
     known = family_class(family).licences
     return next((known[pattern] for pattern in known if fnmatch.fnmatchcase(path, pattern)), None)

@@ -45,7 +45,7 @@ class ModelConfig(Section):
         description="Which model class the weights are for; `auto`: that of the pipeline at `path`. Where that can't "
         "be read when the configuration is, as without a network, name it.",
     )
-    path: str = Field(description="`toy`, a local diffusers folder, or a hub id.")
+    path: str = Field(description="`toy`, `toy_sound`, a local diffusers folder, or a hub id.")
     revision: str | None = Field(
         None,
         min_length=1,

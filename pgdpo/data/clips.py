@@ -148,10 +148,10 @@ def plan_pair(row: PairRow, size: Size, sampling: Sampling) -> PairPlan:
 def planned(name: str, clips: Mapping[str, VideoInfo], size: Size, sampling: Sampling) -> PairPlan:
     """As `plan_pair`, of clips, by side, that were looked at."""
     for side, info in clips.items():
-        with _named(name, clips, side):
+        with named(name, clips, side):
             check_clip(info, size, sampling)
     there = min(info.frames_at(sampling.fps) for info in clips.values())
-    with _named(name, clips):
+    with named(name, clips):
         first = sampling.first(name, there, size[0])
     return PairPlan(clips, sampling, size, first)
 
@@ -205,7 +205,7 @@ def probe_pair(row: PairRow) -> dict[str, VideoInfo]:
     """
     infos = {}
     for side, path in row.clips.items():
-        with _named(row.id, row.clips, side):
+        with named(row.id, row.clips, side):
             infos[side] = probe_video(path)
     for odd in (*unlike(infos), *unsaid(row.extra, infos)):
         raise InputError(f"{titled(row.id, row.clips)}: {odd.what}: {odd.mend}")
@@ -305,7 +305,7 @@ def takes_frames(pictures: Collection[int], files: Collection[str], unread: Coll
 def read_pair(row: PairRow, plan: PairPlan) -> Iterator[tuple[str, np.ndarray]]:
     """(side, uint8 frames [F, H, W, 3] at the plan's size) of all clips, one after the other. Raises InputError."""
     for side, info in plan.clips.items():
-        with _named(row.id, plan.clips, side):
+        with named(row.id, plan.clips, side):
             frames = read_frames(info, plan.numbers(info), plan.size[1:])
         yield side, frames
 
@@ -362,7 +362,7 @@ def _text(value: float | str) -> str:
 
 
 @contextlib.contextmanager
-def _named(name: str, sides: Iterable[str], side: str = "") -> Iterator[None]:
+def named(name: str, sides: Iterable[str], side: str = "") -> Iterator[None]:
     """Puts row and side before the message of what is refused inside."""
     try:
         yield

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pgdpo.data.shards import INDEX, prompt_key, tensors_sha256
+from pgdpo.data.shards import prompt_key, read_index, sound_name, tensors_sha256
 from pgdpo.data.verified import MEND, add_to_note, look_at, wrong_size
 from pgdpo.data.visits.mixture import Mixture
 from pgdpo.data.visits.order import Order
 from pgdpo.diffusion.draws import uniform
-from pgdpo.files.bounded import parse_json
+from pgdpo.diffusion.streams import AUDIO, VIDEO, Latents
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
 from pgdpo.rows.ranked import ranked
@@ -110,7 +110,7 @@ class PreparedPairs:
         pair_id = pair_hash(row["id"])
         dropped = uniform(self.seed, pair_id, draw, stream="caption") < self.caption_dropout
         tensors = self._pair(row)
-        samples = [tensors.pop(side) for side in stored_sides(row)]
+        samples = [self._sample(tensors, side) for side in stored_sides(row)]
         samples = samples if TAKEN not in row else [samples[place] for place in row[TAKEN]["samples"]]
         mask = tensors.pop("mask", None)
         return {
@@ -124,6 +124,13 @@ class PreparedPairs:
             "conditioning": {**tensors, **self.text("")} if dropped else self._told(row, tensors),
             "captions": {} if dropped else self._captions(row),
         }
+
+    def _sample(self, tensors: dict[str, torch.Tensor], side: str) -> Latents:
+        """A clip's latents, taken out of a row's tensors; of a folder of several streams by name."""
+        video, sound = tensors.pop(side), tensors.pop(sound_name(side), None)
+        if len(self.streams) == 1:
+            return video
+        return {VIDEO: video} if sound is None else {VIDEO: video, AUDIO: sound}
 
     def _told(self, row: dict, beside: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Conditioning by a row's prompt, and by what stands `beside` its clips: there the prompt too, where the text
@@ -144,13 +151,23 @@ class PreparedPairs:
 
     def _pair(self, row: dict) -> dict[str, torch.Tensor]:
         sides = stored_sides(row)
-        names = [*sides, *self.index["image"], *(["mask"] if has_mask(row) else [])]
+        sounds = map(sound_name, sides if self.has_sound(row) else ())
+        names = [*sides, *sounds, *self.index["image"], *(["mask"] if has_mask(row) else [])]
         entry = self.index["shards"][row["shard"]]
         return self._checked(entry, row["key"], names, row["sha256"], titled(row["id"], sides))
 
     def size_of(self, index: int) -> tuple[int, int, int]:
         """(frames, height, width) that a pair's clips were encoded at."""
         return tuple(self.index["shards"][self.rows[index]["shard"]]["size"])
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What was encoded of clips: `video`, and `audio` where the encoders hear."""
+        return tuple(self.index.get("streams", (VIDEO,)))
+
+    def has_sound(self, row: dict) -> bool:
+        """Whether the clips of a row of the index have latents of their sound."""
+        return AUDIO in self.streams and row["sound"]
 
     @property
     def _texts(self) -> list[dict]:
@@ -207,12 +224,13 @@ class PreparedPairs:
 
     @functools.cached_property
     def buckets(self) -> list[list[int]]:
-        """Indexes of the groups of each size of clips, in the order of the configuration, and of each number of
-        samples, rising; all that have any."""
+        """Indexes of the groups of each size of clips, in the order of the configuration, of each number of samples,
+        rising, and with sound or, after them, without; all that have any."""
         sizes = {tuple(size): place for place, size in enumerate(self.index["sizes"])}
-        found: dict[tuple[int, int], list[int]] = {}
+        found: dict[tuple[int, int, bool], list[int]] = {}
         for index, row in enumerate(self.rows):
-            found.setdefault((sizes[self.size_of(index)], len(sides_of(row))), []).append(index)
+            silent = AUDIO in self.streams and not self.has_sound(row)
+            found.setdefault((sizes[self.size_of(index)], len(sides_of(row)), silent), []).append(index)
         return [found[key] for key in sorted(found)]
 
     @property
@@ -237,6 +255,16 @@ class PreparedPairs:
         """`(C, F, H, W)` of each of `buckets`."""
         firsts = [self.rows[bucket[0]] for bucket in self.buckets]
         return [tuple(self.index["shards"][row["shard"]]["latent_shape"]) for row in firsts]
+
+    @property
+    def stream_shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Of each of `buckets` the shapes of its streams: `video` as in `latent_shapes`, `audio` `(C, L, M)`."""
+        found = [{VIDEO: shape} for shape in self.latent_shapes]
+        for shapes, row in zip(found, (self.rows[bucket[0]] for bucket in self.buckets), strict=True):
+            if self.has_sound(row):
+                of_shard = self.index["shards"][row["shard"]]["stream_shapes"]
+                shapes |= {name: tuple(shape) for name, shape in of_shard.items()}
+        return found
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -326,32 +354,6 @@ def _with_ends(row: dict) -> dict:
         SAMPLES: [samples[place] for place in taken],
         TAKEN: {"samples": taken, "of": len(samples)},
     }
-
-
-def read_index(folder: Path) -> dict:
-    """A prepared folder's index. Raises InputError if it is not there, or of another version."""
-    path = folder / "index.json"
-    try:
-        index = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not there: run `pgdpo prepare` with this configuration first") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}): name a folder with data.prepared, or see to its rights"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}): run `pgdpo prepare` again") from error
-    version = index.get("format") if isinstance(index, dict) else None
-    if version != INDEX:
-        known = isinstance(version, int) and version < INDEX
-        made = (
-            "an earlier version, which did not write down what it was made of" if known else "another version"
-        )
-        raise InputError(
-            f"{path}: made by {made} (format {version!r}, this one reads {INDEX}): run `pgdpo prepare` again: it keeps "
-            "what is encoded"
-        )
-    return index
 
 
 def mean_group_size(data: PreparedPairs) -> float:

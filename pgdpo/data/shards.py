@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pgdpo.files.atomic import atomic_path, sha256_of, write_json
 from pgdpo.files.bounded import parse_json
+from pgdpo.messages.errors import InputError
 
 ENCODING = 3  # of what stands in the files: raised only where the same clip or prompt would give other bytes
 INDEX = 5  # layout of a prepared folder's index.json
@@ -93,3 +94,34 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 def prompt_key(prompt: str) -> str:
     """Name of a prompt's embedding in the text files."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def sound_name(side: str) -> str:
+    """Name of the latents of a clip's sound, beside the picture's."""
+    return f"{side}.audio"
+
+
+def read_index(folder: Path) -> dict:
+    """A prepared folder's index. Raises InputError if it is not there, or of another version."""
+    path = folder / "index.json"
+    try:
+        index = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there: run `pgdpo prepare` with this configuration first") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}): name a folder with data.prepared, or see to its rights"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}): run `pgdpo prepare` again") from error
+    version = index.get("format") if isinstance(index, dict) else None
+    if version != INDEX:
+        known = isinstance(version, int) and version < INDEX
+        made = (
+            "an earlier version, which did not write down what it was made of" if known else "another version"
+        )
+        raise InputError(
+            f"{path}: made by {made} (format {version!r}, this one reads {INDEX}): run `pgdpo prepare` again: it keeps "
+            "what is encoded"
+        )
+    return index

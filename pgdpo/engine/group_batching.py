@@ -20,8 +20,10 @@ import torch
 import torch.distributed as dist
 
 from pgdpo.config import TrainConfig
+from pgdpo.diffusion.streams import Latents, by_stream, each, joined
 from pgdpo.engine import engine as engines
 from pgdpo.engine.parallel import Ranks
+from pgdpo.engine.zero.everywhere import everywhere
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
 from pgdpo.reference import Forward
@@ -37,10 +39,11 @@ class Pieces:
     def of(self, *sample, padded: bool) -> Iterator[tuple]:
         """The pieces of a forward's arguments; `padded`: `count` of them, the last one again where there are fewer."""
         noisy, sigma, conditioning = sample
-        starts = range(0, len(noisy), self.rows)
+        starts = range(0, len(sigma), self.rows)
         for start in [*starts, *[starts[-1]] * (self.count - len(starts) if padded else 0)]:
             rows = slice(start, start + self.rows)
-            yield noisy[rows], sigma[rows], {name: tensor[rows] for name, tensor in conditioning.items()}
+            told = {name: tensor[rows] for name, tensor in conditioning.items()}
+            yield each(lambda tensor, rows=rows: tensor[rows], noisy), sigma[rows], told
 
 
 def batched(family: Family, transformer: Callable, train: TrainConfig, group_size: int) -> Forward:
@@ -53,11 +56,11 @@ def batched(family: Family, transformer: Callable, train: TrainConfig, group_siz
         return predict
     pieces = Pieces(train.micro_batch_groups, group_size)
 
-    def one_after_the_other(*sample) -> torch.Tensor:
+    def one_after_the_other(*sample) -> Latents:
         # Ranks go through equally many blocks, however large their groups: sharded weights are gathered by all of them
         # together, and at blocks they ask each other whether to stop.
         found = [predict(*piece) for piece in pieces.of(*sample, padded=dist.get_world_size() > 1)]
-        return torch.cat(found)[: len(sample[0])]
+        return each(lambda tensor: tensor[: len(sample[1])], joined(found, torch.cat))
 
     return one_after_the_other
 
@@ -72,14 +75,16 @@ class Joint:
         self, engine: deepspeed.DeepSpeedEngine, forward: Callable, family: Family, ranks: Ranks
     ) -> None:
         self.engine, self.forward, self.family, self.ranks = engine, forward, family, ranks
+        unlike = len(family.streams) > 1 and engine.zero_optimization_stage() == 1
+        self._everywhere = [p for p in engine.module.parameters() if p.requires_grad and unlike]
 
-    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """Prediction `[N, ...]` of samples, member by member."""
+    def __call__(self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning) -> Latents:
+        """Prediction `[N, ...]` of samples, member by member; of several streams by name, as `noisy` is."""
         return self.family.predict(self.forward, noisy, sigma, conditioning)
 
     def backward(self, loss: torch.Tensor) -> float | None:
         """Backward and DeepSpeed's step. Returns the gradient's norm before clipping where the optimizer stepped."""
-        self.engine.backward(loss)
+        self.engine.backward(everywhere(loss, self._everywhere) if self._everywhere else loss)
         return engines.step(self.engine)
 
 
@@ -94,20 +99,27 @@ class Split(Joint):
         self._pieces = Pieces(train.micro_batch_groups, group_size)
         self._without_gradient = batched(self.family, self.engine, train, group_size)
 
-    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def __call__(self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning) -> Latents:
         self._sample = noisy, sigma, conditioning
         with torch.no_grad():
             pred = self._without_gradient(noisy, sigma, conditioning)
         # fp32, so that the gradient is rounded to the prediction's dtype once, as in the joint backward.
-        self._pred = pred.float().requires_grad_(torch.is_grad_enabled())
+        self._pred = each(lambda made: made.float().requires_grad_(torch.is_grad_enabled()), pred)
         return self._pred
 
     def backward(self, loss: torch.Tensor) -> float | None:
         loss.backward()
-        gradients = [*self._pred.grad.split(self._pieces.rows)]
-        gradients += [torch.zeros_like(gradients[-1])] * (self._pieces.count - len(gradients))
-        for piece, gradient in zip(self._pieces.of(*self._sample, padded=True), gradients, strict=True):
-            again = super().__call__(*piece).float()
+        gradients = {name: self._cut(made) for name, made in by_stream(self._pred).items()}
+        for number, piece in enumerate(self._pieces.of(*self._sample, padded=True)):
+            again = by_stream(super().__call__(*piece))
+            sums = [(made.float() * gradients[name][number]).sum() for name, made in again.items()]
             # DeepSpeed takes the mean over its micro-batches, of which the pieces are so many.
-            norm = super().backward(self._pieces.count * (again * gradient).sum())
+            norm = super().backward(self._pieces.count * sum(sums))
         return norm
+
+    def _cut(self, pred: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient by a prediction, in pieces; zeros for those that a smaller group lacks, and for a stream whose
+        errors do not count."""
+        whole = torch.zeros_like(pred) if pred.grad is None else pred.grad
+        pieces = [*whole.split(self._pieces.rows)]
+        return pieces + [torch.zeros_like(pieces[-1])] * (self._pieces.count - len(pieces))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from pgdpo.config import Config
+from pgdpo.diffusion.streams import VIDEO
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
 
@@ -46,15 +47,17 @@ def arrange_ranks(degree: int, device: torch.device) -> Ranks:
 
 
 def check_sequence_parallel(config: Config, family: Family, latent_shape: tuple[int, ...]) -> None:
-    """Refuse what cannot be shared, from configuration files alone. `latent_shape`: (C, F, H, W).
+    """Refuse what cannot be shared, from configuration files alone. `latent_shape`: (C, F, H, W), the picture's.
 
-    Raises InputError if the heads do not divide, or a rank would have no token.
+    Raises InputError if the heads of a stream do not divide, or a rank would have no token of the picture.
     """
     degree = config.train.sequence_parallel
     says = f"train.sequence_parallel is {degree}"
-    heads, tokens = family.architecture()["num_attention_heads"], family.tokens(latent_shape)
-    if heads % degree:
-        raise InputError(f"{says}: it must divide the {heads} attention heads of this model")
+    architecture, tokens = family.architecture(), family.tokens(latent_shape)
+    for stream, shared in family.sharing.streams.items():
+        if (heads := architecture[shared.heads]) % degree:
+            whose = "" if stream == VIDEO else f"'s {stream}"
+            raise InputError(f"{says}: it must divide the {heads} attention heads of this model{whose}")
     if tokens < degree:
         raise InputError(
             f"{says}: a clip has {tokens} tokens (data.num_frames, height and width decide), fewer than ranks"

@@ -1,10 +1,14 @@
 """A clip's tokens shared by a process group (DeepSpeed-Ulysses, arXiv 2309.14509), for every model family alike.
 
-Before the first block each rank takes its part of the video's tokens, and of what else goes by tokens (the family's
-`TokenSharing` says what). Around attention over all tokens ranks trade tokens for heads: inside, each has all tokens of
-its heads; outside, all heads of its tokens. Text that attends together with the video stays whole on every rank, so
-that masks keep their shape; cross-attention from a rank's tokens to the whole text needs no exchange. The last
-projection's outputs are gathered: every rank has the whole prediction, and computes errors and loss as one rank would.
+Before the first block each rank takes its part of the video's tokens, of a sound's beside it, and of what else goes by
+tokens (the family's `TokenSharing` says what). Around attention over all tokens ranks trade tokens for heads: inside,
+each has all tokens of its heads; outside, all heads of its tokens. Text that attends together with the video stays
+whole on every rank, so that masks keep their shape; cross-attention from a rank's tokens to the whole text needs no
+exchange. The last projections' outputs are gathered: every rank has the whole prediction, and computes errors and loss
+as one rank would.
+
+Parts differ by a token where the ranks do not divide their number, so that nothing is padded. A stream with fewer
+tokens than ranks (the sound of a picture, or what stands for one) stays whole on every rank, as text does.
 
 Each exchange is an all-to-all, and its gradient the same exchange backwards. Summed over a process group of n the
 gradients are those of its n equal losses. DeepSpeed sees plain data parallelism and averages over all ranks, at every
@@ -21,7 +25,7 @@ import torch
 import torch.distributed as dist
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from pgdpo.models.protocols import TokenSharing
+from pgdpo.models.protocols import Tokens, TokenSharing
 
 
 def share_tokens(
@@ -34,35 +38,56 @@ def share_tokens(
     if process_group is None:
         return
     route_attention()
-    ulysses = Ulysses(process_group, text_first=sharing.text_first)
     blocks = [block for name in sharing.blocks for block in transformer.get_submodule(name)]
+    streams = {name: Stream(process_group) for name in sharing.streams}
+    for attention, (queries, keys) in sharing.attentions.items():
+        exchange = Ulysses(streams[queries], streams[keys], text_first=sharing.text_first)
+        for block in blocks:
+            _exchange_in(block.get_submodule(attention), exchange, sharing.processor)
+    if sharing.first_frame is not None:
+        _split_first_frame(blocks, sharing.first_frame, *streams.values())
+    for place, (name, tokens) in enumerate(sharing.streams.items()):
+        _split(transformer, blocks[0], tokens, place, streams[name])
+
+
+def _exchange_in(attention: torch.nn.Module, exchange: Ulysses, stand_in: type | None) -> None:
+    if stand_in is not None and not hasattr(attention.processor, "_parallel_config"):
+        attention.set_processor(stand_in())
+    attention.processor._parallel_config = exchange
+
+
+def _split_first_frame(blocks: Sequence[torch.nn.Module], at: int, stream: Stream) -> None:
+    """Tell each block how many of the first frame's tokens are this rank's."""
+
+    def split_first_frame(module, args: tuple) -> tuple:
+        return (*args[:at], stream.part_of_first(args[at]), *args[at + 1 :])
+
     for block in blocks:
-        attention = block.get_submodule(sharing.attention)
-        if sharing.processor is not None and not hasattr(attention.processor, "_parallel_config"):
-            attention.set_processor(sharing.processor())
-        attention.processor._parallel_config = ulysses
+        block.register_forward_pre_hook(split_first_frame)
+
+
+def _split(
+    transformer: torch.nn.Module, first: torch.nn.Module, tokens: Tokens, place: int, stream: Stream
+) -> None:
+    """Split what goes by a stream's tokens on its way to the blocks; gather what comes of it. `place`: of its hidden
+    states among a block's arguments."""
 
     def split_arguments(module, args: tuple, kwargs: dict) -> tuple:
-        cut = {name: ulysses.part(kwargs[name], dim) for name, dim in sharing.arguments.items()}
-        return args, {**kwargs, **cut}
+        given = {name: dim for name, dim in tokens.arguments.items() if name in kwargs}
+        return args, {**kwargs, **{name: stream.part(kwargs[name], dim) for name, dim in given.items()}}
 
     def split_hidden_states(module, args: tuple, kwargs: dict) -> tuple:
         if args:  # as gradient checkpointing calls a block
-            return (ulysses.part(args[0], 1), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": ulysses.part(kwargs["hidden_states"], 1)}
+            return (*args[:place], stream.part(args[place], 1), *args[place + 1 :]), kwargs
+        return args, {**kwargs, tokens.hidden_states: stream.part(kwargs[tokens.hidden_states], 1)}
 
-    def split_first_frame(module, args: tuple) -> tuple:
-        at = sharing.first_frame
-        return (*args[:at], ulysses.part_of_first(args[at]), *args[at + 1 :])
-
-    if sharing.first_frame is not None:
-        for block in blocks:
-            block.register_forward_pre_hook(split_first_frame)
     transformer.register_forward_pre_hook(split_arguments, with_kwargs=True)
-    blocks[0].register_forward_pre_hook(split_hidden_states, with_kwargs=True)
-    if sharing.rope_dim is not None:
-        transformer.rope.register_forward_hook(lambda *call: ulysses.part(call[-1], sharing.rope_dim))
-    transformer.proj_out.register_forward_hook(lambda *call: ulysses.gather(call[-1]))
+    first.register_forward_pre_hook(split_hidden_states, with_kwargs=True)
+    for name, dim in tokens.ropes.items():
+        transformer.get_submodule(name).register_forward_hook(
+            lambda *call, dim=dim: stream.part(call[-1], dim)
+        )
+    transformer.get_submodule(tokens.output).register_forward_hook(lambda *call: stream.gather(call[-1]))
 
 
 @functools.cache
@@ -87,80 +112,52 @@ def _routed(backend: Callable) -> Callable:
     return attend
 
 
-class Ulysses:
-    """One rank's part of the clips that a process group has together.
+class Stream:
+    """One rank's part of the tokens of one kind, of the clips that a process group has together."""
 
-    `text_first`: where text and video attend together, the text's tokens stand before the video's, else behind.
-    """
-
-    def __init__(self, process_group: dist.ProcessGroup, *, text_first: bool = False) -> None:
+    def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.process_group = process_group
         self.rank, self.degree = dist.get_rank(process_group), dist.get_world_size(process_group)
-        self.text_first = text_first
-        self.sizes: list[int] = []  # video tokens of each rank, of the clips that are in the transformer now
+        # Each rank's, of the clips that are in the transformer now; of tokens that all ranks have whole, none.
+        self.sizes: list[int] = []
+
+    @property
+    def own(self) -> int:
+        return self.sizes[self.rank]
+
+    @property
+    def count(self) -> int:
+        return sum(self.sizes)
 
     def part(self, value, dim: int):
-        """This rank's part of a tensor with all video tokens on `dim`, or of a tuple of them.
+        """This rank's part of a tensor with all tokens on `dim`, or of a tuple of them.
 
-        None, and a tensor without that dim or with one entry there, are for all tokens.
+        Whole are None, a tensor without that dim, and one with fewer entries there than ranks: one is for all tokens.
         """
         if isinstance(value, tuple):
             return tuple(self.part(tensor, dim) for tensor in value)
-        if value is None or value.dim() <= dim or value.shape[dim] == 1:
+        if value is None or value.dim() <= dim:
+            return value
+        if value.shape[dim] < self.degree:
+            self.sizes = [0] * self.degree
             return value
         parts = value.tensor_split(self.degree, dim)
         self.sizes = [part.shape[dim] for part in parts]
         return parts[self.rank]
 
     def part_of_first(self, count: int) -> int:
-        """How many of the first `count` video tokens this rank has."""
-        return min(max(count - sum(self.sizes[: self.rank]), 0), self.sizes[self.rank])
+        """How many of the first `count` tokens this rank has."""
+        return min(max(count - sum(self.sizes[: self.rank]), 0), self.own)
 
-    def gather(self, output: torch.Tensor) -> torch.Tensor:
-        """`[B, this rank's tokens, C]` -> `[B, all tokens, C]`."""
-        batch, _, channels = output.shape
-        shapes = [(batch, size, channels) for size in self.sizes]
-        return torch.cat(self._exchange([output] * self.degree, shapes), dim=1)
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`[B, this rank's tokens, ...]` -> `[B, all tokens, ...]`."""
+        if not self.count:
+            return tensor
+        batch, _, *rest = tensor.shape
+        shapes = [(batch, size, *rest) for size in self.sizes]
+        return torch.cat(self.exchange([tensor] * self.degree, shapes), dim=1)
 
-    def attend(
-        self,
-        attention: Callable,
-        query: torch.Tensor,  # [B, this rank's video tokens and all text tokens, heads, D], as key and value
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,  # over all tokens, the same for all heads
-        **options,
-    ) -> torch.Tensor:
-        """`attention` of all tokens, shaped as `query`."""
-        query, key, value = (self._to_heads(tensor) for tensor in (query, key, value))
-        return self._to_tokens(attention(query=query, key=key, value=value, attn_mask=attn_mask, **options))
-
-    def _to_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """All heads of this rank's tokens -> this rank's heads of all tokens."""
-        text, video = self._text_and_video(tensor, self.sizes[self.rank])
-        parts = video.chunk(self.degree, dim=2)
-        batch, _, heads, width = parts[0].shape
-        shapes = [(batch, size, heads, width) for size in self.sizes]
-        video = torch.cat(self._exchange(parts, shapes), dim=1)
-        return self._joined(text.chunk(self.degree, dim=2)[self.rank], video)
-
-    def _to_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This rank's heads of all tokens -> all heads of this rank's tokens, text included."""
-        text, video = self._text_and_video(tensor, sum(self.sizes))
-        parts = [self._joined(text, part) for part in video.split(self.sizes, dim=1)]
-        shapes = [parts[self.rank].shape] * self.degree
-        return torch.cat(self._exchange(parts, shapes), dim=2)
-
-    def _text_and_video(self, tensor: torch.Tensor, video: int) -> tuple[torch.Tensor, torch.Tensor]:
-        text = tensor.shape[1] - video
-        if self.text_first:
-            return tensor[:, :text], tensor[:, text:]
-        return tensor[:, video:], tensor[:, :video]
-
-    def _joined(self, text: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
-        return torch.cat([text, video] if self.text_first else [video, text], dim=1)
-
-    def _exchange(self, parts: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def exchange(self, parts: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """`parts[r]` goes to rank r of the process group; what comes from rank r has `shapes[r]`."""
         sent = [part.numel() for part in parts]
         received = [math.prod(shape) for shape in shapes]
@@ -168,6 +165,74 @@ class Ulysses:
             torch.cat([part.flatten() for part in parts]), sent, received, self.process_group
         )
         return [part.view(shape) for part, shape in zip(flat.split(received), shapes, strict=True)]
+
+
+class Ulysses:
+    """Attention of one stream's tokens to those of another, or to each other: `queries` and `keys` are then one.
+
+    `text_first`: where text and video attend together, the text's tokens stand before the video's, else behind.
+    """
+
+    def __init__(self, queries: Stream, keys: Stream, *, text_first: bool = False) -> None:
+        self.queries, self.keys = queries, keys
+        self.text_first = text_first
+
+    def attend(
+        self,
+        attention: Callable,
+        query: torch.Tensor,  # [B, this rank's tokens and all text tokens, heads, D], as key and value
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,  # over all tokens, the same for all heads
+        **options,
+    ) -> torch.Tensor:
+        """`attention` of all tokens, shaped as `query`."""
+        if self.queries is not self.keys and keys_are_few(
+            self.queries.count, self.keys.count, self.keys.degree
+        ):
+            key, value = self.keys.gather(key), self.keys.gather(value)
+            return attention(query=query, key=key, value=value, attn_mask=attn_mask, **options)
+        query = self._to_heads(query, self.queries)
+        key, value = self._to_heads(key, self.keys), self._to_heads(value, self.keys)
+        return self._to_tokens(attention(query=query, key=key, value=value, attn_mask=attn_mask, **options))
+
+    def _to_heads(self, tensor: torch.Tensor, stream: Stream) -> torch.Tensor:
+        """All heads of this rank's tokens -> this rank's heads of all tokens."""
+        text, shared = self._text_and_shared(tensor, stream.own)
+        parts = shared.chunk(stream.degree, dim=2)
+        batch, _, heads, width = parts[0].shape
+        shapes = [(batch, size, heads, width) for size in stream.sizes]
+        shared = torch.cat(stream.exchange(parts, shapes), dim=1)
+        return self._joined(text.chunk(stream.degree, dim=2)[stream.rank], shared)
+
+    def _to_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's heads of all tokens -> all heads of this rank's tokens, text included."""
+        stream = self.queries
+        text, shared = self._text_and_shared(tensor, stream.count)
+        parts = [self._joined(text, part) for part in shared.split(stream.sizes, dim=1)]
+        shapes = [parts[stream.rank].shape] * stream.degree
+        return torch.cat(stream.exchange(parts, shapes), dim=2)
+
+    def _text_and_shared(self, tensor: torch.Tensor, shared: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every rank has whole, and `shared` tokens."""
+        text = tensor.shape[1] - shared
+        if self.text_first:
+            return tensor[:, :text], tensor[:, text:]
+        return tensor[:, shared:], tensor[:, :shared]
+
+    def _joined(self, text: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        return torch.cat([text, shared] if self.text_first else [shared, text], dim=1)
+
+
+def keys_are_few(queries: int, keys: int, degree: int) -> bool:
+    """Whether attention across streams, of so many tokens, sends less if every rank has all keys and values, and asks
+    for its own tokens alone.
+
+    Of n ranks, with Q and K tokens, each then sends 2 K / n of them to n - 1 others; to trade tokens for heads it sends
+    2 (Q + K) / n^2 to each: queries, keys, values and outputs. Of a picture that listens to its sound (6,144 tokens to
+    126, in LTX-2's five seconds) the former is a sixth of the latter on eight ranks.
+    """
+    return degree * keys <= queries + keys
 
 
 class AllToAll(torch.autograd.Function):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pgdpo.messages.formats import number, percent
 from pgdpo.training.held_out.statistics import wilson_interval
+from pgdpo.training.panels import PARTS, parts_of
 
 # Student's t at 97.5% for 1, 2, ... degrees of freedom; the last one, on the safe side, for more.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -41,11 +42,24 @@ def summarise(rows: list[dict]) -> list[dict]:
                 "failed": len(own) - len(done),
                 "win_rate": share_over_seeds([row["win_rate"] for row in done], "samples"),
                 "displacement": share_over_seeds([row["displacement"] for row in done], "pairs"),
+                **_by_part(done),
                 "margin": mean_over_seeds([row["margin"] for row in done]),
                 "seconds_per_step": mean_over_seeds([row["seconds_per_step"] for row in done]),
             }
         )
     return entries
+
+
+def _by_part(rows: list[dict]) -> dict:
+    """`parts`: of each part that its runs' samples have the displacement and the margin; {} of one part alone."""
+    found = {}
+    for part in parts_of(rows):
+        moved = [row[PARTS][part]["displacement"] for row in rows if part in row[PARTS]]
+        found[part] = {
+            "displacement": share_over_seeds(moved, "pairs"),
+            "margin": mean_over_seeds([each["margin"] for each in moved]),
+        }
+    return {PARTS: found} if found else {}
 
 
 def mean_over_seeds(values: list[float]) -> dict | None:
@@ -84,12 +98,18 @@ def study_table(result: dict) -> Table:
         caption_justify="left",
     )
     table.add_column("objective", no_wrap=True)
-    for column in ("seeds", "win rate", "displacement", "margin", "s/step"):
+    parts = parts_of(result["objectives"])
+    of_parts = [f"{figure}, {part}" for part in parts for figure in ("displacement", "margin")]
+    for column in ("seeds", "win rate", "displacement", "margin", *of_parts, "s/step"):
         table.add_column(column, justify="right", no_wrap=True)
     for entry in by_win_rate(result["objectives"]):
         failed = f" ({entry['failed']} failed)" if entry["failed"] else ""
         cells = [f"{len(entry['seeds'])}{failed}", _share(entry["win_rate"]), _share(entry["displacement"])]
-        cells += [_value(entry["margin"]), _value(entry["seconds_per_step"])]
+        cells.append(_value(entry["margin"]))
+        for part in parts:
+            own = (entry.get(PARTS) or {}).get(part) or dict.fromkeys(("displacement", "margin"))
+            cells += [_share(own["displacement"]), _value(own["margin"])]
+        cells.append(_value(entry["seconds_per_step"]))
         table.add_row(escape(entry["label"]), *cells)
     return table
 

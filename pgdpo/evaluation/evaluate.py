@@ -23,10 +23,10 @@ from pgdpo.data.prepared import PreparedPairs
 from pgdpo.engine.engine import forward_config
 from pgdpo.engine.policy import start_ranks
 from pgdpo.engine.zero.load import share_expert
-from pgdpo.evaluation.errors import Errors, compared, margins
+from pgdpo.evaluation.errors import Errors, Excess, compared, displacement_by_part, margins
 from pgdpo.evaluation.models import Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
-from pgdpo.evaluation.samples import Samples
+from pgdpo.evaluation.samples import Samples, stored
 from pgdpo.files.atomic import write_json
 from pgdpo.guards.signals import StopSignals
 from pgdpo.guards.watchdog import Watchdog
@@ -124,11 +124,11 @@ class Step:
                 self.parts.make(
                     f"clips, {said}",
                     latents,
-                    lambda jobs: {"latents": sample(model, jobs, **guided)},
+                    lambda jobs: stored(sample(model, jobs, **guided)),
                     in_step=in_step,
                 )
 
-    def excess(self) -> dict[str, list]:
+    def excess(self) -> Excess:
         """As `Errors.excess`."""
         read = {
             which: {name: self.parts.read(f"{who}/{name}") for name in self.errors.batches}
@@ -247,7 +247,8 @@ def implicit_rewards(run: Run) -> dict:
 
 
 def objective_table(output_dir: Path, current: dict) -> list[dict]:
-    """One row for every run in `output_dir` that was evaluated, `current` among them; `alike`: in the same settings."""
+    """One row for every run in `output_dir` that was evaluated, `current` among them; `alike`: in the same settings;
+    `parts`: of samples of several parts each one's displacement."""
     shown = ("run", "objective", "beta", "steps", "win_rate", "displacement", "reward")
     found = {current["run"]: current}
     for path in sorted(output_dir.glob("*/results.json")):
@@ -255,7 +256,11 @@ def objective_table(output_dir: Path, current: dict) -> list[dict]:
         if other is not None:
             found.setdefault(path.parent.name, other)
     return [
-        {**{name: each.get(name) for name in shown}, "alike": each.get("settings") == current["settings"]}
+        {
+            **{name: each.get(name) for name in shown},
+            "alike": each.get("settings") == current["settings"],
+            **displacement_by_part(each),
+        }
         for _, each in sorted(found.items())
     ]
 

@@ -34,7 +34,7 @@ from pgdpo.evaluation.evaluate import (
 )
 from pgdpo.evaluation.models import WHICH, Models
 from pgdpo.evaluation.rewards import open_reward, try_reward
-from pgdpo.evaluation.samples import Samples
+from pgdpo.evaluation.samples import Samples, stored
 from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.errors import InputError
@@ -119,7 +119,7 @@ class _Clips:
 
             def sample(jobs: list[Job]) -> dict[str, torch.Tensor]:
                 with self._guided(which, second, low, len(jobs)):
-                    return {"latents": sampler.sample(first, jobs, **guided)}
+                    return stored(sampler.sample(first, jobs, **guided))
 
             self.parts.make(f"clips, {which}", latents, sample, in_step=high.in_step)
             sampler.family.release()
@@ -161,7 +161,7 @@ def _results(
         "machine": machine(),
         "ranks": dist.get_world_size(),
         "versions": versions(),
-        **compared({key: first[key] + second[key] for key in first}, data),
+        **compared(first + second, data),
         "experts": {
             name: {"steps": run.step, "beta": beta_at(run), **compared(excess[name], data)}
             for name, run in both.experts.items()

@@ -1,10 +1,14 @@
-"""Reward functions: (uint8 frames [F, H, W, 3], prompt) -> numbers, `total` among them."""
+"""Reward functions: (uint8 frames [F, H, W, 3], prompt) -> numbers, `total` among them.
+
+One that has a parameter `sound` is given the clip's too, where the model makes some (`pgdpo.video.Sound`, else None).
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,19 +18,25 @@ from typing import Any
 import numpy as np
 
 from pgdpo.config import Config
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import shown
 from pgdpo.toy.reward import true_reward
+from pgdpo.video import Sound
 
 MOST_NAMES = 20  # of functions, in a message
-Reward = Callable[[np.ndarray, str], dict[str, float]]
+Reward = Callable[..., dict[str, float]]  # (frames, prompt, sound or None)
+TRIED_RATE = 16000  # of the sound that a reward is tried on, samples a second
 
 
-def toy(frames: np.ndarray, prompt: str) -> dict[str, float]:
-    """The toy world's true reward, measured from pixels."""
-    return {name: float(value) for name, value in asdict(true_reward(frames, prompt)).items()}
+def toy(frames: np.ndarray, prompt: str, sound: Sound | None) -> dict[str, float]:
+    """The toy world's true reward, measured from pixels, and from the tone where there is one."""
+    return {
+        name: float(value)
+        for name, value in asdict(true_reward(frames, prompt, *([] if sound is None else [sound]))).items()
+    }
 
 
 def open_reward(name: str | None) -> Reward | None:
@@ -39,7 +49,7 @@ def open_reward(name: str | None) -> Reward | None:
     if name is None:
         return None
     if name == "toy":
-        return lambda frames, prompt: _called(name, toy, frames, prompt)
+        return lambda frames, prompt, sound=None: _called(name, toy, frames, prompt, sound)
     module, colon, function = name.partition(":")
     if not colon or not function.isidentifier():
         raise InputError(f"evaluate.reward is {name!r}: expected `toy` or `package.module:function`")
@@ -64,7 +74,18 @@ def open_reward(name: str | None) -> Reward | None:
             f"evaluate.reward is {name!r}: `{module}` has no function `{function}`; allowed are "
             f"{', '.join(near or own[:MOST_NAMES]) or 'none: it has no functions'}"
         )
-    return lambda frames, prompt: _numbers(name, _called(name, call, frames, prompt))
+    hears = _hears(call)
+    return lambda frames, prompt, sound=None: _numbers(
+        name, _called(name, call, frames, prompt, **({"sound": sound} if hears else {}))
+    )
+
+
+def _hears(call: Callable) -> bool:
+    """Whether a function has a parameter `sound`; what is written in C may not say."""
+    try:
+        return "sound" in inspect.signature(call).parameters
+    except ValueError:
+        return False
 
 
 def reward_source(name: str | None) -> str | None:
@@ -75,8 +96,11 @@ def reward_source(name: str | None) -> str | None:
 
 
 def try_reward(config: Config, prompt: str) -> None:
-    """Open `evaluate.reward` and call it once, on noise of the size of clips, so that it fails before anything is
-    sampled; of what is not the toy's own a line says so. Raises InputError as opening and calling it do."""
+    """Open `evaluate.reward` and call it once, on noise of the size of clips, silent where the model makes sound, so
+    that it fails before anything is sampled; of what is not the toy's own a line says so.
+
+    Raises InputError as opening and calling it do.
+    """
     name = config.evaluate.reward
     reward = open_reward(name)
     if reward is None:
@@ -84,12 +108,17 @@ def try_reward(config: Config, prompt: str) -> None:
     if name != "toy":
         say_once(f"evaluate.reward: `{name}` is called once, on noise, to see that it can be")
     noise = np.random.default_rng(0).integers(0, 256, (*config.data.sizes[0], 3), np.uint8)
-    reward(noise, prompt)
+    sound = None
+    if AUDIO in config.model.streams:
+        samples = round(len(noise) / config.written_fps * TRIED_RATE)
+        channels = 1 if config.model.encoders == "toy" else 2
+        sound = Sound(np.zeros((channels, samples), np.float32), TRIED_RATE)
+    reward(noise, prompt, sound)
 
 
-def _called(name: str, call: Callable, frames: np.ndarray, prompt: str) -> Any:
+def _called(name: str, call: Callable, frames: np.ndarray, prompt: str, *sound: Sound | None, **heard) -> Any:
     try:
-        return call(frames, prompt)
+        return call(frames, prompt, *sound, **heard)
     except (Exception, SystemExit) as error:  # it is the user's code: it may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from pgdpo.checkpoints.runs import Both, Run
+from pgdpo.diffusion.streams import Latents, each
 from pgdpo.evaluation.rewards import Reward
 from pgdpo.messages.console import say
 from pgdpo.messages.progress import moved
+from pgdpo.models.encoders.decode import decode
 from pgdpo.sampling import Parts, Sampler
 from pgdpo.sampling.clips import Job
 from pgdpo.training.held_out.statistics import share
@@ -45,13 +50,15 @@ class Samples:
 
         def scored(jobs: list[Job]) -> list:
             tensors, rewards = self.parts.read(f"{who}/latents-{numbers[jobs[0]]}.safetensors"), []
-            for (index, seed), clip in zip(jobs, tensors["latents"], strict=True):
-                frames = decoder.decode_video(clip)
+            for place, (index, seed) in enumerate(jobs):
+                clip = each(lambda latents, place=place: latents[place], unstored(tensors))
+                frames, sound = decode(decoder, clip)
                 if self._shown(index, seed):
                     scale = max(1, REPORT_SIDE // min(frames.shape[1:3]))
-                    write_video(folder / f"{index:03d}.mp4", frames, config.written_fps, scale=scale)
+                    path = folder / f"{index:03d}.mp4"
+                    write_video(path, frames, config.written_fps, scale=scale, sound=sound)
                 prompt = self.sampler.data.rows[index]["prompt"]
-                rewards.append(self.reward(frames, prompt) if self.reward else None)
+                rewards.append(self.reward(frames, prompt, sound) if self.reward else None)
                 moved(f"{what}: prompt {index + 1}, seed {seed}")
             return rewards
 
@@ -86,6 +93,19 @@ class Samples:
         shutil.rmtree(clips, ignore_errors=True)
         new.rename(clips)
         return {**_rewards(samples, self.reward is not None), "samples": samples}
+
+
+def stored(latents: Latents) -> dict[str, torch.Tensor]:
+    """Sampled latents under the names that a file of them has; `unstored` is its inverse."""
+    if not isinstance(latents, Mapping):
+        return {"latents": latents}
+    return {f"latents.{name}": tensor for name, tensor in latents.items()}
+
+
+def unstored(tensors: Mapping[str, torch.Tensor]) -> Latents:
+    if "latents" in tensors:
+        return tensors["latents"]
+    return {name.removeprefix("latents."): tensor for name, tensor in tensors.items()}
 
 
 def _relative(path: Path, folder: Path) -> str:

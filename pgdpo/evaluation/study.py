@@ -23,6 +23,7 @@ from pgdpo.checkpoints.runs import open_run
 from pgdpo.config import Config, StudyConfig
 from pgdpo.data.preparing.run import prepare_splits
 from pgdpo.evaluation.comparison import draw, study_table, summarise
+from pgdpo.evaluation.errors import displacement_by_part
 from pgdpo.evaluation.evaluate import machine, versions
 from pgdpo.evaluation.run import evaluate_and_report
 from pgdpo.files.atomic import atomic_path, write_json
@@ -106,6 +107,7 @@ def _row(label: str, config: Config, failure: str | None) -> dict:
         "win_rate": results["win_rate"],
         "reward": results["reward"],
         "displacement": {name: held_out[name] for name in ("value", "low", "high", "pairs")},
+        **displacement_by_part(results),
         "margin": held_out["margin"],
         "implicit_accuracy": held_out["implicit_accuracy"],
         "seconds_per_step": median(seconds[1:] or seconds),  # the first one warms up

@@ -6,10 +6,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from pgdpo.messages.formats import is_number, number, objective_name, percent
+from pgdpo.training.panels import PARTS, parts_of
 
 
 def summary_table(results: dict) -> Table:
-    """One row per evaluated run of the output folder: reward before and after, win rate, displacement.
+    """One row per evaluated run of the output folder: reward before and after, win rate, displacement, whole and by
+    part.
 
     `results` is what `results.json` holds; this run's row is bold. Intervals are 95%.
     """
@@ -19,7 +21,9 @@ def summary_table(results: dict) -> Table:
                   "displacement: share of held-out chosen clips that became less likely"
                   + ("; *: other settings or held-out pairs, no comparison" if apart else ""))  # fmt: skip
     table.add_column("run", no_wrap=True)
-    for name in ("β", "steps", "reward", "win rate", "displacement"):
+    parts = parts_of(results["objectives"])
+    moved = [f"displacement, {part}" for part in parts]
+    for name in ("β", "steps", "reward", "win rate", "displacement", *moved):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results["objectives"]:
         style = "bold" if row["run"] == results["run"] else None
@@ -29,6 +33,7 @@ def summary_table(results: dict) -> Table:
             _reward(row),
             _share(row, "win_rate"),
             _share(row, "displacement"),
+            *(_share((row.get(PARTS) or {}).get(part) or {}, "displacement") for part in parts),
         ]
         table.add_row(escape(row["run"]) + ("" if row["alike"] else " *"), *cells, style=style)
     return table

@@ -15,6 +15,7 @@ from pgdpo.files.reach import reach, silent
 from pgdpo.messages.errors import InputError
 
 ASSETS = Path(__file__).parent.parent / "assets"
+TOYS = {"toy": "toy_base", "toy_sound": "toy_base_sound"}  # models that ship whole, in ASSETS
 INDEX, MODULAR, CONFIG = "model_index.json", "modular_model_index.json", "config.json"
 LORA = "pytorch_lora_weights.safetensors"
 CHECKPOINTS = (".safetensors", ".gguf", ".ckpt", ".pth", ".pt", ".bin")
@@ -50,8 +51,8 @@ def configurations(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _folder(path: str, revision: str | None) -> Path:
     """Where the small files lie that say what a model is."""
-    if path == "toy":
-        return ASSETS / "toy_base"
+    if path in TOYS:
+        return ASSETS / TOYS[path]
     if not is_hub_id(path):
         return Path(path)
     known = shipped_folder(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import deepspeed
@@ -86,12 +87,15 @@ class Guard:
         step = optimizer.step
         optimizer.step = lambda *args, **options: step(*args, **options) if self._may_step() else None
 
-    def see_untrained(self, errors: PairErrors | GroupErrors, pairs: PairInfo) -> None:
+    def see_untrained(
+        self, errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors], pairs: PairInfo
+    ) -> None:
         """What the objective gives for a micro-batch where the policy is the reference; asked for in the first steps.
 
         Without a reference there is no such thing: the first steps' own losses stand for it.
         """
-        reference = errors.ref_chosen if isinstance(errors, PairErrors) else errors.ref
+        one = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
+        reference = one.ref_chosen if isinstance(one, PairErrors) else one.ref
         if not self._scale.known and reference is not None:
             self._untrained.append(self._objective.untrained(errors, pairs))
 

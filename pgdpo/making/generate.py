@@ -15,20 +15,23 @@ import torch
 from pgdpo.config import Config, families, family_class, sample_settings
 from pgdpo.data.prepared import padded_text, pair_hash
 from pgdpo.data.visits.loading import stack_conditioning, to_device
+from pgdpo.diffusion.streams import AUDIO, VIDEO, Latents, each, seed_of
 from pgdpo.engine.policy import build_policy
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.models import open_family
+from pgdpo.models.encoders.decode import decode
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning, Encoders
 from pgdpo.models.weights.kept import compute_dtype
 from pgdpo.sampling.denoise import at_level, denoise
+from pgdpo.video import Sound
 from pgdpo_kernels import pair_noise
 
 
 class Generator:
-    """The configured model, whole, with its encoders: `prompts` and frames in, frames out.
+    """The configured model, whole, with its encoders: `prompts` and frames in, frames out, and sound of new clips.
 
     Raises InputError for a model family that does not predict the velocity of flow matching, or wants an image.
     """
@@ -65,11 +68,26 @@ class Generator:
         held = sum(p.numel() * p.element_size() for p in self.transformer.parameters())
         say(f"each process holds the whole model: {held / 1e9:.3g} GB in {compute_dtype(config)}")
 
-    def from_noise(self, name: str, prompt: str, draw: int) -> np.ndarray:
-        """A clip for the prompt, uint8 `[F, H, W, 3]`; (seed, name, draw) fix its noise."""
+    def from_noise(
+        self, name: str, prompt: str, draw: int, *, silent: bool = False
+    ) -> tuple[np.ndarray, Sound | None]:
+        """A clip for the prompt, uint8 `[F, H, W, 3]`, with sound if the model makes some and it is not to be
+        `silent`; (seed, name, draw) fix its noise."""
         data = self.config.data
-        shape = self.family.latent_shape(data.num_frames, data.height, data.width)
-        return self._decode(self._denoise(self._noise(name, draw, shape), 1.0, prompt))
+        shapes = self.family.stream_shapes(data.num_frames, data.height, data.width)
+        noise = {
+            stream: self._noise(name, draw, shapes[stream], stream)
+            for stream in ((VIDEO,) if silent else self.family.streams)
+        }
+        made = self._denoise(noise if len(noise) > 1 else noise[VIDEO], 1.0, prompt)
+        return decode(self.encoders, each(torch.Tensor.cpu, made))
+
+    def through_vae(self, frames: np.ndarray, sound: Sound | None) -> tuple[np.ndarray, Sound | None]:
+        """A real clip and its sound, in the format of `encoders.sound`, with what the VAEs lose of both."""
+        latents = {VIDEO: self.encoders.encode_video(frames)}
+        if sound is not None:
+            latents[AUDIO] = self.encoders.encode_audio(sound, len(frames))
+        return decode(self.encoders, latents)
 
     def from_clip(self, name: str, frames: np.ndarray, prompt: str, sigma: float, draw: int) -> np.ndarray:
         """`frames` re-noised up to `sigma` and denoised for the prompt."""
@@ -95,16 +113,20 @@ class Generator:
 
         return self._decode(self._denoise(at_level(latents, noise, sigma), sigma, prompt, outside))
 
-    def _noise(self, name: str, draw: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def _noise(self, name: str, draw: int, shape: tuple[int, ...], stream: str = VIDEO) -> torch.Tensor:
         keys = {"pair_ids": torch.tensor([pair_hash(name)]), "draw": torch.tensor([draw])}
         keys = {key: value.to(self.device) for key, value in keys.items()}
         return pair_noise(
-            (1, *shape), seed=self.config.make.seed, device=self.device, dtype=torch.float32, **keys
+            (1, *shape),
+            seed=seed_of(self.config.make.seed, stream),
+            device=self.device,
+            dtype=torch.float32,
+            **keys,
         )[0]
 
     def _denoise(
-        self, latents: torch.Tensor, sigma: float, prompt: str, step_end: Callable | None = None
-    ) -> torch.Tensor:
+        self, latents: Latents, sigma: float, prompt: str, step_end: Callable | None = None
+    ) -> Latents:
         texts = self._condition(prompt), self._condition(self.settings.negative_prompt)
         how = {"dtype": compute_dtype(self.config), "step_end": step_end}
         return denoise(self.family, self.transformer, latents, sigma, *texts, self.settings, **how)

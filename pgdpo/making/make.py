@@ -2,67 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from pgdpo.config import Config
-from pgdpo.data.clips import PairPlan, Sampling, check_clip, views_said
+from pgdpo.data.clips import PairPlan, views_said
+from pgdpo.diffusion.streams import AUDIO, VIDEO
 from pgdpo.evaluation.rewards import Reward, open_reward, reward_source, try_reward
 from pgdpo.files.atomic import atomic_path, hold, read_json_lines, sha256_of, write_json
-from pgdpo.files.locations import clip_location, folder_of
-from pgdpo.files.tables import Record, read_records
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.prompts import corrupt_prompt
-from pgdpo.messages.console import is_main_rank, progress_bar, say
+from pgdpo.making.sound import SOUND_FAULTS, heard
+from pgdpo.making.sources import TRACK, Source, frames_of, plan_of, read_sources, rng_of, sound_of
+from pgdpo.messages.console import is_main_rank, progress_bar, say, say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
 from pgdpo.ranks.joined import Ranks
-from pgdpo.rows.manifest import SPAN_MARK
 from pgdpo.rows.schema import TIE
-from pgdpo.video import probe_video, read_frames, write_video
+from pgdpo.video import Sound, write_video
+from pgdpo.video.listen import missing
 
 # What each way does, and whether it needs real clips or prompts alone, and a model.
 KINDS = {
-    "corrupt": "real clip against the same clip with corrupted frames; no model",
+    "corrupt": "real clip against the same clip with corrupted frames, or corrupted sound; no model",
     "guided": "two clips denoised from one re-noised real clip (DenseDPO); the reward decides",
     "masked": "real clip against itself with a box made anew by the model (LocalDPO)",
     "real": "real clip against the model's own clip for its prompt (Reg-DPO)",
     "prompts": "the model's clip for the prompt against its clip for a corrupted prompt (Tango 2); needs prompts alone",
 }
+NONE_GIVEN = {  # said of those of which a kind makes no pair
+    "prompts": "prompts have fewer than two concepts",
+    "corrupt": "have no sound that could be corrupted",
+}
 PARTIAL = ".rows.partial{}.jsonl"  # a rank's own
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One row of the list: what a pair is made from."""
-
-    id: str
-    prompt: str
-    video: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
     """A pair before it is written; `plan`: what was taken of the real clip, None without one; `extra`: columns of its
-    row."""
+    row; `sounds`: of chosen and rejected, None of silent clips."""
 
     chosen: np.ndarray
     rejected: np.ndarray
     plan: PairPlan | None
     extra: dict
+    sounds: tuple[Sound | None, Sound | None] = (None, None)
 
 
 def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None = None) -> Path:
     """Make `make.pairs_per_clip` pairs of every row of `source` in the folder `out`. Returns its manifest.
 
     `source`: JSONL, CSV or Parquet rows with `id`, `prompt` and (not for `prompts`) `video`, a path relative to it.
-    Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away. The reward
+    Both clips of a pair go through the same decoding, size and encoding, so that no codec gives one away; so does the
+    sound of a real clip, which both have where it isn't what differs; clips that a model makes from noise sound as it
+    makes them. The reward
     of `evaluate.reward`, where there is one, scores both; for `guided` it decides which one is chosen, and what it
     cannot tell apart is kept as a tie. How a model was sampled stands in `sampling.json` beside the manifest.
     All `ranks` call it together and share the pairs; each holds a whole model. What stands in `out` from a stopped call
@@ -84,12 +84,21 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
             "data.fps is `own`, and the model's clips have one rate, which the real ones must have too: leave it out, "
             f"for {config.model.fps:g}, or set it"
         )
+    if (
+        kind == "corrupt"
+        and AUDIO not in config.model.streams
+        and (of_sound := [name for name in config.make.faults(config.model.streams) if name in SOUND_FAULTS])
+    ):
+        raise InputError(
+            f"make.corruptions has {', '.join(of_sound)} and a model of {config.model.family} is given no sound, to "
+            "which both clips of such a pair are the same: leave them out"
+        )
     if kind == "guided" and reward is None:
         raise InputError(
             "guided pairs need a reward that decides: set evaluate.reward to `package.module:function`"
         )
     try_reward(config, sources[0].prompt)
-    made_from = _hashes(config, sources, ranks)
+    made_from = _hashes(kind, config, sources, ranks)
     digest = _digest(kind, config)
     held = ranks.main_first(lambda: hold(out) if ranks.rank == 0 else None)
     done = ranks.gather(ranks.main_first(lambda: _done(out, digest, made_from)))[
@@ -97,7 +106,7 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
     ]  # read before anybody writes
     jobs = {_name(config, row, n): (row, n) for row in sources for n in range(config.make.pairs_per_clip)}
     mine = dict([job for job in jobs.items() if job[0] not in done][ranks.rank :: ranks.count])
-    pair_of = _maker(kind, config, list(mine.values()), reward, out)
+    pair_of = _maker(kind, config, list(mine.values()), reward, out, sources)
     seen, share = [], f" (rank 0's share of {ranks.count})" if ranks.count > 1 else ""
     with (
         progress_bar(f"make {kind}{share}", total=len(mine)) as bar,
@@ -114,9 +123,12 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
             moved(f"made pair `{name}`")
             bar.advance()
     parts = ranks.gather((done, seen))
+    if not any(part for part, _ in parts):
+        raise InputError(f"{source}: no pair can be made of it: all its {len(jobs)} {NONE_GIVEN[kind]}")
     if ranks.rank == 0:
         made_of = {name: row for part, _ in parts for name, row in part.items()}
-        _publish(out, [made_of[name] for name in jobs if name in made_of], asked=len(jobs), rows=len(sources))
+        pairs = [made_of[name] for name in jobs if name in made_of]
+        _publish(out, pairs, kind, asked=len(jobs), rows=len(sources))
         for line in views_said([each for _, part in parts for each in part]):
             say(f"  {line}")
     ranks.gather(None)  # the manifest is there
@@ -129,7 +141,7 @@ def _name(config: Config, row: Source, number: int) -> str:
     return row.id if config.make.pairs_per_clip == 1 else f"{row.id}-{number}"
 
 
-def _publish(out: Path, pairs: list[dict], *, asked: int, rows: int) -> None:
+def _publish(out: Path, pairs: list[dict], kind: str, *, asked: int, rows: int) -> None:
     """Write the manifest of what all ranks made."""
     with atomic_path(out / "manifest.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
@@ -138,62 +150,35 @@ def _publish(out: Path, pairs: list[dict], *, asked: int, rows: int) -> None:
     ties, skipped = sum(row.get("preference") == TIE for row in pairs), asked - len(pairs)
     say(
         f"{len(pairs)} pairs of {rows} rows, {ties} of them ties"
-        + (f"; {skipped} prompts have fewer than two concepts and gave none" if skipped else "")
+        + (f"; {skipped} {NONE_GIVEN[kind]} and gave none" if skipped else "")
     )
-
-
-def read_sources(source: str, *, needs_video: bool) -> Iterator[Source]:
-    """Rows of the list. Raises InputError naming file, line, key and value."""
-    seen = set()
-    for record in _records(source):
-        where, values = f"{source}:{record.line}", record.values
-        for key in ("id", "prompt", *(["video"] if needs_video else [])):
-            if not isinstance(values.get(key), str) or (key != "prompt" and not values[key].strip()):
-                raise InputError(
-                    f"{where}: `{key}` is {values.get(key)!r}; expected text: a row needs id, prompt, video"
-                )
-        if values["id"] in seen or Path(values["id"]).name != values["id"]:
-            raise InputError(
-                f"{where}: `id` is {values['id']!r}; it names files: use each once, without slashes"
-            )
-        seen.add(values["id"])
-        try:
-            video = clip_location(values["video"], folder_of(source)) if needs_video else None
-        except ValueError as error:
-            raise InputError(f"{where}: `video` is {values['video']!r}: {error}") from error
-        if video is not None and not Path(video).is_file():
-            raise InputError(f"{where}: `video` is {values['video']!r}: no file at {video}")
-        yield Source(values["id"], values["prompt"], video)
-    if not seen:
-        raise InputError(f"{source}: no rows; each needs id, prompt, video")
-
-
-def _records(source: str) -> Iterator[Record]:
-    try:
-        for record in read_records(source):
-            if not isinstance(record, Record):
-                raise InputError(str(record))
-            yield record
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{source}: cannot be read ({reason}): SOURCE is a JSONL, CSV or Parquet file with id, prompt and video"
-        ) from error
+    faults = sum(row.get("corruption") in SOUND_FAULTS for row in pairs)
+    if sounding := sum(AUDIO in row.get("dimensions", {}) for row in pairs):
+        say(
+            f"  {sounding} pairs have sound, {TRACK}: "
+            + (f"{faults} a fault of it under the same picture, " if faults else "")
+            + f"{sounding - faults} the clip's own on both sides"
+        )
 
 
 def _maker(
-    kind: str, config: Config, jobs: list[tuple[Source, int]], reward: Reward | None, out: Path
+    kind: str,
+    config: Config,
+    jobs: list[tuple[Source, int]],
+    reward: Reward | None,
+    out: Path,
+    sources: list[Source],
 ) -> Callable:
-    """(row, number) of `jobs` -> a pair, or None where the row gives none."""
+    """(row, number) of `jobs`, which are of `sources` -> a pair, or None where the row gives none."""
     if kind == "corrupt":
-        return lambda row, number: _corrupted(config, row, number)
+        return lambda row, number: _corrupted(config, row, number, sources)
     import torch
 
     from pgdpo.making.generate import Generator
 
     prompts = {row.prompt for row, _ in jobs}
     if kind == "prompts":
-        prompts |= {corrupt_prompt(row.prompt, _rng(config, row, n)) for row, n in jobs} - {None}
+        prompts |= {corrupt_prompt(row.prompt, rng_of(config, row, n)) for row, n in jobs} - {None}
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     model = Generator(config, sorted(prompts), device)
@@ -205,24 +190,63 @@ def _maker(
     return lambda row, number: ways[kind](config, model, row, number)
 
 
-def _corrupted(config: Config, row: Source, number: int) -> Made:
-    rng, (frames, plan) = _rng(config, row, number), _frames(config, row, number)
-    name = str(rng.choice(config.make.corruptions))
-    return Made(frames, CORRUPTIONS[name](frames, rng), plan, {"chosen_is_real": True, "corruption": name})
+def _corrupted(config: Config, row: Source, number: int, sources: list[Source]) -> Made | None:
+    """A fault of the picture under the clip's own sound on both sides, or of the sound under its picture; of a clip in
+    which nothing is to be heard the picture's alone."""
+    rng, (frames, plan) = rng_of(config, row, number), frames_of(config, row, number)
+    sound = sound_of(plan)
+    others = [each for each in sources if each.video != row.video]
+    faults = list(config.make.faults(config.model.streams))
+    if not (sound and heard(sound)):
+        faults = [name for name in faults if name in CORRUPTIONS]
+    while faults:
+        name = str(rng.choice(faults))
+        extra = {"chosen_is_real": True, "corruption": name}
+        if name in CORRUPTIONS:
+            return _over(sound, Made(frames, CORRUPTIONS[name](frames, rng), plan, extra))
+        bad = SOUND_FAULTS[name](sound, rng, lambda: _wrong_sound(config, others, number, sound, rng))
+        if bad is not None:
+            return Made(frames, frames, plan, extra | {"dimensions": {VIDEO: TIE, AUDIO: 1}}, (sound, bad))
+        faults.remove(name)
+    return None
+
+
+def _wrong_sound(
+    config: Config, others: list[Source], number: int, own: Sound, rng: np.random.Generator
+) -> Sound | None:
+    """The sound of the first of the others, in an order drawn anew, whose part has one that is heard and is not the
+    clip's own."""
+    for place in rng.permutation(len(others)):
+        with contextlib.suppress(InputError):  # it is shorter
+            sound = sound_of(plan_of(config, others[place], number), own.seconds)
+            if sound and heard(sound) and not np.array_equal(sound.samples, own.samples):
+                return sound
+    return None
+
+
+def _over(sound: Sound | None, made: Made) -> Made:
+    """The pair with the real clip's own sound on both sides: of its parts the picture alone is judged."""
+    if sound is None:
+        return made
+    dimensions = {VIDEO: made.extra.get("preference", 1), AUDIO: TIE}
+    return dataclasses.replace(made, sounds=(sound, sound), extra=made.extra | {"dimensions": dimensions})
 
 
 def _guided(config: Config, model, row: Source, number: int, reward: Reward) -> Made:
-    (frames, plan), sigma = _frames(config, row, number), _sigma(config, row, number)
+    (frames, plan), sigma = frames_of(config, row, number), _sigma(config, row, number)
     clips = [model.from_clip(row.id, frames, row.prompt, sigma, 2 * number + side) for side in range(2)]
-    first, second = (reward(clip, row.prompt)["total"] for clip in clips)
+    sound = sound_of(plan)
+    told = sound if AUDIO in config.model.streams else None
+    first, second = (reward(clip, row.prompt, told)["total"] for clip in clips)
     if second > first:
         clips.reverse()
-    return Made(*clips, plan, {"renoised_to": sigma, **({"preference": TIE} if first == second else {})})
+    extra = {"renoised_to": sigma, **({"preference": TIE} if first == second else {})}
+    return _over(sound, Made(*clips, plan, extra))
 
 
 def _masked(config: Config, model, row: Source, number: int) -> Made:
-    rng, sigma, data = _rng(config, row, number), _sigma(config, row, number), config.data
-    frames, plan = _frames(config, row, number)
+    rng, sigma, data = rng_of(config, row, number), _sigma(config, row, number), config.data
+    frames, plan = frames_of(config, row, number)
     _, _, rows, columns = model.family.latent_shape(data.num_frames, data.height, data.width)
     box = tuple(_side(rng, length) for length in (rows, columns))
     made = model.inside(row.id, frames, row.prompt, sigma, number, box)
@@ -230,22 +254,30 @@ def _masked(config: Config, model, row: Source, number: int) -> Made:
     scales = (data.height // rows, data.width // columns)
     mask[tuple(slice(s.start * k, s.stop * k) for s, k in zip(box, scales, strict=True))] = 255
     # The untouched clip takes the same way through the VAE, or its loss of detail would give the other away.
-    untouched = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(untouched, made, plan, {"chosen_is_real": True, "renoised_to": sigma, "mask": mask})
+    untouched, _ = model.through_vae(frames, None)
+    extra = {"chosen_is_real": True, "renoised_to": sigma, "mask": mask}
+    return _over(sound_of(plan), Made(untouched, made, plan, extra))
 
 
 def _real(config: Config, model, row: Source, number: int) -> Made:
-    frames, plan = _frames(config, row, number)
-    through_vae = model.encoders.decode_video(model.encoders.encode_video(frames))
-    return Made(through_vae, model.from_noise(row.id, row.prompt, number), plan, {"chosen_is_real": True})
+    frames, plan = frames_of(config, row, number)
+    wanted = model.encoders.sound
+    own = None if wanted is None else sound_of(plan, fmt=wanted)
+    if wanted is None and plan.like.sound is not None:
+        say_once("the sound of the real clips is left out: the model's own clips have none")
+    chosen, heard_of = model.through_vae(frames, own)
+    rejected, made = model.from_noise(row.id, row.prompt, number, silent=own is None)
+    return Made(chosen, rejected, plan, {"chosen_is_real": True}, (heard_of, made))
 
 
 def _prompts(config: Config, model, row: Source, number: int) -> Made | None:
-    other = corrupt_prompt(row.prompt, _rng(config, row, number))
+    other = corrupt_prompt(row.prompt, rng_of(config, row, number))
     if other is None:
         return None
-    clips = [model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)]
-    return Made(*clips, None, {"caption_rejected": other})
+    clips, sounds = zip(
+        *(model.from_noise(row.id, prompt, number) for prompt in (row.prompt, other)), strict=True
+    )
+    return Made(*clips, None, {"caption_rejected": other}, sounds)
 
 
 def _write(
@@ -254,10 +286,11 @@ def _write(
     """Clips, mask and scores of one pair. Returns its manifest row."""
     written = {"id": name, "prompt": row.prompt}
     fps = made.plan.rate if made.plan is not None else config.fps or config.model.fps
-    for side in ("chosen", "rejected"):
+    sounds = dict(zip(("chosen", "rejected"), made.sounds, strict=True))
+    for side, sound in sounds.items():
         path = out / "clips" / f"{name}-{side}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, getattr(made, side), fps)
+        write_video(path, getattr(made, side), fps, sound=sound)
         written |= {side: path.relative_to(out).as_posix(), f"sha256_{side}": sha256_of(path)}
     extra = dict(made.extra)
     if (mask := extra.pop("mask", None)) is not None:
@@ -266,31 +299,16 @@ def _write(
         Image.fromarray(mask).save(out / "clips" / f"{name}-mask.png")
         extra["mask"] = f"clips/{name}-mask.png"
     if reward is not None:
-        extra["scores"] = {side: reward(getattr(made, side), row.prompt) for side in ("chosen", "rejected")}
+        extra["scores"] = {
+            side: reward(getattr(made, side), row.prompt, sound if AUDIO in config.model.streams else None)
+            for side, sound in sounds.items()
+        }
     return {**written, "fps": fps, "source": f"pgdpo make {kind}", **extra}
-
-
-def _frames(config: Config, row: Source, number: int) -> tuple[np.ndarray, PairPlan]:
-    """(its frames as `data` asks for them, what was taken)."""
-    data = config.data
-    sampling, size = Sampling.of(data, config.fps), (data.num_frames, data.height, data.width)
-    info = probe_video(row.video)
-    check_clip(info, size, sampling)
-    name = f"{row.id}{SPAN_MARK}{number % data.pairs_per_row + 1}"
-    plan = PairPlan(
-        {"chosen": info}, sampling, size, sampling.first(name, info.frames_at(config.fps), size[0])
-    )
-    return read_frames(info, plan.numbers(info), size[1:]), plan
-
-
-def _rng(config: Config, row: Source, number: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"{config.make.seed}:{row.id}:{number}".encode()).digest()
-    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
 
 
 def _sigma(config: Config, row: Source, number: int) -> float:
     low, high = config.make.renoise
-    return float(_rng(config, row, number).uniform(low, high))
+    return float(rng_of(config, row, number).uniform(low, high))
 
 
 def _side(rng: np.random.Generator, length: int) -> slice:
@@ -299,17 +317,16 @@ def _side(rng: np.random.Generator, length: int) -> slice:
     return slice(first, first + size)
 
 
-def _hashes(config: Config, sources: list[Source], ranks: Ranks) -> dict[str, str]:
+def _hashes(kind: str, config: Config, sources: list[Source], ranks: Ranks) -> dict[str, str]:
     """Row id -> hash of what it is made from; the ranks share the reading. Raises InputError for all clips that do not
     fit."""
-    data, mine, refused = config.data, {}, []
-    sampling, size = Sampling.of(data, config.fps), (data.num_frames, data.height, data.width)
+    mine, refused = {}, []
     own = sources[ranks.rank :: ranks.count]
     with progress_bar("look at the rows", total=len(own)) as bar:
         for row in own:
             try:
                 if row.video is not None:
-                    check_clip(probe_video(row.video), size, sampling)
+                    _check_clip(config, row, kind)
                 mine[row.id] = _hash([row.id, row.prompt, row.video and sha256_of(Path(row.video))])
             except InputError as error:
                 refused.append(str(error))
@@ -318,6 +335,14 @@ def _hashes(config: Config, sources: list[Source], ranks: Ranks) -> dict[str, st
     if refused := [reason for _, part in parts for reason in part]:
         raise InputError("\n".join(refused))
     return {name: digest for part, _ in parts for name, digest in part.items()}
+
+
+def _check_clip(config: Config, row: Source, kind: str) -> None:
+    """Raises InputError for a clip that is too slow or short, or whose sound ends before one of its parts."""
+    for number in range(config.data.pairs_per_row):
+        plan = plan_of(config, row, number)
+        if (kind != "real" or AUDIO in config.model.streams) and plan.like.sound is not None:
+            missing(plan.like, (plan.first + plan.size[0]) / plan.rate)
 
 
 def _hash(parts: list) -> str:

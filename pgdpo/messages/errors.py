@@ -24,3 +24,8 @@ class Stopped(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C where there is nothing to save. The command line says so in a line and exits with code 130."""
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, without its number and file."""
+    return getattr(error, "strerror", None) or str(error)

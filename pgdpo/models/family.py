@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_family
 from pgdpo.config.model import ModelConfig
-from pgdpo.diffusion.streams import VIDEO
+from pgdpo.diffusion.streams import AUDIO, VIDEO, Shapes
 from pgdpo.files.atomic import glance
-from pgdpo.files.pipeline import ASSETS, INDEX, is_hub_id, pipeline_in
+from pgdpo.files.pipeline import ASSETS, INDEX, TOYS, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
 from pgdpo.models.experts import Experts
 from pgdpo.models.folder import check_parts, read_architecture
@@ -31,8 +31,6 @@ from pgdpo.models.weights.kept import compute_kept_in_fp32, hold_in
 
 if TYPE_CHECKING:
     from pgdpo.config import DataConfig
-
-TOY_BASE = ASSETS / "toy_base"
 
 
 class Family:
@@ -49,7 +47,8 @@ class Family:
     # How clips are sampled, by name of a model of this family; of the first, where `card` says no other.
     cards: ClassVar[dict[str, SampleSettings]]
     rate_key: ClassVar[str] = "data.fps"  # the key of a configuration that says another rate than `fps`
-    takes_toy: ClassVar[bool] = False  # the toy's encoders may stand in for its own
+    # Where the toy's encoders may stand in for its own: what they make -> the transformer's key of its channels.
+    takes_toy: ClassVar[Mapping[str, str]] = {}
     # Its layers under the names of the original repository, which ComfyUI reads: `adapters/comfyui.py` says how.
     comfyui: ClassVar[tuple[tuple, ...]] = ()
 
@@ -130,7 +129,7 @@ class Family:
         path, revision = self.model.path, self.model.revision
         if self.on_hub:
             return str(hub.snapshot(self.model))
-        folder = TOY_BASE if path == "toy" else Path(path)
+        folder = ASSETS / TOYS[path] if path in TOYS else Path(path)
         if revision is not None:
             raise InputError(
                 f"model.revision is {revision!r}, and model.path {path!r}: a folder has no revisions: leave it out"
@@ -141,6 +140,18 @@ class Family:
         """model_index.json: the pipeline's class and settings; a transformer beside the toy's encoders has none."""
         index = Path(self.source) / INDEX
         return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+
+    def check_toy(self) -> None:
+        """Raises InputError unless what the toy's encoders make is as wide as what the transformer takes."""
+        toy = toy_encoders()
+        made = {"latents": toy.latent_channels, "sound": toy.sound_channels, "embeddings": toy.text_dim}
+        for what, key in self.takes_toy.items():
+            if made[what] != self._architecture[key]:
+                raise InputError(
+                    f"model.encoders is 'toy': its {what} have {made[what]} channels, the transformer of model.path "
+                    f"{self.model.path!r} takes {self._architecture[key]} ({key}): set model.encoders to `pipeline`, "
+                    f"or take a transformer made for the toy (model.path: {' or '.join(TOYS)})"
+                )
 
     def _check_parts(self, folder: Path) -> None:
         check_parts(self.pipeline_class, folder, self.model.path)
@@ -160,6 +171,10 @@ class Family:
     def tokens(self, latent_shape: tuple[int, ...]) -> int:
         """Video tokens of latents of shape `(C, F, H, W)`."""
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
+
+    def stream_tokens(self, shapes: Shapes) -> dict[str, int]:
+        """Tokens of each stream, of latents of these `stream_shapes`: of what stands beside the picture one a time."""
+        return {name: self.tokens(shape) if name == VIDEO else shape[1] for name, shape in shapes.items()}
 
     def load_scheduler(self, flow_shift: float | None = None) -> diffusers.SchedulerMixin:
         """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift.
@@ -352,7 +367,9 @@ class Family:
 
     def load_encoders(self, device: torch.device) -> Encoders:
         """The pipeline's own VAE and text encoder, or the toy's stand-ins, as `model.encoders` asks."""
-        return toy_encoders() if self.model.encoders == "toy" else self.pipeline_encoders(device)
+        if self.model.encoders == "toy":
+            return toy_encoders(sounding=AUDIO in self.streams)
+        return self.pipeline_encoders(device)
 
     def pipeline_encoders(self, device: torch.device) -> Encoders:
         raise NotImplementedError
@@ -368,8 +385,8 @@ class Family:
         return glance(folders)
 
 
-def toy_encoders() -> Encoders:
-    """What stands in for a pipeline's encoders where nothing is downloaded."""
+def toy_encoders(*, sounding: bool = False) -> Encoders:
+    """What stands in for a pipeline's encoders where nothing is downloaded; `sounding`: for sound too."""
     from pgdpo.toy.encoders import ToyEncoders
 
-    return ToyEncoders()
+    return ToyEncoders(sounding=sounding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -69,19 +69,37 @@ class Encoders(Protocol):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """One stream's tokens, which ranks share: the picture's, or those of the sound beside it."""
+
+    attention: str  # a block's attention among all of them
+    arguments: dict[str, int]  # of the transformer, that go by tokens: name -> dim of the tokens
+    ropes: dict[str, int]  # modules of the transformer that make its rotary tables: name -> dim of the tokens
+    hidden_states: str = "hidden_states"  # the block's argument
+    output: str = "proj_out"  # the transformer's last projection
+    heads: str = "num_attention_heads"  # in the transformer's configuration
+
+
+@dataclass(frozen=True)
 class TokenSharing:
     """Where ranks can share a clip's tokens (sequence parallelism, `engine/ulysses.py`).
 
-    The first block's `hidden_states` are split, the outputs of `proj_out` are gathered. What lies between must compute
-    each token by itself, but for the attention that is named here and cross-attention to text.
+    The hidden states of each stream, which are a block's first arguments in this order, are split before the first
+    block, and its outputs gathered. What lies between must compute each token by itself, but for the attention that is
+    named here and cross-attention to text.
     """
 
     blocks: tuple[str, ...]  # lists of blocks, in the order of the forward
-    attention: str  # a block's attention over all tokens
-    arguments: dict[str, int]  # of the transformer, that go by tokens: name -> dim of the tokens
-    rope_dim: int | None  # of the tokens in the tables of `rope`; None: it is no part of the transformer
+    streams: dict[str, Tokens]  # by name, `video` the first
+    # A block's attention from one stream's tokens to another's: name -> (stream of the queries, of keys and values).
+    across: dict[str, tuple[str, str]] = field(default_factory=dict)
     first_frame: int | None = None  # where a block's arguments have the number of the first frame's tokens
     text_first: bool = False  # where text and video attend together: the text stands before the video
     processor: type | None = (
         None  # stands in for diffusers' own where that does not ask diffusers' dispatcher
     )
+
+    @property
+    def attentions(self) -> dict[str, tuple[str, str]]:
+        """All of a block's attention that is shared, as `across`."""
+        return {tokens.attention: (name, name) for name, tokens in self.streams.items()} | self.across

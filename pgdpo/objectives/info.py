@@ -36,6 +36,9 @@ class PairInfo:
     advantage: Tensor | None = None  # [B, K], or [B] of the chosen, the rejected having its negative
     label: Tensor | None = None  # [B, K] +1 desirable, -1 undesirable, 0 absent (unpaired data)
     masked: PairErrors | None = None  # the errors under the region mask
+    parts: dict[str, Tensor] | None = (
+        None  # part -> [B] +1: as the pair, -1: the other way, 0: a tie; of pairs alone
+    )
     ids: Tensor | None = None  # [B] int64, on the CPU: with `draw` what a group's random choices hang on
     draw: Tensor | None = None  # [B] int64, on the CPU: how often the group was drawn before
 

@@ -12,6 +12,7 @@ from pgdpo.objectives import modifiers
 from pgdpo.objectives.batch import Batch, Terms
 from pgdpo.objectives.info import PairInfo
 from pgdpo.objectives.pairing import Pairing, places_of
+from pgdpo.objectives.parts import Parts, joint, oriented, share_of, times
 from pgdpo.objectives.registry import REGISTRY
 from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from pgdpo.objectives.compared import Compared
     from pgdpo_kernels import GroupErrors, PairErrors
+
+
+SUMMED = ("margin", "reward/chosen", "reward/rejected")  # of a pair's parts
 
 
 @dataclass
@@ -33,6 +37,7 @@ class ObjectiveOutput:
     stats: dict[str, Tensor]  # detached: [B] for a group's figure, scalar for the batch's
     # The loss by the errors of chosen and rejected, [B, S] each, where it wasn't made of errors.
     slopes: tuple[Tensor, Tensor] | None = None
+    parts: dict[str, ObjectiveOutput] = field(default_factory=dict)  # of `separate` parts each one's own
 
 
 def available() -> list[str]:
@@ -75,18 +80,33 @@ def needs_of(name: str, **options: Any) -> Needs:
     return modifiers.add_needs(get_spec(name).needs_with(checked), checked)
 
 
+def pools(name: str, **options: Any) -> bool:
+    """Whether an objective's loss hangs on the other groups of a batch, of all ranks. Raises as `check_options`."""
+    checked = check_options(name, **options)
+    whole = checked.get("safeguard", {}).get("scope") == "microbatch"
+    return get_spec(name).pools or whole or "adaptive_clip" in checked
+
+
 def build_objective(
-    name: str, *, process_group: ProcessGroup | None = None, seed: int = 0, **options: Any
+    name: str,
+    *,
+    process_group: ProcessGroup | None = None,
+    seed: int = 0,
+    parts: Mapping[str, float | str] | None = None,
+    **options: Any,
 ) -> Objective:
     """An objective by name, with the options and modifiers of `check_options`.
 
     `process_group`: the ranks that share a batch, for the objectives that look at the whole batch (KTO's
     reference point, sorted and grouped losses) and the micro-batch safeguard; ranks hold equally many pairs.
     `seed`: of the random subsets (`sgdpo`, `saturation_skip`), the same on all ranks; see `Batch.uniform`.
+    `parts`: of samples of several parts their weights and the `form` in which they are put together; see `parts.py`.
 
-    Raises InputError as `check_options` does.
+    Raises InputError as `check_options` and `Parts.read` do.
     """
-    return Objective(get_spec(name), check_options(name, **options), process_group, seed)
+    return Objective(
+        get_spec(name), check_options(name, **options), process_group, seed, parts=Parts.read(parts)
+    )
 
 
 @dataclass
@@ -101,6 +121,7 @@ class Objective:
     process_group: ProcessGroup | None = None
     seed: int = 0
     state: dict[str, Any] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
 
     @property
     def name(self) -> str:
@@ -137,8 +158,13 @@ class Objective:
             found.append(f"{self.name}: beta is multiplied by objective.timestep_weight and by the rows' own")
         return found + [f"{self.name}: {POOLED}"] * self.spec.pools
 
-    def __call__(self, errors: PairErrors | GroupErrors, pairs: PairInfo | None = None) -> ObjectiveOutput:
-        """`errors`: of pairs, or of groups of K samples, member by member; `pairs`: what the data say of them.
+    def __call__(
+        self,
+        errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors],
+        pairs: PairInfo | None = None,
+    ) -> ObjectiveOutput:
+        """`errors`: of pairs, or of groups of K samples, member by member, or of samples of several parts those of
+        each by name; `pairs`: what the data say of them.
 
         An objective that compares pairs has those of each group that `pairing` names, and a group's loss is their mean.
         Raises InputError if errors or `pairs` lack what the objective needs, or groups have another size than it takes.
@@ -146,6 +172,15 @@ class Objective:
         from pgdpo_kernels import PairErrors, mean_loss
 
         info = PairInfo() if pairs is None else pairs
+        if isinstance(errors, Mapping):
+            if self.parts.form == "separate":
+                return self._separate(errors, info)
+            if self.needs_cross:
+                raise InputError(
+                    f"objective `{self.name}`: `safeguard` goes by the product of two residuals, of which several "
+                    "parts have no sum: take `form: separate`, or leave it out"
+                )
+            errors, info = joint(errors, info, self.parts), replace(info, parts=None)
         if isinstance(errors, PairErrors):
             per_group, logits, stats = self._terms(errors, info)
         else:
@@ -154,6 +189,38 @@ class Objective:
         if info.weight is not None:
             per_group = per_group * _weight(self.name, info.weight, per_group)
         return ObjectiveOutput(mean_loss(per_group), per_group, logits.detach(), _detached(stats))
+
+    def _separate(self, errors: Mapping[str, PairErrors | GroupErrors], info: PairInfo) -> ObjectiveOutput:
+        """The weighted sum of the objective of each part, and so of the logits, margins and implicit rewards.
+
+        What the formula keeps from batch to batch it keeps for each part, under `part/name`.
+        """
+        from pgdpo_kernels import mean_loss
+
+        total: dict[str, Tensor] = {}
+        outputs = {}
+        for name, part in oriented(errors, info).items():
+            start, share = f"{name}/", share_of(self.parts.weight(name), info, name)
+            own = {key.removeprefix(start): v for key, v in self.state.items() if key.startswith(start)}
+            output = outputs[name] = replace(self, state=own)(part, replace(info, parts=None))
+            self.state.update({start + key: value for key, value in own.items()})
+            summed = {key: output.stats[key] for key in SUMMED if key in output.stats}
+            for key, value in {"": output.per_group, "logits": output.logits, **summed}.items():
+                total[key] = total.get(key, 0) + times(value, share)
+        per_group, logits = total.pop(""), total.pop("logits")
+        if "timestep_weight" in output.stats:
+            total["timestep_weight"] = output.stats["timestep_weight"]
+        return ObjectiveOutput(mean_loss(per_group), per_group, logits, total, parts=outputs)
+
+    def joint(
+        self,
+        errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors],
+        pairs: PairInfo | None = None,
+    ) -> PairErrors | GroupErrors:
+        """The errors of whole samples: of several parts their weighted sums."""
+        if not isinstance(errors, Mapping):
+            return errors
+        return joint(errors, PairInfo() if pairs is None else pairs, self.parts)
 
     def check_groups(self, size: object) -> None:
         """Raises InputError unless the objective takes groups of this size, with its modifiers."""
@@ -240,7 +307,11 @@ class Objective:
     def _modifiers(self) -> dict[str, Any]:
         return {key: value for key, value in self.options.items() if key not in self.spec.options}
 
-    def untrained(self, errors: PairErrors | GroupErrors, pairs: PairInfo | None = None) -> Tensor:
+    def untrained(
+        self,
+        errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors],
+        pairs: PairInfo | None = None,
+    ) -> Tensor:
         """The losses `[B]` of a policy that is the reference, on the same groups; the state stays as it is.
 
         `errors` must hold the reference's.
@@ -249,8 +320,12 @@ class Objective:
 
         if pairs is not None and pairs.masked is not None:
             pairs = replace(pairs, masked=_of_reference(pairs.masked))
+        if isinstance(errors, Mapping):
+            reference = {name: _of_reference(part) for name, part in errors.items()}
+        else:
+            reference = _of_reference(errors)
         with torch.no_grad():
-            return self(_of_reference(errors), pairs).per_group
+            return self(reference, pairs).per_group
 
     def state_dict(self) -> dict[str, float]:
         """What must outlive the run's end, as plain numbers."""

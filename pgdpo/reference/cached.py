@@ -16,31 +16,37 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from pgdpo.diffusion.streams import Latents, by_stream, each
 from pgdpo.messages.errors import InputError
 from pgdpo.models.protocols import Conditioning
 from pgdpo.objectives import Compared
 from pgdpo.reference.protocol import Comparison, Reference
 from pgdpo.reference.store import MEND, ErrorRows
 
-FRAME_AXIS = 2  # of [N, C, F, H, W]
+FRAME_AXIS = 2  # of [N, C, F, H, W], and of [N, C, L, M]
 
 
 @torch.no_grad()
 def frame_sums(
-    pred: torch.Tensor,  # [K * B, C, F, H, W], member by member: of pairs the chosen half first
-    target: torch.Tensor,
-    mask: torch.Tensor | None = None,  # of the groups, as `group_errors` takes it
+    pred: Latents,  # [K * B, C, F, H, W], member by member: of pairs the chosen half first
+    target: Latents,
+    mask: Latents | None = None,  # of the groups, as `group_errors` takes it
     *,
     size: int = 2,  # samples of a group, K
 ) -> torch.Tensor:
-    """Sum of squared residuals per frame, float64 `[B, K, F]`.
+    """Sum of squared residuals per frame, float64 `[B, K, F]`; of several streams one after the other's along F.
 
     Sample by sample, so that the order of summation, and with it every bit, does not depend on the batch.
     """
+    if isinstance(target, Mapping):
+        sums = each(
+            lambda goal, made, weights: frame_sums(made, goal, weights, size=size), target, pred, mask
+        )
+        return torch.cat([*sums.values()], dim=-1)
     groups = len(pred) // size
     weights = [None] * groups if mask is None else broadcast_mask(mask, pred, size)
     rows = [
@@ -65,7 +71,7 @@ def broadcast_mask(mask: torch.Tensor, pred: torch.Tensor, size: int = 2) -> tor
 
 
 def mean_errors(
-    pred: torch.Tensor,  # [K * B, C, F, H, W], member by member
+    pred: torch.Tensor,  # [K * B, C, F, H, W], member by member; of one stream
     target: torch.Tensor,
     mask: torch.Tensor | None = None,  # as `group_errors` takes it
     *,
@@ -83,11 +89,11 @@ def mean_errors(
 
 def compared_with(
     sums: torch.Tensor,  # fp64 [B, K, F], the reference's `frame_sums`
-    pred: torch.Tensor,  # [K * B, C, F, H, W]
-    target: torch.Tensor,
+    pred: Latents,  # [K * B, C, F, H, W]
+    target: Latents,
     *,
-    segments: Sequence[int] | None = None,
-    mask: torch.Tensor | None = None,
+    segments: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    mask: Latents | None = None,
     groups: int | None = None,
 ) -> Compared:
     """The predictions against a reference of which only the errors are known; its errors have no drift.
@@ -96,6 +102,18 @@ def compared_with(
 
     The excess has the policy error's gradient, 2 rho_p / N, which is what it has beside a live reference.
     """
+    if isinstance(target, Mapping):
+        own = sums.split([goal.shape[FRAME_AXIS] for goal in target.values()], dim=-1)
+        parts = each(
+            lambda goal, made, sums, segments, mask: compared_with(
+                sums, made, goal, segments=segments, mask=mask, groups=groups
+            ),
+            target, pred, dict(zip(target, own, strict=True)), segments, mask,
+        )  # fmt: skip
+        against = {
+            key: {name: part.against[key] for name, part in parts.items()} for key in ("ref_errors", "excess")
+        }
+        return Compared(pred, target, against, segments, mask, groups)
     size = sums.shape[1]
     count = _over_segments(_counts(target, mask, size), segments)  # (B, 1, S)
 
@@ -146,7 +164,7 @@ class CachedErrors(Reference):
         self._row, self._rows, self._device = done, rows, device
 
     def comparison(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
+        self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
     ) -> Comparison:
         where = [
             self._row[item] for item in zip(batch["pair_ids"].tolist(), batch["draw"].tolist(), strict=True)
@@ -157,5 +175,6 @@ class CachedErrors(Reference):
                 f"draws: they were written by another version; remove them and {MEND}"
             )
         # Behind those of smaller groups, and of shorter clips, stand zeros.
-        sums = self._rows.sums[where][:, : batch["groups"] or 2, : noisy.shape[FRAME_AXIS]]
+        frames = sum(stream.shape[FRAME_AXIS] for stream in by_stream(noisy).values())
+        sums = self._rows.sums[where][:, : batch["groups"] or 2, :frames]
         return functools.partial(compared_with, sums.to(self._device))

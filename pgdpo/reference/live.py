@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from pgdpo.diffusion.streams import Latents
 from pgdpo.models.protocols import Conditioning
 from pgdpo.objectives import Compared
 from pgdpo.reference.protocol import Comparison, Forward, Reference
@@ -18,7 +19,7 @@ class Live(Reference):
         self.predict = torch.no_grad()(forward)
 
     def comparison(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
+        self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
     ) -> Comparison:
         return functools.partial(Compared, against={"ref_pred": self.predict(noisy, sigma, conditioning)})
 
@@ -29,7 +30,7 @@ def adapter_off(transformer: torch.nn.Module, forward: Forward) -> Forward:
     `transformer`: the model that holds the adapter. `forward`: the policy's forward.
     """
 
-    def reference(noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def reference(noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning) -> Latents:
         transformer.disable_adapters()
         try:
             return forward(noisy, sigma, conditioning)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import deepspeed
 import torch
 
+from pgdpo.diffusion.streams import Latents
 from pgdpo.messages.errors import InputError
 from pgdpo.models.adapters.adapter import NAME, REFERENCE
 from pgdpo.models.protocols import Conditioning
@@ -85,7 +86,7 @@ def _groups(followed: Followed) -> Iterator[Followed]:
 def reference_adapter(transformer: torch.nn.Module, forward: Forward) -> tuple[Forward, Followed]:
     """The policy's forward through its second adapter (`add_reference_adapter`), and the adapters' parameters."""
 
-    def reference(noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def reference(noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning) -> Latents:
         transformer.set_adapter(REFERENCE)
         try:
             return forward(noisy, sigma, conditioning)

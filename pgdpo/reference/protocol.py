@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from pgdpo.diffusion.streams import Latents
 from pgdpo.models.protocols import Conditioning
 from pgdpo.objectives import Compared
 
-Forward = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
+Forward = Callable[[Latents, torch.Tensor, Conditioning], Latents]
 Comparison = Callable[..., Compared]  # (pred, target, *, segments, mask, groups)
 
 
@@ -18,7 +19,7 @@ class Reference:
     """A way to hold the reference; as it stands, none at all: for objectives that need no reference."""
 
     def comparison(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
+        self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning, batch: dict
     ) -> Comparison:
         """What a prediction of this micro-batch is compared with, the reference's part filled in.
 

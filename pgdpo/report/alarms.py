@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgdpo.guards.common_rise import EVENT as COMMON_RISE
 from pgdpo.messages.formats import is_number
+from pgdpo.objectives.parts import Parts
 from pgdpo.training.held_out.statistics import share
+from pgdpo.training.panels import PARTS, parts_of, value_of
 
 DISPLACEMENT = 0.5  # share of pairs; above it more chosen clips became less likely than more likely
 ACCURACY = 0.55  # share of pairs told apart; a coin reaches 0.5
 SATURATION = 4.0  # mean logit; the sigmoid's slope has fallen to 1.8% of a pair's weight there
 REJECTED_SHARE = 0.6  # of the two halves' gradient norms; plain DPO starts at a half
+PART_SHARE = 0.95  # of the gradient; a part that has more leaves nothing to the others
 REWARD_FALL = 0.02  # of a component's score in [0, 1], below which a change is taken for noise
 TAIL = 0.1  # share of the last steps that stands for the end of a run
 
@@ -38,6 +41,7 @@ def alarms(
     looks: Sequence[dict] = (),
     events: Sequence[dict] = (),
     kind: str = "pair",
+    parts: Parts | None = None,
 ) -> list[Alarm]:
     """Judge a run.
 
@@ -48,11 +52,15 @@ def alarms(
         beta: the objective's beta, None for one without.
         looks, events: rows of `held_out.jsonl` and `events.jsonl`.
         kind: `pair` or `group`, what the run's data are; of a group, chosen is its best clip and rejected its worst.
+        parts: the run's `objective.parts`, of samples of several parts.
     """
     common_rise = [_common_rise(metrics, events)] if results.get("objective") == "pg_dpo" else []
+    whole = _displacement(_held_out(results, looks, "displacement"), metrics, kind)
     return [
-        _displacement(_held_out(results, looks, "displacement"), metrics, kind),
+        whole,
         _accuracy(_held_out(results, looks, "implicit_accuracy"), metrics, kind),
+        *_displaced_parts(whole, metrics, results, looks, kind),
+        *_gradient_of_parts(metrics, parts or Parts()),
         *common_rise,
         _saturation(metrics, beta),
         _rejected_share(metrics),
@@ -71,7 +79,11 @@ def tail_mean(metrics: list[dict], name: str, bucket: str | None = None) -> floa
     rows = tail(metrics)
     if bucket is not None:
         rows = [row["buckets"][bucket] for row in rows if bucket in row.get("buckets", {})]
-    values = [row[name] for row in rows if is_number(row.get(name))]
+    return _mean(rows, name)
+
+
+def _mean(rows: Sequence[dict], name: str) -> float | None:
+    values = [value for row in rows if is_number(value := value_of(row, name))]
     return sum(values) / len(values) if values else None
 
 
@@ -97,6 +109,60 @@ def _accuracy(held_out: dict, metrics: list[dict], kind: str) -> Alarm:
         f"warns below {ACCURACY:.0%}",
         kind,
     )
+
+
+def _displaced_parts(
+    whole: Alarm, metrics: list[dict], results: dict, looks: Sequence[dict], kind: str
+) -> list[Alarm]:
+    """Of samples of several parts each one's; the whole may look well while one of them falls."""
+    found = []
+    for part in parts_of([*metrics, *looks, results]):
+        own = [row[PARTS][part] for row in looks if part in (row.get(PARTS) or {})]
+        held_out = _held_out((results.get(PARTS) or {}).get(part) or {}, own, "displacement")
+        alarm = _judged_share(
+            f"Likelihood displacement, {part}",
+            held_out or {"value": tail_mean(metrics, f"{PARTS}/{part}/displacement")},
+            lambda share: share > DISPLACEMENT,
+            f"How often the model now explains the chosen clip's {part} worse than the reference did. The parts are "
+            "learnt as one sum, in which another may make up for it: raise its weight in `objective.parts`, or give "
+            "each a sigmoid of its own, `form: separate`.",
+            f"warns above {DISPLACEMENT:.0%}",
+            kind,
+        )
+        if alarm.state == "warning" and whole.state == "ok":
+            alarm = replace(alarm, value=f"{alarm.value}, while the whole looks well")
+        found.append(alarm)
+    return found
+
+
+def _gradient_of_parts(metrics: list[dict], parts: Parts) -> list[Alarm]:
+    """Whether one part has nearly all of the gradient in the run's last quarter, and the weight that would balance."""
+    rows = metrics[-math.ceil(len(metrics) / 4) :]
+    weighed = [part for part in parts_of(metrics) if parts.weight(part)]
+    shares = {part: _mean(rows, f"{PARTS}/{part}/gradient_share") for part in weighed}
+    shares = {part: share for part, share in shares.items() if share is not None}
+    if len(weighed) < 2:
+        return []
+    top = max(shares, key=shares.get, default=None)
+
+    def shown(share: float) -> str:
+        balanced = parts.weight(top) * (1 - share) / share / (len(weighed) - 1)
+        advice = (
+            f"; objective.parts.{top} {balanced:.2g} would give it as much as another" if balanced else ""
+        )
+        return f"{share:.1%} of the last quarter's is {top}'s" + (advice if share > PART_SHARE else "")
+
+    return [
+        _judged(
+            "Gradient of the parts",
+            shares.get(top),
+            lambda share: share > PART_SHARE,
+            shown,
+            "How the update divides between the parts, by the norms of the loss's gradient by each one's prediction. A "
+            "part that has nearly all of it is the only one that learns from the preferences.",
+            f"warns above {PART_SHARE:.0%}",
+        )
+    ]
 
 
 def _saturation(metrics: list[dict], beta: float | None) -> Alarm:

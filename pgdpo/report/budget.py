@@ -12,8 +12,8 @@ from urllib.parse import quote
 from pgdpo.files.atomic import sha256_of
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
-from pgdpo.report.page import embedded
-from pgdpo.video import probe_video, read_video, write_video
+from pgdpo.report.page import SOUND, SOUND_BITS, embedded
+from pgdpo.video import Sound, probe_video, read_sound, read_video, write_video
 
 MEGABYTES = 15.0  # of a page, where nothing else is asked for
 REST = 0.1  # of the page, for what is no clip
@@ -92,8 +92,14 @@ def _smaller(clip: Path, folder: Path, short: int, crf: int) -> Path:
     copy = folder / f"{sha256_of(clip)[:16]}-{short}-{crf}.mp4"
     if not copy.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_video(copy, read_video(clip), probe_video(clip).fps, crf=crf, short=short)
+        sound, fps = _sound(clip), probe_video(clip).fps
+        write_video(copy, read_video(clip), fps, crf=crf, short=short, sound=sound, bit_rate=SOUND_BITS)
     return copy if copy.stat().st_size < clip.stat().st_size else clip
+
+
+def _sound(clip: Path) -> Sound | None:
+    info = probe_video(clip)
+    return None if info.sound is None else read_sound(info, 0, info.duration, SOUND)
 
 
 def _in_words(kept: dict[Path, Path], of: int, megabytes: float) -> str:
@@ -108,7 +114,8 @@ def _in_words(kept: dict[Path, Path], of: int, megabytes: float) -> str:
             if size != f"{full.width}×{full.height}"
             else "at a lower rate"
         )
-        words.append(f"clips are shown {at}, their full files lie beside this page")
+        heard = f", with sound of {SOUND}" if shown.sound else ""
+        words.append(f"clips are shown {at}{heard}; their full files lie beside this page")
     if len(kept) < of:
         words.append(f"{of - len(kept)} of {of} found no room")
     text = "; ".join(words)

@@ -18,10 +18,9 @@ from pgdpo.messages.formats import objective_name
 from pgdpo.report.curves.series import Drawn, drawn, line_series
 from pgdpo.report.curves.svg import Series
 from pgdpo.report.page import write_page
-from pgdpo.training.panels import PANELS, Line, Panel
+from pgdpo.training.panels import COLOURS, Line, Panel, panels_of, parts_of
 
 TEMPLATE = "report/templates/comparison.html.jinja"
-COLOURS = 8  # that the page's style tells apart, `run1` and so on
 NAMED_ALONE = ("name", "output_dir")  # differ between any two runs
 FIGURES = ("implicit_accuracy", "displacement", "margin")
 
@@ -57,7 +56,8 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
 
 def beside(runs: Sequence[Compared]) -> list[Drawn]:
     """Every line of every panel, of all runs on the same axes."""
-    return list(filter(None, (_panel(panel, line, runs) for panel in PANELS for line in panel.lines)))
+    panels = panels_of(parts_of(row for run in runs for row in run.metrics))
+    return list(filter(None, (_panel(panel, line, runs) for panel in panels for line in panel.lines)))
 
 
 def _open(folders: Sequence[Path]) -> list[Compared]:

@@ -11,9 +11,11 @@ from markupsafe import Markup, escape
 
 from pgdpo.files.atomic import atomic_path
 from pgdpo.messages.formats import is_number, number, objective_name, percent, place, signed
-from pgdpo.video import probe_video
+from pgdpo.video import SoundFormat, VideoInfo, probe_video, read_sound
 
 PIXEL_ART = 200  # pixels; clips narrower than this are shown with hard pixels, not blurred up
+SOUND, SOUND_BITS = SoundFormat(24000, 1), 48_000  # of clips that are shrunk for a page, and bits a second
+BARS = 120  # of a clip's waveform
 GIVEN = {
     "image": "starts from",
     "last_image": "ends with",
@@ -55,8 +57,8 @@ def with_code(text: str) -> Markup:
 
 
 def embedded(clip: Path) -> dict:
-    """An MP4 as `data`, a URL that holds it, with its `frames`, `fps`, `width` and `height` and whether its pixels are
-    meant to be seen."""
+    """An MP4 as `data`, a URL that holds it, with its `frames`, `fps`, `width` and `height`, whether its pixels are
+    meant to be seen, and its `sound`."""
     info, data = probe_video(clip), base64.b64encode(clip.read_bytes()).decode("ascii")
     return {
         "data": f"data:video/mp4;base64,{data}",
@@ -65,7 +67,18 @@ def embedded(clip: Path) -> dict:
         "width": info.width,
         "height": info.height,
         "pixel_art": info.width < PIXEL_ART,
+        "sound": _sound(info),
     }
+
+
+def _sound(info: VideoInfo) -> dict | None:
+    """A clip's sound as the `wave` of an SVG that is `bars` wide and 20 high; None where it has none."""
+    if info.sound is None:
+        return None
+    samples = read_sound(info, 0, info.duration, SoundFormat(8000, 1)).samples[0]
+    heights = [10 * min(1.0, float(np.abs(part).max(initial=0))) for part in np.array_split(samples, BARS)]
+    wave = "".join(f"M{place + 0.5} {10 - high:.1f}V{10 + high:.1f}" for place, high in enumerate(heights))
+    return {"wave": wave, "bars": BARS}
 
 
 def embedded_picture(key: str, pixels: np.ndarray | None, words: str = "", *, most: int = 256) -> dict:

@@ -13,16 +13,18 @@ from PIL import Image
 from pgdpo.checkpoints.identity import rows_hash
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.diffusion.streams import video_of
 from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.encoders.decode import decode
 from pgdpo.models.protocols import Encoders
 from pgdpo.rows.manifest import GIVEN
 from pgdpo.rows.ranked import drawn
 from pgdpo.rows.schema import MANIFEST, SAMPLES, captions_of, scores_of, sides_of, worded
 from pgdpo.training.opening import open_pairs
-from pgdpo.video import write_video
+from pgdpo.video import Sound, write_video
 
 SMALL, LARGE = (
     192,
@@ -64,9 +66,9 @@ def write_preview(config: Config, out: Path, *, trained_on: dict | None = None) 
                 Image.fromarray(picture).save(out / f"{stem}-{key}.png")
                 pair.setdefault("pictures", {})[key] = f"{stem}-{key}.png"
             for side, latents in clips.items():
-                frames = decoder.decode_video(latents)
+                frames, sound = decode(decoder, latents)
                 pair["size"] = list(frames.shape[:3])
-                _write(out / pair[side], frames, config.evaluate.fps or len(frames) / pair["seconds"])
+                _write(out / pair[side], frames, config.evaluate.fps or len(frames) / pair["seconds"], sound)
             pairs.append(pair)
             bar.advance()
     about = {"data": data.fingerprint, "of": len(data), "kind": data.kind, "sized": data.sized}
@@ -94,7 +96,7 @@ def _shown(item: dict, stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
 def _given(item: dict, decoder: Encoders, wanted: Collection[int]) -> dict[str, np.ndarray]:
     """The pictures that the model is given with a row, under the keys that would name them: decoded, where they are
     latents of the clips' kind, as one picture or as a clip that begins and ends with them."""
-    latents, clip = item["conditioning"].get("image_latents"), item["samples"][0]
+    latents, clip = item["conditioning"].get("image_latents"), video_of(item["samples"][0])
     if latents is None or latents.ndim != clip.ndim or latents[:, 0].shape != clip[:, 0].shape:
         return {}
     frames = decoder.decode_images(latents)
@@ -109,5 +111,6 @@ def _is_of(data: PreparedPairs, identity: dict) -> bool:
     return identity["data_hash"] == data.fingerprint and rows in (None, rows_hash(data))
 
 
-def _write(path: Path, frames: np.ndarray, fps: float) -> None:
-    write_video(path, frames, fps, scale=max(1, SMALL // min(frames.shape[1:3])), short=LARGE)
+def _write(path: Path, frames: np.ndarray, fps: float, sound: Sound | None) -> None:
+    scale = max(1, SMALL // min(frames.shape[1:3]))
+    write_video(path, frames, fps, scale=scale, short=LARGE, sound=sound)

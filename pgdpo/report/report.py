@@ -17,6 +17,7 @@ from pgdpo.checkpoints.runs import evaluation_of
 from pgdpo.config import PARTS, Config, SampleSettings
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.formats import duration, is_number, number, objective_name, power_of_ten, scale_of
+from pgdpo.objectives.parts import Parts
 from pgdpo.report.alarms import alarms, bucket_label
 from pgdpo.report.budget import MEGABYTES, Fitted, fit
 from pgdpo.report.compare import Compared, beside
@@ -24,8 +25,9 @@ from pgdpo.report.curves.series import Drawn, curves
 from pgdpo.report.ending import ending
 from pgdpo.report.page import write_page
 from pgdpo.report.pairs import NOT_SHOWN, drawn_sides, shown_pairs
-from pgdpo.report.sources import by_source
+from pgdpo.report.sources import by_part, by_source
 from pgdpo.report.steps import evaluated_steps, step_curves
+from pgdpo.training.panels import panels_of, parts_of
 
 TEMPLATE = "report/templates/report.html.jinja"
 MODELS = ("reference", "aligned")
@@ -71,11 +73,13 @@ def write_report(
     marks = [] if experts else logs.marks
     kind = preview["kind"]
     beta = results.get("beta") or _beta(config)
-    found = alarms(metrics, results, beta, looks=looks, events=events, kind=kind) if not experts else []
+    weights = Parts.read(config["objective"].get("parts"))
+    about = {"kind": kind, "parts": weights}
+    found = alarms(metrics, results, beta, looks=looks, events=events, **about) if not experts else []
     for name, part in experts.items():
         judged_as = results | (results.get("experts") or {}).get(name, {"displacement": None})
         beside = judged_as.get("beta") or beta
-        each = alarms(part.metrics, judged_as, beside, looks=part.looks, events=part.events, kind=kind)
+        each = alarms(part.metrics, judged_as, beside, looks=part.looks, events=part.events, **about)
         found += [replace(alarm, title=f"{alarm.title}, {name}") for alarm in each]
     kept = [out / pair[side] for pair in preview["pairs"] for side in drawn_sides(pair)]
     kept += [judged / s[side]["clip"] for s in shown for side in MODELS if s[side]["clip"]]
@@ -105,7 +109,7 @@ def write_report(
         clips_note=fitted.words,
         events=events,
         ending=ending(logs.events),
-        curves=_beside(experts) if experts else curves(metrics, held_out=looks, marks=marks),
+        curves=_beside(experts) if experts else _curves(metrics, looks, marks),
         experts=results.get("experts") or {},
         held_out=looks,
         marks=marks,
@@ -113,6 +117,7 @@ def write_report(
         scales=_scales(results, samples),
         buckets=buckets,
         sources=None if experts else by_source(metrics, results),
+        parts=by_part(metrics, results, looks),
         power=power_of_ten(row.get(name) for row in buckets for name in ERRORS),
         objectives=results.get("objectives") or [],
         settings=_settings(config, results, preview["sized"]),
@@ -139,6 +144,10 @@ class _Logs:
     @property
     def marks(self) -> list[tuple[int, str]]:
         return [(row["step"], row["message"]) for row in self.events if row["event"] == "steer"]
+
+
+def _curves(metrics: list[dict], looks: list[dict], marks: list[tuple[int, str]]) -> list[Drawn]:
+    return curves(metrics, panels_of(parts_of(metrics)), held_out=looks, marks=marks)
 
 
 def _beside(experts: dict[str, _Logs]) -> list[Drawn]:

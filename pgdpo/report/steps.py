@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgdpo.checkpoints.published import read_results
 from pgdpo.report.curves.series import Drawn, curves
-from pgdpo.training.panels import Line, Panel
+from pgdpo.training.panels import PARTS, Line, Panel, panels_of, parts_of
 
 PANELS = (
     Panel(
@@ -34,7 +34,7 @@ PANELS = (
 def evaluated_steps(out: Path, results: dict) -> tuple[list[dict], int]:
     """(one row for each evaluated step that `results` can be compared with, how many others there are).
 
-    A row: `step`, `results` as they stand in its `results.json`, and the numbers that are drawn.
+    A row: `step`, `results` as they stand in its `results.json`, `moved`: each part's displacement, and what is drawn.
     """
     paths = sorted(out.glob("evaluations/step-*/results.json"))
     found = [each for each in map(read_results, paths) if each is not None]
@@ -45,15 +45,18 @@ def evaluated_steps(out: Path, results: dict) -> tuple[list[dict], int]:
 
 def _row(results: dict) -> dict:
     reward = results.get("reward") or {}
+    moved = {part: found["displacement"] for part, found in (results.get(PARTS) or {}).items()}
     return {
         "step": results["steps"],
         "results": results,
         "win_rate": (results["win_rate"] or {}).get("value"),
         "displacement": results["displacement"]["value"],
+        "moved": moved,
+        PARTS: {part: {"displacement": share["value"]} for part, share in moved.items()},
         **{side: (reward.get(side) or {}).get("total") for side in ("reference", "aligned")},
     }
 
 
 def step_curves(rows: list[dict]) -> list[Drawn]:
-    """Win rate, displacement and reward over the steps; none of a single step."""
-    return curves(rows, PANELS, measured=True) if len(rows) > 1 else []
+    """Win rate, displacement and reward over the steps, displacement by part too; none of a single step."""
+    return curves(rows, panels_of(parts_of(rows), PANELS), measured=True) if len(rows) > 1 else []

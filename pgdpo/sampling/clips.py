@@ -15,6 +15,7 @@ from pgdpo.config import Config, SampleSettings, sample_settings
 from pgdpo.data.buckets import size_name
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.visits.loading import stack_conditioning, to_device
+from pgdpo.diffusion.streams import VIDEO, Latents, each, seed_of
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
@@ -48,8 +49,8 @@ class Sampler:
         transformer: torch.nn.Module,
         jobs: Sequence[Job],
         positive: Callable[[], AbstractContextManager[torch.nn.Module]] | None = None,
-    ) -> torch.Tensor:
-        """Latents `[N, C, F, H, W]` on the CPU for jobs of one size.
+    ) -> Latents:
+        """Latents `[N, C, F, H, W]` on the CPU for jobs of one size; of a model of several streams by name.
 
         `positive`: of a trained model, the one that answers guidance's conditional branch where the objective trains
         for the unconditional one.
@@ -57,7 +58,8 @@ class Sampler:
         with contextlib.ExitStack() as stack:
             if self.config.trains_negative_branch and positive is not None:
                 stack.enter_context(negative_branch(transformer, positive, len(jobs)))
-            return sample_latents(self.config, self.family, transformer, self.data, jobs, self.device).cpu()
+            found = sample_latents(self.config, self.family, transformer, self.data, jobs, self.device)
+            return each(lambda latents: latents.cpu(), found)
 
 
 @torch.no_grad()
@@ -68,18 +70,27 @@ def sample_latents(
     data: PreparedPairs,
     jobs: Sequence[Job],
     device: torch.device,
-) -> torch.Tensor:
-    """Latents `[N, C, F, H, W]` for `jobs`, all of one size."""
-    settings = sample_settings(config.evaluate, family.sampling(data.size_of(jobs[0][0])[1:]))
+) -> Latents:
+    """Latents `[N, C, F, H, W]` for `jobs`, all of one size; of a model of several streams by name."""
+    size = data.size_of(jobs[0][0])
+    settings = sample_settings(config.evaluate, family.sampling(size[1:]))
     items = [data[index, seed] for index, seed in jobs]
-    noise = pair_noise(
-        (len(jobs), *items[0]["samples"][0].shape),
-        seed=config.evaluate.seed,
-        pair_ids=torch.tensor([item["pair_id"] for item in items], device=device),
-        draw=torch.tensor([item["draw"] for item in items], device=device),
-        device=device,
-        dtype=torch.float32,
-    )
+    keys = {
+        name: torch.tensor([item[key] for item in items], device=device)
+        for name, key in (("pair_ids", "pair_id"), ("draw", "draw"))
+    }
+    shapes = family.stream_shapes(*size)
+    noise = {
+        name: pair_noise(
+            (len(jobs), *shapes[name]),
+            seed=seed_of(config.evaluate.seed, name),
+            device=device,
+            dtype=torch.float32,
+            **keys,
+        )
+        for name in family.streams
+    }
+    noise = noise if len(noise) > 1 else noise[VIDEO]
     conditioning = [item["conditioning"] for item in items]
     negative = [item | data.text(settings.negative_prompt) for item in conditioning]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):

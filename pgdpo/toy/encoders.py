@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from pgdpo.messages.errors import InputError
+from pgdpo.toy import spectrum
+from pgdpo.video.sound import Sound, SoundFormat
 
 PATCH = 4  # pixels on a side that become channels
 TEXT_DIM = 64
@@ -21,13 +23,16 @@ PIXEL_STD = 0.3
 
 
 class ToyEncoders:
-    """A lossless patch codec (space to depth) and hashed words (a fixed random vector per word)."""
+    """A lossless patch codec (space to depth), hashed words (a fixed random vector per word) and, where there is sound,
+    the strength of its harmonics (`spectrum.py`)."""
 
     text_length, text_dim = TEXT_LENGTH, TEXT_DIM
+    latent_channels = 3 * PATCH * PATCH
+    sound_channels = spectrum.HARMONICS * spectrum.PITCHES
     text_dtype = torch.float32
     pictures = ()
     tiling = None
-    sound = None
+    sound: SoundFormat | None = None
     readers = ()  # nothing is cut: a prompt of too many words is refused
     fingerprint = f"toy:patch{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}:words{TEXT_DIM}x{TEXT_LENGTH}"
 
@@ -35,6 +40,12 @@ class ToyEncoders:
         "clips": {"patch codec": f"{PATCH}:{PIXEL_MEAN}:{PIXEL_STD}"},
         "text": {"hashed words": f"{TEXT_DIM}x{TEXT_LENGTH}"},
     }
+
+    def __init__(self, *, sounding: bool = False) -> None:
+        if sounding:
+            self.sound = SoundFormat(spectrum.RATE, 1)
+            self.fingerprint = f"{self.fingerprint}:{spectrum.FINGERPRINT}"
+            self.parts = {**self.parts, "clips": {**self.parts["clips"], "harmonics": spectrum.FINGERPRINT}}
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         step = PATCH
@@ -46,7 +57,7 @@ class ToyEncoders:
                 )
 
     def clip_to_latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        return 3 * PATCH * PATCH, num_frames, height // PATCH, width // PATCH
+        return self.latent_channels, num_frames, height // PATCH, width // PATCH
 
     def encode_video(self, frames: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(frames).float() / 127.5 - 1
@@ -60,6 +71,15 @@ class ToyEncoders:
         blocks = (latents.float() * PIXEL_STD + PIXEL_MEAN).view(3, PATCH, PATCH, f, h, w)
         pixels = blocks.permute(3, 4, 1, 5, 2, 0).reshape(f, h * PATCH, w * PATCH, 3)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+    def sound_to_latents(self, num_frames: int) -> tuple[int, int, int]:
+        return spectrum.audio_shape(num_frames)
+
+    def encode_audio(self, sound: Sound, num_frames: int) -> torch.Tensor:
+        return spectrum.encode(sound, num_frames)
+
+    def decode_audio(self, latents: torch.Tensor) -> Sound:
+        return spectrum.decode(latents.float().cpu())
 
     def check_prompt(self, prompt: str) -> None:
         """Raises InputError for more different words than fit."""

@@ -1,4 +1,5 @@
-"""The toy world's true reward: smooth path, constant look, prompt obeyed, measured from pixels alone.
+"""The toy world's true reward: smooth path, constant look, prompt obeyed, measured from pixels alone; where there is
+sound, harmony too: whether it belongs to them.
 
 Every measure is continuous and relative to the frame's side and the clip's own noise, so that it holds for
 rendered clips and for the blurred, noisy, small ones of a diffusion model alike.
@@ -9,7 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from pgdpo.toy.harmony import harmony
 from pgdpo.toy.scene import COLOURS, DIRECTIONS, RADII, SHAPES, coverage, prompt_words
+from pgdpo.video.sound import Sound
 
 # Each is the deviation at which its score falls to a half; lengths in units of the frame's side.
 ACCELERATION = 0.03  # root mean square of the centre's second difference per frame
@@ -39,15 +42,26 @@ class ToyReward:
     obedience: float
 
 
-def true_reward(frames: np.ndarray, prompt: str) -> ToyReward:
+@dataclass(frozen=True)
+class SoundingReward(ToyReward):
+    """`total` is the geometric mean of the four. harmony: the tone is as high as the object, and has the timbre of the
+    prompt's shape."""
+
+    harmony: float
+
+
+def true_reward(frames: np.ndarray, prompt: str, sound: Sound | None = None) -> ToyReward:
     """Score a clip against a toy prompt.
 
     Args:
         frames: uint8 [F, H, W, 3], F >= 3; any size, the object's size is read relative to H.
         prompt: as written by pgdpo.toy.scene, e.g. "a large green square moving up".
+        sound: of the clip, where the world speaks: mono, 16,000 samples a second, an eighth of a second a frame. Its
+            SoundingReward is returned then.
 
     Raises:
-        ValueError: frames of another dtype or shape, or a prompt that is none of the toy world's.
+        ValueError: frames of another dtype or shape, a prompt that is none of the toy world's, or sound of another
+            format or length.
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 3:
@@ -76,7 +90,11 @@ def true_reward(frames: np.ndarray, prompt: str) -> ToyReward:
     obedience = np.prod(obeyed)
 
     smoothness, constancy, obedience = (float(presence * s) for s in (smoothness, constancy, obedience))
-    return ToyReward((smoothness * constancy * obedience) ** (1 / 3), smoothness, constancy, obedience)
+    of_picture = smoothness * constancy * obedience
+    if sound is None:
+        return ToyReward(of_picture ** (1 / 3), smoothness, constancy, obedience)
+    belongs = presence * harmony(sound, centre[:, 1], shape)
+    return SoundingReward((of_picture * belongs) ** (1 / 4), smoothness, constancy, obedience, belongs)
 
 
 def _score(deviation: float, half: float) -> float:

@@ -1,11 +1,11 @@
-"""Per-pair numbers -> pair-weighted means over ranks, overall, per timestep bucket and per manifest."""
+"""Per-pair numbers -> pair-weighted means over ranks: overall, per part of a sample, timestep bucket and manifest."""
 
 from __future__ import annotations
 
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,12 @@ from pgdpo.files.atomic import read_json_lines
 from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.objectives.advice import SATURATED
 from pgdpo.objectives.pairing import best_and_worst
+from pgdpo.objectives.parts import oriented
 from pgdpo.rows.schema import MANIFEST
+from pgdpo.training.panels import PARTS
 from pgdpo_kernels import GroupErrors, PairErrors
+
+Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # numbers, and which groups have one
 
 BUCKETS = 4  # equal parts of sigma in [0, 1]
 
@@ -26,8 +30,9 @@ def bucket_name(bucket: int) -> str:
 
 
 @torch.no_grad()
-def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch.Tensor]:
-    """Numbers `[B]` of every pair under the names that all reports use; call it after the backward pass.
+def pair_metrics(errors: PairErrors, output: ObjectiveOutput | None) -> dict[str, torch.Tensor]:
+    """Numbers `[B]` of every pair under the names that all reports use; call it after the backward pass. Without an
+    output those of the errors alone.
 
     Implicit rewards are r = -(policy error - reference error), before beta; `displacement` is 1 where the chosen
     error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms
@@ -35,12 +40,10 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
     `saturation` is 1 where |logit| > 8; `segment_reward_entropy` is there where the clip has segments.
     """
     whole = errors.over_segments()
-    metrics = {
-        "loss": output.per_group,
-        "error/chosen": whole.policy_chosen[:, 0],
-        "error/rejected": whole.policy_rejected[:, 0],
-        "saturation": (output.logits.abs() > SATURATED).float(),
-    }
+    metrics = {} if output is None else {"loss": output.per_group}
+    metrics |= {"error/chosen": whole.policy_chosen[:, 0], "error/rejected": whole.policy_rejected[:, 0]}
+    if output is not None:
+        metrics["saturation"] = (output.logits.abs() > SATURATED).float()
     if whole.excess_chosen is not None:
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
         margin = rejected - chosen
@@ -55,24 +58,18 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput) -> dict[str, torch
         }
         if errors.excess_chosen.shape[1] > 1:
             metrics["segment_reward_entropy"] = _segment_entropy(errors)
-    slopes = output.slopes or (None, None)
-    norms = [
-        _gradient_norm(errors, side, slope)
-        for side, slope in zip(("chosen", "rejected"), slopes, strict=True)
-    ]
-    if all(norm is not None for norm in norms):
-        metrics["gradient_share/rejected"] = norms[1] / (norms[0] + norms[1]).clamp_min(1e-30)
-    pairs = len(output.per_group)
-    known = {name: value for name, value in output.stats.items() if name not in metrics}
+    norms = _gradient_norms(errors, output)
+    if norms is not None:
+        metrics["gradient_share/rejected"] = _share(norms[1], norms.sum(0))
+    pairs, stats = len(whole.policy_chosen), {} if output is None else output.stats
+    known = {name: value for name, value in stats.items() if name not in metrics}
     return metrics | {
         name: value.detach().float().expand(pairs) for name, value in known.items() if value.ndim < 2
     }
 
 
 @torch.no_grad()
-def group_metrics(
-    errors: PairErrors | GroupErrors, output: ObjectiveOutput, info: PairInfo
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def group_metrics(errors: PairErrors | GroupErrors, output: ObjectiveOutput | None, info: PairInfo) -> Found:
     """(`pair_metrics`, of which group each has one, bool `[B]`, where not all do); call it after the backward pass.
 
     Chosen and rejected of a group are its best and its worst sample; its accuracy is that of all its pairs of unequal
@@ -102,6 +99,60 @@ def group_metrics(
     return metrics, {name: present[side] for name, side in of.items() if side in present}
 
 
+@torch.no_grad()
+def sample_metrics(
+    errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors],
+    joint: PairErrors | GroupErrors,
+    output: ObjectiveOutput,
+    info: PairInfo,
+    parts: Sequence[str],
+) -> Found:
+    """`group_metrics` of `joint`, the errors of whole samples; where `errors` are of several parts, of each of these
+    too, under `parts/<its name>/` and as its own label has it.
+
+    `parts`: all that a sample may have, of which none lacks the first. Names are the same whatever a micro-batch lacks:
+    where a part is missing, or a tie, it has no number. `parts/<name>/gradient_share` is its share of the norms of the
+    loss's gradient by the parts' predictions, of the groups in which all parts count.
+    """
+    if not isinstance(errors, Mapping):
+        return group_metrics(errors, output, info)
+    metrics, present = group_metrics(joint.detach(), output, info)
+    labels, missing = info.parts or {}, torch.zeros_like(output.per_group, dtype=torch.bool)
+    counts = {
+        name: labels[name] != 0 if name in labels else ~missing if name in errors else missing
+        for name in parts
+    }
+    of_parts = {
+        name: group_metrics(part.detach(), output.parts.get(name), info)
+        for name, part in oriented(errors, info).items()
+    }
+    norms = _norms_of_parts(errors, labels)
+    if norms:
+        chosen, rejected = torch.stack([*norms.values()]).square().sum(0).sqrt()
+        metrics["gradient_share/rejected"] = _share(rejected, chosen + rejected)
+        whole = torch.stack([*norms.values()]).square().sum(1).sqrt()
+        every = torch.stack([*counts.values()]).all(0)
+        for name, (chosen, rejected) in norms.items():
+            of_parts[name][0]["gradient_share/rejected"] = _share(rejected, chosen + rejected)
+            own = (chosen.square() + rejected.square()).sqrt()
+            of_parts[name][0]["gradient_share"] = _share(own, whole.sum(0))
+            of_parts[name][1]["gradient_share"] = every
+    for name in parts:
+        found, has = of_parts.get(name, of_parts[parts[0]])
+        metrics |= {f"{PARTS}/{name}/{key}": found[key] for key in of_parts[parts[0]][0]}
+        own = {key: has.get(key, ~missing) & counts[name] for key in found}
+        present |= {f"{PARTS}/{name}/{key}": value for key, value in own.items()}
+    return metrics, present
+
+
+def margins_of(
+    metrics: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Of `sample_metrics`: each part's margins `[B]`, 0 where it does not count; {} of samples of one part."""
+    names = [name for name in metrics if name.startswith(f"{PARTS}/") and name.endswith("/margin")]
+    return {name.split("/")[1]: metrics[name].where(present[name], 0.0) for name in names}
+
+
 def as_pairs(errors: PairErrors | GroupErrors, info: PairInfo) -> PairErrors:
     """The same; of groups those of the best against the worst sample."""
     return errors if isinstance(errors, PairErrors) else best_and_worst(errors, info)[0]
@@ -119,8 +170,12 @@ def _segment_entropy(errors: PairErrors) -> torch.Tensor:
     return -torch.xlogy(share, share).sum(1) / math.log(size.shape[1])
 
 
-def watch_gradients(errors: PairErrors | GroupErrors) -> None:
-    """Keep the gradients by the errors of pairs, from which `pair_metrics` takes the share of the rejected half."""
+def watch_gradients(errors: PairErrors | GroupErrors | Mapping[str, PairErrors | GroupErrors]) -> None:
+    """Keep the gradients by the errors of pairs, of which the shares of the rejected half, and of parts, are made."""
+    if isinstance(errors, Mapping):
+        for part in errors.values():
+            watch_gradients(part)
+        return
     if not isinstance(errors, PairErrors):
         return
     for side in ("chosen", "rejected"):
@@ -128,6 +183,33 @@ def watch_gradients(errors: PairErrors | GroupErrors) -> None:
             field = getattr(errors, name)
             if field is not None and field.requires_grad:
                 field.retain_grad()
+
+
+def _gradient_norms(errors: PairErrors, output: ObjectiveOutput | None) -> torch.Tensor | None:
+    """Those of chosen and rejected, `[2, B]`; None without gradients."""
+    slopes = (output and output.slopes) or (None, None)
+    sides = zip(("chosen", "rejected"), slopes, strict=True)
+    norms = [_gradient_norm(errors, side, slope) for side, slope in sides]
+    return torch.stack(norms) if all(norm is not None for norm in norms) else None
+
+
+def _norms_of_parts(
+    errors: Mapping[str, PairErrors | GroupErrors], labels: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`_gradient_norms` of each part, its own chosen first; 0 of one that is not in the loss; none of groups."""
+    norms = {
+        name: _gradient_norms(part, None) for name, part in errors.items() if isinstance(part, PairErrors)
+    }
+    known = [each for each in norms.values() if each is not None]
+    found = {}
+    for name in norms if known else ():
+        own = torch.zeros_like(known[0]) if norms[name] is None else norms[name]
+        found[name] = own.flip(0).where(labels[name] < 0, own) if name in labels else own
+    return found
+
+
+def _share(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    return part / whole.clamp_min(1e-30)
 
 
 def _gradient_norm(errors: PairErrors, side: str, slope: torch.Tensor | None) -> torch.Tensor | None:
@@ -197,7 +279,8 @@ class StepMetrics:
         self.sums.append(sums)
 
     def reduce(self) -> dict:
-        """Means over all pairs of all ranks; `buckets` holds the same per timestep bucket, `sources` per manifest."""
+        """Means over all pairs of all ranks, `parts` those of each part; `buckets` holds the same per timestep bucket,
+        `sources` per manifest."""
         own = torch.stack(self.sums)
         everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
         dist.all_gather(everyone, own, group=self.process_group)
@@ -218,9 +301,16 @@ class StepMetrics:
             if sums[place, -1, 0] > 0
         }
 
-    def _mean(self, sums: torch.Tensor) -> dict[str, float]:
-        """Of `[names + 1, 2]`; NaN where no group has the number."""
-        return dict(zip(self.names, (sums[:-1, 0] / sums[:-1, 1]).tolist(), strict=True))
+    def _mean(self, sums: torch.Tensor) -> dict:
+        """Of `[names + 1, 2]`, those of `parts` in mappings of their own; NaN where no group has the number."""
+        found: dict = {}
+        for name, value in zip(self.names, (sums[:-1, 0] / sums[:-1, 1]).tolist(), strict=True):
+            if name.startswith(f"{PARTS}/"):
+                _, part, own = name.split("/", 2)
+                found.setdefault(PARTS, {}).setdefault(part, {})[own] = value
+            else:
+                found[name] = value
+        return found
 
 
 def read_metrics(run_dir: Path) -> list[dict]:

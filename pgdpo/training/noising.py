@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from pgdpo.config import Config
 from pgdpo.data.visits.loading import for_members, to_device
 from pgdpo.diffusion.draws import sigma_at, sigmas
+from pgdpo.diffusion.streams import VIDEO, Latents, by_stream, seed_of, video_of
 from pgdpo.diffusion.timestep_weight import timestep_weight
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
@@ -24,19 +26,19 @@ class Sample:
     A group shares its noise and timestep (for pairs: arXiv 2311.12908, eq. 14).
     """
 
-    latents: torch.Tensor  # [K * B, C, F, H, W]
+    latents: Latents  # [K * B, C, F, H, W], and by name of a model of several streams
     conditioning: Conditioning  # [K * B, ...]
     sigma: torch.Tensor  # [B]
-    noisy: torch.Tensor  # [K * B, C, F, H, W], in the dtype that the transformer is told in
-    target: torch.Tensor  # [K * B, C, F, H, W]
-    mask: torch.Tensor | None  # where the error counts
+    noisy: Latents  # as `latents`, in the dtype that the transformer is told in
+    target: Latents
+    mask: Latents | None  # where the error counts; of several streams those that have one
     region: torch.Tensor | None  # [B, 1, F, H, W] where it counts inside the groups' own masks
     timestep_weight: torch.Tensor | None  # [B] omega(sigma) of `objective.timestep_weight`; None: 1
 
     @property
     def each(self) -> torch.Tensor:
         """`sigma` of every sample, `[K * B]`."""
-        return self.sigma.repeat(len(self.latents) // len(self.sigma))
+        return self.sigma.repeat(len(video_of(self.latents)) // len(self.sigma))
 
 
 def draw_sample(
@@ -70,23 +72,24 @@ def _noised(
     trimmed: bool = True,
 ) -> Sample:
     conditioning = family.trimmed(batch["conditioning"]) if trimmed else batch["conditioning"]
-    conditioning = for_members(to_device(conditioning, device), len(batch["latents"]))
-    tensors = {name: batch[name] for name in ("latents", "mask") if batch[name] is not None}
-    tensors = to_device(tensors, device)
-    latents = tensors["latents"]
+    latents = to_device(by_stream(batch["latents"]), device)
+    conditioning = for_members(to_device(conditioning, device), len(latents[VIDEO]))
     level = family.level(sigma)
-    noisy, target = noise_pair(
-        latents,
-        level,
-        seed=seed,
-        pair_ids=batch["pair_ids"].to(device),
-        draw=batch["draw"].to(device),
-        prediction=family.prediction,
-    )
-    mask = family.loss_mask(latents, conditioning)
-    noisy = noisy.to(compute_dtype(config))
-    region = region_of(tensors.get("mask"), mask, latents)
+    keys = {"pair_ids": batch["pair_ids"].to(device), "draw": batch["draw"].to(device)}
+    noised = {
+        name: noise_pair(tensor, level, seed=seed_of(seed, name), prediction=family.prediction, **keys)
+        for name, tensor in latents.items()
+    }
+    noisy = {name: each.to(compute_dtype(config)) for name, (each, _) in noised.items()}
+    target = {name: goal for name, (_, goal) in noised.items()}
+    mask = family.loss_mask(latents[VIDEO], conditioning)
+    own = None if batch["mask"] is None else to_device({"mask": batch["mask"]}, device)["mask"]
+    region = region_of(own, mask, latents[VIDEO])
     omega = timestep_weight(config.timestep_weight, sigma, level=level, prediction=family.prediction)
+    if isinstance(batch["latents"], Mapping):
+        mask = None if mask is None else {VIDEO: mask}
+    else:
+        latents, noisy, target = latents[VIDEO], noisy[VIDEO], target[VIDEO]
     return Sample(latents, conditioning, sigma, noisy, target, mask, region, omega)
 
 

@@ -5,12 +5,17 @@ The report draws these panels, and TensorBoard's custom scalars have them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+PARTS = "parts"  # of a row: the same numbers of each part of a sample, by its name
+COLOURS = 8  # that the pages' style tells apart, `run1` and so on
 
 
 @dataclass(frozen=True)
 class Line:
-    name: str  # in metrics.jsonl
+    name: str  # in metrics.jsonl, as `value_of` reads it
     label: str
     colour: str = "accent"  # a CSS variable of the page
     held_out: str | None = None  # the figure of held-out pairs that is drawn beside it
@@ -99,3 +104,77 @@ PANELS = (
     ),
     Panel("Throughput", "Pairs or groups a second, over all ranks.", (Line("pairs_per_second", "a second"),)),
 )
+
+# What is drawn of each part behind the panel of that title: a line, for each part one of its own.
+BY_PART = {
+    "Margin": Panel(
+        "Margin by part",
+        "Before β and before objective.parts: one part may be told apart and another not.",
+        (Line("margin", "", held_out="margin"),),
+        guide=0.0,
+    ),
+    "Error against the reference": Panel(
+        "Chosen error by part",
+        "Of the chosen clips, against the reference: a part above zero is explained worse than by it.",
+        (Line("excess/chosen", "", held_out="excess/chosen"),),
+        guide=0.0,
+    ),
+    "Displacement": Panel(
+        "Displacement by part",
+        "Share of pairs of whose chosen clip this part became less likely.",
+        (Line("displacement", "", held_out="displacement"),),
+        guide=0.5,
+        unit="share",
+    ),
+    "Implicit accuracy": Panel(
+        "Implicit accuracy by part",
+        "Share of pairs that this part ranks as it is labelled.",
+        (Line("implicit_accuracy", "", held_out="implicit_accuracy"),),
+        guide=0.5,
+        unit="share",
+    ),
+    "Gradient norm": Panel(
+        "Gradient by part",
+        "Share of the norms of the loss's gradient by each part's prediction. objective.parts shifts it.",
+        (Line("gradient_share", ""),),
+        unit="share",
+    ),
+}
+
+
+def panels_of(parts: Sequence[str], panels: Sequence[Panel] = PANELS) -> list[Panel]:
+    """Of whole samples; where these have several parts, each part's behind them."""
+    found = []
+    for panel in panels:
+        found.append(panel)
+        if len(parts) > 1 and panel.title in BY_PART:
+            found.append(_of_parts(BY_PART[panel.title], parts))
+    return found
+
+
+def _of_parts(panel: Panel, parts: Sequence[str]) -> Panel:
+    (line,) = panel.lines
+    lines = (
+        Line(
+            f"{PARTS}/{part}/{line.name}",
+            part,
+            f"run{place % COLOURS + 1}",
+            line.held_out and f"{PARTS}/{part}/{line.held_out}",
+        )
+        for place, part in enumerate(parts)
+    )
+    return replace(panel, lines=tuple(lines))
+
+
+def parts_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the parts that rows of a run's files have figures of."""
+    return list(dict.fromkeys(part for row in rows for part in row.get(PARTS) or {}))
+
+
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """What a row has under a name; `parts/audio/margin` lies in mappings. None where there is nothing."""
+    kind, _, below = name.partition("/")
+    if kind != PARTS:
+        return row.get(name)
+    part, _, own = below.partition("/")
+    return ((row.get(PARTS) or {}).get(part) or {}).get(own)

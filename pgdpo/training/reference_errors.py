@@ -105,8 +105,11 @@ class _Shards:
         # The sums of shorter clips, and smaller groups, are followed by zeros up to the longest of all that is
         # prepared, since other choices of its rows (data.select) add to these; a shard whose rows are all bad has no
         # shape.
-        shapes = [entry["latent_shape"] for entry in data.index["shards"]]
-        self._frames = max(shape[1] for shape in shapes if shape)
+        shapes = [
+            [entry["latent_shape"], *entry.get("stream_shapes", {}).values()]
+            for entry in data.index["shards"]
+        ]
+        self._frames = max(sum(shape[1] for shape in streams) for streams in shapes if streams[0])
         self._samples = max(len(sides_of(row)) for row in data.index["pairs"])
         self._found: list[ErrorRows] = []
         self._written = time.monotonic()

@@ -10,21 +10,32 @@ import torch
 from pgdpo.config import Config
 from pgdpo.diffusion.draws import seed_torch
 from pgdpo.diffusion.inversion import invert
+from pgdpo.diffusion.streams import Latents
 from pgdpo.engine.deterministic import check_objective
 from pgdpo.engine.engine import learning_rate, set_learning_rate
 from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.bad_steps import Guard, sound_pairs, without_stand_ins
-from pgdpo.guards.beta import BetaWatch
+from pgdpo.guards.beta import BetaWatch, own_logits
 from pgdpo.guards.common_rise import CommonRise
 from pgdpo.guards.watch import Watch
 from pgdpo.objectives import ObjectiveOutput, PairInfo
 from pgdpo.reference import Comparison, Reference
-from pgdpo.training.metrics import StepMetrics, as_pairs, finite_only, group_metrics, watch_gradients
+from pgdpo.training.metrics import (
+    StepMetrics,
+    as_pairs,
+    finite_only,
+    margins_of,
+    sample_metrics,
+    watch_gradients,
+)
 from pgdpo.training.noising import Sample, draw_sample
 from pgdpo.training.steering.steering import Steering
+from pgdpo.training.task.checks import segments_of
 from pgdpo.training.task.info import pair_info
 from pgdpo.training.task.task import Task
 from pgdpo_kernels import GroupErrors, PairErrors
+
+Errors = PairErrors | GroupErrors | dict[str, PairErrors | GroupErrors]
 
 
 class Step:
@@ -60,13 +71,15 @@ class Step:
             seed_torch(train.seed, batch["pair_ids"], batch["draw"])
             with self._watch.blocks():
                 output, errors, info, sigma = self.group_loss(batch)
-                self.guard.see(output, errors, batch)
+                self.guard.see(output, self.objective.joint(errors, info), batch)
                 watch_gradients(errors)
                 norm = self.policy.backward(output.loss)
-            found = group_metrics(errors, output, info)
+            joint = self.objective.joint(errors, info)
+            found = sample_metrics(errors, joint, output, info, self.policy.family.streams)
             metrics.add(*found, sigma, sound_pairs(batch, device), batch["rows"])
-            self.beta_watch.add(output.logits)
-            self.common_rise.add(output, as_pairs(errors, info))
+            logits = own_logits(output, self.policy.family.streams)
+            self.beta_watch.add(logits, margins_of(*found))
+            self.common_rise.add(output, as_pairs(joint, info))
         fault = self.guard.settle(self.done)
         values = metrics.reduce() | {"gradient_norm": norm, "skipped_steps": self.guard.skipped}
         if fault is None:
@@ -80,25 +93,24 @@ class Step:
         self.done += 1
         return finite_only(values) | {"learning_rate": rate, **steered}
 
-    def group_loss(
-        self, batch: dict
-    ) -> tuple[ObjectiveOutput, PairErrors | GroupErrors, PairInfo, torch.Tensor]:
+    def group_loss(self, batch: dict) -> tuple[ObjectiveOutput, Errors, PairInfo, torch.Tensor]:
         """One micro-batch, as in Diffusion-DPO (arXiv 2311.12908, eq. 14): a group shares its noise and timestep.
 
             L = -E log sigmoid(-beta / 2 [(E_policy(x_w) - E_ref(x_w)) - (E_policy(x_l) - E_ref(x_l))]),
             E_m(x) = mean (m(x_t, t) - target)^2,  t and noise drawn once for chosen x_w and rejected x_l
 
         is `dpo` of pairs; another objective makes its own loss of the same errors.
-        Returns (the objective's output, the errors, what the data say of the groups, sigma `[B]`).
+        Returns (the objective's output, the errors, of several streams by name, what the data say of the groups,
+        sigma `[B]`).
         """
         sample, compare, pred = self._predicted(batch)
-        segments = self.segments[sample.latents.shape[2]]
+        segments = segments_of(self.segments, sample.latents)
         compared = compare(pred, sample.target, segments=segments, mask=sample.mask, groups=batch["groups"])
         pairs = pair_info(batch, sample, self.policy.family)
         if "masked" in self.objective.needs.pairs:
             pairs = replace(pairs, masked=compare(pred, sample.target, mask=sample.region).errors())
         pairs = without_stand_ins(pairs, batch, self.policy.ranks.device)
-        if self.objective.fused and batch["groups"] is None:
+        if self.objective.fused and batch["groups"] is None and isinstance(pred, torch.Tensor):
             output, errors = self.objective.from_predictions(compared, pairs)
             self.guard.see_untrained(errors, pairs)
         else:
@@ -121,12 +133,13 @@ class Step:
                 sample, compare, pred = self._predicted(batch)
                 errors = compare(pred, sample.target, mask=sample.mask, groups=batch["groups"]).errors()
                 info = pair_info(batch, sample, self.policy.family)
+                errors = self.objective.joint(errors, info)
                 pairs, omega = as_pairs(errors, info), info.timestep_weight
                 margin = (pairs.excess_rejected - pairs.excess_chosen)[:, 0]
                 norm = self.policy.backward((margin if omega is None else omega * margin).mean())
         return norm
 
-    def _predicted(self, batch: dict) -> tuple[Sample, Comparison, torch.Tensor]:
+    def _predicted(self, batch: dict) -> tuple[Sample, Comparison, Latents]:
         """A micro-batch with its noise, what a prediction of it is compared with, and the policy's."""
         cached = self.config.reference_mode == "cached"
         family, device = self.policy.family, self.policy.ranks.device

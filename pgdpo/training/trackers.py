@@ -26,7 +26,7 @@ from pgdpo.files.reach import answers
 from pgdpo.messages.console import is_main_rank, say
 from pgdpo.messages.errors import InputError
 from pgdpo.ranks.agreement import is_out_of_space
-from pgdpo.training.panels import PANELS, Panel
+from pgdpo.training.panels import PARTS, Panel, panels_of
 
 METRICS = "metrics.jsonl"
 SWANLAB = "https://api.swanlab.cn"
@@ -34,7 +34,7 @@ SWANLAB = "https://api.swanlab.cn"
 
 class Tracker(Protocol):
     def log(self, step: int, values: dict) -> None:
-        """The step's metrics; `buckets` holds a dict per timestep bucket, `sources` per manifest."""
+        """The step's metrics; `buckets` holds a dict per timestep bucket, `parts` per part, `sources` per manifest."""
 
     def held_out(self, step: int, figures: dict) -> None:
         """Figures of held-out pairs after a step: {name: {value, low, high}}, `buckets` with a dict of such each."""
@@ -147,7 +147,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=start + 1)
-        self._board.add_custom_scalars({"pgdpo": {panel.title: _together(panel) for panel in PANELS}})
+        panels = panels_of(config.model.streams)
+        self._board.add_custom_scalars({"pgdpo": {panel.title: _together(panel) for panel in panels}})
 
     def log(self, step: int, values: dict) -> None:
         for name, value in scalars(values):
@@ -237,10 +238,11 @@ def check_trackers(config: Config) -> None:
 
 
 def scalars(values: dict) -> Iterator[tuple[str, float]]:
-    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`, of a manifest as
-    `sources/<its name>/<name>`: it may be called as a metric is. None is no number."""
+    """(name, number) of a step's metrics; those of a timestep bucket as `<bucket>/<name>`, of a part of a sample and of
+    a manifest as `parts/<its name>/<name>` and `sources/<its name>/<name>`: these may be called as a metric is. None is
+    no number."""
     for name, value in values.items():
-        if name in ("buckets", "sources"):
+        if name in ("buckets", "sources", PARTS):
             above = "" if name == "buckets" else f"{name}/"
             for part, row in value.items():
                 yield from ((f"{above}{part}/{key}", number) for key, number in scalars(row))

@@ -18,6 +18,7 @@ from pgdpo.checkpoints.identity import run_identity
 from pgdpo.config import Config
 from pgdpo.data.visits.batches import StepBatches
 from pgdpo.data.visits.loading import load_batches
+from pgdpo.diffusion.streams import VIDEO
 from pgdpo.engine.deterministic import make_deterministic
 from pgdpo.engine.engine import build_operators
 from pgdpo.engine.policy import open_policy, open_ranks
@@ -30,6 +31,7 @@ from pgdpo.models import open_family
 from pgdpo.objectives.spec import AUTO
 from pgdpo.planning.start import check_memory
 from pgdpo.reference import Live
+from pgdpo.rows.dimensions import label_notes
 from pgdpo.training.costs import Costs
 from pgdpo.training.held_out.held_out import HeldOut
 from pgdpo.training.metrics import note
@@ -70,7 +72,7 @@ class Start:
         config = self.config = self.held_out.config
         self.cached = open_cached(config, family, pairs, ranks.device) if self.task.cached else None
         check_shapes(config, family, pairs)
-        check_memory(config, pairs.latent_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
+        check_memory(config, pairs.stream_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
 
 
 @dataclass(frozen=True)
@@ -219,11 +221,19 @@ class Trainer:
             f"{trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
-        for line in (*pairs.described_shares(steps * batch), *objective.notes(pairs.rows[0])):
+        notes = [*objective.notes(pairs.rows[0]), *label_notes(pairs.rows, self.policy.family.streams)]
+        for line in (*pairs.described_shares(steps * batch), *notes):
             say(line)
         for kept in pairs.curation:
             say(f"data.select {kept}")
             log_event(self.config.run_dir, done, "selection", str(kept))
         if objective.needs.data and objective.needs.noisy == "drawn":
             say(f"{objective.name} expects {objective.needs.data}; this is not checked")
-        say_beta(objective, math.prod(pairs.latent_shape))
+        say_beta(objective, self._numels())
+
+    def _numels(self) -> dict[str, int]:
+        """Elements of the largest sample's latents, by stream."""
+        family = self.policy.family
+        shapes = [family.stream_shapes(*size) for size in self.config.data.sizes]
+        found = {name: max(math.prod(each[name]) for each in shapes) for name in family.streams}
+        return found | {VIDEO: math.prod(self.task.pairs.latent_shape)}

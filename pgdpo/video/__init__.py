@@ -6,19 +6,22 @@ ordinary display, each frame at its time.
 """
 
 from pgdpo.video.info import MAX_SIDE, VideoInfo
+from pgdpo.video.listen import read_sound
 from pgdpo.video.read import probe_video, read_frames, read_video, verify_video
 from pgdpo.video.shape import fit_picture
-from pgdpo.video.sound import Sound, SoundFormat
+from pgdpo.video.sound import Sound, SoundFormat, SoundInfo
 from pgdpo.video.write import write_video
 
 __all__ = [
     "MAX_SIDE",
     "Sound",
     "SoundFormat",
+    "SoundInfo",
     "VideoInfo",
     "fit_picture",
     "probe_video",
     "read_frames",
+    "read_sound",
     "read_video",
     "verify_video",
     "write_video",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from pgdpo.messages.errors import InputError
+from pgdpo.video.sound import SoundInfo
+from pgdpo.video.track import probe_track
 
 Light = Literal["sdr", "pq", "hlg"]
 MAX_SIDE = 8192  # pixels; a header that says more is damaged or hostile, and its frames would fill the memory
@@ -68,6 +71,12 @@ class VideoInfo:
     def mirrored(self) -> bool:
         transposed, left_right, upside_down = self.orientation
         return transposed ^ left_right ^ upside_down
+
+    @functools.cached_property
+    def sound(self) -> SoundInfo | None:
+        """Its track, looked at when it is first asked for; None: it has none. Raises InputError for one that does not
+        decode."""
+        return probe_track(self.path, self.start or Fraction(0)) if self.path and self.fps else None
 
     def rate_at(self, fps: float | None) -> Fraction | None:
         """The rate that it is sampled at where `fps` is asked for: its own where they are the same but for NTSC's

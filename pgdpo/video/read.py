@@ -13,10 +13,10 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from pgdpo.messages.errors import InputError
+from pgdpo.messages.errors import InputError, reason_of
 from pgdpo.video.info import Light, VideoInfo, exact
 from pgdpo.video.shape import UPRIGHT, Shaper, orientation_of
-from pgdpo.video.source import Source, check_side, empty, open_source, reason_of
+from pgdpo.video.source import Source, check_side, empty, open_source
 
 MAX_DECODED = 8 << 30  # bytes of a clip's frames in memory: 260 of 4K
 LIGHTS: dict[int, Light] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}

@@ -12,7 +12,7 @@ from typing import Protocol
 import av
 from av.filter import Graph
 
-from pgdpo.messages.errors import InputError
+from pgdpo.messages.errors import InputError, reason_of
 from pgdpo.video.info import MAX_SIDE
 from pgdpo.video.picture import PictureSource, is_picture
 
@@ -263,7 +263,3 @@ def empty(path: Path) -> InputError:
 
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(f"{path}: truncated or damaged ({what}): fetch it again or leave the row out")
-
-
-def reason_of(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -10,7 +10,7 @@ import pytest
 from pgdpo.checking import run_check
 from pgdpo.checking.rows import toy_rows
 from pgdpo.config.read import load_config
-from pgdpo.data.prepared import read_index
+from pgdpo.data.shards import read_index
 from pgdpo.messages.console import say_once
 from pgdpo.messages.errors import InputError
 from tests.checking.test_check import check, folder, row  # noqa: F401 (a fixture)

@@ -7,11 +7,13 @@ prediction, and of any weight's first gradient, and what share of the tokens the
 import copy
 import functools
 import itertools
+import math
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from pgdpo.diffusion.streams import VIDEO, by_stream
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.messages.errors import InputError
@@ -60,7 +62,7 @@ def steps(predict, model, target) -> tuple[list[float], torch.Tensor, dict[str, 
     losses, first = [], None
     for _ in range(STEPS):
         prediction = predict(model)
-        errors = (prediction - target).square().flatten(1).mean(1)
+        errors = (prediction - target).square().mean(1)
         loss = -torch.nn.functional.logsigmoid(errors[1] - errors[0])
         loss.backward()
         for parameter in model.parameters():
@@ -78,11 +80,11 @@ def steps(predict, model, target) -> tuple[list[float], torch.Tensor, dict[str, 
     return losses, *first
 
 
-def tokens_in_last_block(model, sharing) -> list[int]:
-    """A list that fills with the video tokens that the last block is given."""
+def tokens_in_last_block(model, sharing, stream: str) -> list[int]:
+    """A list that fills with the tokens of a stream that the last block is given."""
     counts = []
     last = model.get_submodule(sharing.blocks[-1])[-1]
-    last.get_submodule(sharing.attention).register_forward_pre_hook(
+    last.get_submodule(sharing.streams[stream].attention).register_forward_pre_hook(
         lambda module, args, kwargs: counts.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
         with_kwargs=True,
     )
@@ -93,22 +95,31 @@ def differences(name: str, folder: str, held: str) -> dict[str, float]:
     kind, (settings, fused) = KINDS[name], HELD[held]
     torch.manual_seed(0)
     family = kind.open(Path(folder), **settings)
-    shape = family.latent_shape(*uneven(kind, family))
+    shapes = family.stream_shapes(*uneven(kind, family))
     whole = family.load_transformer(dtype=torch.float32).train()
     sigma = torch.tensor([0.1, 0.7]).clamp(*family.sigma_range)
-    given = torch.randn(2, *shape), sigma, conditioning(family, shape)
-    predict = functools.partial(_predict, family, given)
-    shared, target = copy.deepcopy(whole), torch.randn(2, *shape)
+    noisy = {name: torch.randn(2, *shape) for name, shape in shapes.items()}
+    given = noisy if len(noisy) > 1 else noisy[VIDEO], sigma, conditioning(family, shapes[VIDEO])
+    target = torch.randn(2, sum(map(math.prod, shapes.values())))
+    shared = copy.deepcopy(whole)
     if fused:
         apply_to(shared, strict=True)
     save_memory(shared, family.model)
     share_tokens(shared, family.sharing, dist.group.WORLD)
-    counts = [tokens_in_last_block(model, family.sharing) for model in (whole, shared)]
+    return compared(whole, shared, family.sharing, functools.partial(_predict, family, given), target)
+
+
+def compared(whole, shared, sharing, predict, target) -> dict[str, float]:
+    """How far `shared` is from `whole`; `share`: of the tokens of each stream, what this rank had."""
+    counts = [
+        {name: tokens_in_last_block(model, sharing, name) for name in sharing.streams}
+        for model in (whole, shared)
+    ]
     losses, prediction, gradients = steps(predict, whole, target)
     found, predicted, theirs = steps(predict, shared, target)
     largest = max(gradient.abs().max() for gradient in gradients.values())
     return {
-        "share": counts[1][0] / counts[0][0],
+        "share": {name: counts[1][name][0] / counts[0][name][0] for name in sharing.streams},
         "loss": max(abs(a - b) / a for a, b in zip(losses, found, strict=True)),
         "learned": abs(losses[-1] - losses[0]) / losses[0],
         "prediction": float((prediction - predicted).abs().max() / prediction.abs().max()),
@@ -121,7 +132,9 @@ def differences(name: str, folder: str, held: str) -> dict[str, float]:
 
 
 def _predict(family: Family, given: tuple, model: torch.nn.Module) -> torch.Tensor:
-    return family.predict(model, *given)
+    """`[N, all that is predicted]`, stream after stream."""
+    made = by_stream(family.predict(model, *given)).values()
+    return torch.cat([prediction.flatten(1) for prediction in made], dim=1)
 
 
 def measure(cases: list[tuple[str, str, str]]) -> dict[str, dict[str, float]]:

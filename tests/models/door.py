@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import torch
 
+from pgdpo.diffusion.streams import by_stream, each
 from tests.models.families import Kind
 from tests.models.road import CPU, PROMPT, open_pipeline, starting
 
@@ -47,7 +49,9 @@ class Door:
         this transformer at; predictions as the pipeline holds latents."""
         from pgdpo.training.noising import draw_sample
 
-        self._generate(torch.randn_like(self.batch["latents"]), None)  # the schedule, as the pipeline sets it
+        self._generate(
+            each(torch.randn_like, self.batch["latents"]), None
+        )  # the schedule, as the pipeline sets it
         asked = [i for i in range(len(self.levels())) if self.asked(i)]
         exact = self._config("fp32", adapter=True)
         noisy = [self._at(sigma, draw_sample, exact).noisy for sigma in self.levels()]
@@ -57,9 +61,15 @@ class Door:
         with recorded(self.transformer) as ours:
             answers = [self.forward(sample.noisy, sample.each, sample.conditioning) for sample in samples]
         for mine, their, answer in zip(ours, theirs, answers, strict=True):
-            answer = self.kind.lay_out(answer)
+            streams = by_stream(answer)
+            answer = self.kind.lay_out(streams["video"])
             # What it answers for pictures that stand before the clip is no prediction.
-            yield mine[0], their[0], answer, their[1][:, -answer.shape[1] :]
+            expected = their[1][0][:, -answer.shape[1] :]
+            if self.kind.hears:
+                sound = streams["audio"].transpose(1, 2).flatten(2)
+                answer = torch.cat([answer.flatten(1), sound.flatten(1)], dim=1)
+                expected = torch.cat([expected.flatten(1), their[1][1].flatten(1)], dim=1)
+            yield mine[0], their[0], answer, expected
 
     @functools.cached_property
     def transformer(self) -> torch.nn.Module:
@@ -84,7 +94,8 @@ class Door:
         keys += ["model.gradient_checkpointing=none", "model.activation_offload=false"]
         keys += [] if adapter else ["model.adapter=null"]
         keys += [f"model.{name}={value}" for name, value in self.kind.keys.items()]
-        return load_config(f"{self.kind.recipes[0]}.yaml", [*keys, "data.fps=own"])
+        keys += [] if self.kind.hears else ["data.fps=own"]
+        return load_config(f"{self.kind.recipes[0]}.yaml", keys)
 
     def _batch(self) -> dict:
         """A pair of random clips for each of PROMPTS, with prompt and image encoded as `prepare` does."""
@@ -100,11 +111,17 @@ class Door:
         for number, encoded in enumerate(encoders.encode_prompts(list(PROMPTS))):
             if pictures := self.kind.pictures:
                 encoded |= encoders.encode_images(pictures, self.kind.size[0], PROMPTS[number])
-            clips = torch.randn(2, *self.family.latent_shape(*self.kind.size), generator=generator)
+            shapes = self.family.stream_shapes(*self.kind.size)
+            clips = [
+                {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+                for _ in range(2)
+            ]
+            if not self.kind.hears:
+                clips = [clip["video"] for clip in clips]
             names = {"id": "a", "row": {}, "damage": None, "mask": None, "pair_id": number, "draw": 0}
             conditioning = padded_text(encoded, self.family.text_length)
             told = {"conditioning": conditioning, "captions": {}}
-            items.append({**names, **told, "samples": list(clips)})
+            items.append({**names, **told, "samples": clips})
         return collate(items)
 
     def _at(self, sigma: torch.Tensor, draw_sample: Callable, config):
@@ -131,7 +148,7 @@ class Door:
             clip, held, given = following(step + 1), values["latents"], self.kind.given
             if clip is None:
                 return values
-            clip = self.kind.lay_out(clip).to(held.dtype)
+            clip = self.kind.lay_out(by_stream(clip)["video"]).to(held.dtype)
             if not given:
                 return {"latents": clip}
             kept = given - (held.shape[1] - clip.shape[1])  # tokens of the clip itself
@@ -149,13 +166,31 @@ class Door:
             for name, instead in INSTEAD.items() if mixed else ():
                 call = functools.partial(instead, getattr(self.pipeline, name))
                 stack.enter_context(mock.patch.object(self.pipeline, name, call))
+            if self.kind.hears and following:
+                scheduler = type(self.pipeline.scheduler)
+                stack.enter_context(mock.patch.object(scheduler, "step", heard(scheduler.step, following)))
             self.pipeline(
                 prompt=prompts,
                 num_inference_steps=STEPS,
                 output_type="latent",
                 callback_on_step_end=following and after,
-                **{self.kind.guidance: 1.0, **self.kind.call, **given},
+                **{**self.kind.without, **self.kind.call, **given},
             )
+
+
+def heard(step: Callable, following: Callable) -> Callable:
+    """The scheduler's `step` that gives for the sound, which no callback sets, what `following` says."""
+    steps = itertools.count(1)
+
+    def stepped(self, prediction, timestep, sample, **options):
+        made = step(self, prediction, timestep, sample, **options)
+        sound = by_stream(following(0))["audio"].transpose(1, 2).flatten(2)
+        if sample.shape != sound.shape:
+            return made
+        clip = following(next(steps))
+        return made if clip is None else (clip["audio"].transpose(1, 2).flatten(2).to(sample.dtype),)
+
+    return stepped
 
 
 def unmixed_latents(own: Callable, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,7 +210,7 @@ INSTEAD = {"prepare_latents": unmixed_latents, "_get_llama_prompt_embeds": one_b
 
 
 class recorded:
-    """A list that fills with (arguments by name, prediction) of every call of a transformer; `rope`: its tables."""
+    """A list that fills with (arguments by name, predictions) of every call of a transformer; `rope`: its tables."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
         self.transformer, self.calls, self._rope = transformer, [], None
@@ -196,14 +231,17 @@ class recorded:
     def _called(self, module, inputs, options, output) -> None:
         given = inspect.signature(type(module).forward).bind(module, *inputs, **options).arguments
         given = {name: value for name, value in given.items() if name != "self"}
-        self.calls.append((given | ({} if self._rope is None else {"rope": self._rope}), output[0]))
+        self.calls.append((given | ({} if self._rope is None else {"rope": self._rope}), output))
 
 
 def differences(transformer: torch.nn.Module, ours: dict, theirs: dict) -> dict[str, str]:
     """Argument -> one of DIFFERENCES. Raises AssertionError for a difference that is none of them."""
-    text, mask = "encoder_hidden_states", "encoder_attention_mask"
     found = {}
     for name in sorted(ours.keys() | theirs.keys()):
+        text, mask = (
+            f"{'audio_' * name.startswith('audio_')}{part}"
+            for part in ("encoder_hidden_states", "encoder_attention_mask")
+        )
         if mask in theirs and name in (text, mask):
             check_padding(ours[text], ours.get(mask), theirs[text], theirs[mask])
             found[name] = "padding"

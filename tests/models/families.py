@@ -17,6 +17,7 @@ from PIL import Image
 from pgdpo.config import family_class
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
+from tests.models.tiny_ltx2 import save_tiny_ltx2
 from tests.models.tiny_pipelines import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_ltx
 from tests.models.tiny_wan import save_tiny
 
@@ -42,6 +43,9 @@ class Kind:
     keys: dict = field(default_factory=dict)  # of the section `model`
     called: dict = field(default_factory=dict)  # what the pipeline is told where `keys` tell the model
     guidance: str = "guidance_scale"  # the pipeline's name of classifier-free guidance
+    unguided: dict = field(default_factory=dict)  # what leaves out its other guidance
+    sound: bool = False  # its pipeline makes sound too
+    hears: bool = False  # and so does the model as it is trained
     image: bool = False  # it starts from one
     last_image: bool = False  # and ends with another
     each_image: bool = False  # its pipeline is called with an image for each prompt
@@ -103,6 +107,24 @@ class Kind:
                 for image, number in zip(images, numbers, strict=True)
             ]
         }
+
+    @property
+    def without(self) -> dict:
+        """What the pipeline is called with for no guidance."""
+        return {self.guidance: 1.0, **self.unguided}
+
+    def guided(self, scale: float) -> dict:
+        """And for guidance of that scale, with what its card has beside."""
+        if scale == 1:
+            return self.without
+        beside = {name: self.told[name] for name in self.unguided}
+        return {**beside, self.guidance: scale}
+
+    def noise(self, family: Family, count: int = 1) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Noise of clips of `size`, as the family has latents."""
+        shapes = family.stream_shapes(*self.size)
+        drawn = {name: torch.randn(count, *shape) for name, shape in shapes.items()}
+        return drawn if self.hears else drawn["video"]
 
 
 # Kinds of one pipeline share the function that saves it, and so the folder of `saved`.
@@ -243,6 +265,57 @@ LTX_095 = replace(
     called={"image_cond_noise_scale": 0.0},
     lay_back=lambda held, like: held,
 )
+LTX2_LAYERS = " ".join(
+    f"transformer_blocks.0.{layer}.{part}"
+    for attention in ("attn1", "attn2", "audio_to_video_attn")
+    for layer in (attention, "video_to_audio_attn" if "audio" in attention else f"audio_{attention}")
+    for part in ("to_q", "to_k", "to_v", "to_out.0")
+)
+LTX2_LAYERS += "".join(
+    f" transformer_blocks.0.{ff}.net.{n}" for ff in ("ff", "audio_ff") for n in ("0.proj", "2")
+)
+LTX2 = Kind(
+    "ltx2",
+    save_tiny_ltx2,
+    ("ltx2",),
+    "ltx2",
+    told(
+        30,
+        3.0,
+        stg_scale=1.0,
+        modality_scale=3.0,
+        guidance_rescale=0.7,
+        audio_guidance_scale=7.0,
+        audio_stg_scale=1.0,
+        audio_modality_scale=3.0,
+        audio_guidance_rescale=0.7,
+    ),
+    negative="blurry",
+    reads=1024,
+    tiled=((9, 64, 544), (9, 64, 512)),  # one latent row cannot be mirrored
+    size=(9, 64, 96),
+    step=(8, 32),
+    unguided={
+        "stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "guidance_rescale": 0.0,
+        "audio_guidance_scale": 1.0,
+        "audio_stg_scale": 0.0,
+        "audio_modality_scale": 1.0,
+        "audio_guidance_rescale": 0.0,
+    },
+    sound=True,
+    hears=True,
+    draws=True,
+    original=LTX2_LAYERS,
+    lay_out=LTX.lay_out,
+)
+LTX2_ALONE = replace(
+    LTX2,
+    keys={"audio": False},
+    told=LTX2.told | {"modality_scale": 1.0, "audio_modality_scale": 1.0, "audio_guidance_scale": 3.0},
+    hears=False,
+)
 HIGH, LOW = {"expert": "high_noise"}, {"expert": "low_noise"}
 SECOND = {"load_into_transformer_2": True}
 KINDS = {
@@ -306,6 +379,11 @@ KINDS = {
         keyframes=(3,),
         given=18,
     ),
+    "ltx2": LTX2,
+    "ltx2 i2v": replace(LTX2, keys={"task": "image_to_video"}, image=True, given=6),
+    "ltx2 2.3": replace(LTX2, save=saver(save_tiny_ltx2, version="2.3"), recipes=("ltx2_3",)),
+    "ltx2 2.5": replace(LTX2, save=saver(save_tiny_ltx2, version="2.5"), recipes=("ltx2_5",)),
+    "ltx2 alone": LTX2_ALONE,
 }
 FAMILIES: dict[str, Kind] = {}  # the first kind of each
 for kind in KINDS.values():

@@ -15,8 +15,11 @@ from unittest import mock
 
 import torch
 
+from pgdpo.config.model import TOY_FPS
 from pgdpo.data.prepared import padded_text
 from pgdpo.data.visits.loading import stack_conditioning
+from pgdpo.diffusion.streams import by_stream
+from pgdpo.toy.clips import render_dataset
 from tests.models.families import Kind
 from tests.worlds import losses, run_pgdpo, write_config
 
@@ -35,6 +38,7 @@ class Road:
 
     def config(self, **model) -> Path:
         frames, height, width = self.kind.size
+        rate = {"frame_rate": TOY_FPS} if self.kind.hears else {}
         return write_config(
             self.root / "config.yaml",
             self.root / "out",
@@ -43,18 +47,21 @@ class Road:
                 "train": str(self._first_rows("train", 4)),
                 "held_out": str(self._first_rows("held_out", 2)),
                 "num_frames": frames,
-                "fps": "own",
+                "fps": None if self.kind.hears else "own",  # with sound the rate that the model is told
                 "height": height,
                 "width": width,
             },
-            model={"family": self.kind.family, "encoders": "pipeline", **self.kind.keys, **model},
+            model={"family": self.kind.family, "encoders": "pipeline", **rate, **self.kind.keys, **model},
             train={"steps": 2},
             evaluate={"reward": None, "draws_per_pair": 1},
         )
 
     def _first_rows(self, split: str, count: int) -> Path:
-        """A manifest beside the toy world's, with its first rows alone."""
+        """A manifest beside the toy world's, with its first rows alone; for a model that hears of clips that sound."""
         toy = self.world / "out" / "toy"
+        if self.kind.hears:
+            toy = self.root / "sounding"
+            render_dataset(toy, train_pairs=4, held_out_pairs=2, sound=True)
         few = toy / f"{split}-{count}.jsonl"
         rows = (toy / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
         few.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -102,18 +109,60 @@ def settle_image(vae) -> None:
 
 @contextlib.contextmanager
 def starting(kind: Kind, pipeline, noise: torch.Tensor) -> Iterator[dict]:
-    """What the pipeline is told to start from `noise` `[N, C, F, H, W]`, and from the kind's pictures. One that draws
-    its own noise draws this."""
-    images = kind.images_for(len(noise))
+    """What the pipeline is told to start from `noise` `[N, C, F, H, W]` (of sound and picture, by stream), and from the
+    kind's pictures. One that draws its own noise draws this."""
+    streams = by_stream(noise)
+    images = kind.images_for(len(streams["video"]))
     if not kind.draws:
         yield {"latents": kind.lay_out(noise), **images}
         return
 
-    def drawn(shape, **_):  # what isn't the clip's is of pictures, whose latents take its place
-        return noise.clone() if tuple(shape) == noise.shape else torch.zeros(shape)
+    def drawn(
+        shape, **_
+    ):  # what isn't the clip's is of pictures, whose latents take its place, or of unheard sound
+        return next(
+            (each.clone() for each in streams.values() if tuple(shape) == each.shape), torch.zeros(shape)
+        )
 
-    with mock.patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", drawn):
+    with (
+        mock.patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", drawn),
+        alone(kind, pipeline),
+    ):
         yield images
+
+
+@contextlib.contextmanager
+def alone(kind: Kind, pipeline) -> Iterator[None]:
+    """The pipeline with streams that don't look at each other, where the kind's model makes the picture alone."""
+    if not kind.sound or kind.hears:
+        yield
+        return
+
+    def isolated(module, inputs, told):
+        return inputs, {**told, "isolate_modalities": True}
+
+    hook = pipeline.transformer.register_forward_pre_hook(isolated, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def as_sampled(kind: Kind, pipeline) -> Iterator[None]:
+    """With `output_type="latent"`: a pipeline that gives latents as its VAEs take them leaves them as sampled."""
+    kept = lambda latents, *_: latents  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        for name in ("_denormalize_latents", "_denormalize_audio_latents") if kind.sound else ():
+            stack.enter_context(mock.patch.object(pipeline, name, kept))
+        yield
+
+
+def latents_of(kind: Kind, found, like):
+    """A pipeline's output, of `output_type="latent"`: as the family has latents."""
+    if kind.hears:
+        return {"video": found.frames, "audio": found.audio}
+    return kind.lay_back(found.frames, like)
 
 
 @torch.no_grad()
@@ -122,19 +171,23 @@ def generate(kind: Kind, pipeline, noise: torch.Tensor, *, output_type="latent",
 
     Without guidance, unless `options` say so.
     """
-    with starting(kind, pipeline, noise) as given:
+    count, latent = len(by_stream(noise)["video"]), output_type == "latent"
+    with (
+        starting(kind, pipeline, noise) as given,
+        as_sampled(kind, pipeline) if latent else contextlib.nullcontext(),
+    ):
         found = pipeline(
-            **{"prompt": [PROMPT] * len(noise), kind.guidance: 1.0, **kind.call, **given, **options},
+            **{"prompt": [PROMPT] * count, **kind.without, **kind.call, **given, **options},
             num_inference_steps=2,
             output_type=output_type,
             generator=torch.Generator().manual_seed(seed_of(noise)),
-        ).frames
-    return kind.lay_back(found, noise) if output_type == "latent" else found
+        )
+    return latents_of(kind, found, noise) if latent else found.frames
 
 
 def seed_of(noise: torch.Tensor) -> int:
     """Of the noise that CogVideoX 5b's scheduler adds between the steps: that of a sample with this initial noise."""
-    return int(noise.flatten()[0].float().view(torch.int32))
+    return int(by_stream(noise)["video"].flatten()[0].float().view(torch.int32))
 
 
 def conditioning_of(family, prompts: list[str], kind: Kind | None = None) -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ import torch
 
 from pgdpo.config import ModelConfig, SampleSettings, families
 from pgdpo.config.read import load_config
+from pgdpo.diffusion.streams import each as of_each
+from pgdpo.diffusion.streams import video_of
 from pgdpo.messages.errors import InputError
 from pgdpo_kernels import noise_pair, pair_noise
 from tests.models.families import FAMILIES, KINDS, PIPELINES
@@ -81,7 +83,7 @@ def test_sampling_is_the_pipelines(each):
     """With guidance by an empty prompt and without; and a sample doesn't depend on its neighbours in the batch."""
     kind, folder, family = each
     pipeline = open_pipeline(kind, folder)
-    noise = torch.randn(1, *family.latent_shape(*kind.size))
+    noise = kind.noise(family)
     if kind.image:
         image = family.load_encoders(CPU).encode_images(kind.pictures, kind.size[0], "")
         assert set(image) == set(family.image_names)
@@ -90,17 +92,19 @@ def test_sampling_is_the_pipelines(each):
     transformer = getattr(pipeline, family.transformer_folder)
 
     def ours(noise, scale):
+        count = len(video_of(noise))
         both = (
-            {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in told.items()}
+            {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in told.items()}
             for told in (prompt, empty)
         )
-        return family.sample(transformer, noise, *both, SampleSettings(2, scale))[:, :, kind.cut :]
+        found = family.sample(transformer, noise, *both, SampleSettings(2, scale))
+        return found[:, :, kind.cut :] if kind.cut else found
 
     for scale, atol in ((1.0, 1e-6), (3.0, 1e-5)):
-        theirs = generate(kind, pipeline, noise, negative_prompt="", **{kind.guidance: scale})
+        theirs = generate(kind, pipeline, noise, negative_prompt="", **kind.guided(scale))
         torch.testing.assert_close(ours(noise, scale), theirs, rtol=1e-5, atol=atol)
-    batch = ours(torch.cat([torch.randn_like(noise), noise]), 3.0)
-    torch.testing.assert_close(batch[1:], theirs, rtol=1e-4, atol=1e-5)
+    batch = ours(of_each(lambda one: torch.cat([torch.randn_like(one), one]), noise), 3.0)
+    torch.testing.assert_close(of_each(lambda two: two[1:], batch), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_latents_are_what_the_pipeline_decodes(plain):
@@ -116,7 +120,7 @@ def test_latents_are_what_the_pipeline_decodes(plain):
         return {"latents": kind.lay_out(latents[None])}
 
     with mock.patch.object(pipeline.vae, "decode", wraps=pipeline.vae.decode) as decode:
-        noise = torch.randn(1, *latents.shape)
+        noise = kind.noise(family)
         theirs = generate(kind, pipeline, noise, output_type="np", callback_on_step_end=ours)[0]
     pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
     with torch.no_grad():
@@ -145,7 +149,7 @@ SLOW = (
 )
 SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v", "wan 2.2 i2v a14b high flf2v")
 SLOW += ("hunyuan_video i2v 33ch", "hunyuan_video guidance 3.3", "ltx 8 fps", "ltx 0.9.1")
-SLOW += ("ltx i2v", "ltx 0.9.5")
+SLOW += ("ltx i2v", "ltx 0.9.5", "ltx2 alone", "ltx2 i2v", "ltx2 2.3", "ltx2 2.5")
 
 
 @pytest.mark.usefixtures("eager_kernels", "undrawn")
@@ -160,7 +164,7 @@ def test_a_whole_pipeline_trains_and_its_pipeline_takes_the_adapter(name, saved,
     assert index["text_length"] == family.text_length and index["encoders"].startswith(f"{kind.family}:")
     assert ("image_latents" in index["image"]) == kind.image
     pipeline = open_pipeline(kind, folder)
-    noise = torch.randn(1, *family.latent_shape(*kind.size))
+    noise = kind.noise(family)
     before = generate(kind, pipeline, noise, output_type="np")
     pipeline.load_lora_weights(run / "export", **kind.loads)
     adapted = {part for part in pipeline.components if hasattr(getattr(pipeline, part), "peft_config")}

@@ -22,8 +22,8 @@ from tests.models.weights.fake_hub import REPOSITORY, FakeHub, asked_of
 CLASSES = [name for name in dir(diffusers) if name.endswith("Pipeline")]
 # What users may take for one of ours, by diffusers' classes.
 NEIGHBOURS = {
-    "LTX2Pipeline": "LTX-2",
-    "LTX2ConditionPipeline": "LTX-2",
+    "LTX2ConditionPipeline": "LTX-2 from keyframes",
+    "LTX2HDRPipeline": "LTX-2 in HDR",
     "LTXLatentUpsamplePipeline": "upsampler",
     "HunyuanVideo15Pipeline": "HunyuanVideo 1.5",
     "HunyuanVideo15ImageToVideoPipeline": "HunyuanVideo 1.5",

@@ -381,7 +381,7 @@ def test_a_folder_or_hub_id_takes_the_configuration_that_it_is_most_like(tmp_pat
 def test_a_neighbours_folder_begins_no_run(tmp_path):
     folder = tmp_path / "ltx2"
     folder.mkdir()
-    (folder / "model_index.json").write_text('{"_class_name": "LTX2Pipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "LTX2ConditionPipeline"}')
     for words in ([folder], ["ltx_video", "--path", folder]):
         model, *path = words
         with pytest.raises(InputError, match="it is LTX-2"):

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from tests.refusals.lists import passed_over, prepared_groups
+from tests.refusals.lists import half_heard, passed_over, prepared_groups
 from tests.refusals.making import (
     FRESH,
     HALF,
@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, silent, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -169,6 +169,10 @@ INPUTS = {
     "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
     "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),
     "encoders of another width": Input(opened, of("wan 2.1 t2v", "model.encoders=toy")),
+    "sound of another width": Input(opened, of("ltx2", "model.encoders=toy")),
+    "a picture for the sounding toy": Input(
+        opened, of("ltx2", "model.encoders=toy", "model.task=image_to_video")
+    ),
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
@@ -227,6 +231,16 @@ INPUTS = {
     "many bad rows": Input("prepare", many_bad_rows),
     "a model's own rate": Input(timed, of("wan 2.2 ti2v 5b t2v")),
     "a rate that the model isn't told": Input(timed, of("ltx", "data.fps=8")),
+    "any rate beside sound": Input(timed, of("ltx2 alone", "data.fps=own")),
+    "parts of another kind": Input(timed, of("ltx2", "objective.parts=3")),
+    "an unknown part": Input(timed, of("ltx2", "objective.parts={audoi: 0.3}")),
+    "a part's weight": Input(timed, of("ltx2", "objective.parts={audio: -1}")),
+    "a form of parts": Input(timed, of("ltx2", "objective.parts={form: outside}")),
+    "parts without weight": Input(timed, of("ltx2", "objective.parts={video: 0, audio: 0}")),
+    "a rate that the sound hasn't": Input(timed, of("ltx2 alone", "data.fps=8")),
+    "connectors without registers": Input(
+        opened, of("ltx2 alone", connectors={"audio_connector_num_learnable_registers": None})
+    ),
     "a manifest of which none is left": Input("train", two_manifests),
     "words": Input("prepare", curated(prompt="one two three four five six seven eight nine")),
     "a URL": Input("prepare", remote("memory://refusals/none.mp4")),
@@ -254,6 +268,13 @@ INPUTS = {
     "groups in no order": Input("train", prepared_groups("objective={name: lpo}", samples=[{}] * 3)),
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
+    "sound in some rows": Input("train", half_heard),
+    "sound alone that is not there": Input(
+        "train", silent("objective.parts={video: 0}", heard=(False, False))
+    ),
+    "sound that ranks compare": Input(
+        "train", silent("objective={name: kto, parts: {form: separate}}", heard=(True, False))
+    ),
     "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(

@@ -41,3 +41,17 @@ def passed_over(place: Place) -> list[str]:
     del index["text"]["prompts"][prompt_key("a blue dot")]
     file.write_text(json.dumps(index))
     return own
+
+
+def half_heard(place: Place) -> list[str]:
+    """Two rows of which the index says that the clips of one have sound, for ranks that share weights."""
+    write_clips(place.folder / "clips")
+    own = rows(place, [good_row("0"), good_row("1")])
+    run_pgdpo("prepare", place.config, *own)
+    file = load_config(place.config, own).prepared_folder("train") / "index.json"
+    index = json.loads(file.read_text())
+    index["streams"] = ["video", "audio"]
+    for row, heard in zip(index["pairs"], (True, False), strict=True):
+        row["sound"] = heard
+    file.write_text(json.dumps(index))
+    return [*own, "train.zero_stage=3"]

@@ -42,8 +42,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "clip_identity": {"the SHA-256 of": By("bad rows", "bad groups", says=("SHA-256", "000000000000"))},
         "_picture": {"{error}, {mend}": By("a picture", says=("cannot be read as a picture",))},
         "check_mask": {"a mask has the size of its": By("bad rows")},
-        "_named": {"titled(name, sides, side)": Why.PASSED_ON},
+        "named": {"titled(name, sides, side)": Why.PASSED_ON},
     },
+    "data.preparing.sounds": {"tracks_of": {"one_sided(clips, heard": Why.CLIP}},
     "data.curation.order": {
         "read_margins": {"cannot be read": By("no margins")},
         "_implicit": {
@@ -86,6 +87,8 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "its bytes have another SHA-256 than": Why.RUN,
         },
         "PreparedPairs.require": {"run `pgdpo prepare` with it again": Why.EARLIER},
+    },
+    "data.shards": {
         "read_index": {
             "not there: run `pgdpo prepare` with": Why.STEP,
             "not JSON": By("no JSON"),
@@ -140,6 +143,16 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_side": {"pixels a side are read: check the file": By("bad rows")},
     },
+    "video.listen": {
+        "read_sound": {"has no sound track": Why.CLIP, "holds no samples": Why.CLIP},
+        "_check_end": {"its sound ends after": Why.CLIP},
+        "_layout": {"says not where they stand": Why.CLIP},
+    },
+    "video.track": {
+        "probe_track": {"holds no samples": Why.CLIP},
+        "pieces": {"is damaged": Why.CLIP, "changes its rate or channels": Why.CLIP},
+        "opened": {"does not decode": Why.CLIP},
+    },
     "evaluation.errors": {"Errors.__init__": {"all held-out rows are single clips": Why.ANOTHER}},
     "evaluation.evaluate": {
         "evaluate": {"NO_HELD_OUT": By("nothing held out", says=("data.held_out is empty: name a manifest",))},
@@ -189,6 +202,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "check_multiples": {"this VAE takes multiples of": By("height"), "data.num_frames is": By("frames")},
     },
     "models.family": {
+        "Family.check_toy": {
+            "model.encoders is 'toy': its": By("encoders of another width", "sound of another width")
+        },
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
         "Family._resolve": {"a folder has no revisions": By("a folder's revision")},
         "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
@@ -281,16 +297,20 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             ),
         },
     },
+    "models.families.ltx2": {
+        "LTX2.__init__": {"the toy's encoders encode no pictures": By("a picture for the sounding toy")},
+        "LTX2.check_fps": {"and the model is told": By("any rate beside sound", "a rate that the sound hasn't")},
+    },
+    "models.encoders.ltx2": {
+        "check_connectors": {"and what trains are models": By("connectors without registers")},
+    },
     "models.families.wan": {
         "Wan._choose_task": {
             "but this model is for": By("another task"),
             "it starts from an image, which the": By("an image for the toy"),
             "what trains is image-to-video from": By("control channels"),
         },
-        "Wan._check_widths": {
-            "its VAE's latents have": By("a VAE of another model"),
-            "model.encoders is 'toy': its": By("encoders of another width"),
-        },
+        "Wan._check_widths": {"its VAE's latents have": By("a VAE of another model")},
         "Wan._check_clip": {"its transformer attends to an image": By("no CLIP")},
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},
@@ -314,6 +334,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "and these are groups of one": Why.EARLIER,
             "looks at the two samples of a pair": By("a safeguard on groups"),
         },
+        "Objective.__call__": {"of which several parts have no sum": Why.EARLIER},
         "_weight": {"PairInfo.weight has shape": Why.CALLER},
         "get_spec": {"unknown objective": By("an unknown objective")},
         "check_options": {"{where}: {wrong}": By("a switch beyond one", says=("`ipr_form` switch; allowed: ≤ 1",))},
@@ -322,6 +343,15 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "needs the reference's errors in PairInfo.masked": Why.CALLER,
         },
         "_check_pairs": {"and the data doesn't hold it": Why.CALLER},
+    },
+    "objectives.parts": {
+        "Parts.read": {
+            "allowed: a mapping of": By("parts of another kind"),
+            "unknown part": By("an unknown part"),
+            "allowed: a number ≥ 0": By("a part's weight"),
+            "form is": By("a form of parts"),
+            "all weights are 0": By("parts without weight"),
+        },
     },
     "objectives.spec": {
         "Option.check": {

@@ -43,6 +43,7 @@ def batch_of(family, pairs: int, size=(9, 32, 32)) -> dict:
         "latents": torch.randn(2 * pairs, *shape),
         "groups": None,
         "mask": None,
+        "rows": [{}] * pairs,
         "conditioning": conditioning,
     }
 
@@ -79,7 +80,8 @@ def test_a_given_frame_counts_in_no_error(opened, monkeypatch):
         predicted = predicted if frame is None else moved(predicted, frame)
         monkeypatch.setattr(family, "predict", lambda *told: predicted)
         kept = reference_errors(batch, config, family, family.predict, CPU)
-        return kept.sums, torch.tensor(Errors.of(judge, None, [(0, 0), (1, 0)]))
+        found = Errors.of(judge, None, [(0, 0), (1, 0)])
+        return kept.sums, torch.tensor([each["video"] for each in found])
 
     plain, given, predicted = map(kept_and_judged, (None, 0, 1))
     for before, same, other in zip(plain, given, predicted, strict=True):

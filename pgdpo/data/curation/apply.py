@@ -17,6 +17,7 @@ from pgdpo.data.curation.probe import probe, statistics
 from pgdpo.data.curation.select import Kept, Spread, select
 from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.diffusion.streams import video_of
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.progress import moved
 from pgdpo.rows.ranked import ends
@@ -72,7 +73,7 @@ def examine(data: PreparedPairs) -> dict:
         for index in probed:
             item, row = data[index, 0], data.rows[index]
             for found, side in zip((better, worse), ends(row), strict=True):
-                found.append(statistics(item["samples"][sides_of(row).index(side)]))
+                found.append(statistics(video_of(item["samples"][sides_of(row).index(side)])))
             bar.advance()
     found = probe(better, worse)
     return {

@@ -19,11 +19,13 @@ from pgdpo.data.shards import (
     INDEX,
     note_of,
     shard_notes,
+    sound_name,
     tensors_sha256,
     text_notes,
     was_tiled,
     written_files,
 )
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.bounded import parse_json
 from pgdpo.models.protocols import Encoders
 from pgdpo.rows.manifest import PICTURES, PairRow
@@ -45,6 +47,7 @@ class Earlier:
     def __init__(self, folder: Path, encoders: Encoders, latent_dtype: str) -> None:
         self.folder = folder
         self._finished = written_files(folder)
+        self._hears = encoders.sound is not None
         self._handles: dict[Path, object] = {}
         self._lock = threading.Lock()  # of the handles: several threads read
         try:
@@ -56,6 +59,7 @@ class Earlier:
         self.ids = [row["id"] for row in index.get("pairs", [])]
         self._shards = index.get("shards", [])
         self._pictures, self._image = pictures_of(index), index.get("image", [])
+        self._heard = AUDIO in index.get("streams", ())
         self._same_encoders = index.get("encoders") == encoders.fingerprint
         self._texts = [index.get("text", {}), index.get("negative", {})]
         self._rows = {row["id"]: row for row in index.get("pairs", [])}
@@ -67,6 +71,7 @@ class Earlier:
         self._same_clips = (
             same and parts.get("clips") == encoders.parts["clips"] and made["latent_dtype"] == latent_dtype
         )
+        self._same_sound = self._same_clips and parts.get("sound") == encoders.parts.get("sound")
         same_encoder = parts.get("text") == encoders.parts["text"]
         self._same_text = same and same_encoder
         # Asked of another text encoder, which may read what this one refuses, they are not asked of this one.
@@ -114,6 +119,8 @@ class Earlier:
             return None  # by a version that took them for any part of the clips
         if any(made.get(key, [None] * 4)[3] != entry[3] for key, entry in files.items()):
             return None
+        if self._hears != ("sound" in made):
+            return None  # one that did not listen, or one that did
         return {key: made[key] for key in SEEN if key in made}
 
     def tiled(self, size: Size) -> bool | None:
@@ -135,7 +142,8 @@ class Earlier:
         self, row: PairRow, files: Mapping[str, FileEntry], size: Size, seen: Mapping, *, tiled: bool | None
     ) -> dict[str, torch.Tensor] | None:
         """The tensors of a pair of these files at this size and `seen` so, encoded in tiles or whole (None: that is the
-        same). Raises InputError where its row says what isn't so."""
+        same); without those of its sound where they would be others now. Raises InputError where its row says what
+        isn't so."""
         identity = self._identity(row.extra, row.prompt, files, size, seen)
         name = self._by_identity.get(identity) if self._same_clips else None
         if name is None:
@@ -145,8 +153,11 @@ class Earlier:
             return None
         if any(row.extra.get(what) != was.get(what) for what in SAID):
             probe_pair(row)
-        names = [*row.clips, *self._image, *(["mask"] if "mask" in files else [])]
-        return self._taken(self._shards[was["shard"]], was["key"], names, was["sha256"])
+        sounds = [sound_name(side) for side in row.clips] if self._heard and was["sound"] else []
+        names = [*row.clips, *sounds, *self._image, *(["mask"] if "mask" in files else [])]
+        found = self._taken(self._shards[was["shard"]], was["key"], names, was["sha256"])
+        alike = self._same_sound and self.pairs[name]["span"] == seen["span"] and bool(seen.get("sound"))
+        return found if alike or found is None else {key: found[key] for key in found if key not in sounds}
 
     def prompt(self, key: str) -> dict[str, torch.Tensor] | None:
         """The embedding under a prompt's key."""

@@ -35,7 +35,9 @@ from pgdpo.data.masks import read_mask
 from pgdpo.data.preparing.ahead import Behind, ahead
 from pgdpo.data.preparing.earlier import Earlier
 from pgdpo.data.preparing.made_of import SEEN, FileEntry, Hashes, names_pictures
-from pgdpo.data.shards import content_key, kept, tensors_sha256, write
+from pgdpo.data.preparing.sounds import read_sounds, treatment
+from pgdpo.data.shards import content_key, kept, sound_name, tensors_sha256, write
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved
@@ -43,6 +45,7 @@ from pgdpo.models.family import Family
 from pgdpo.models.protocols import Encoders
 from pgdpo.ranks.joined import Ranks
 from pgdpo.rows.manifest import PairRow
+from pgdpo.video import Sound
 
 LOOKS = 4  # clips that are looked at at a time
 READERS = 4  # pairs that are read at a time
@@ -139,12 +142,14 @@ def _members(makings: Mapping[int, _Making]) -> Iterator[_Member]:
 
 class _Read(NamedTuple):
     """What there is of a pair before the VAE: its tensors where they are taken over from before, else frames by side,
-    the pictures that the model is given, by frame, and the mask where the row has one."""
+    the pictures that the model is given, by frame, and the mask where the row has one; and the sounds by side that no
+    tensors are there of."""
 
     tensors: dict[str, torch.Tensor] | None = None
     frames: dict[str, np.ndarray] = {}
     pictures: dict[int, np.ndarray] = {}
     mask: torch.Tensor | None = None
+    sounds: dict[str, Sound] = {}
 
 
 def _read(member: _Member) -> _Read:
@@ -185,7 +190,8 @@ class _Making:
                 if error is not None:
                     self._refuse(row, error)
                     continue
-                self.known[row.id] = identity | ({"view": seen["view"]} if seen["view"] else {})
+                heard = {"sound": seen["span"]} if seen.get("sound") else {}
+                self.known[row.id] = identity | ({"view": seen["view"]} if seen["view"] else {}) | heard
         # Files of earlier versions, which encoded in tiles, keep their key.
         whole = ["whole"] if self.work.tiled(self.size) is False else []
         made_by = self.work.encoders.fingerprint, self.size, self.work.config.latent_dtype
@@ -208,6 +214,8 @@ class _Making:
                 seen = {"fps": plan.like.fps, "view": plan.view, "span": plan.span}
                 if names_pictures(files):
                     seen["unread"] = unread_pictures(plan, files)
+                if work.encoders.sound is not None:
+                    seen["sound"] = treatment(row.id, plan, work.encoders.sound)
             return files, identity | unread_identity(row, seen.get("unread", ())), seen, None
         except InputError as error:
             return files, {}, {}, error
@@ -218,34 +226,40 @@ class _Making:
             return _Read()
         work, made, tiled = self.work, self.made_of[row.id], self.work.tiled(self.size)
         found = work.earlier.pair(row, work.files(row), self.size, made, tiled=tiled)
-        if found is not None:
+        heard = [sound_name(side) for side in row.clips] if made.get("sound") else []
+        if found is not None and all(name in found for name in heard):
             return _Read(found)
         plan = self.plans.get(row.id) or plan_pair(row, self.size, work.sampling)
+        sounds = read_sounds(row, plan, work.encoders.sound) if heard else {}
+        if found is not None:
+            return _Read(found, sounds=sounds)
         frames = dict(read_pair(row, plan))
         pictures = read_pictures(row, frames, plan, work.encoders.pictures)
         grid = work.family.latent_shape(*self.size)[1:]
         mask = None if row.mask is None else read_mask(row, plan, grid, work.family.lead)
-        return _Read(None, frames, pictures, mask)
+        return _Read(None, frames, pictures, mask, sounds)
 
     def encode(self, row: PairRow, read: Future[_Read]) -> None:
-        """Put the row's tensors into `pairs`: its clips by side, `mask` where the row has one, and the conditioning by
-        the pictures that the model is given."""
+        """Put the row's tensors into `pairs`: its clips by side, their sound under `sound_name`, `mask` where the row
+        has one, and the conditioning by the pictures that the model is given."""
         try:
-            tensors, frames, pictures, mask = read.result()
+            tensors, frames, pictures, mask, sounds = read.result()
         except InputError as error:
             self._refuse(row, error)
             return
         if tensors is None and not frames:
             return
+        encoders, dtype = self.work.encoders, getattr(torch, self.work.config.latent_dtype)
         if tensors is None:
-            encoders, dtype = self.work.encoders, getattr(torch, self.work.config.latent_dtype)
             tensors = {side: encoders.encode_video(clip) for side, clip in frames.items()}
             if pictures:
                 tensors |= encoders.encode_images(pictures, self.size[0], row.prompt)
             tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
             if mask is not None:
                 tensors["mask"] = mask
-            self.encoded += 1
+        for side, sound in sounds.items():
+            tensors[sound_name(side)] = encoders.encode_audio(sound, self.size[0]).to(dtype).contiguous()
+        self.encoded += bool(frames or sounds)
         self.pairs[row.id] = tensors
 
     def finish(self) -> Shard:
@@ -262,7 +276,7 @@ class _Making:
 
     def _content(self) -> tuple[dict[str, torch.Tensor], dict]:
         """(the file's tensors, what its entry says of them). The pairs are let go of."""
-        tensors, pairs, shape, names = {}, [], None, set()
+        tensors, pairs, shape, sound, names = {}, [], None, None, set()
         sides = {row.id: tuple(row.clips) for row in self.rows}
         for name, pair in self.pairs.items():
             key = str(self.positions[name])
@@ -271,11 +285,18 @@ class _Making:
             if "mask" in pair:
                 beside["mask_share"] = pair["mask"].float().mean().item()
             shape = shape or list(pair[sides[name][0]].shape)
-            names |= {*pair} - {*sides[name], "mask"}
+            heard = {side: sound_name(side) for side in sides[name] if sound_name(side) in pair}
+            if self.work.encoders.sound is not None:
+                beside["sound"] = bool(heard)
+            if heard:
+                sound = sound or list(pair[heard[sides[name][0]]].shape)
+            names |= {*pair} - {*sides[name], *heard.values(), "mask"}
             pairs.append({"id": name, "key": key, "sha256": tensors_sha256(pair), **beside})
         self.pairs = {}
         about = {"names": sorted(names), "size": list(self.size), "latent_shape": shape}
         about["tiled"] = bool(self.work.tiled(self.size))
+        if sound is not None:
+            about["stream_shapes"] = {AUDIO: sound}
         return tensors, {**about, "pairs": pairs, "bad": self.bad}
 
     @property

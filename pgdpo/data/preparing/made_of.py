@@ -10,10 +10,12 @@ is another by now (`stale.py`), and `prepare` what it need not make anew (`earli
         "encoding": 3,                  # shards.ENCODING
         "sampling": {"fps": 16.0, "clip": "first", "upsample": false},
         "parts": {"clips": {"vae": "..."}, "text": {"tokenizer": "...", "text_encoder": "..."}},
+                                    # and "sound": {"audio_vae": "..."} where they hear
         "pairs": {                      # every row of the manifest, in its order; those that were left out as bad too
             "0001": {"chosen": ["clips/0001-a.mp4", bytes, mtime in ns, SHA-256], "rejected": [...],
                      "fps": 30.0, "view": "16 a second from 0 s"}  # the clips' own rate; what clips.PairPlan.view says
-                                    # and, of a row that names pictures, "unread": those that frames stand for
+                                    # and, of a row that names pictures, "unread": those that frames stand for;
+                                    # where the encoders hear, "sound": what is done to it, "" where there is none
         }                               # of a group "sample0": [...], "sample1": [...], ...
     }
 
@@ -43,6 +45,7 @@ SEEN = (
     "view",
     "span",
     "unread",
+    "sound",
 )  # what a record says, beside the files, of how a good row's clips were seen
 
 
@@ -54,6 +57,8 @@ def named_source(data: DataConfig, split: str) -> dict[str, Any]:
         settings = {"format": toy.FORMAT, "seed": data.toy.seed, "pairs": pairs}
         if data.toy.samples != 2:  # what was prepared before groups has no such setting
             settings["samples"] = data.toy.samples
+        if data.toy.sound:
+            settings["sound"] = toy.SOUND_FORMAT
     elif split == "held_out" and data.splits_itself:
         source = data.train
     if isinstance(source, list):  # how often they are visited is no matter of what is prepared

@@ -37,9 +37,11 @@ from pgdpo.data.preparing.earlier import Earlier
 from pgdpo.data.preparing.encode import Work, in_order, prepare_shards
 from pgdpo.data.preparing.made_of import Hashes, record
 from pgdpo.data.preparing.room import check_room
+from pgdpo.data.preparing.sounds import sounds_said
 from pgdpo.data.preparing.tiled import settle_tiling
 from pgdpo.data.shards import INDEX, content_key, kept, note_of, prompt_key, tensors_sha256, write
 from pgdpo.data.sources import read_rows, sources_of
+from pgdpo.diffusion.streams import AUDIO, VIDEO
 from pgdpo.files.atomic import write_json
 from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
@@ -140,6 +142,10 @@ def prepare(
         seen = [(pair["fps"], pair["view"]) for pair in pairs.values() if "view" in pair]
         for line in views_said(seen, rows[0].kind):
             say(f"  {line}")
+        if encoders.sound is not None:
+            heard = [pair["sound"] for pair in pairs.values() if "sound" in pair]
+            for line in sounds_said(heard, rows[0].kind):
+                say(f"  {line}")
         unread = Counter(key for pair in pairs.values() for key in pair.get("unread", ()))
         for key, count in sorted(unread.items()):
             say(f"  {count} {rows[0].kind}s: {UNREAD[key]}")
@@ -323,6 +329,7 @@ def _index(
             (shard["names"] for shard in shards), key=len
         ),  # conditioning that stands in the shards, beside the latents
         "pictures": list(encoders.pictures),
+        "streams": [VIDEO] if encoders.sound is None else [VIDEO, AUDIO],
         "shards": files,
         "bad": [{"id": name, "reason": reason} for name, reason in bad.items()],
         "pairs": [

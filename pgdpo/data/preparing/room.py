@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pgdpo.data.buckets import Size, size_name
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.models.family import Family
@@ -19,6 +20,12 @@ from pgdpo.rows.schema import counted
 def clip_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
     """Bytes of one clip's latents."""
     return torch.Size(family.latent_shape(*size)).numel() * dtype.itemsize
+
+
+def sound_bytes(family: Family, size: Size, dtype: torch.dtype) -> int:
+    """Bytes of the latents of one clip's sound; 0 of a family that makes none."""
+    shapes = family.stream_shapes(*size)
+    return torch.Size(shapes[AUDIO]).numel() * dtype.itemsize if AUDIO in shapes else 0
 
 
 def mask_bytes(family: Family, size: Size) -> int:
@@ -54,15 +61,17 @@ def check_room(
     `dtype`, `text_dtype`: of latents and of embedded prompts. `superseded`: bytes of what is there, that stays beside
     what takes its place.
     """
-    latents = text = images = regions = 0
+    latents = sound = text = images = regions = 0
     for size, members in rows.items():
-        latents += sum(len(row.clips) for row in members) * clip_bytes(family, size, dtype)
+        clips = sum(len(row.clips) for row in members)
+        latents += clips * clip_bytes(family, size, dtype)
+        sound += clips * sound_bytes(family, size, dtype)
         regions += sum(row.mask is not None for row in members) * mask_bytes(family, size)
         shape = family.latent_shape(*size)
         prompt, image = conditioning_bytes(family, shape, text=text_dtype, image=dtype)
         text = max(text, prompts * prompt)
         images += len(members) * image
-    need = latents + text + images + regions
+    need = latents + sound + text + images + regions
     stems = ["text", "negative", *(f"shard-{size_name(size)}" for size in rows)]
     there = (
         sum(file.stat().st_size for stem in stems for file in folder.glob(f"{stem}-*.safetensors"))
@@ -73,6 +82,7 @@ def check_room(
         f", images {_gb(images)}" if images else ""
     )
     parts += f", masks {_gb(regions)}" if regions else ""
+    parts += f", sound at most {_gb(sound)}" if sound else ""
     done = f"; {_gb(there)} of it may be there already" if there else ""
     number = counted([row.extra for members in rows.values() for row in members])
     say(f"{folder}: {number} take {_gb(need)} ({parts}){done}; {_gb(free)} are free")

@@ -56,6 +56,7 @@ def _render_toy(config: Config) -> None:
             held_out_pairs=toy.held_out_pairs,
             seed=toy.seed,
             samples=toy.samples,
+            sound=toy.sound,
             progress=lambda done, total: bar.advance(),
         )
         bar.finish()

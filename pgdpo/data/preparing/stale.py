@@ -167,7 +167,10 @@ def _settings(
                     "vae_tiling", Problem(f"{folder}/index.json", what, "model.vae_tiling", asked)
                 )
     if encoders is not None and index["encoders"] != encoders.fingerprint:
-        then, here = ({**parts["clips"], **parts["text"]} for parts in (made["parts"], encoders.parts))
+        then, here = (
+            {name: value for part in parts.values() for name, value in part.items()}
+            for parts in (made["parts"], encoders.parts)
+        )
         other = [part for part in (then | here) if then.get(part) != here.get(part)]
         named = ", ".join(f"{part} ({then.get(part)}, now {here.get(part)})" for part in other)
         what = f"model.path is {config.model.path!r}: other encoders than those that prepared: {named}"

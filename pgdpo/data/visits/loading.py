@@ -10,6 +10,7 @@ import torch
 
 from pgdpo.data.preparing.ahead import ahead
 from pgdpo.data.visits.source import GroupSource
+from pgdpo.diffusion.streams import joined
 from pgdpo.rows.schema import SAMPLES
 
 WORKERS = 2  # threads that read ahead beside a GPU: one hashes while another waits for the disk
@@ -46,13 +47,14 @@ def _pinned(value: Any) -> Any:
 
 
 def collate(items: list[dict]) -> dict:
-    """Items of groups of one size K and one shape -> a batch, in the dtypes of the files: `to_device` has them in fp32.
+    """Items of groups of one size K, one shape and the same streams -> a batch, in the dtypes of the files: `to_device`
+    has them in fp32.
 
-    `latents` [K * B, C, F, H, W], member by member: sample k of group g is row k * B + g, of pairs the chosen half
-    comes first; `conditioning`, a dict of tensors [B, ...], which `for_members` has for all members, or [K * B, ...]
-    where some sample has a caption of its own; `mask` [B, 1, F, H, W] (None unless every group has one), `pair_ids` and
-    `draw` [B], `ids`, `rows`; `groups`: K, None of pairs; `damage`: (id, what is wrong) of each damaged group that
-    another one stands in for, else None.
+    `latents` [K * B, C, F, H, W], of several streams by name, member by member: sample k of group g is row k * B + g,
+    of pairs the chosen half comes first; `conditioning`, a dict of tensors [B, ...], which `for_members` has for all
+    members, or [K * B, ...] where some sample has a caption of its own; `mask` [B, 1, F, H, W] (None unless every group
+    has one), `pair_ids` and `draw` [B], `ids`, `rows`; `groups`: K, None of pairs; `damage`: (id, what is wrong) of
+    each damaged group that another one stands in for, else None.
     """
     members = range(len(items[0]["samples"]))
     masks = [item["mask"] for item in items]
@@ -68,7 +70,7 @@ def collate(items: list[dict]) -> dict:
         "pair_ids": torch.tensor([item["pair_id"] for item in items]),
         "draw": torch.tensor([item["draw"] for item in items]),
         "groups": len(members) if SAMPLES in items[0]["row"] else None,
-        "latents": torch.stack([item["samples"][member] for member in members for item in items]),
+        "latents": joined([item["samples"][member] for member in members for item in items], torch.stack),
         "mask": None if any(mask is None for mask in masks) else torch.stack(masks),
         "conditioning": stack_conditioning(conditioning),
     }

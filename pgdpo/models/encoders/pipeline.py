@@ -69,6 +69,7 @@ class PipelineEncoders:
     """
 
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    other_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "scheduler")  # no prompt needs them
     readers: tuple[TextReader, ...]
     sound: SoundFormat | None = None
 
@@ -142,7 +143,7 @@ class PipelineEncoders:
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     def _load_text(self) -> DiffusionPipeline:
-        parts = {"transformer": None, "vae": None, "scheduler": None}
+        parts = dict.fromkeys(self.other_parts)
         self.family.fetch(*self.text_parts)
         pipeline = self.family.pipeline_class
         return pipeline.from_pretrained(self.family.source, **parts, torch_dtype=self.text_dtype).to(

@@ -28,7 +28,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily, check_multiples
 from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
@@ -180,9 +180,7 @@ class CogVideoX(VaeFamily):
     # Text attends before the video. The pipeline computes the rotary tables, and hands them to the transformer.
     sharing = TokenSharing(
         blocks=("transformer_blocks",),
-        attention="attn1",
-        arguments={"image_rotary_emb": 0},
-        rope_dim=None,
+        streams={"video": Tokens(attention="attn1", arguments={"image_rotary_emb": 0}, ropes={})},
         text_first=True,
         processor=DispatchedAttention,
     )

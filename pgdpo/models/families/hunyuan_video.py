@@ -41,7 +41,7 @@ from pgdpo.models.encoders.hunyuan_video import (
 )
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 from pgdpo.models.weights.kept import computes_in
 
@@ -125,9 +125,7 @@ class HunyuanVideo(VaeFamily):
     # Text attends behind the video, in blocks of two streams and of one; its refiner runs whole on every rank.
     sharing = TokenSharing(
         blocks=("transformer_blocks", "single_transformer_blocks"),
-        attention="attn",
-        arguments={},
-        rope_dim=0,
+        streams={"video": Tokens(attention="attn", arguments={}, ropes={"rope": 0})},
         first_frame=6,
     )
     condition: str | None = None  # how the transformer is given an image

@@ -29,7 +29,7 @@ from pgdpo.messages.errors import InputError
 from pgdpo.models.encoders.pipeline import PipelineEncoders, VaeFamily
 from pgdpo.models.encoders.text import TextReader
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.steps import step_told
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ class LTX(VaeFamily):
     masked_attention = "attn2"  # to text, which every rank has whole
     # A timestep per token goes with its token, one of a picture too.
     sharing = TokenSharing(
-        blocks=("transformer_blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1
+        blocks=("transformer_blocks",),
+        streams={"video": Tokens(attention="attn1", arguments={"timestep": 1}, ropes={"rope": 1})},
     )
 
     def __init__(self, model: ModelConfig) -> None:

@@ -28,10 +28,9 @@ from pgdpo.messages.progress import moved
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.encoders.wan import TEXT_LENGTH, WanEncoders
 from pgdpo.models.experts import Experts, has_experts
-from pgdpo.models.family import toy_encoders
 from pgdpo.models.later import Diffusers, diffusers, no_grad, torch
 from pgdpo.models.pictures import MASK_CHANNELS, given_frames, per_token
-from pgdpo.models.protocols import Conditioning, TokenSharing
+from pgdpo.models.protocols import Conditioning, Tokens, TokenSharing
 from pgdpo.models.weights.kept import computes_in
 
 TASKS = {
@@ -113,7 +112,7 @@ class Wan(VaeFamily):
         "Wan-AI/Wan2.2-*": Licence("apache-2.0", TERMS.format("Wan2.2"), terms=FREE),
     }
     fps = 16.0  # `export_to_video(fps=)` beside its pipeline in diffusers' documentation
-    takes_toy = True
+    takes_toy = {"latents": "out_channels", "embeddings": "text_dim"}  # noqa: RUF012
     cards = {  # noqa: RUF012
         # Wan 2.1. Steps and guidance: WanPipeline.__call__'s defaults. The shift follows the size: `WAN21_SHIFTS`.
         "wan": SampleSettings(50, 5.0, negative_prompt=NEGATIVE),
@@ -135,7 +134,10 @@ class Wan(VaeFamily):
     kept_in_fp32 = "the time embedder in fp32"
     text_length = TEXT_LENGTH
     # A timestep per token goes with its token. Text and image are cross-attended.
-    sharing = TokenSharing(blocks=("blocks",), attention="attn1", arguments={"timestep": 1}, rope_dim=1)
+    sharing = TokenSharing(
+        blocks=("blocks",),
+        streams={"video": Tokens(attention="attn1", arguments={"timestep": 1}, ropes={"rope": 1})},
+    )
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model)
@@ -228,23 +230,15 @@ class Wan(VaeFamily):
         self._check_clip()
 
     def _check_widths(self) -> None:
-        """Raises InputError unless the encoders' latents and embeddings are as wide as the transformer's."""
-        channels, config = self.latent_shape(1, 0, 0)[0], self._architecture
-        if self.model.encoders == "pipeline":
-            if channels != config["out_channels"]:
-                raise self._refused(
-                    f"its VAE's latents have {channels} channels (z_dim), its transformer's {config['out_channels']} "
-                    "(out_channels): take vae/ and transformer/ of one model"
-                )
-            return
-        width = toy_encoders().text_dim
-        for what, given, key in (("latents", channels, "out_channels"), ("embeddings", width, "text_dim")):
-            if given != config[key]:
-                raise InputError(
-                    f"model.encoders is 'toy': its {what} have {given} channels, the transformer of model.path "
-                    f"{self.model.path!r} takes {config[key]} ({key}): set model.encoders to `pipeline`, or take a "
-                    "transformer made for the toy (model.path: toy)"
-                )
+        """Raises InputError unless the VAE's latents are as wide as the transformer's."""
+        if self.model.encoders == "toy":
+            return self.check_toy()
+        channels, own = self.latent_shape(1, 0, 0)[0], self._architecture["out_channels"]
+        if channels != own:
+            raise self._refused(
+                f"its VAE's latents have {channels} channels (z_dim), its transformer's {own} (out_channels): take "
+                "vae/ and transformer/ of one model"
+            )
 
     def _check_clip(self) -> None:
         folder = Path(self.source)

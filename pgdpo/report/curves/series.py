@@ -10,7 +10,7 @@ import numpy as np
 
 from pgdpo.report.curves import svg
 from pgdpo.report.curves.svg import Series
-from pgdpo.training.panels import PANELS, Line, Panel
+from pgdpo.training.panels import PANELS, Line, Panel, value_of
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def _steps(rows: Sequence[dict]) -> np.ndarray:
 
 def column(rows: Sequence[dict], name: str) -> np.ndarray:
     """A name of each row; NaN where it is missing or null."""
-    return _finite(row.get(name) for row in rows)
+    return _finite(value_of(row, name) for row in rows)
 
 
 def _bound(rows: Sequence[dict], figure: str, bound: str) -> np.ndarray:
-    return _finite((row.get(figure) or {}).get(bound) for row in rows)
+    return _finite((value_of(row, figure) or {}).get(bound) for row in rows)
 
 
 def _finite(values) -> np.ndarray:

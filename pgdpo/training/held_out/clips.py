@@ -13,6 +13,7 @@ from pgdpo.checkpoints.published import latest_checkpoint
 from pgdpo.checkpoints.runs import Run
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs
+from pgdpo.diffusion.streams import Latents, each
 from pgdpo.engine.engine import deepspeed_config
 from pgdpo.engine.parallel import Ranks, arrange_ranks
 from pgdpo.engine.policy import base_dtype
@@ -21,6 +22,7 @@ from pgdpo.files.atomic import write_json
 from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.console import is_main_rank
 from pgdpo.messages.progress import moved, stage
+from pgdpo.models.encoders.decode import decode
 from pgdpo.models.family import Family
 from pgdpo.models.guidance import without_adapter
 from pgdpo.models.weights.held import free_memory
@@ -36,7 +38,7 @@ SHOWN = "sampling.json"  # how a step's clips were sampled; written when all of 
 class Clips:
     """Clips of the first held-out prompts, from the same noise each time.
 
-    They go to `run_dir/validation/step-<n>/` and, as they stand there, to TensorBoard. The ranks share the prompts, one
+    They go to `run_dir/validation/step-<n>/` and, without their sound, to TensorBoard. The ranks share the prompts, one
     by one; with ZeRO-3 or sequence parallelism they run each forward together. A rank decodes and writes what it
     sampled. Opening them loads no weights; what sampling and decoding load, another expert and the VAE, is held for as
     long as they take.
@@ -101,19 +103,21 @@ class Clips:
         how = {"forward_only": True, "ranks": ranks}
         self._family.experts.open_other = lambda: load_trained(run, self._ranks.device, **how)[1]
 
-    def _sample(self, transformer: torch.nn.Module) -> list[tuple[Job, torch.Tensor]]:
+    def _sample(self, transformer: torch.nn.Module) -> list[tuple[Job, Latents]]:
         """This rank's share of the jobs, with their latents."""
         found, ranks = [], self._ranks
         for job, own in share_of(self._jobs, ranks.data_rank, ranks.data_size, in_step=self._in_step):
             moved(f"sampling prompt {job[0] + 1} of {len(self._jobs)}")
-            latents = self._sampler.sample(transformer, [job], lambda: without_adapter(transformer))[0]
+            sampled = self._sampler.sample(transformer, [job], lambda: without_adapter(transformer))
+            latents = each(lambda clips: clips[0], sampled)
             if own and dist.get_rank() % ranks.degree == 0:  # of those that share its tokens, one
                 found.append((job, latents))
         return found
 
-    def _write(self, folder: Path, own: list[tuple[Job, torch.Tensor]]) -> None:
+    def _write(self, folder: Path, own: list[tuple[Job, Latents]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         decoder = self._family.load_encoders(self._ranks.device)
         for (index, _), latents in own:
-            write_video(folder / f"{index:03d}.mp4", decoder.decode_video(latents), self._config.written_fps)
+            frames, sound = decode(decoder, latents)
+            write_video(folder / f"{index:03d}.mp4", frames, self._config.written_fps, sound=sound)
             moved(f"decoded prompt {index + 1} of {len(self._jobs)}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pgdpo.objectives.advice import SATURATED
 from pgdpo.training.held_out.statistics import mean, share
 from pgdpo.training.metrics import BUCKETS, bucket_name
+from pgdpo.training.panels import PARTS
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,12 @@ class Numbers:
     rejected: np.ndarray
     logits: np.ndarray
     loss: np.ndarray | None  # None: it cannot be made of errors alone
+    # Of samples of several parts each part's excess errors of chosen and rejected, of the pairs that have it
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def figures(self) -> dict:
-        """Over all levels; `buckets` has the same by noise level, over those of one bucket."""
+        """Over all levels; `buckets` has the same by noise level, over those of one bucket; `parts`, in both, what
+        there is of each part."""
         places = [min(int(sigma * BUCKETS), BUCKETS - 1) for sigma in self.sigmas]
         parts = {
             bucket_name(number): self._part([d for d, place in enumerate(places) if place == number])
@@ -35,19 +39,34 @@ class Numbers:
 
     def _part(self, draws: Sequence[int]) -> dict:
         """Each pair's mean over these levels first: a pair is what there are independent ones of."""
-        chosen, rejected = (side[:, draws].mean(1) for side in (self.chosen, self.rejected))
-        margin, saturated = rejected - chosen, np.abs(self.logits[:, draws]) > SATURATED
-        found = {
-            "pairs": len(chosen),
-            **({} if self.loss is None else {"loss": _mean(self.loss[:, draws].mean(1))}),
-            "implicit_accuracy": _share((margin > 0) + 0.5 * (margin == 0), margin),
-            "displacement": _share(chosen > 0, chosen),
-            "margin": _mean(margin),
-            "excess/chosen": _mean(chosen),
-            "excess/rejected": _mean(rejected),
-            "saturation": _share(saturated.mean(1), self.logits[:, draws].sum(1)),
+        saturated = np.abs(self.logits[:, draws]) > SATURATED
+        whole = _of_excess(self.chosen[:, draws], self.rejected[:, draws])
+        parts = {
+            name: _of_excess(chosen[:, draws], rejected[:, draws])
+            for name, (chosen, rejected) in self.parts.items()
+            if len(chosen)
         }
-        return found
+        return {
+            "pairs": whole.pop("pairs"),
+            **({} if self.loss is None else {"loss": _mean(self.loss[:, draws].mean(1))}),
+            **whole,
+            "saturation": _share(saturated.mean(1), self.logits[:, draws].sum(1)),
+            **({PARTS: parts} if parts else {}),
+        }
+
+
+def _of_excess(chosen: np.ndarray, rejected: np.ndarray) -> dict:
+    """What excess errors `[P, D]` say."""
+    chosen, rejected = chosen.mean(1), rejected.mean(1)
+    margin = rejected - chosen
+    return {
+        "pairs": len(chosen),
+        "implicit_accuracy": _share((margin > 0) + 0.5 * (margin == 0), margin),
+        "displacement": _share(chosen > 0, chosen),
+        "margin": _mean(margin),
+        "excess/chosen": _mean(chosen),
+        "excess/rejected": _mean(rejected),
+    }
 
 
 NOT_FINITE = {"value": None, "low": None, "high": None}

@@ -18,7 +18,8 @@ from pgdpo.engine.group_batching import Joint
 from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved, stage
-from pgdpo.objectives import Objective, build_objective
+from pgdpo.objectives import Objective, PairInfo, build_objective
+from pgdpo.objectives.parts import oriented
 from pgdpo.ranks.agreement import gather
 from pgdpo.reference import Forward
 from pgdpo.reference.cached import compared_with, frame_sums
@@ -28,10 +29,11 @@ from pgdpo.sampling import share_of
 from pgdpo.training.held_out.figures import Numbers
 from pgdpo.training.metrics import as_pairs
 from pgdpo.training.noising import Sample, held_out_level, sample_at
-from pgdpo.training.task.checks import check_rows, frame_segments
+from pgdpo.training.task.checks import check_rows, frame_segments, segments_of
 from pgdpo.training.task.info import pair_info
 from pgdpo_kernels import GroupErrors, PairErrors
 
+Errors = PairErrors | GroupErrors | dict[str, PairErrors | GroupErrors]
 T = TypeVar("T")
 Sums = list[torch.Tensor]  # of each batch fp64 [B, K, F], `frame_sums` of its groups
 
@@ -51,6 +53,7 @@ class Measure:
     ) -> None:
         self._config, self._policy, self._data = config, policy, data
         self._ranks, self._family = policy.ranks, policy.family
+        self._parts = policy.family.streams if len(policy.family.streams) > 1 else ()
         # Weights that are sharded, or tokens that are shared, want all ranks in every forward.
         self._in_step = config.train.zero_stage == 3 or self._ranks.degree > 1
         # By their hashes: a manifest may be sorted.
@@ -66,7 +69,10 @@ class Measure:
         ]
         self._now = replace(objective, process_group=None)  # its options and its state are the run's
         self._configured = build_objective(
-            config.objective["name"], seed=config.train.seed, **config.objective_options
+            config.objective["name"],
+            seed=config.train.seed,
+            parts=config.objective.get("parts"),
+            **config.objective_options,
         )
         self._configured.state = objective.state
         self.no_loss = _why_no_loss(objective, config, data)
@@ -99,8 +105,8 @@ class Measure:
         def of(number: int) -> list[list[float]]:
             sample, batch = self._sample(number)
             pred = self._policy(sample.noisy, sample.each, sample.conditioning)
-            sums = baseline[number].to(pred.device)
-            segments = None if self._segments is None else self._segments[sample.latents.shape[2]]
+            sums = baseline[number].to(sample.sigma.device)
+            segments = None if self._segments is None else segments_of(self._segments, sample.latents)
             where = {"segments": segments, "mask": sample.mask, "groups": batch["groups"]}
             compared = compared_with(sums, pred, sample.target, **where)
             errors = compared.errors(cross=self._now.needs_cross)
@@ -129,26 +135,44 @@ class Measure:
         level = self._levels[items[0][1]]
         return sample_at(batch, level, self._config, self._family, self._ranks.device), batch
 
-    def _judged(self, errors: PairErrors | GroupErrors, batch: dict, sample: Sample) -> list[list[float]]:
-        """Of each pair, or group: excess of chosen and rejected, logit, loss."""
+    def _judged(self, errors: Errors, batch: dict, sample: Sample) -> list[list[float]]:
+        """Of each pair, or group: excess of chosen and rejected, logit, loss; then of each of several parts, of which
+        NaN stands for none, whether it counts, and its excess of both."""
         info = pair_info(batch, sample, self._family)
-        whole = as_pairs(errors, info).over_segments()
-        chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
+        chosen, rejected = _excess(self._now.joint(errors, info), info)
         if self.no_loss:
             logits = 0.5 * self._now.options.get("beta", torch.nan) * (rejected - chosen)
             logits = logits if sample.timestep_weight is None else sample.timestep_weight * logits
             losses = torch.full_like(logits, torch.nan)
         else:
             logits, losses = self._now(errors, info).logits, self._configured(errors, info).per_group
-        return torch.stack([chosen, rejected, logits, losses], 1).double().tolist()
+        columns = [chosen, rejected, logits, losses]
+        own = oriented(errors, info) if self._parts else {}
+        for name in self._parts:
+            counts = torch.full_like(chosen, name in own)
+            if name in own and info.parts and name in info.parts:
+                counts = info.parts[name].ne(0).to(chosen)
+            columns += [counts, *(_excess(own[name], info) if name in own else [counts * torch.nan] * 2)]
+        return torch.stack(columns, 1).double().tolist()
 
     def _arranged(self, found: list[list[list[float]]]) -> Numbers:
-        values = np.full((len(self._places), len(self._levels), 4), np.nan)
+        width = 4 + 3 * len(self._parts)
+        values = np.full((len(self._places), len(self._levels), width), np.nan)
         for items, rows in zip(self._batches, found, strict=True):
             for (index, draw), row in zip(items, rows, strict=True):
                 values[self._places[index], draw] = row
-        chosen, rejected, logits, losses = np.moveaxis(values, 2, 0)
-        return Numbers(self._levels, chosen, rejected, logits, None if self.no_loss else losses)
+        chosen, rejected, logits, losses, *columns = np.moveaxis(values, 2, 0)
+        parts = {}
+        for name, counts, *sides in zip(self._parts, columns[::3], columns[1::3], columns[2::3], strict=True):
+            has = counts[:, 0] > 0  # at one level as at all
+            parts[name] = sides[0][has], sides[1][has]
+        return Numbers(self._levels, chosen, rejected, logits, None if self.no_loss else losses, parts)
+
+
+def _excess(errors: PairErrors | GroupErrors, info: PairInfo) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of chosen and rejected whole samples, `[B]` each."""
+    whole = as_pairs(errors, info).over_segments()
+    return whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
 
 
 def measurable(data: PreparedPairs) -> list[int]:

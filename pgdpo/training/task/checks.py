@@ -7,12 +7,15 @@ from typing import Any
 
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, has_mask
+from pgdpo.diffusion.streams import VIDEO, Latents, by_stream
 from pgdpo.engine.parallel import check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, get_spec
 from pgdpo.objectives.info import OF_GROUPS, on_groups
+from pgdpo.objectives.objective import pools
+from pgdpo.objectives.parts import Parts
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.schema import SAMPLES
 
@@ -169,17 +172,63 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
         family.check_clip(*size)
     for shape in pairs.latent_shapes:
         check_sequence_parallel(config, family, shape)
+    check_streams(config, pairs)
 
 
-def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> dict[int, list[int] | None]:
-    """The temporal segment of each latent frame, `[F]`, by the number of frames F; None where the clip stays whole.
+def check_streams(config: Config, pairs: PreparedPairs) -> None:
+    """Raises InputError where groups without sound leave a run nothing to learn from, or where ranks that have some
+    would wait for ranks that have others, for sums that these alone make. (For layers that these alone run: see
+    `opening.open_pairs`.)"""
+    silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
+    first, *others = pairs.streams
+    if not (others and silent):
+        return
+    parts, name = Parts.read(config.objective.get("parts")), config.objective["name"]
+    some = (
+        f"{len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have no sound, the first is "
+        f"`{silent[0]}`"
+    )
+    if not parts.weight(first):
+        raise InputError(
+            f"objective.parts.{first} is 0, and {some}: nothing is learnt of such rows; leave them out, or give "
+            f"{first} a weight"
+        )
+    if len(silent) == len(pairs.rows):
+        return
+    if parts.form == "separate" and pools(name, **config.objective_options):
+        raise InputError(
+            f"objective.parts.form is `separate`, and objective `{name}` compares the samples of all ranks, of each "
+            f"part by itself, and {some}: ranks that have sound would wait for ranks that have none; leave these rows "
+            "out, or set the form to `inside`"
+        )
+
+
+Segments = dict[str, dict[int, list[int] | None]]
+
+
+def frame_segments(objective: Objective, config: Config, data: PreparedPairs) -> Segments:
+    """Of each stream the temporal segment of each latent frame, `[F]`, by the number of frames F; None where the clip
+    stays whole.
 
     As many segments as the columns that the objective needs have, or `data.segments`. Where the frames don't
     divide, the lengths differ by one frame. Raises InputError for numbers that don't fit.
     """
-    frames = [shape[1] for shape in data.latent_shapes]
-    lead = open_family(config.model).lead
-    return divide_frames(objective.needs, config.data.segments, data.rows[0], frames, lead)
+    family = open_family(config.model)
+    frames: dict[str, list[int]] = {VIDEO: [shape[1] for shape in data.latent_shapes]}
+    for name in family.streams[1:]:
+        frames[name] = [family.stream_shapes(*size)[name][1] for size in config.data.sizes]
+    return {
+        name: divide_frames(
+            objective.needs, config.data.segments, data.rows[0], lengths, family.lead if name == VIDEO else 0
+        )
+        for name, lengths in frames.items()
+    }
+
+
+def segments_of(segments: Segments, latents: Latents) -> list[int] | dict[str, list[int]] | None:
+    """Those of `latents` `[N, C, F, ...]`, as `Compared` takes them."""
+    found = {name: segments[name][tensor.shape[2]] for name, tensor in by_stream(latents).items()}
+    return found if isinstance(latents, Mapping) else found[VIDEO]
 
 
 def divide_frames(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from pgdpo.models.family import Family
 from pgdpo.objectives import PairInfo
 from pgdpo.rows.columns import COLUMNS, OF_LISTS
+from pgdpo.rows.dimensions import has_label, label_of
 from pgdpo.rows.ranked import ranks_of
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.training.noising import Sample
@@ -31,9 +32,24 @@ def pair_info(batch: dict, sample: Sample, family: Family) -> PairInfo:
         name: torch.tensor(column, dtype=torch.float32, device=timestep.device)
         for name, column in columns.items()
     }
+    if batch["groups"] is None and isinstance(sample.latents, Mapping):
+        values["parts"] = part_labels(rows, sample.latents, timestep.device)
     if sample.timestep_weight is not None:
         values["timestep_weight"] = sample.timestep_weight * values.get("timestep_weight", 1)
     return PairInfo(timestep=timestep, ids=batch["pair_ids"], draw=batch["draw"], **values)
+
+
+def part_labels(
+    rows: Sequence[dict], parts: Iterable[str], device: torch.device
+) -> dict[str, torch.Tensor] | None:
+    """`PairInfo.parts`, by `label_of`; a part of which no row has its own preference is not in it, and None where none
+    is."""
+    found = {
+        part: torch.tensor([label_of(row, part) for row in rows], device=device)
+        for part in parts
+        if any(has_label(row, part) for row in rows)
+    }
+    return found or None
 
 
 def sample_columns(groups: Sequence[list[dict]]) -> dict[str, list[list[float]]]:

@@ -27,6 +27,7 @@ class Task:
             config.objective["name"],
             process_group=None if config.train.deterministic else ranks.data_group,
             seed=config.train.seed,
+            parts=config.objective.get("parts"),
             **config.objective_options,
             **config.train.steer.options,
         )
