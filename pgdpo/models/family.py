@@ -94,7 +94,6 @@ class Family:
         )
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
-            self._check_toy()
         else:
             self._check_parts(Path(self.source))
 
@@ -142,7 +141,7 @@ class Family:
         index = Path(self.source) / INDEX
         return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
 
-    def _check_toy(self) -> None:
+    def check_toy(self) -> None:
         """Raises InputError unless what the toy's encoders make is as wide as what the transformer takes."""
         toy = toy_encoders()
         made = {"latents": toy.latent_channels, "sound": toy.sound_channels, "embeddings": toy.text_dim}

@@ -80,6 +80,13 @@ def needs_of(name: str, **options: Any) -> Needs:
     return modifiers.add_needs(get_spec(name).needs_with(checked), checked)
 
 
+def pools(name: str, **options: Any) -> bool:
+    """Whether an objective's loss hangs on the other groups of a batch, of all ranks. Raises as `check_options`."""
+    checked = check_options(name, **options)
+    whole = checked.get("safeguard", {}).get("scope") == "microbatch"
+    return get_spec(name).pools or whole or "adaptive_clip" in checked
+
+
 def build_objective(
     name: str,
     *,
@@ -131,12 +138,6 @@ class Objective:
     @property
     def needs_cross(self) -> bool:
         return self.needs.cross
-
-    @property
-    def pools(self) -> bool:
-        """Whether its loss hangs on the batch's other groups, of all ranks."""
-        whole = self.options.get("safeguard", {}).get("scope") == "microbatch"
-        return self.spec.pools or whole or "adaptive_clip" in self.options
 
     def notes(self, columns: Container[str]) -> list[str]:
         """What a run on rows with these columns must know: what the objective nearly is, what its batch is."""

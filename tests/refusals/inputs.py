@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, silent, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -169,6 +169,10 @@ INPUTS = {
     "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
     "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),
     "encoders of another width": Input(opened, of("wan 2.1 t2v", "model.encoders=toy")),
+    "sound of another width": Input(opened, of("ltx2", "model.encoders=toy")),
+    "a picture for the sounding toy": Input(
+        opened, of("ltx2", "model.encoders=toy", "model.task=image_to_video")
+    ),
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),
@@ -265,6 +269,12 @@ INPUTS = {
     "a safeguard on groups": Input("train", prepared_groups("objective.safeguard={}", samples=RANKED)),
     "a caption that was passed over": Input("train", passed_over),
     "sound in some rows": Input("train", half_heard),
+    "sound alone that is not there": Input(
+        "train", silent("objective.parts={video: 0}", heard=(False, False))
+    ),
+    "sound that ranks compare": Input(
+        "train", silent("objective={name: kto, parts: {form: separate}}", heard=(True, False))
+    ),
     "a caption beside a picture": Input("prepare", own_caption),
     "a column": Input("train", given("objective={name: dense_dpo}")),
     "a column's shape": Input(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 
+import numpy as np
+
+from pgdpo.config.read import load_config
+from pgdpo.video import write_video
 from tests.checking.broken_inputs import write_clips
 from tests.models.families import KINDS
 from tests.refusals.making import Place, good_row, pipeline, rows
+from tests.worlds import run_pgdpo
 
 
 def of(name: str, *overrides: str, **changes: dict) -> Callable[[Place], list[str]]:
@@ -34,6 +40,26 @@ def own_caption(place: Place) -> list[str]:
     write_clips(place.folder / "clips")
     own = rows(place, [good_row("0") | {"caption_rejected": "a blue dot"}, good_row("1")])
     return [*own, *of("hunyuan_video i2v", "data.num_frames=5", "data.fps=own")(place)]
+
+
+def silent(*overrides: str, heard: tuple[bool, bool]) -> Callable[[Place], list[str]]:
+    """Two rows prepared for LTX-2, of which the index says whether their clips have sound."""
+
+    def build(place: Place) -> list[str]:
+        (place.folder / "clips").mkdir()
+        for name in ("0a", "0b"):
+            write_video(place.folder / f"clips/{name}.mp4", np.full((9, 32, 32, 3), 100, np.uint8), 24)
+        told = "data.num_frames=9", "data.height=32", "data.width=32", "evaluate.fps=null"
+        own = [*rows(place, [good_row("0"), good_row("1")]), *of("ltx2", *told)(place)]
+        run_pgdpo("prepare", place.config, *own)
+        file = load_config(place.config, own).prepared_folder("train") / "index.json"
+        index = json.loads(file.read_text())
+        for row, sounds in zip(index["pairs"], heard, strict=True):
+            row["sound"] = sounds
+        file.write_text(json.dumps(index))
+        return [*own, *overrides]
+
+    return build
 
 
 def checkpoint(place: Place) -> list[str]:

@@ -74,7 +74,10 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
             "prepared pairs hold none. Call it": By("siblings"),
             "set diffusion.inversion_steps (10": By("inversion"),
         },
-        "check_streams": {"no sound, the first is": By("sound in some rows")},
+        "check_streams": {
+            "nothing is learnt of such rows": By("sound alone that is not there"),
+            "compares the samples of all ranks, of each part": By("sound that ranks compare"),
+        },
         "check_rows": {"InputError(f\"{data.folder": By("hard labels", says=("lives by how sure a label is",))},
         "check_reference": {"set train.reference to `ema`": By("a reference that stands still")},
         "_check_flow_dpo": {"(1 - sigma)^2 is for flow matching": By("flow_dpo of v")},
@@ -107,7 +110,8 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "training.opening": {
-        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))}
+        "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
+        "_check_streams": {"leave these rows out, set": By("sound in some rows", says=("rows have no sound",))},
     },
     "checkpoints.identity": {"check_init": {"it is another LoRA than the run started": Why.RUN}},
     "checkpoints.published": {

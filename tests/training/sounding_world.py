@@ -11,7 +11,7 @@ from pgdpo.video import Sound, write_video
 from tests.models.tiny_ltx2 import save_tiny_ltx2
 from tests.worlds import write_config
 
-FPS, FRAMES, SIZE = 24, 9, 32
+FPS, FRAMES, SIZE = 24, 9, 64  # latents of 2 x 2 x 2, the smallest that the VAE decodes
 
 
 def clip(path: Path, seed: int, *, sounds: bool) -> Path:
@@ -58,6 +58,6 @@ def sounding_world(folder: Path, train: list[dict], held_out: list[dict], **sect
         folder / "model",
         data=data,
         model={"family": "ltx2", "encoders": "pipeline"},
-        evaluate={"reward": None, "num_prompts": 1, "every": 2, "every_prompts": 0},
+        evaluate={"reward": None, "num_prompts": 1, "every": 2, "every_prompts": 0, "fps": None},
         **sections,
     )

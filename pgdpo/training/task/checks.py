@@ -14,6 +14,8 @@ from pgdpo.models import open_family
 from pgdpo.models.family import Family
 from pgdpo.objectives import Needs, Objective, get_spec
 from pgdpo.objectives.info import OF_GROUPS, on_groups
+from pgdpo.objectives.objective import pools
+from pgdpo.objectives.parts import Parts
 from pgdpo.rows.columns import COLUMNS, are_hard, hard_labels, how_to_get
 from pgdpo.rows.schema import SAMPLES
 
@@ -26,33 +28,9 @@ def check_data(objective: Objective, config: Config, data: PreparedPairs) -> Non
     check_noise(objective.name, objective.needs, config)
     check_reference(objective.name, objective.needs, config)
     check_rows(objective.name, objective.needs, data)
-    _check_silent(objective, config, data)
     if data.kind == "group":
         for size in sorted(set(data.group_sizes)):
             objective.check_groups(size)
-
-
-def _check_silent(objective: Objective, config: Config, data: PreparedPairs) -> None:
-    """Raises InputError where rows without sound, beside others or alone, leave the objective nothing to go by."""
-    streams = config.model.streams
-    silent = [row for row in data.rows if row.get("sound") is False] if len(streams) > 1 else []
-    if not silent:
-        return
-    file = data.folder / "index.json"
-    several = (
-        f"{len(silent)} of {len(data.rows)} rows of {file} have no sound, the first is `{silent[0]['id']}`"
-    )
-    if not objective.parts.weight(streams[0]):
-        raise InputError(
-            f"objective.parts.{streams[0]} is 0, and {several}: they would teach nothing; leave them out of the "
-            f"manifest, or give {streams[0]} a weight"
-        )
-    if objective.pools and objective.parts.form == "separate" and len(silent) < len(data.rows):
-        raise InputError(
-            f"objective `{objective.name}` compares the samples of all ranks with each other, in each part by itself "
-            f"(objective.parts.form: separate), and {several}: a rank that has silent ones would compare less often "
-            "than the others; set form to `inside`, or leave them out of the manifest"
-        )
 
 
 def check_rows(name: str, needs: Needs, data: PreparedPairs) -> None:
@@ -198,14 +176,30 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
 
 
 def check_streams(config: Config, pairs: PreparedPairs) -> None:
-    """Raises InputError where ranks that share each layer's weights would wait for each other: they run other layers
-    for groups with sound than for those without."""
+    """Raises InputError where groups without sound leave a run nothing to learn from, or where ranks that have some
+    would wait for ranks that have others, for sums that these alone make. (For layers that these alone run: see
+    `opening.open_pairs`.)"""
     silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
-    if config.train.zero_stage == 3 and 0 < len(silent) < len(pairs.rows):
+    first, *others = pairs.streams
+    if not (others and silent):
+        return
+    parts, name = Parts.read(config.objective.get("parts")), config.objective["name"]
+    some = (
+        f"{len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have no sound, the first is "
+        f"`{silent[0]}`"
+    )
+    if not parts.weight(first):
         raise InputError(
-            f"train.zero_stage is 3, and {len(silent)} of {len(pairs.rows)} rows of {pairs.folder / 'index.json'} have "
-            f"no sound, the first is `{silent[0]}`: ranks with sound and ranks without would wait for each other; "
-            "leave these rows out, set model.audio to false, or take zero_stage 2"
+            f"objective.parts.{first} is 0, and {some}: nothing is learnt of such rows; leave them out, or give "
+            f"{first} a weight"
+        )
+    if len(silent) == len(pairs.rows):
+        return
+    if parts.form == "separate" and pools(name, **config.objective_options):
+        raise InputError(
+            f"objective.parts.form is `separate`, and objective `{name}` compares the samples of all ranks, of each "
+            f"part by itself, and {some}: ranks that have sound would wait for ranks that have none; leave these rows "
+            "out, or set the form to `inside`"
         )
 
 
