@@ -26,7 +26,7 @@ def keep() -> None:
 
 def _looked_up(asked: SampleFlops, *, adapter: bool) -> Counts:
     model = asked.config.model.model_dump_json()
-    key = repr((sorted(asked.family.architecture().items()), model, asked.latent_shape, adapter))
+    key = repr((sorted(asked.family.architecture().items()), model, sorted(asked.shapes.items()), adapter))
     file = Path(os.environ[FOLDER]) / hashlib.sha256(key.encode()).hexdigest()
     if not file.exists():
         counts = _count(asked, adapter=adapter)

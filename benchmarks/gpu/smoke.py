@@ -40,6 +40,10 @@ def query_and_key(random, batch: int) -> tuple:
     return (*states, *weights, angles.cos(), angles.sin())
 
 
+def gated(random, batch: int) -> tuple:
+    return random(batch, TOKENS, WIDTH), random(batch, TOKENS, HEADS)
+
+
 def pairs(random, batch: int) -> tuple:
     target = random(2 * batch, 4, 3, 5, 7)
     reference = target + 0.3 * random(*target.shape)
@@ -79,6 +83,13 @@ OPS = {
         lambda x, y, g, a, b: kernels.gate_residual_norm_modulate(x, y, g, a, b),
     ),
     "qk_norm_rope": Smoke(query_and_key, lambda *x: kernels.qk_norm_rope(*x, num_heads=HEADS)),
+    "norm_rope": Smoke(
+        query_and_key,
+        lambda q, k, weight, _, cos, sin: (
+            kernels.norm_rope(q, weight, cos, sin, num_heads=HEADS, rope="halves"),
+        ),
+    ),
+    "gate_heads": Smoke(gated, lambda x, logits: (kernels.gate_heads(x, logits),)),
     "pair_errors": Smoke(pairs, errors),
     "group_errors": Smoke(pairs, separate_errors),
     "diffusion_dpo": Smoke(pairs, losses),

@@ -258,6 +258,7 @@ def this_trainer(config, device: torch.device, done: Callable[[dict], None]) -> 
 def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -> list[dict]:
     """Diffusion-DPO as it stands in public trainers, in plain diffusers, peft and torch."""
     from pgdpo.data.visits.loading import collate
+    from pgdpo.diffusion.streams import elements
     from pgdpo.models import open_family
     from pgdpo.models.adapters.adapter import add_adapter
     from pgdpo.planning.costs.flops import SampleFlops, utilisation
@@ -276,7 +277,7 @@ def public_trainer(config, device: torch.device, done: Callable[[dict], None]) -
     reference.requires_grad_(False)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, fused=device.type == "cuda")
-    counted = SampleFlops(family, config, data.latent_shape)
+    counted = SampleFlops(family, config, max(data.stream_shapes, key=elements))
     flops = 2 * counted.model(config, reference_runs=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -132,7 +132,7 @@ def main() -> None:
         for weights, changes in WEIGHTS.items():
             config = load_config(f"{name}.yaml", changes)
             family, _ = open_to_plan(config.model)
-            plan = SampleFlops(family, config, family.latent_shape(*config.data.sizes[0]))
+            plan = SampleFlops(family, config, family.stream_shapes(*config.data.sizes[0]))
             for checkpointing in CHECKPOINTING:
                 row = rows[f"{name}, {weights}, {checkpointing}"] = compare(config, plan, checkpointing)
                 print(f"{name}, {weights}, {checkpointing}: {row['difference']:.1e}", flush=True)

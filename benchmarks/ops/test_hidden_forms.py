@@ -1,4 +1,4 @@
-"""The ops on hidden states in models' other forms: trained, unsummed and per-token modulation, other norms.
+"""The ops on hidden states in other forms: modulation trained, unsummed or per token, other norms, LTX-2's heads.
 
 Liger-Kernel (0.8) has the norms alone and with a modulation, but no gate, and turns q and k by halves, unnormed: it is
 timed on norms, where it is installed.
@@ -20,6 +20,9 @@ WAN_14B = (75600, 5120)  # tokens and hidden size, 81 frames at 720p
 WAN_22_5B = (27280, 3072)  # a timestep per token, 121 frames at 704p
 LTX_2B = (9680, 2048)
 LTX_13B = (9680, 4096)
+LTX_2 = (14080, 4096)  # the picture, 121 frames at 704p
+LTX_2_CROSS = (14080, 2048)  # its queries to the sound
+HEADS = 32
 
 # Op, function, hidden states; tensors of their size that forward and backward move; modulations that each reads; and
 # how many tensors more backward reads where the modulations are trained.
@@ -99,6 +102,63 @@ def normed(form: str, function, liger, sizes: tuple[int, int]) -> list[Case]:
     ]
 
 
+def halves(ops, q, k, q_weight, k_weight, cos, sin):
+    return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads=cos.shape[2], rope="halves")
+
+
+def crossed(ops, x, weight, cos, sin):
+    return (ops.norm_rope(x, weight, cos, sin, num_heads=cos.shape[2], rope="halves"),)
+
+
+def gated(ops, x, logits):
+    return (ops.gate_heads(x, logits),)
+
+
+def make_heads(sizes, states, heads):
+    """`states` tensors [1, N, D] that want gradients, a weight for each, and each head's own cos and sin."""
+    tokens, width = sizes
+
+    def allocate(seed):
+        device = driver().name
+        generator = torch.Generator(device).manual_seed(seed)
+        random = functools.partial(torch.randn, device=device, generator=generator)
+        rows = [random(1, tokens, width, dtype=torch.bfloat16).requires_grad_() for _ in range(states)]
+        weights = [random(width, dtype=torch.bfloat16) for _ in range(states)]
+        angles = random(1, tokens, heads, width // heads // 2)
+        return (*rows, *weights, angles.cos(), angles.sin())
+
+    return allocate
+
+
+def make_gated(sizes, heads):
+    """A tensor [1, N, D] and logits [1, N, H], which both want gradients."""
+    tokens, width = sizes
+
+    def allocate(seed):
+        device = driver().name
+        generator = torch.Generator(device).manual_seed(seed)
+        random = functools.partial(torch.randn, 1, tokens, device=device, generator=generator)
+        return tuple(random(n, dtype=torch.bfloat16).requires_grad_() for n in (width, heads))
+
+    return allocate
+
+
+def of_heads(picture: tuple[int, int], cross: tuple[int, int], heads: int) -> list[Case]:
+    """As LTX-2's attention has them; a table has half as many numbers as its tensor, of four bytes, twice."""
+    tables, cross_tables = (2 * (4 * tokens * width,) for tokens, width in (picture, cross))
+    logits = 2 * picture[0] * heads
+    out = []
+    for op, function, sizes, allocate, moved, extra in (
+        ("qk_norm_rope", halves, picture, make_heads(picture, 2, heads), (4, 6), tables),
+        ("norm_rope", crossed, cross, make_heads(cross, 1, heads), (2, 3), cross_tables),
+        ("gate_heads", gated, picture, make_gated(picture, heads), (2, 3), (logits, 2 * logits)),
+    ):
+        form = "" if op == "gate_heads" else "halves"
+        for direction, tensors, more in zip(("forward", "backward"), moved, extra, strict=True):
+            out.append(case(op, function, sizes, direction, tensors, allocate, more, form))
+    return out
+
+
 def cases(tiny: bool = False) -> list[Case]:
     """The most telling first."""
     wan_14b, wan_22, ltx_13b, ltx_2b = [(2, 64)] * 4 if tiny else (WAN_14B, WAN_22_5B, LTX_13B, LTX_2B)
@@ -110,6 +170,7 @@ def cases(tiny: bool = False) -> list[Case]:
         *normed("rms", rms, liger_rms, ltx_13b),
         *modulated("pair", wan_14b, both),
         *([] if tiny else normed("rms", rms, liger_rms, ltx_2b)),
+        *(of_heads((2, 64), (2, 32), 4) if tiny else of_heads(LTX_2, LTX_2_CROSS, HEADS)),
     ]
 
 

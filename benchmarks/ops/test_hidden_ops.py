@@ -8,7 +8,14 @@ import importlib.util
 import pytest
 import torch
 
-from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope
+from pgdpo_kernels import (
+    gate_heads,
+    gate_residual,
+    gate_residual_norm_modulate,
+    norm_modulate,
+    norm_rope,
+    qk_norm_rope,
+)
 from pgdpo_kernels.reference import hidden as eager
 
 from ..conftest import run
@@ -53,6 +60,8 @@ class Fused:
     gate_residual = staticmethod(gate_residual)
     gate_residual_norm_modulate = staticmethod(gate_residual_norm_modulate)
     qk_norm_rope = staticmethod(qk_norm_rope)
+    norm_rope = staticmethod(norm_rope)
+    gate_heads = staticmethod(gate_heads)
 
 
 @functools.cache

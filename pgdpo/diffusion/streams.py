@@ -8,6 +8,7 @@ third axis is time in each, and a stream that a group of samples lacks is not in
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ else:
     Latents = Any  # a name in annotations: torch is not imported for it
 
 VIDEO, AUDIO = "video", "audio"
+Shapes = Mapping[str, tuple[int, ...]]  # of one sample's latents, by stream
 
 
 def by_stream(latents: Any) -> dict[str, Any]:
@@ -42,6 +44,17 @@ def each(function: Callable, latents: Any, *others: Any) -> Any:
 def video_of(latents: Any) -> Tensor:
     """The picture's tensor."""
     return latents[VIDEO] if isinstance(latents, Mapping) else latents
+
+
+def of_shapes(make: Callable[[tuple[int, ...]], Tensor], shapes: Shapes) -> Latents:
+    """Latents whose streams have these shapes, each as `make` makes it; a tensor where the picture is alone."""
+    made = {name: make(shape) for name, shape in shapes.items()}
+    return made if len(made) > 1 else made[VIDEO]
+
+
+def elements(shapes: Shapes) -> int:
+    """Numbers in one sample's latents, of all streams."""
+    return sum(map(math.prod, shapes.values()))
 
 
 def seed_of(seed: int, stream: str) -> int:

@@ -40,8 +40,7 @@ def share_tokens(
     route_attention()
     blocks = [block for name in sharing.blocks for block in transformer.get_submodule(name)]
     streams = {name: Stream(process_group) for name in sharing.streams}
-    among = {tokens.attention: (name, name) for name, tokens in sharing.streams.items()}
-    for attention, (queries, keys) in (among | sharing.across).items():
+    for attention, (queries, keys) in sharing.attentions.items():
         exchange = Ulysses(streams[queries], streams[keys], text_first=sharing.text_first)
         for block in blocks:
             _exchange_in(block.get_submodule(attention), exchange, sharing.processor)
@@ -188,24 +187,14 @@ class Ulysses:
         **options,
     ) -> torch.Tensor:
         """`attention` of all tokens, shaped as `query`."""
-        if self.keys_are_few:
+        if self.queries is not self.keys and keys_are_few(
+            self.queries.count, self.keys.count, self.keys.degree
+        ):
             key, value = self.keys.gather(key), self.keys.gather(value)
             return attention(query=query, key=key, value=value, attn_mask=attn_mask, **options)
         query = self._to_heads(query, self.queries)
         key, value = self._to_heads(key, self.keys), self._to_heads(value, self.keys)
         return self._to_tokens(attention(query=query, key=key, value=value, attn_mask=attn_mask, **options))
-
-    @property
-    def keys_are_few(self) -> bool:
-        """Whether it is less to have all keys and values on every rank, and let each ask for its own tokens.
-
-        Of n ranks, with Q and K tokens, each then sends 2 K / n tokens to n - 1 others; to trade tokens for heads it
-        sends 2 (Q + K) / n^2 to each: queries, keys, values and outputs. Of a picture that listens to its sound
-        (6,144 tokens to 126, in LTX-2's five seconds) the former is a sixth of the latter on eight ranks.
-        """
-        if self.queries is self.keys:
-            return False
-        return (self.queries.degree - 1) * self.keys.count <= self.queries.count
 
     def _to_heads(self, tensor: torch.Tensor, stream: Stream) -> torch.Tensor:
         """All heads of this rank's tokens -> this rank's heads of all tokens."""
@@ -233,6 +222,17 @@ class Ulysses:
 
     def _joined(self, text: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
         return torch.cat([text, shared] if self.text_first else [shared, text], dim=1)
+
+
+def keys_are_few(queries: int, keys: int, degree: int) -> bool:
+    """Whether attention across streams, of so many tokens, sends less if every rank has all keys and values, and asks
+    for its own tokens alone.
+
+    Of n ranks, with Q and K tokens, each then sends 2 K / n of them to n - 1 others; to trade tokens for heads it sends
+    2 (Q + K) / n^2 to each: queries, keys, values and outputs. Of a picture that listens to its sound (6,144 tokens to
+    126, in LTX-2's five seconds) the former is a sixth of the latter on eight ranks.
+    """
+    return degree * keys <= queries + keys
 
 
 class AllToAll(torch.autograd.Function):

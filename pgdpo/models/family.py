@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pgdpo.config.families import TOY_CARD, Licence, SampleSettings, check_family
 from pgdpo.config.model import ModelConfig
-from pgdpo.diffusion.streams import AUDIO, VIDEO
+from pgdpo.diffusion.streams import AUDIO, VIDEO, Shapes
 from pgdpo.files.atomic import glance
 from pgdpo.files.pipeline import ASSETS, INDEX, TOYS, is_hub_id, pipeline_in
 from pgdpo.messages.errors import InputError
@@ -94,7 +94,6 @@ class Family:
         )
         if model.encoders == "toy":
             self.text_length = toy_encoders().text_length
-            self._check_toy()
         else:
             self._check_parts(Path(self.source))
 
@@ -142,7 +141,7 @@ class Family:
         index = Path(self.source) / INDEX
         return json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
 
-    def _check_toy(self) -> None:
+    def check_toy(self) -> None:
         """Raises InputError unless what the toy's encoders make is as wide as what the transformer takes."""
         toy = toy_encoders()
         made = {"latents": toy.latent_channels, "sound": toy.sound_channels, "embeddings": toy.text_dim}
@@ -172,6 +171,10 @@ class Family:
     def tokens(self, latent_shape: tuple[int, ...]) -> int:
         """Video tokens of latents of shape `(C, F, H, W)`."""
         return math.prod(n // p for n, p in zip(latent_shape[1:], self.patch, strict=True))
+
+    def stream_tokens(self, shapes: Shapes) -> dict[str, int]:
+        """Tokens of each stream, of latents of these `stream_shapes`: of what stands beside the picture one a time."""
+        return {name: self.tokens(shape) if name == VIDEO else shape[1] for name, shape in shapes.items()}
 
     def load_scheduler(self, flow_shift: float | None = None) -> diffusers.SchedulerMixin:
         """The pipeline's own scheduler, of the class that its folder names; `flow_shift` replaces its shift.

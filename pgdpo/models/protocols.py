@@ -98,3 +98,8 @@ class TokenSharing:
     processor: type | None = (
         None  # stands in for diffusers' own where that does not ask diffusers' dispatcher
     )
+
+    @property
+    def attentions(self) -> dict[str, tuple[str, str]]:
+        """All of a block's attention that is shared, as `across`."""
+        return {tokens.attention: (name, name) for name, tokens in self.streams.items()} | self.across

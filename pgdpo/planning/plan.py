@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from pgdpo.config import Config, sample_settings
 from pgdpo.data.preparing.room import conditioning_bytes
 from pgdpo.data.visits.batches import check_batches
+from pgdpo.diffusion.streams import VIDEO, Shapes, elements, of_shapes
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.parallel import check_sequence_parallel
 from pgdpo.messages.errors import InputError
@@ -32,8 +32,8 @@ from pgdpo.planning.costs.hours import (
     training_hours,
 )
 from pgdpo.planning.costs.memory import FP32, Memory, Sharding, rank_memory, trained
-from pgdpo.planning.costs.meta import Size, attention_width, block_lists, meta_policy, sizes
-from pgdpo.planning.costs.step import Step, plan_step
+from pgdpo.planning.costs.meta import Size, attention_widths, block_lists, meta_policy, sizes
+from pgdpo.planning.costs.step import Step, plan_step, sent_by_a_rank
 from pgdpo.planning.costs.trace import Activations, Pass, activations
 from pgdpo.planning.hardware import Machine
 from pgdpo.planning.published import open_to_plan
@@ -44,7 +44,8 @@ class Plan:
     """What one configuration needs on one machine."""
 
     machine: Machine
-    latent_shape: tuple[int, ...]  # (C, F, H, W)
+    latent_shape: tuple[int, ...]  # (C, F, H, W), of the picture
+    streams: dict[str, dict]  # `shape` and `tokens` of one clip's latents, by stream
     parameters: int
     trained: int
     memory: Memory
@@ -80,15 +81,15 @@ class Planner:
     """Plans of one model and data, under any memory and engine settings; what was traced is kept.
 
     Of several sizes the largest is planned for, and of groups the memory of the largest and the time of the mean one.
-    `latent_shapes`, `group_sizes`: those of prepared data; by default what the VAE's configuration gives for `data.*`,
-    and what the manifests hold. `opened`: what `open_to_plan` found, if it was asked before. Raises InputError as
-    that and `Family.check_clip` do.
+    `shapes` (by stream), `group_sizes`: those of prepared data; by default what the VAE's configuration gives for
+    `data.*`, and what the manifests hold. `opened`: what `open_to_plan` found, if it was asked before. Raises
+    InputError as that and `Family.check_clip` do.
     """
 
     def __init__(
         self,
         config: Config,
-        latent_shapes: list[tuple[int, ...]] | None = None,
+        shapes: Sequence[Shapes] | None = None,
         group_sizes: list[int] | None = None,
         *,
         opened: tuple[Family, str | None] | None = None,
@@ -97,15 +98,17 @@ class Planner:
         self.family, self.note = open_to_plan(config.model) if opened is None else opened
         for size in config.data.sizes:
             self.family.check_clip(*size)
-        shapes = latent_shapes or [self.family.latent_shape(*size) for size in config.data.sizes]
-        self.latent_shape = max(shapes, key=math.prod)
+        shapes = shapes or [self.family.stream_shapes(*size) for size in config.data.sizes]
+        self.shapes = max(shapes, key=elements)
+        self.latent_shape = self.shapes[VIDEO]
+        self.tokens = self.family.stream_tokens(self.shapes)
         if config.model.adapter is not None:
             check_targets(self.family, config.model.adapter)
         policy = meta_policy(self.family, config)
         self.sizes = sizes(policy)
         self.depths = block_lists(policy)
-        self._width = attention_width(policy)
-        self.flops = SampleFlops(self.family, config, self.latent_shape)
+        self._widths = attention_widths(policy, self.family.sharing)
+        self.flops = SampleFlops(self.family, config, self.shapes)
         self.needs_reference = build_objective(
             config.objective["name"], **config.objective_options
         ).needs_reference
@@ -154,8 +157,8 @@ class Planner:
             sharding,
             machine,
             group_size=self.mean_size,
-            tokens=self.family.tokens(self.latent_shape),
-            exchanged=self._exchanged,
+            tokens=sum(self.tokens.values()),
+            exchanged=self._sent(degree),
             reference_runs=runs,
             backward_passes=backward_passes,
             on_host=on_host,
@@ -164,7 +167,7 @@ class Planner:
         disk = plan_disk(
             config,
             self.sizes,
-            self.latent_shape,
+            per_sample=elements(self.shapes),
             counts=self._groups,
             conditioning=self._stored_conditioning(config),
             moving=trained(self.sizes) if moves else 0,
@@ -184,6 +187,10 @@ class Planner:
         return Plan(
             machine,
             self.latent_shape,
+            {
+                name: {"shape": tuple(shape), "tokens": self.tokens[name]}
+                for name, shape in self.shapes.items()
+            },
             sum(size.numel for size in self.sizes),
             trained(self.sizes),
             memory,
@@ -251,11 +258,9 @@ class Planner:
             self._traced["sampling", samples] = self.traced(self.config, run)
         return self._traced["sampling", samples].peak
 
-    @property
-    def _exchanged(self) -> int:
-        """Bytes of queries, keys, values and outputs of a clip's tokens, in all blocks."""
+    def _sent(self, degree: int) -> float:
         itemsize = compute_dtype(self.config).itemsize
-        return 4 * self.family.tokens(self.latent_shape) * self._width * itemsize
+        return sent_by_a_rank(self.family.sharing, self.tokens, self._widths, itemsize, degree)
 
     def activations(self, config: Config, samples: int) -> Activations:
         """Of `samples` clips in one forward, on CUDA."""
@@ -270,13 +275,13 @@ class Planner:
         return activations(functools.partial(self.build, config, dtype=dtype), run, self.depths)
 
     def traced_pass(self, samples: int, *, cuda: bool = True) -> Pass:
-        shape = self.latent_shape
+        dtype = compute_dtype(self.config)
 
         def inputs():
             return (
-                torch.empty(samples, *shape, dtype=compute_dtype(self.config)),
+                of_shapes(lambda shape: torch.empty(samples, *shape, dtype=dtype), self.shapes),
                 torch.empty(samples),
-                self.family.example_conditioning(samples, shape),
+                self.family.example_conditioning(samples, self.latent_shape),
             )
 
         return Pass(self.family.predict, inputs, bf16=self.config.train.precision == "bf16", cuda=cuda)
@@ -312,8 +317,7 @@ class Planner:
 
     def _inputs(self, samples: int) -> int:
         """Latents, noisy latents, target, the policy's and the reference's prediction, and the conditioning."""
-        latents = torch.Size(self.latent_shape).numel() * FP32
-        return 5 * samples * latents + self._conditioning_bytes(samples)
+        return 5 * samples * elements(self.shapes) * FP32 + self._conditioning_bytes(samples)
 
     def _stored_conditioning(self, config: Config) -> int:
         """Bytes on disk of one pair's conditioning, prepared beside a GPU, where text encoders compute in bf16."""

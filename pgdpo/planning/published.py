@@ -2,8 +2,8 @@
 
 `assets/architectures/<owner>--<name>/` holds what planning reads: the transformer's and the VAE's configuration, the
 pipeline's index and its scheduler. The other parts' files are empty: no weights, no tokenizer, nothing to train with.
-Those of CogVideoX 1.5 and of CogVideoX's image-to-video models are what diffusers' conversion script makes
-(scripts/convert_cogvideox_to_diffusers.py), not checked against the published weights.
+Those of CogVideoX 1.5, of CogVideoX's image-to-video models and of LTX-2 are what diffusers' conversion scripts make
+(scripts/convert_cogvideox_to_diffusers.py, convert_ltx2_to_diffusers.py), not checked against the published weights.
 """
 
 from __future__ import annotations

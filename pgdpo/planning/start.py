@@ -7,6 +7,7 @@ import os
 import torch
 
 from pgdpo.config import Config
+from pgdpo.diffusion.streams import Shapes
 from pgdpo.messages.console import say
 from pgdpo.messages.errors import InputError
 from pgdpo.planning.advice import changes_that_fit, explain
@@ -17,12 +18,13 @@ from pgdpo.planning.plan import Planner
 
 def check_memory(
     config: Config,
-    latent_shapes: list[tuple[int, ...]],
+    shapes: list[Shapes],
     group_sizes: list[int],
     device: torch.device,
     world: int,
 ) -> None:
-    """`latent_shapes`, `group_sizes`: of each bucket. On a GPU, compare the plan with its memory; on a CPU do nothing.
+    """`shapes` (by stream), `group_sizes`: of each bucket. On a GPU, compare the plan with its memory; on a CPU do
+    nothing.
 
     Raises InputError as `refuse_too_large`.
     """
@@ -30,12 +32,12 @@ def check_memory(
         return
     memory = torch.cuda.get_device_properties(device).total_memory
     nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    refuse_too_large(config, latent_shapes, group_sizes, memory=memory, gpus=world, nodes=nodes)
+    refuse_too_large(config, shapes, group_sizes, memory=memory, gpus=world, nodes=nodes)
 
 
 def refuse_too_large(
     config: Config,
-    latent_shapes: list[tuple[int, ...]],
+    shapes: list[Shapes],
     group_sizes: list[int] | None = None,
     *,
     memory: float,
@@ -47,7 +49,7 @@ def refuse_too_large(
     if name is not None and find_card(name) is None:  # its memory is known all the same
         name, note = "H100", f"\ntimes are those of an H100: the rate of a {name} is not known"
     on = machine(gpus=gpus, nodes=nodes, name=name, memory_gb=memory / 1e9, mfu=0.35, disk_gb_per_s=1.0)
-    planner = Planner(config, latent_shapes, group_sizes)
+    planner = Planner(config, shapes, group_sizes)
     plan = planner.plan(config, on)
     if plan.fits:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from pgdpo.diffusion.streams import VIDEO
 from pgdpo.messages.units import duration_text, si, size_text
 from pgdpo.planning import hardware
 from pgdpo.planning.costs.step import Step
@@ -31,6 +32,10 @@ def table(plan: Plan, title: str) -> Table:
     shown.add_row("machine", f"{machine.gpus} x {machine.name}{nodes}", f"{size_text(machine.memory)} each")
     shown.add_row("parameters", f"{plan.parameters / 1e6:,.1f} M", f"{plan.trained / 1e6:,.1f} M train")
     shown.add_row("latents", "x".join(map(str, plan.latent_shape)), "channels, frames, height, width")
+    for name, stream in plan.streams.items():
+        if name != VIDEO:
+            size = "x".join(map(str, stream["shape"]))
+            shown.add_row(f"{name} latents", size, f"channels, times, bins; {stream['tokens']} tokens")
     shown.add_section()
     for name, size in memory.parts().items():
         if name == "validation" and not size:

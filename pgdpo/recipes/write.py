@@ -50,7 +50,8 @@ def models() -> list[str]:
     return sorted(
         file.stem
         for file in shipped_configs().values()
-        if file.stem not in ("quickstart", "toy_base") and "base:" not in file.read_text(encoding="utf-8")
+        if not file.stem.startswith(("quickstart", "toy_base"))
+        and "base:" not in file.read_text(encoding="utf-8")
     )
 
 

@@ -19,13 +19,13 @@ class Costs:
 
     def __init__(self, config: Config, policy: Joint, groups: GroupSource, *, reference_runs: bool) -> None:
         self._config, self._family, self._device = config, policy.family, policy.ranks.device
-        self._shapes, self._sizes = groups.latent_shapes, groups.group_sizes
+        self._shapes, self._sizes = groups.stream_shapes, groups.group_sizes
         self._reference_runs = reference_runs
 
     def of(self, buckets: Sequence[int], seconds: float) -> dict:
         """Speed, MFU, memory (bytes) of a step that took `seconds`; `buckets`: of its micro-batches, over all ranks."""
         train = self._config.train
-        tokens = sum(self._sizes[bucket] * self._family.tokens(self._shapes[bucket]) for bucket in buckets)
+        tokens = sum(self._sizes[bucket] * self._tokens(bucket) for bucket in buckets)
         flops = train.micro_batch_groups * sum(self._flops[bucket] for bucket in buckets)
         return {
             "pairs_per_second": train.global_batch_groups / seconds,
@@ -34,6 +34,9 @@ class Costs:
             "peak_memory": peak_memory(self._device),
             "seconds": seconds,
         }
+
+    def _tokens(self, bucket: int) -> int:
+        return sum(self._family.stream_tokens(self._shapes[bucket]).values())
 
     @functools.cached_property
     def _flops(self) -> list[int]:

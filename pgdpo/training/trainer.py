@@ -72,7 +72,7 @@ class Start:
         config = self.config = self.held_out.config
         self.cached = open_cached(config, family, pairs, ranks.device) if self.task.cached else None
         check_shapes(config, family, pairs)
-        check_memory(config, pairs.latent_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
+        check_memory(config, pairs.stream_shapes, pairs.group_sizes, ranks.device, dist.get_world_size())
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pgdpo.checking import run_check
-from pgdpo.config.model import ModelConfig
 from pgdpo.video import Sound, write_video
 from tests.browser import needs_browser, visited
+from tests.models.families import LTX2
 from tests.worlds import write_config
 
 FPS, SECONDS, RATE = 8, 3, 48000
@@ -38,19 +38,21 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def sounding(monkeypatch):
-    """A model that makes sound: of the toy's configuration the streams are all that the page asks."""
-    monkeypatch.setattr(ModelConfig, "streams", ("video", "audio"))
+def sounding(saved) -> dict:
+    """A model that makes sound, and the size of its clips."""
+    frames, height, width = LTX2.size
+    model = {"family": "ltx2", "path": str(saved(LTX2.save)), "encoders": "pipeline", "frame_rate": FPS}
+    return {"model": model, "data": {"num_frames": frames, "height": height, "width": width}}
 
 
-def check(folder, *pairs, changes=()):
+def check(folder, *pairs, changes=(), data=None, model=None):
     rows = [
         {"id": f"p{n}", "prompt": "a ball", "chosen": f"clips/{a}.mp4", "rejected": f"clips/{b}.mp4"}
         for n, (a, b) in enumerate(pairs)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": str(folder / "rows.jsonl"), "held_out": None, "num_frames": 8}
-    config = write_config(folder / "config.yaml", folder / "out", "toy", data=data)
+    data = {"train": str(folder / "rows.jsonl"), "held_out": None, "num_frames": 8, **(data or {})}
+    config = write_config(folder / "config.yaml", folder / "out", "toy", data=data, model=model or {})
     run_check(str(config), list(changes), page=folder / "check.html")
     return (folder / "check.html").read_text()
 
@@ -74,9 +76,8 @@ def pitches(folder, page) -> list[list[int]]:
     return found
 
 
-@pytest.mark.usefixtures("sounding")
-def test_each_clip_sounds_as_shot_and_as_taken(folder):
-    page = check(folder, ("a", "b"), changes=["data.clip=middle"])
+def test_each_clip_sounds_as_shot_and_as_taken(folder, sounding):
+    page = check(folder, ("a", "b"), changes=["data.clip=middle"], **sounding)
     assert pitches(folder, page) == [[300, 600, 900], [600], [400, 700, 1000], [700]]
     assert page.count('class="hear"') == 4 and "no sound" not in page
     assert "<dt>sound</dt><dd>48,000 Hz mono, 3 s</dd>" in page
@@ -91,8 +92,7 @@ def test_a_model_without_sound_is_shown_as_one(folder):
     assert "no sound" not in silent and 'class="hear"' not in silent and "<dt>sound" not in silent
 
 
-@pytest.mark.usefixtures("sounding")
-def test_a_track_that_ends_early_is_played_as_far_as_it_goes(folder):
+def test_a_track_that_ends_early_is_played_as_far_as_it_goes(folder, sounding):
     with av.open(str(folder / "clips/b.mp4")) as whole, av.open(str(folder / "clips/short.mp4"), "w") as cut:
         streams = {s: cut.add_stream_from_template(s) for s in whole.streams}
         for packet in whole.demux():
@@ -101,7 +101,7 @@ def test_a_track_that_ends_early_is_played_as_far_as_it_goes(folder):
             ):
                 packet.stream = streams[packet.stream]
                 cut.mux(packet)
-    shot, taken = pitches(folder, check(folder, ("a", "short"), changes=["data.on_bad_data=skip"]))[2:]
+    shot, taken = pitches(folder, check(folder, ("a", "short"), **sounding))[2:]
     assert shot == [400, 700, 0] and taken == [400]  # and then silence
 
 

@@ -11,6 +11,8 @@ from pgdpo.config.read import load_config
 from pgdpo.engine.parallel import arrange_ranks, check_sequence_parallel
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
+from pgdpo.models.families.ltx2 import LTX2
+from pgdpo.planning.costs.step import sent_by_a_rank
 from tests.engine import shared_tokens, two_streams
 from tests.models.families import FAMILIES, KINDS
 from tests.worlds import losses, metrics, run_pgdpo
@@ -121,19 +123,27 @@ def test_two_ranks_that_share_tokens_have_one_ranks_losses_and_gradients(cases, 
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_that_share_picture_and_sound_have_one_ranks_losses_and_gradients(count, ranks):
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (("gated", "one"), 2),
+        pytest.param(tuple(two_streams.CASES), 2, marks=pytest.mark.slow),
+        pytest.param(("later", "fused", "one"), 4, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all", "four ranks"],
+)
+def test_ranks_that_share_picture_and_sound_have_one_ranks_losses_and_gradients(names, count, ranks):
     """Both rotary forms, gates, given frames, more sound than picture and less; sound that is too short to share, or
     that nobody listens to; checkpointed, compiled, fused."""
-    found, *_ = ranks.call(two_streams.measure, list(two_streams.CASES), timeout=800, ranks=count)
+    found, *_ = ranks.call(two_streams.measure, list(names), timeout=800, ranks=count)
     for case, off_by in found.items():
-        (frames, height, width), sound = two_streams.SIZES[two_streams.CASES[case].size]
-        video = frames * height * width
-        most = {
-            "video": -(-video // count) / video,
-            "audio": -(-sound // count) / sound if sound >= count else 1,
-        }
-        assert off_by["share"] == most, (case, off_by)  # of the first rank
+        video, sound = two_streams.tokens(two_streams.CASES[case].size)
+        tokens = {"video": video, "audio": sound} if sound >= count else {"video": video}
+        shares = {name: -(-number // count) / number for name, number in tokens.items()}
+        assert off_by["share"] == {"audio": 1, **shares}, (case, off_by)  # of the first rank
+        if len(tokens) == 2 and not two_streams.CASES[case].called.get("isolated"):
+            planned = sent_by_a_rank(LTX2.sharing, tokens, two_streams.WIDTHS, 1, count)
+            assert off_by["sent"] == pytest.approx(planned), case
         assert off_by["learned"] > 0.01, (case, off_by)
         assert max(off_by["loss"], off_by["prediction"]) <= 1e-5 >= off_by["gradient"] / 10, (case, off_by)
 

@@ -6,12 +6,12 @@ import av
 import numpy as np
 import pytest
 
-from pgdpo.config.model import ModelConfig
 from pgdpo.config.read import load_config
 from pgdpo.making.corrupt import CORRUPTIONS
 from pgdpo.making.sound import SOUND_FAULTS
 from pgdpo.messages.errors import InputError
 from pgdpo.video import Sound, write_video
+from tests.models.families import LTX2
 from tests.worlds import read_manifest, run_pgdpo
 
 SECONDS, FPS, RATE = 2, 8, 44100
@@ -19,9 +19,14 @@ FRAMES = SECONDS * FPS
 
 
 @pytest.fixture
-def sounding(monkeypatch):
-    """A model that makes sound: of the toy's configuration the streams are all that `make corrupt` asks."""
-    monkeypatch.setattr(ModelConfig, "streams", ("video", "audio"))
+def sounding(saved) -> list[str]:
+    """A model that makes sound."""
+    return [
+        "model.family=ltx2",
+        f"model.path={saved(LTX2.save)}",
+        "model.encoders=pipeline",
+        f"model.frame_rate={FPS}",
+    ]
 
 
 def tone(hertz, seconds=SECONDS):
@@ -75,10 +80,9 @@ def both(listed, row, out="pairs"):
     return [listed.parent / out / row[side] for side in ("chosen", "rejected")]
 
 
-@pytest.mark.usefixtures("sounding")
 @pytest.mark.parametrize("fault", ["sound_shift", "sound_swap", "sound_clip", "sound_drop"])
-def test_a_fault_of_sound_leaves_the_picture_to_the_byte(listed, fault, capfd):
-    rows = made(listed, f"make.corruptions=[{fault}]")
+def test_a_fault_of_sound_leaves_the_picture_to_the_byte(listed, sounding, fault, capfd):
+    rows = made(listed, *sounding, f"make.corruptions=[{fault}]")
     assert [*rows] == ["c0", "c1", "c2"]  # of the others nothing can be heard
     assert "2 have no sound that could be corrupted and gave none" in capfd.readouterr().out
     for number, row in enumerate(rows.values()):
@@ -94,9 +98,8 @@ def test_a_fault_of_sound_leaves_the_picture_to_the_byte(listed, fault, capfd):
         assert loud == sorted(loud) and loud[-1] > 5 * loud[2]
 
 
-@pytest.mark.usefixtures("sounding")
-def test_a_fault_of_the_picture_keeps_the_sound_of_both(listed):
-    rows = made(listed, "make.corruptions=[reverse]")
+def test_a_fault_of_the_picture_keeps_the_sound_of_both(listed, sounding):
+    rows = made(listed, *sounding, "make.corruptions=[reverse]")
     assert len(rows) == 5
     for number, row in enumerate(rows.values()):
         chosen, rejected = both(listed, row)
@@ -108,9 +111,10 @@ def test_a_fault_of_the_picture_keeps_the_sound_of_both(listed):
             assert packets(chosen, "audio") and row["dimensions"] == {"video": 1, "audio": 0.5}
 
 
-@pytest.mark.usefixtures("sounding")
-def test_both_befall_a_clip_that_sounds(listed, capfd):
-    rows = made(listed, "make.corruptions=[sound_clip,tear]", "make.pairs_per_clip=2", "make.seed=3")
+def test_both_befall_a_clip_that_sounds(listed, sounding, capfd):
+    rows = made(
+        listed, *sounding, "make.corruptions=[sound_clip,tear]", "make.pairs_per_clip=2", "make.seed=3"
+    )
     assert len(rows) == 10
     of_sound = [row["id"] for row in rows.values() if row["corruption"] == "sound_clip"]
     assert 1 < len(of_sound) < 6 and all(name[:2] in ("c0", "c1", "c2") for name in of_sound)
@@ -119,10 +123,13 @@ def test_both_befall_a_clip_that_sounds(listed, capfd):
     assert f"8 pairs have sound, 48,000 Hz stereo: {own}" in said
 
 
-def test_what_befalls_a_clip_by_default(monkeypatch):
-    assert set(load_config("quickstart.yaml").corruptions) == set(CORRUPTIONS)
-    monkeypatch.setattr(ModelConfig, "streams", ("video", "audio"))
-    assert set(load_config("quickstart.yaml").corruptions) == {*CORRUPTIONS, *SOUND_FAULTS}
+def test_what_befalls_a_clip_by_default(sounding):
+    def faults(*overrides):
+        config = load_config("quickstart.yaml", [*overrides])
+        return set(config.make.faults(config.model.streams))
+
+    assert faults() == faults(*sounding, "model.audio=false") == set(CORRUPTIONS)
+    assert faults(*sounding) == {*CORRUPTIONS, *SOUND_FAULTS}
 
 
 def test_a_model_without_sound_is_told_apart(listed, capfd):
@@ -135,28 +142,25 @@ def test_a_model_without_sound_is_told_apart(listed, capfd):
         made(listed, "make.corruptions=[tear,sound_clip]", out="others")
 
 
-@pytest.mark.usefixtures("sounding")
-def test_a_wrong_track_needs_another_clip(listed):
+def test_a_wrong_track_needs_another_clip(listed, sounding):
     lines = listed.read_text().splitlines()
     listed.write_text(lines[0] + "\n" + lines[4] + "\n")  # the other is silent
     with pytest.raises(InputError, match="no pair can be made of it: all its 2 have no sound that could be"):
-        made(listed, "make.corruptions=[sound_swap]")
-    rows = made(listed, "make.corruptions=[sound_swap,tear]", out="others").values()
+        made(listed, *sounding, "make.corruptions=[sound_swap]")
+    rows = made(listed, *sounding, "make.corruptions=[sound_swap,tear]", out="others").values()
     assert [row["corruption"] for row in rows] == ["tear", "tear"]
 
 
-@pytest.mark.usefixtures("sounding")
-def test_a_part_of_a_clip_has_its_own_sound(listed):
+def test_a_part_of_a_clip_has_its_own_sound(listed, sounding):
     """Of 16 frames the last 8, whose tone is the louder half."""
-    rows = made(listed, "make.corruptions=[reverse]", "data.num_frames=8", "data.clip=segments:2",
+    rows = made(listed, *sounding, "make.corruptions=[reverse]", "data.num_frames=8", "data.clip=segments:2",
                 "make.pairs_per_clip=2")  # fmt: skip
     halves = [heard(both(listed, rows[f"c1-{n}"])[0]) for n in range(2)]
     loud = [np.square(half[:48000]).mean() for half in halves]
     assert loud[1] > 4 * loud[0]
 
 
-@pytest.mark.usefixtures("sounding")
-def test_a_track_that_ends_before_the_picture_is_named_before_anything_is_written(listed):
+def test_a_track_that_ends_before_the_picture_is_named_before_anything_is_written(listed, sounding):
     frames = np.full((FRAMES, 24, 24, 3), 90, np.uint8)
     with av.open(str(listed.parent / "1.mp4"), "w") as container:
         picture, sound = container.add_stream("libx264", rate=FPS), container.add_stream("aac", rate=RATE)
@@ -170,7 +174,7 @@ def test_a_track_that_ends_before_the_picture_is_named_before_anything_is_writte
         container.mux(sound.encode(half))
         container.mux(sound.encode())
     with pytest.raises(InputError, match=r"1.mp4: its sound ends after 1"):
-        made(listed)
+        made(listed, *sounding)
     assert not (listed.parent / "pairs").exists()
 
 
@@ -181,3 +185,34 @@ def test_a_box_made_anew_keeps_the_clips_own_sound(listed):
         assert packets(chosen, "audio") == packets(rejected, "audio")
         assert bool(packets(chosen, "audio")) == (name != "c3")
         assert row.get("dimensions") == (None if name == "c3" else {"video": 1, "audio": 0.5})
+
+
+@pytest.fixture
+def ltx2(sounding):
+    """The same, to be asked for clips."""
+    frames, height, width = LTX2.size
+    size = [f"data.num_frames={frames}", f"data.height={height}", f"data.width={width}"]
+    return [*sounding, *size, "evaluate.sampling_steps=2", "evaluate.guidance_scale=1.5"]
+
+
+def test_a_models_own_clip_sounds_against_one_that_sounds(listed, ltx2):
+    """Both through the audio VAE; against a silent one it is silent. And of two prompts both sound."""
+    rows = made(listed, *ltx2, kind="real")
+    for name, row in rows.items():
+        tracks = [packets(path, "audio") for path in both(listed, row)]
+        assert [bool(each) for each in tracks] == [name != "c3"] * 2 and "dimensions" not in row
+        if name != "c3":
+            assert tracks[0] != tracks[1]
+    listed.write_text(json.dumps({"id": "q", "prompt": "a red circle moving left"}) + "\n")
+    [row] = made(listed, *ltx2, kind="prompts", out="prompts").values()
+    tracks = [packets(path, "audio") for path in both(listed, row, "prompts")]
+    assert tracks[0] and tracks[1] and tracks[0] != tracks[1]
+
+
+def test_a_box_made_anew_by_a_model_with_sound_keeps_the_clips_own(listed, ltx2):
+    """The model is asked for the picture alone."""
+    row = made(listed, *ltx2, kind="masked")["c0"]
+    chosen, rejected = both(listed, row)
+    assert packets(chosen, "audio") == packets(rejected, "audio") and abs(pitch(chosen) - 300) < 3
+    assert packets(chosen, "video") != packets(rejected, "video")
+    assert row["dimensions"] == {"video": 1, "audio": 0.5}

@@ -15,9 +15,11 @@ from unittest import mock
 
 import torch
 
+from pgdpo.config.model import TOY_FPS
 from pgdpo.data.prepared import padded_text
 from pgdpo.data.visits.loading import stack_conditioning
 from pgdpo.diffusion.streams import by_stream
+from pgdpo.toy.clips import render_dataset
 from tests.models.families import Kind
 from tests.worlds import losses, run_pgdpo, write_config
 
@@ -36,6 +38,7 @@ class Road:
 
     def config(self, **model) -> Path:
         frames, height, width = self.kind.size
+        rate = {"frame_rate": TOY_FPS} if self.kind.hears else {}
         return write_config(
             self.root / "config.yaml",
             self.root / "out",
@@ -44,18 +47,21 @@ class Road:
                 "train": str(self._first_rows("train", 4)),
                 "held_out": str(self._first_rows("held_out", 2)),
                 "num_frames": frames,
-                "fps": None if self.kind.hears else "own",  # whose clips have a rate that the model is told
+                "fps": None if self.kind.hears else "own",  # with sound the rate that the model is told
                 "height": height,
                 "width": width,
             },
-            model={"family": self.kind.family, "encoders": "pipeline", **self.kind.keys, **model},
+            model={"family": self.kind.family, "encoders": "pipeline", **rate, **self.kind.keys, **model},
             train={"steps": 2},
             evaluate={"reward": None, "draws_per_pair": 1},
         )
 
     def _first_rows(self, split: str, count: int) -> Path:
-        """A manifest beside the toy world's, with its first rows alone."""
+        """A manifest beside the toy world's, with its first rows alone; for a model that hears of clips that sound."""
         toy = self.world / "out" / "toy"
+        if self.kind.hears:
+            toy = self.root / "sounding"
+            render_dataset(toy, train_pairs=4, held_out_pairs=2, sound=True)
         few = toy / f"{split}-{count}.jsonl"
         rows = (toy / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
         few.write_text("\n".join(rows) + "\n", encoding="utf-8")

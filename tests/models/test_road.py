@@ -149,7 +149,7 @@ SLOW = (
 )
 SLOW += ("wan 2.2 ti2v 5b t2v", "wan 2.2 ti2v 5b i2v", "wan 2.2 i2v a14b high flf2v")
 SLOW += ("hunyuan_video i2v 33ch", "hunyuan_video guidance 3.3", "ltx 8 fps", "ltx 0.9.1")
-SLOW += ("ltx i2v", "ltx 0.9.5")
+SLOW += ("ltx i2v", "ltx 0.9.5", "ltx2 alone", "ltx2 i2v", "ltx2 2.3", "ltx2 2.5")
 
 
 @pytest.mark.usefixtures("eager_kernels", "undrawn")

@@ -89,25 +89,37 @@ def save_tiny_ltx2(folder: Path, *, version: str = "2.0", pipeline: str = "LTX2P
         max_shift=2.05,
         shift_terminal=0.1,
     )
+    older = {
+        "decoder_block_out_channels": (8, 16, 32),
+        "upsample_type": ("spatiotemporal",) * 3,
+        "upsample_residual": (True,) * 3,
+        "upsample_factor": (2,) * 3,
+        "decoder_spatial_padding_mode": "reflect",
+    }
+    newer = {
+        "decoder_block_out_channels": (8, 16, 16, 32),
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+        "upsample_residual": (False,) * 4,
+        "upsample_factor": (2, 2, 1, 2),
+        "decoder_spatial_padding_mode": "zeros",
+    }
+    blocks = older if version == "2.0" else newer
+    many = len(blocks["upsample_type"])
     vae = AutoencoderKLLTX2Video(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * (many + 1),
         spatio_temporal_scaling=(True,) * 4,
-        decoder_spatio_temporal_scaling=(True,) * 3,
-        decoder_inject_noise=(False,) * 4,
+        decoder_spatio_temporal_scaling=(True,) * many,
+        decoder_inject_noise=(False,) * (many + 1),
         downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
-        upsample_type=("spatiotemporal",) * 3,
-        upsample_residual=(True,) * 3,
-        upsample_factor=(2,) * 3,
         timestep_conditioning=False,
         decoder_causal=False,
         encoder_spatial_padding_mode="zeros",
-        decoder_spatial_padding_mode="reflect",
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,
+        **blocks,
     )
     vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
     vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))

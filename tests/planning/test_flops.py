@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgdpo.config.read import load_config
+from pgdpo.diffusion.streams import by_stream
 from pgdpo.engine.memory import save_memory
 from pgdpo.engine.policy import build_policy
 from pgdpo.messages.errors import InputError
@@ -88,7 +89,7 @@ def test_wan_costs_what_its_shapes_say(bare_wan, lora, frames, height, width):
     model = {"family": "wan", "path": str(bare_wan), "encoders": "toy", "adapter": adapter}
     config = load_config("quickstart.yaml", [f"model={model}".replace("None", "null")])
     latents = frames, 2 * height, 2 * width
-    found = SampleFlops(open_family(config.model), config, (CHANNELS, *latents))
+    found = SampleFlops(open_family(config.model), config, {"video": (CHANNELS, *latents)})
     expected, blocks = wan(latents, lora)
     assert [each.total() for each in found.policy[:2]] == list(expected)
     assert found.plain.total() == wan(latents, lora=False)[0].forward
@@ -139,18 +140,20 @@ def test_a_real_backward_runs_what_is_counted(name, weights, saved, tmp_path):
     data = {"num_frames": frames, "height": height, "width": width, "fps": "own"}
     config = load_config(write_config(tmp_path / "c.yaml", tmp_path, tmp_path, model=model, data=data))
     family, transformer = build_policy(config, torch.device("cpu"))
-    shape = family.latent_shape(frames, height, width)
-    counted = SampleFlops(family, config, shape)
+    shapes = family.stream_shapes(frames, height, width)
+    counted = SampleFlops(family, config, shapes)
     for checkpointing in ("none", "full"):
         asked = config.model.model_copy(update={"gradient_checkpointing": checkpointing})
         save_memory(transformer, asked)
         with FlopCounterMode(display=False, custom_mapping=OPERATORS) as found:
             conditioning = {
-                key: torch.ones_like(value) for key, value in family.example_conditioning(1, shape).items()
+                key: torch.ones_like(value)
+                for key, value in family.example_conditioning(1, shapes["video"]).items()
             }
-            family.predict(
-                transformer.train(), torch.ones(1, *shape), torch.tensor([0.5]), conditioning
-            ).sum().backward()
+            noisy = {name: torch.ones(1, *shape) for name, shape in shapes.items()}
+            noisy = noisy if len(noisy) > 1 else noisy["video"]
+            made = family.predict(transformer.train(), noisy, torch.tensor([0.5]), conditioning)
+            sum(each.sum() for each in by_stream(made).values()).backward()
         again = counted.again(config.model_copy(update={"model": asked}))
         assert found.get_total_flops() == sum(each.total() for each in counted.policy[:2]) + again
 

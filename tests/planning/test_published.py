@@ -34,6 +34,10 @@ PARAMETERS = {
     "ltx_video_i2v": 1.92e9,
     "ltx_video_keyframes": 1.92e9,
     "ltx_video_13b": 13.04e9,
+    # Ours, of the transformer alone: the first is published as 19B.
+    "ltx2": 18.88e9,
+    "ltx2_3": 18.99e9,
+    "ltx2_5": 18.99e9,
 }
 
 

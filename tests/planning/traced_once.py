@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from pgdpo.diffusion.streams import by_stream
 from pgdpo.planning import plan
 
 
@@ -29,7 +30,8 @@ def once(function: Callable, key: Callable) -> Callable:
 def _shapes(run: plan.Pass) -> tuple:
     with torch.device("meta"):
         noisy, sigma, conditioning = run.inputs()
-    return tuple((name, value.shape) for name, value in [("", noisy), *conditioning.items()])
+    tensors = by_stream(noisy) | conditioning
+    return tuple((name, value.shape) for name, value in tensors.items())
 
 
 traced = once(

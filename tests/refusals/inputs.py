@@ -169,6 +169,10 @@ INPUTS = {
     "an image for the toy": Input(opened, of("wan 2.1 i2v", "model.encoders=toy")),
     "a VAE of another model": Input(opened, of("wan 2.1 t2v", vae={"z_dim": 8})),
     "encoders of another width": Input(opened, of("wan 2.1 t2v", "model.encoders=toy")),
+    "sound of another width": Input(opened, of("ltx2", "model.encoders=toy")),
+    "a picture for the sounding toy": Input(
+        opened, of("ltx2", "model.encoders=toy", "model.task=image_to_video")
+    ),
     "control channels": Input(opened, of("wan 2.1 i2v", transformer={"in_channels": 16})),
     "no CLIP": Input(opened, lambda place: without(place, "image_encoder", "wan 2.1 i2v")),
     "one frame": Input(sized, of("wan 2.1 i2v", "data.num_frames=1")),

@@ -202,6 +202,9 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "check_multiples": {"this VAE takes multiples of": By("height"), "data.num_frames is": By("frames")},
     },
     "models.family": {
+        "Family.check_toy": {
+            "model.encoders is 'toy': its": By("encoders of another width", "sound of another width")
+        },
         "Family.check_fps": {"most of its family at": By("a model's own rate")},
         "Family._resolve": {"a folder has no revisions": By("a folder's revision")},
         "Family.load_scheduler": {"its scheduler cannot be read": By("a broken scheduler")},
@@ -295,6 +298,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "models.families.ltx2": {
+        "LTX2.__init__": {"the toy's encoders encode no pictures": By("a picture for the sounding toy")},
         "LTX2.check_fps": {"and the model is told": By("any rate beside sound", "a rate that the sound hasn't")},
     },
     "models.encoders.ltx2": {
@@ -306,10 +310,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "it starts from an image, which the": By("an image for the toy"),
             "what trains is image-to-video from": By("control channels"),
         },
-        "Wan._check_widths": {
-            "its VAE's latents have": By("a VAE of another model"),
-            "model.encoders is 'toy': its": By("encoders of another width"),
-        },
+        "Wan._check_widths": {"its VAE's latents have": By("a VAE of another model")},
         "Wan._check_clip": {"its transformer attends to an image": By("no CLIP")},
         "Wan.check_positions": {"this transformer's rotary table has": By("a short rotary table")},
         "Wan.check_size": {"data.num_frames is 1: an image-to-video": By("one frame")},

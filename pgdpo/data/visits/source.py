@@ -6,14 +6,16 @@ from typing import Any, Protocol
 
 from pgdpo.data.visits.mixture import Mixture
 from pgdpo.data.visits.order import Order
+from pgdpo.diffusion.streams import Shapes
 
 
 class GroupSource(Protocol):
     """Groups of samples of one prompt, by index; `PreparedPairs` is one.
 
     `rows`: what is known of each group, `id` and the columns that objectives read. `buckets`: indexes of groups whose
-    clips are of one shape and the same streams, and which have equally many samples; `latent_shapes` `(C, F, H, W)` and
-    `group_sizes` K: of each of them. `fingerprint`: what a resumed run is held against.
+    clips are of one shape and the same streams, and which have equally many samples; `latent_shapes` `(C, F, H, W)`,
+    `stream_shapes` (the same by stream, with the sound's `(C, L, M)`) and `group_sizes` K: of each of them.
+    `fingerprint`: what a resumed run is held against.
     """
 
     rows: list[dict[str, Any]]
@@ -31,6 +33,9 @@ class GroupSource(Protocol):
 
     @property
     def latent_shapes(self) -> list[tuple[int, ...]]: ...
+
+    @property
+    def stream_shapes(self) -> list[Shapes]: ...
 
     @property
     def group_sizes(self) -> list[int]: ...

@@ -1,21 +1,71 @@
-"""What stands in an LTX-2 pipeline for the parts that nothing goes through while it samples: text comes connected,
-noise and latents come as the transformer has them."""
+"""What stands for the parts of an LTX-2 pipeline that nothing goes through while it samples, where text comes connected
+and latents come as the transformer has them; and for the transformer's positions, where it is behind an engine."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from pgdpo.models.later import torch
+from pgdpo.models.later import diffusers, torch
 
 if TYPE_CHECKING:
     from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 
 
+# LTX2Pipeline.__call__'s defaults beside `guidance_scale`, which is the picture's, and what leaves all guidance out: of
+# the picture, and under names that begin with `audio_` of the sound.
+SCALES = {"stg_scale": (1.0, 0.0), "modality_scale": (3.0, 1.0), "guidance_rescale": (0.7, 0.0)}
+AUDIO_GUIDANCE = 7.0
+STG_BLOCKS = [28]
+
+
+def guided(scale: float, *, isolated: bool, toy: bool) -> dict:
+    """The pipeline's arguments that say how it is guided, beside the picture's `guidance_scale`, which is given.
+
+    Args:
+        isolated: without sound.
+        toy: of the toy's model, which is guided by `scale` alone, the sound as the picture.
+    """
+    of_card = scale > 1 and not toy
+    scales = {name: card if of_card else none for name, (card, none) in SCALES.items()}
+    if isolated:  # what stands apart already
+        scales["modality_scale"] = 1.0
+    return {
+        **scales,
+        **{f"audio_{name}": value for name, value in scales.items()},
+        "audio_guidance_scale": AUDIO_GUIDANCE if of_card and not isolated else scale,
+        "spatio_temporal_guidance_blocks": STG_BLOCKS,
+    }
+
+
 def isolate(transformer, arguments: tuple, told: dict) -> tuple[tuple, dict]:
     """A forward pre-hook: the streams don't look at each other."""
     return arguments, told | {"isolate_modalities": True}
+
+
+def ropes_of(architecture: dict) -> tuple:
+    """What has the positions of picture and sound, as the transformer's own `rope` and `audio_rope` do."""
+    rope = functools.partial(
+        diffusers.models.transformers.transformer_ltx2.LTX2AudioVideoRotaryPosEmbed,
+        dim=architecture["attention_head_dim"],
+        causal_offset=architecture["causal_offset"],
+    )
+    video = rope(
+        patch_size=architecture["patch_size"],
+        patch_size_t=architecture["patch_size_t"],
+        scale_factors=architecture["vae_scale_factors"],
+    )
+    audio = rope(
+        patch_size=architecture["audio_patch_size"],
+        patch_size_t=architecture["audio_patch_size_t"],
+        sampling_rate=architecture["audio_sampling_rate"],
+        hop_length=architecture["audio_hop_length"],
+        scale_factors=[architecture["audio_scale_factor"]],
+        modality="audio",
+    )
+    return video, audio
 
 
 def pipeline_around(

@@ -28,7 +28,7 @@ from pgdpo.config.families import Licence, SampleSettings
 from pgdpo.config.model import ModelConfig
 from pgdpo.diffusion.streams import AUDIO, VIDEO, by_stream
 from pgdpo.messages.errors import InputError
-from pgdpo.models.encoders.absent import isolate, pipeline_around
+from pgdpo.models.encoders.absent import guided, isolate, pipeline_around, ropes_of
 from pgdpo.models.encoders.ltx2 import NEGATIVE, TEXT_LENGTH, LTX2Encoders, check_connectors
 from pgdpo.models.encoders.pipeline import VaeFamily
 from pgdpo.models.family import toy_encoders
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 
     from pgdpo.config import DataConfig
 
-# LTX2Pipeline.__call__'s defaults beside `guidance_scale`, which is the picture's, and what leaves all guidance out: of
-# the picture, and under names that begin with `audio_` of the sound.
-SCALES = {"stg_scale": (1.0, 0.0), "modality_scale": (3.0, 1.0), "guidance_rescale": (0.7, 0.0)}
-AUDIO_GUIDANCE = 7.0
-STG_BLOCKS = [28]
 TASKS = {"text_to_video": "LTX2Pipeline", "image_to_video": "LTX2ImageToVideoPipeline"}
 
 # The rows of `adapters/comfyui.py`: comfy/ldm/lightricks/av_model.py, as diffusers reads such files.
@@ -102,7 +97,8 @@ class LTX2(VaeFamily):
             "other",
             "https://huggingface.co/Lightricks/LTX-2/tree/main",
             "ltx-2-community-license-agreement",
-            "each version has a file of its own: see there",
+            "an entity with a revenue of $10 million a year or more needs a paid licence for any commercial use",
+            "2026-11-27",
         ),
     }
     fps = 24.0  # a default of its pipelines
@@ -151,6 +147,8 @@ class LTX2(VaeFamily):
                 "model.task is 'image_to_video': the toy's encoders encode no pictures: set model.encoders to "
                 "`pipeline`, or leave model.task out"
             )
+        if model.encoders == "toy":
+            self.check_toy()
 
     def _check_parts(self, folder: Path) -> None:
         super()._check_parts(folder)
@@ -281,27 +279,7 @@ class LTX2(VaeFamily):
 
     @functools.cached_property
     def _ropes(self) -> tuple:
-        """What has the positions of each stream, as the transformer's own `rope` and `audio_rope` do."""
-        has = self._architecture
-        rope = functools.partial(
-            diffusers.models.transformers.transformer_ltx2.LTX2AudioVideoRotaryPosEmbed,
-            dim=has["attention_head_dim"],
-            causal_offset=has["causal_offset"],
-        )
-        video = rope(
-            patch_size=has["patch_size"],
-            patch_size_t=has["patch_size_t"],
-            scale_factors=has["vae_scale_factors"],
-        )
-        audio = rope(
-            patch_size=has["audio_patch_size"],
-            patch_size_t=has["audio_patch_size_t"],
-            sampling_rate=has["audio_sampling_rate"],
-            hop_length=has["audio_hop_length"],
-            scale_factors=[has["audio_scale_factor"]],
-            modality="audio",
-        )
-        return video, audio
+        return ropes_of(self._architecture)
 
     def _no_sound(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One empty latent `[N, C, 1, 1]`, and one empty token of text, in place of the sound's."""
@@ -342,8 +320,8 @@ class LTX2(VaeFamily):
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Through the pipeline's own loop, begun from latents that the picture stands in already.
 
-        `how.guidance_scale` is the picture's; with it go the other scales of the pipeline (`GUIDED`). At 1 there is no
-        guidance of any kind. Without sound nothing is guided by it.
+        `how.guidance_scale` is the picture's; with it go the other scales of the pipeline (`absent.SCALES`). At 1 there
+        is no guidance of any kind. Without sound nothing is guided by it.
         """
         streams = by_stream(noise)
         video, audio = streams[VIDEO], streams.get(AUDIO)
@@ -374,7 +352,7 @@ class LTX2(VaeFamily):
                 frame_rate=self.frame_rate,
                 num_inference_steps=how.steps,
                 guidance_scale=how.guidance_scale,
-                **self._guidance(how, isolated),
+                **guided(how.guidance_scale, isolated=isolated, toy=self.model.encoders == "toy"),
                 generator=torch.Generator(),  # of noise that it multiplies by 0
                 callback_on_step_end=step_told,
                 output_type="latent",
@@ -393,20 +371,6 @@ class LTX2(VaeFamily):
         return {
             f"{kind}prompt_embeds": torch.cat([prompt, audio], dim=-1),
             f"{kind}prompt_attention_mask": mask,
-        }
-
-    def _guidance(self, how: SampleSettings, isolated: bool) -> dict:
-        guided = (
-            how.guidance_scale > 1 and self.model.encoders != "toy"
-        )  # which has the one scale of both streams
-        scales = {name: card if guided else none for name, (card, none) in SCALES.items()}
-        if isolated:  # what stands apart already
-            scales["modality_scale"] = 1.0
-        return {
-            **scales,
-            **{f"audio_{name}": scale for name, scale in scales.items()},
-            "audio_guidance_scale": AUDIO_GUIDANCE if guided and not isolated else how.guidance_scale,
-            "spatio_temporal_guidance_blocks": STG_BLOCKS,
         }
 
 

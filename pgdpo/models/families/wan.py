@@ -232,7 +232,7 @@ class Wan(VaeFamily):
     def _check_widths(self) -> None:
         """Raises InputError unless the VAE's latents are as wide as the transformer's."""
         if self.model.encoders == "toy":
-            return
+            return self.check_toy()
         channels, own = self.latent_shape(1, 0, 0)[0], self._architecture["out_channels"]
         if channels != own:
             raise self._refused(

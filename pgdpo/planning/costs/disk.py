@@ -57,15 +57,16 @@ class Disk:
 def plan_disk(
     config: Config,
     sizes: list[Size],
-    latent_shape: tuple[int, ...],
     *,
+    per_sample: int,
     counts: dict[str, Counter[int] | None],
     conditioning: int,
     moving: int,
     bandwidth: float,
 ) -> Disk:
-    """`counts`: of `count_groups`, by split; `conditioning`: bytes of one group's, as it is stored; `moving`: elements
-    of a reference that follows the policy; `bandwidth`: bytes a second of all ranks together."""
+    """`per_sample`: numbers in its latents; `counts`: of `count_groups`, by split; `conditioning`: bytes of one
+    group's, as it is stored; `moving`: elements of a reference that follows the policy; `bandwidth`: bytes a second of
+    all ranks together."""
     known = None not in counts.values()
     pairs = sum(each.total() for each in counts.values()) if known else None
     planned = pairs if known else ASSUMED_PAIRS
@@ -76,7 +77,7 @@ def plan_disk(
     )
     stored = _prepared(config)
     latents, text = stored or (
-        samples * torch.Size(latent_shape).numel() * getattr(torch, config.data.latent_dtype).itemsize,
+        samples * per_sample * getattr(torch, config.data.latent_dtype).itemsize,
         planned * conditioning,
     )
     checkpoint = checkpoint_bytes(sizes, moving)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgdpo.config import Config
+from pgdpo.diffusion.streams import VIDEO, Shapes, by_stream, of_shapes
 from pgdpo.models.family import Family
 from pgdpo.planning.cards import find_card
 from pgdpo.planning.costs.meta import block_lists, meta_policy
@@ -35,14 +36,14 @@ class Counts(NamedTuple):
 
 
 class SampleFlops:
-    """FLOPs of one sample, `latent_shape` (C, F, H, W), through a configuration's model.
+    """FLOPs of one sample, latents of `shapes` by stream, through a configuration's model.
 
     Counted when they are first asked for. Text is counted at its longest, which training cuts to the longest prompt of
     a forward where padding is masked.
     """
 
-    def __init__(self, family: Family, config: Config, latent_shape: tuple[int, ...]) -> None:
-        self.family, self.config, self.latent_shape = family, config, tuple(latent_shape)
+    def __init__(self, family: Family, config: Config, shapes: Shapes) -> None:
+        self.family, self.config, self.shapes = family, config, shapes
 
     def model(self, config: Config, *, reference_runs: bool) -> int:
         """What MFU counts of a training step: nothing that is computed again (PaLM, arXiv 2204.02311, appendix B).
@@ -80,13 +81,13 @@ class SampleFlops:
             return transformer if adapter else transformer.requires_grad_(False)
 
         depths = block_lists(meta_policy(self.family, self.config, adapter=False))
-        return count(build, self.family, self.latent_shape, depths)
+        return count(build, self.family, self.shapes, depths)
 
 
 def count(
     build: Callable[[dict[str, int]], torch.nn.Module],
     family: Family,
-    latent_shape: tuple[int, ...],
+    shapes: Shapes,
     depths: dict[str, int],
 ) -> Counts:
     """FLOPs of a forward and backward of one sample. Nothing is allocated.
@@ -95,17 +96,17 @@ def count(
     two and with three blocks and extrapolated, since equal blocks cost equally much.
     """
     short = dict.fromkeys(depths, 2)
-    base = count_whole(build(short), family, latent_shape)
+    base = count_whole(build(short), family, shapes)
     counts = [Counter(each) for each in base]
     for name, depth in depths.items():
-        longer = count_whole(build({**short, name: 3}), family, latent_shape)
+        longer = count_whole(build({**short, name: 3}), family, shapes)
         for total, more, less in zip(counts, longer, base, strict=True):
             for operator in more:
                 total[operator] += (depth - 2) * (more[operator] - less[operator])
     return Counts(*counts)
 
 
-def count_whole(transformer: torch.nn.Module, family: Family, latent_shape: tuple[int, ...]) -> Counts:
+def count_whole(transformer: torch.nn.Module, family: Family, shapes: Shapes) -> Counts:
     """The same of one transformer, block by block."""
     again: list[FlopCounterMode] = []
 
@@ -123,13 +124,14 @@ def count_whole(transformer: torch.nn.Module, family: Family, latent_shape: tupl
         with FlopCounterMode(display=False) as forward:
             prediction = family.predict(
                 transformer,
-                torch.empty(1, *latent_shape),
+                of_shapes(lambda shape: torch.empty(1, *shape), shapes),
                 torch.empty(1),
-                family.example_conditioning(1, latent_shape),
+                family.example_conditioning(1, shapes[VIDEO]),
             )
         with FlopCounterMode(display=False) as backward:
-            if prediction.requires_grad:
-                prediction.sum().backward()
+            sums = sum(made.sum() for made in by_stream(prediction).values())
+            if sums.requires_grad:
+                sums.backward()
     recomputed = sum(map(_by_operator, again), Counter())
     return Counts(_by_operator(forward), _by_operator(backward) - recomputed, recomputed)
 

@@ -10,6 +10,7 @@ from pgdpo.config import Config
 from pgdpo.engine.policy import base_dtype
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.family import Family
+from pgdpo.models.protocols import TokenSharing
 from pgdpo.models.weights.kept import hold_in
 
 
@@ -49,10 +50,13 @@ def sizes(transformer: torch.nn.Module) -> list[Size]:
     return [Size(p.numel(), p.element_size(), p.requires_grad) for p in transformer.parameters()]
 
 
-def attention_width(transformer: torch.nn.Module) -> int:
-    """Channels of attention over a clip's tokens, summed over the transformer's blocks."""
-    blocks = sum(len(module) for module in transformer.children() if isinstance(module, torch.nn.ModuleList))
-    return blocks * transformer.config.num_attention_heads * transformer.config.attention_head_dim
+def attention_widths(transformer: torch.nn.Module, sharing: TokenSharing) -> dict[str, int]:
+    """Channels of each attention among a clip's tokens, summed over the transformer's blocks."""
+    blocks = [block for name in sharing.blocks for block in transformer.get_submodule(name)]
+    return {
+        name: sum(block.get_submodule(name).to_q.out_features for block in blocks)
+        for name in sharing.attentions
+    }
 
 
 def block_lists(transformer: torch.nn.Module) -> dict[str, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgdpo.config import Config
+from pgdpo.engine.ulysses import keys_are_few
+from pgdpo.models.protocols import TokenSharing
 from pgdpo.planning import hardware
 from pgdpo.planning.costs.flops import SampleFlops
 from pgdpo.planning.costs.memory import FP32, Sharding, optimizer_elements
@@ -45,13 +48,13 @@ def plan_step(
     *,
     group_size: float,
     tokens: int,
-    exchanged: int,
+    exchanged: float,
     reference_runs: bool,
     backward_passes: int,
     on_host: int,
 ) -> Step:
-    """`group_size`: samples of a group on average. `tokens`: of one clip. `exchanged`: bytes of queries, keys, values
-    and outputs of all blocks, which Ulysses sends around attention. `reference_runs`: a forward of the reference a
+    """`group_size`: samples of a group on average. `tokens`: of one clip. `exchanged`: `sent_by_a_rank`, of one clip
+    in one pass. `reference_runs`: a forward of the reference a
     step. `backward_passes`: micro-batches on a rank. `on_host`: bytes of activations that each of them sends to the
     host and back."""
     train = config.train
@@ -101,11 +104,30 @@ def _communication(
     return ring * moved / machine.between(machine.gpus)
 
 
-def _exchange(exchanged: int, clips: int, config: Config, machine: Machine, passes: int) -> float:
-    """Seconds of Ulysses' all-to-alls, in which a rank sends away all of its tokens' heads but its own."""
+def sent_by_a_rank(
+    sharing: TokenSharing, tokens: Mapping[str, int], widths: Mapping[str, int], itemsize: int, degree: int
+) -> float:
+    """Bytes that each of `degree` ranks sends around the attention of one clip, in one pass through all blocks.
+
+    `tokens`: of each stream; `widths`: channels of each attention, of all blocks together. As `engine/ulysses.py`: a
+    rank sends away all of its tokens' heads but its own, or keys and values that are few to all others.
+    """
+    sent = 0.0
+    for name, (queries, keys) in sharing.attentions.items():
+        if queries not in tokens or keys not in tokens:
+            continue  # clips without sound
+        asking, asked = tokens[queries], tokens[keys]
+        moved = 2 * (asking + asked) / degree
+        if queries != keys and keys_are_few(asking, asked, degree):
+            moved = 2 * asked
+        sent += moved * (degree - 1) / degree * widths[name] * itemsize
+    return sent
+
+
+def _exchange(sent: float, clips: int, config: Config, machine: Machine, passes: int) -> float:
+    """Seconds of Ulysses' all-to-alls."""
     degree = config.train.sequence_parallel
     samples = clips * degree / machine.gpus  # that a rank has a part of
-    sent = exchanged / degree * (degree - 1) / degree
     return samples * passes * sent / machine.between(degree)
 
 

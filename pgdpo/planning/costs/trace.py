@@ -17,19 +17,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pgdpo.diffusion.streams import Latents, by_stream
 from pgdpo.models.encoders.alive import Alive, storage_of
 
 Build = Callable[
     [dict[str, int]], torch.nn.Module
 ]  # depths of the block lists -> a policy on the meta device
-Inputs = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]  # noisy, sigma, conditioning
+Inputs = tuple[Latents, torch.Tensor, dict[str, torch.Tensor]]  # noisy, sigma, conditioning
 
 
 @dataclass(frozen=True)
 class Pass:
     """What a trace runs: a model family's forward on inputs made by `inputs` on the CPU."""
 
-    predict: Callable[..., torch.Tensor]
+    predict: Callable[..., Latents]
     inputs: Callable[[], Inputs]
     bf16: bool  # under torch autocast
     cuda: bool  # with CUDA's kernels and autocast rules, on whatever machine this runs; otherwise the CPU's
@@ -71,7 +72,9 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
     with FakeTensorMode():
         parameters = _materialise(transformer)
         inputs = run.inputs()
-        given = {storage_of(t) for t in (*parameters, *inputs[:2], *inputs[2].values())}
+        noisy, sigma, conditioning = inputs
+        tensors = (*parameters, *by_stream(noisy).values(), sigma, *conditioning.values())
+        given = {storage_of(tensor) for tensor in tensors}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             if storage_of(tensor) not in given:
@@ -88,7 +91,7 @@ def trace(transformer: torch.nn.Module, run: Pass) -> tuple[int, int]:
             ):
                 prediction = run.predict(transformer, *inputs)
             if run.backward:
-                loss = prediction.float().square().mean()
+                loss = sum(made.float().square().mean() for made in by_stream(prediction).values())
                 del prediction
                 loss.backward()
     return sum(saved.values()), alive.peak

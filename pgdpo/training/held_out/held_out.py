@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from pgdpo.checkpoints.best import read_held_out
 from pgdpo.config import Config
 from pgdpo.data.prepared import PreparedPairs, mean_group_size
+from pgdpo.diffusion.streams import Shapes, elements
 from pgdpo.engine.group_batching import Joint
 from pgdpo.engine.parallel import Ranks
 from pgdpo.files.atomic import atomic_path
@@ -67,15 +67,15 @@ class HeldOut:
             say("held out: single clips, or equally good ones, have no margin: no figures of them")
             self._set_pairs(0)
         elif config.evaluate.every_pairs != 0:
-            self._decide(family, train.latent_shape, reference_runs)
+            self._decide(family, max(train.stream_shapes, key=elements), reference_runs)
 
-    def _decide(self, family: Family, shape: tuple[int, ...], reference_runs: bool) -> None:
-        """The number of pairs; FLOPs are counted for clips of `shape`."""
+    def _decide(self, family: Family, shapes: Shapes, reference_runs: bool) -> None:
+        """The number of pairs; FLOPs are counted for clips of `shapes`."""
         config, data = self.config, self._data
-        sizes = zip(data.latent_shapes, data.buckets, data.group_sizes, strict=True)
-        mean = sum(math.prod(each) * len(bucket) * size for each, bucket, size in sizes) / len(data)
-        flops = SampleFlops(family, config, shape)
-        about = {"of": len(measurable(data)), "samples": mean / math.prod(shape), "group_size": self._trained}
+        sizes = zip(data.stream_shapes, data.buckets, data.group_sizes, strict=True)
+        mean = sum(elements(each) * len(bucket) * size for each, bucket, size in sizes) / len(data)
+        flops = SampleFlops(family, config, shapes)
+        about = {"of": len(measurable(data)), "samples": mean / elements(shapes), "group_size": self._trained}
         about["reference_runs"] = reference_runs
         count, share = agreement.on_main(lambda: pairs_to_measure(config, flops, **about))
         self._set_pairs(count)

@@ -3,7 +3,7 @@
 import torch
 from op_oracle import DEVICE
 
-from benchmarks.ops import test_hidden_ops
+from benchmarks.ops import test_hidden_forms, test_hidden_ops
 from pgdpo_kernels import set_backend
 
 
@@ -13,11 +13,15 @@ def test_variants_compute_the_same():
     vectors = [torch.randn(1, 1, 32, generator=generator).to(DEVICE) for _ in range(3)]
     angles = torch.rand(4, 8, generator=generator).repeat_interleave(2, -1).to(DEVICE)
     weights = [vector.flatten() for vector in vectors[:2]]
+    tables = [f(angles[None, :, None, ::2].expand(1, 4, 2, 8)).contiguous() for f in (torch.cos, torch.sin)]
     with set_backend("triton"):
         for function, inputs in (
             (test_hidden_ops.modulate, (x, *vectors[:2])),
             (test_hidden_ops.gate, (x, y, vectors[0])),
             (test_hidden_ops.gate_norm, (x, y, *vectors)),
+            (test_hidden_forms.halves, (x, y, *weights, *tables)),
+            (test_hidden_forms.crossed, (x, weights[0], *tables)),
+            (test_hidden_forms.gated, (x, y[..., :4])),
             (test_hidden_ops.rope(2, "rms_full"), (x, y, *weights, angles.cos(), angles.sin())),
         ):
             ours = test_hidden_ops.bound(function, test_hidden_ops.Fused)(*inputs)

@@ -1,4 +1,4 @@
-"""CogView3-Plus, CogView4 and GLM-Image: two streams; the later two rotate halves of a head, which stays theirs."""
+"""CogView3-Plus, CogView4 and GLM-Image: two streams; the later two rotate halves of a head."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def cogview4_forward(ops: Ops) -> Callable:
 
 
 class FusedCogView4AttnProcessor(FusedProcessor):
-    """`CogView4AttnProcessor` and `GlmImageAttnProcessor`: the norm is the op's, the rotation diffusers'."""
+    """`CogView4AttnProcessor` and `GlmImageAttnProcessor`."""
 
     _attention_backend = (
         "native"  # CogView4's calls torch's attention, whatever the backend; GLM-Image's hands its over
@@ -143,13 +143,8 @@ class FusedCogView4AttnProcessor(FusedProcessor):
         text = encoder_hidden_states.shape[1]
         hidden_states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = self.normed(attn, query, key, "layer_head", (attn.norm_q, attn.norm_k), None)
-        if image_rotary_emb is not None:
-            for x in (query, key):
-                turned = x[:, text:].unflatten(2, (attn.heads, -1))
-                turned.copy_(
-                    apply_rotary_emb(turned, image_rotary_emb, sequence_dim=1, use_real_unbind_dim=-2)
-                )
+        norms, turned = (attn.norm_q, attn.norm_k), {"rope": "halves", "rope_start": text}
+        query, key = self.normed(attn, query, key, "layer_head", norms, image_rotary_emb, **turned)
         if kv_cache is not None:
             key, value = cached(kv_cache, attn.heads, key, value)
 

@@ -1,4 +1,4 @@
-"""Ideogram 4: Lumina's block; its rotation of halves of heads stands after the norm of q and k."""
+"""Ideogram 4: Lumina's block; q and k are normed and turned in halves of heads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def block_forward(ops: Ops) -> Callable:
 
 
 class FusedIdeogram4AttnProcessor(FusedProcessor):
-    """`Ideogram4AttnProcessor`, with its norms by the op."""
+    """`Ideogram4AttnProcessor`."""
 
     def __call__(
         self,
@@ -60,12 +60,17 @@ class FusedIdeogram4AttnProcessor(FusedProcessor):
     ) -> torch.Tensor:
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         weights = {"q_weight": attn.norm_q.weight, "k_weight": attn.norm_k.weight}
+        weights |= dict(zip(("cos", "sin"), image_rotary_emb, strict=True))
         query, key = self.ops.qk_norm_rope(
-            query, key, num_heads=attn.num_heads, norm="rms_head", eps=attn.norm_q.eps, **weights
+            query,
+            key,
+            num_heads=attn.num_heads,
+            norm="rms_head",
+            rope="halves",
+            eps=attn.norm_q.eps,
+            **weights,
         )
         query, key, value = (x.unflatten(2, (attn.num_heads, -1)) for x in (query, key, value))
-        cos, sin = (table.unsqueeze(2) for table in image_rotary_emb)
-        query, key = (x * cos + quarter_turn(x) * sin for x in (query, key))
         hidden_states = dispatch_attention_fn(
             query,
             key,
@@ -75,9 +80,3 @@ class FusedIdeogram4AttnProcessor(FusedProcessor):
             parallel_config=self._parallel_config,
         )
         return attn.to_out[0](hidden_states.flatten(2, 3))
-
-
-def quarter_turn(x: torch.Tensor) -> torch.Tensor:
-    """Of pairs (i, i + half the head)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)

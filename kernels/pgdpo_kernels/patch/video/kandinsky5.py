@@ -119,7 +119,6 @@ class KandinskyProcessor(FusedProcessor):
     ) -> list[torch.Tensor]:
         """Query and key, normed and turned, `[B, N, heads, head size]`."""
         cos, sin = (None, None) if rotations is None else cos_and_sin(rotations)
-        eps = attn.query_norm.eps
         both = self.ops.qk_norm_rope(
             attn.to_query(hidden_states),
             attn.to_key(hidden_states),
@@ -129,14 +128,22 @@ class KandinskyProcessor(FusedProcessor):
             sin,
             num_heads=attn.num_heads,
             norm="rms_head",
-            eps=torch.finfo(torch.float32).eps if eps is None else eps,  # torch's own, as it norms in fp32
+            eps=eps_of(attn.query_norm),
         )
         return [x.unflatten(2, (attn.num_heads, -1)) for x in both]
+
+    def turned_alone(
+        self, attn: nn.Module, x: torch.Tensor, norm: nn.RMSNorm, rotations: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Queries or keys, normed and turned, `[B, N, heads, head size]`."""
+        cos, sin = (None, None) if rotations is None else cos_and_sin(rotations)
+        options = {"num_heads": attn.num_heads, "norm": "rms_head", "eps": eps_of(norm)}
+        return self.ops.norm_rope(x, norm.weight, cos, sin, **options).unflatten(2, (attn.num_heads, -1))
 
     def output(
         self,
         attn: nn.Module,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor,  # of which the values are
         query: torch.Tensor,  # [B, N, heads, head size]
         key: torch.Tensor,
         mask: torch.Tensor | None,
@@ -152,6 +159,11 @@ class KandinskyProcessor(FusedProcessor):
             parallel_config=self._parallel_config,
         )
         return attn.out_layer(hidden_states.flatten(2, 3))
+
+
+def eps_of(norm: nn.RMSNorm) -> float:
+    """Without one of its own torch's, as it norms in fp32."""
+    return torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
 
 
 class FusedKandinsky5AttnProcessor(KandinskyProcessor):

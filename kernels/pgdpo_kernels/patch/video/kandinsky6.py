@@ -35,6 +35,14 @@ SOURCES = {
     sr.apply_rotary: "469417fd2bd1864a",
     sr.nabla_block_mask: "7ea17020a72bdae3",
 }
+ATTENTIONS = (
+    "video_dec_block.self_attention",
+    "video_dec_block.cross_attention",
+    "audio_dec_block.self_attention",
+    "audio_dec_block.cross_attention",
+    "va_cross_attention",
+    "av_cross_attention",
+)
 
 
 def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
@@ -57,9 +65,9 @@ def replacements(model: nn.Module, ops: Ops) -> list[Replacement]:
             forward = fused_forward(ops)
             found.append(Forward(block, path, forward))
         if ops.in_attention:
-            for inner in ("video_dec_block", "audio_dec_block"):
-                module = getattr(block, inner).self_attention
-                found.append(Processor(module, f"{path}.{inner}.self_attention", processor(ops), known))
+            for name in ATTENTIONS:
+                module = block.get_submodule(name)
+                found.append(Processor(module, f"{path}.{name}", processor(ops), known))
     return found
 
 
@@ -209,7 +217,7 @@ def fed(ops: Ops, block: k6.Kandinsky6TransformerDecoderBlock, stream: Pending |
 
 
 class FusedKandinsky6AttnProcessor(KandinskyProcessor):
-    """`Kandinsky6AttnProcessor` for self-attention, on tables of `laid_out`; cross-attention keeps its own."""
+    """`Kandinsky6AttnProcessor`, on tables of `laid_out`."""
 
     def __call__(
         self,
@@ -220,8 +228,13 @@ class FusedKandinsky6AttnProcessor(KandinskyProcessor):
         rotary_emb_kv: torch.Tensor | None = None,  # self-attention's is `rotary_emb`
         attn_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        query, key = self.turned(attn, hidden_states, rotary_emb)
-        return self.output(attn, hidden_states, query, key, attn_mask, self._attention_backend)
+        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is None:
+            query, key = self.turned(attn, hidden_states, rotary_emb)
+        else:
+            query = self.turned_alone(attn, attn.to_query(hidden_states), attn.query_norm, rotary_emb)
+            key = self.turned_alone(attn, attn.to_key(seen), attn.key_norm, rotary_emb_kv)
+        return self.output(attn, seen, query, key, attn_mask, self._attention_backend)
 
 
 class FusedKandinsky6SRAttnProcessor(KandinskyProcessor):

@@ -1,4 +1,4 @@
-"""Cosmos 1, 2 and 2.5: blocks, and the norms of q and k, whose halves are then turned by diffusers' own code."""
+"""Cosmos 1, 2 and 2.5: blocks, and the norms of q and k, whose heads are turned in halves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_cosmos import (
 )
 from torch import nn
 
-from ..attention import FusedProcessor, heads_of
+from ..attention import FusedProcessor
 from ..replace import Ops, Replacement, of_blocks, promoted
 from ..residual import Residual
 
@@ -94,10 +94,7 @@ class FusedCosmosAttnProcessor(FusedProcessor):
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = self.normed(attn, query, key, "rms_head", (attn.norm_q, attn.norm_k), None)
-        if image_rotary_emb is not None:
-            heads = (x.unflatten(2, (heads_of(attn, x), -1)) for x in (query, key))
-            turned = {"use_real_unbind_dim": -2, "sequence_dim": 1}
-            query, key = (apply_rotary_emb(x, image_rotary_emb, **turned).flatten(2) for x in heads)
+        norms, tables = (attn.norm_q, attn.norm_k), image_rotary_emb
+        query, key = self.normed(attn, query, key, "rms_head", norms, tables, rope="halves")
         hidden_states = self.attend(attn, query, key, value, attention_mask)
         return attn.to_out[1](attn.to_out[0](hidden_states))
