@@ -39,8 +39,8 @@ class Config(Section):
     objective: dict[str, Any] = Field(
         description="`name` and its options; `pgdpo objectives` lists them. For any with a β also `timestep_weight`: "
         "ω(σ), a factor of β by the drawn noise level: none, flow_dpo ((1 - sigma)^2, of flow models), snr (for a flow "
-        "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of sound and picture `parts`: weights, 1 "
-        "by default, and `form`, one sigmoid (`inside`) or one each (`separate`): {audio: 0.3, form: inside}."
+        "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of sound and picture `parts`: weights, "
+        "1 by default, and `form`, one sigmoid (`inside`) or one each (`separate`): {audio: 0.3, form: inside}."
     )
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
