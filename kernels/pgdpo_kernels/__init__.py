@@ -2,12 +2,12 @@
 
 from .backend import get_backend, set_backend
 from .explain import explain
-from .hidden.gate_heads import gate_heads
+from .heads.gate_heads import gate_heads
+from .heads.norm_rope import norm_rope
+from .heads.qk_norm_rope import qk_norm_rope
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
-from .hidden.norm_rope import norm_rope
-from .hidden.qk_norm_rope import qk_norm_rope
 from .noise.noise_pair import noise_pair, pair_noise
 from .pairs.diffusion_dpo import DiffusionDPOLoss, diffusion_dpo_loss
 from .pairs.group_errors import group_errors

@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .backend import VARIABLE, forced, heard
-from .hidden.gate_heads import gate_heads
+from .heads.gate_heads import gate_heads
+from .heads.norm_rope import norm_rope
+from .heads.qk_norm_rope import qk_norm_rope
 from .hidden.gate_residual import gate_residual
 from .hidden.gate_residual_norm_modulate import gate_residual_norm_modulate
 from .hidden.norm_modulate import norm_modulate
-from .hidden.norm_rope import norm_rope
-from .hidden.qk_norm_rope import qk_norm_rope
 from .patch import Unsupported, plan, replaced, unwrapped
 from .patch.replace import Ops, Replacement
 

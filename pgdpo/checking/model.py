@@ -250,12 +250,12 @@ def _prepared(inspected: Inspection, split: str, full: bool) -> Iterator[Problem
             )
         data = open_pairs(config, split, compare=False, full=full)
         require_images(data, open_family(config.model))
-        check_streams(config, data)
         if split == "held_out":
             how_sampled(config, open_family(config.model), data)
         else:
             objective = build_objective(config.objective["name"], **config.objective_options)
             check_rows(objective.name, objective.needs, data)
+            check_streams(config, data)
             for size in sorted(set(data.group_sizes)) if data.kind == "group" else ():
                 objective.check_groups(size)
             _left(config, data.rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -95,6 +96,11 @@ class MakeConfig(Section):
         "sound each of the sound (`sound_...`).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes noise, boxes and corruptions.")
+
+    def faults(self, streams: Sequence[str]) -> Sequence[str]:
+        """What may befall a clip, for a model that makes `streams`."""
+        of_sound = get_args(SoundCorruption) if "audio" in streams else ()
+        return self.corruptions or (*get_args(FrameCorruption), *of_sound)
 
     @field_validator("renoise")
     @classmethod

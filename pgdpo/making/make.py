@@ -87,7 +87,7 @@ def make(kind: str, config: Config, source: str, out: Path, ranks: Ranks | None 
     if (
         kind == "corrupt"
         and AUDIO not in config.model.streams
-        and (of_sound := [name for name in config.corruptions if name in SOUND_FAULTS])
+        and (of_sound := [name for name in config.make.faults(config.model.streams) if name in SOUND_FAULTS])
     ):
         raise InputError(
             f"make.corruptions has {', '.join(of_sound)} and a model of {config.model.family} is given no sound, to "
@@ -196,7 +196,9 @@ def _corrupted(config: Config, row: Source, number: int, sources: list[Source]) 
     rng, (frames, plan) = rng_of(config, row, number), frames_of(config, row, number)
     sound = sound_of(plan)
     others = [each for each in sources if each.video != row.video]
-    faults = [name for name in config.corruptions if name in CORRUPTIONS or (sound and heard(sound))]
+    faults = list(config.make.faults(config.model.streams))
+    if not (sound and heard(sound)):
+        faults = [name for name in faults if name in CORRUPTIONS]
     while faults:
         name = str(rng.choice(faults))
         extra = {"chosen_is_real": True, "corruption": name}

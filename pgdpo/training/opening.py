@@ -32,7 +32,8 @@ def open_pairs(
     all. `compare`: hold what they were made of against what the configuration names (`data/preparing/stale.py`). With
     torch.distributed every rank must call it: the main rank compares for all, and each file is looked at by one rank.
 
-    Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads.
+    Raises InputError if they were prepared from something else or with other settings, or lack what a rule reads, or
+    hold what ranks cannot share (`train.zero_stage`).
     Whether the model is conditioned on images is not looked at: `require_images` does.
     """
     data = config.data
@@ -52,7 +53,21 @@ def open_pairs(
         pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
     if compares_ends(config) and not whole:
         pairs.keep_ends()
+    _check_streams(config, split, pairs)
     return pairs
+
+
+def _check_streams(config: Config, split: str, pairs: PreparedPairs) -> None:
+    """Raises InputError where ranks would wait for each other that run other layers, for groups with sound than for
+    those without: see `engine/zero/everywhere.py`."""
+    stage = config.train.zero_stage
+    silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
+    if stage > (1 if split == "train" else 2) and 0 < len(silent) < len(pairs):
+        raise InputError(
+            f"{pairs.folder / 'index.json'}: {len(silent)} of {len(pairs)} rows have no sound, the first is "
+            f"`{silent[0]}`, and train.zero_stage is {stage}: ranks with sound and ranks without would wait for each "
+            "other; leave these rows out, set model.audio to false, or take zero_stage 1"
+        )
 
 
 def compares_ends(config: Config) -> bool:

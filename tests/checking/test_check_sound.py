@@ -58,7 +58,7 @@ def checked(tmp_path, model):
             },
             model={"family": "ltx2", "encoders": "pipeline"},
             train={"global_batch_groups": 1, "micro_batch_groups": 1},
-            evaluate={"reward": None},
+            evaluate={"reward": None, "fps": None},
         )
         return run_check(str(config), list(overrides), **options)
 

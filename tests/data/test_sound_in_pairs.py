@@ -14,11 +14,11 @@ from pgdpo.data.visits.loading import collate
 from pgdpo.messages.errors import InputError
 from pgdpo.models import open_family
 from pgdpo.models.encoders.ltx2 import LTX2Encoders
-from pgdpo.training.task.checks import check_streams
+from pgdpo.training.opening import open_pairs
 from pgdpo.video import Sound, write_video
 from tests.models.tiny_ltx2 import save_tiny_ltx2
 from tests.video.sounding import FPS, beep, write_clip
-from tests.worlds import run_pgdpo, write_config
+from tests.worlds import losses, run_pgdpo, stored, write_config
 
 pytestmark = pytest.mark.usefixtures("eager_kernels", "undrawn")
 FRAMES, SECONDS = 9, 9 / FPS
@@ -69,7 +69,7 @@ def world(made_once, tmp_path):
             folder / "model",
             data=data,
             model={"family": "ltx2", "encoders": "pipeline"},
-            evaluate={"reward": None},
+            evaluate={"reward": None, "fps": None},
         )
 
     return write
@@ -150,12 +150,12 @@ def test_ranks_that_share_weights_take_no_groups_of_both_kinds(world):
     run_pgdpo("prepare", config)
     with pytest.raises(InputError) as caught:
         run_pgdpo("train", config, "train.zero_stage=3", "train.global_batch_groups=2")
-    assert "train.zero_stage is 3, and 1 of 2 rows of " in str(caught.value)
-    assert "the first is `mute`" in str(caught.value) and "zero_stage 2" in str(caught.value)
+    assert "1 of 2 rows have no sound, the first is `mute`, and train.zero_stage is 3" in str(caught.value)
+    assert "take zero_stage 1" in str(caught.value)
     found = run_check(str(config), ["train.zero_stage=3", "train.global_batch_groups=2"])
     assert any("train.zero_stage is 3" in problem.what for problem in found.problems)
     run_pgdpo("prepare", world([row_of("cd")]))
-    check_streams(load_config(config, ["train.zero_stage=3"]), pairs(config))
+    open_pairs(load_config(config, ["train.zero_stage=3"]), "train")
 
 
 def test_turning_the_sound_on_and_off_encodes_what_it_must(world, counted, capfd):
@@ -228,3 +228,21 @@ def test_all_samples_of_a_group_have_sound_or_none(world):
     config = world([{"id": "g", "prompt": "word", "samples": samples[:2]}])
     run_pgdpo("prepare", config)
     assert collate([pairs(config)[0, 0]])["latents"]["audio"].shape[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["joint", "split"])
+def test_ranks_with_sound_and_without_take_the_same_step(world, ranks, batching):
+    """One has a pair with sound and the other a silent one in each step: ZeRO's first stage is as good as none."""
+    config = world([row_of("cd"), row_of("mute")])
+    run_pgdpo("prepare", config)
+    train = ["train.global_batch_groups=2", "train.micro_batch_groups=1", "train.learning_rate=1e-2"]
+    train += [f"train.group_batching={batching}", "model.adapter.target_modules=[to_q,to_k,to_v]"]
+    ranks.train(config, {f"stage{stage}": [*train, f"train.zero_stage={stage}"] for stage in (0, 1)})
+    runs = [config.parent / "out" / f"stage{stage}" for stage in (0, 1)]
+    (plain, sharded), losses_of = map(stored, runs), [losses(run.parent, run.name) for run in runs]
+    assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-5) and losses_of[0][-1] != losses_of[0][0]
+    heard = [name for name in plain if "audio_attn1" in name and "lora_B" in name]
+    assert heard and all(plain[name].abs().max() > 0 for name in heard)
+    for name, weights in plain.items():
+        torch.testing.assert_close(sharded[name], weights, rtol=1e-4, atol=1e-6)

@@ -9,6 +9,8 @@ import av
 import numpy as np
 import pytest
 
+from pgdpo.config.read import load_config
+from pgdpo.messages.errors import InputError
 from pgdpo.video import Sound, write_video
 from tests.browser import needs_browser, visited
 from tests.checking.test_show_sound import PROBE
@@ -16,7 +18,7 @@ from tests.models.families import LTX2 as KIND
 from tests.worlds import run_pgdpo, write_config
 
 FRAMES, HEIGHT, WIDTH = KIND.size
-FPS, RATE = KIND.keys["frame_rate"], 16000
+FPS, RATE = 8, 16000
 
 pytestmark = pytest.mark.usefixtures("eager_kernels")
 
@@ -43,7 +45,7 @@ def config(saved, tmp_path_factory):
     for split, own in (("train", rows[:4]), ("held_out", rows[4:])):
         data[split] = str(folder / f"{split}.jsonl")
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
-    model = {"family": "ltx2", "encoders": "pipeline", **KIND.keys}
+    model = {"family": "ltx2", "encoders": "pipeline", "frame_rate": FPS}
     often = {"every": 2, "every_prompts": 1, "every_pairs": 0, "draws_per_pair": 1, "reward": None}
     train = {"steps": 2, "global_batch_groups": 1, "micro_batch_groups": 1}
     path = write_config(
@@ -109,6 +111,12 @@ def test_a_page_that_is_too_large_keeps_the_sound_of_its_copies(config, tmp_path
         (tmp_path / "one.mp4").write_bytes(base64.b64decode(data))
         found.append(heard(tmp_path / "one.mp4"))
     assert len(found) == 8 and [sounds > 1 for _, sounds, _ in found] == [True] * 4 + [False] * 2 + [True] * 2
+
+
+def test_sound_keeps_its_time(config):
+    with pytest.raises(InputError, match=r"evaluate.fps is 4, and clips with sound last as long as that"):
+        load_config(config, ["evaluate.fps=4"])
+    assert load_config(config, ["evaluate.fps=4", "model.audio=false"]).written_fps == 4
 
 
 def test_sampled_clips_have_the_sound_that_the_model_makes(config):

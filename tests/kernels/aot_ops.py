@@ -148,7 +148,7 @@ def turned(width, halves=False) -> dict:
 
 
 def qk_forward(width, kind, halves=False) -> Case:
-    from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_forward as kernel
+    from pgdpo_kernels.heads.qk_norm_rope_kernels import qk_forward as kernel
     from pgdpo_kernels.hidden.rows import LATE_TABLES
 
     tensors, vectors = ("q", "k", "q_out", "k_out"), ("q_weight", "k_weight", "q_bias", "k_bias")
@@ -157,7 +157,7 @@ def qk_forward(width, kind, halves=False) -> Case:
 
 
 def qk_backward(width, kind, trained, halves=False) -> Case:
-    from pgdpo_kernels.hidden.qk_norm_rope_kernels import qk_backward as kernel
+    from pgdpo_kernels.heads.qk_norm_rope_kernels import qk_backward as kernel
 
     tensors, vectors = ("dq_out", "dk_out", "q", "k", "dq", "dk"), ("q_weight", "k_weight")
     constants = turned(width, halves) | dict(SUM_WEIGHT=trained, SUM_BIAS=trained and width in (1152, 3072))
@@ -166,7 +166,7 @@ def qk_backward(width, kind, trained, halves=False) -> Case:
 
 
 def norm_rope_forward(width, kind, halves) -> Case:
-    from pgdpo_kernels.hidden.qk_norm_rope_kernels import norm_rope_forward as kernel
+    from pgdpo_kernels.heads.qk_norm_rope_kernels import norm_rope_forward as kernel
     from pgdpo_kernels.hidden.rows import LATE_TABLES
 
     constants = turned(width, halves) | dict(BIAS=False, LATE_TABLES=width <= LATE_TABLES)
@@ -175,7 +175,7 @@ def norm_rope_forward(width, kind, halves) -> Case:
 
 
 def norm_rope_backward(width, kind, trained, halves) -> Case:
-    from pgdpo_kernels.hidden.qk_norm_rope_kernels import norm_rope_backward as kernel
+    from pgdpo_kernels.heads.qk_norm_rope_kernels import norm_rope_backward as kernel
 
     constants = turned(width, halves) | dict(SUM_WEIGHT=trained, SUM_BIAS=False)
     tensors, tables = ("dy", "x", "dx"), ("cos", "sin", "sums")
@@ -183,14 +183,14 @@ def norm_rope_backward(width, kind, trained, halves) -> Case:
 
 
 def gate_heads_forward(width, kind) -> Case:
-    from pgdpo_kernels.hidden.gate_heads_kernels import gate_heads_forward as kernel
+    from pgdpo_kernels.heads.gate_heads_kernels import gate_heads_forward as kernel
 
     tensors, constants = ("x", "logits", "out"), rows_of_heads(width)
     return case(kernel, "gate_heads_forward", width, kind, tensors, (), constants, wide=(1, 1), narrow=2)
 
 
 def gate_heads_backward(width, kind) -> Case:
-    from pgdpo_kernels.hidden.gate_heads_kernels import gate_heads_backward as kernel
+    from pgdpo_kernels.heads.gate_heads_kernels import gate_heads_backward as kernel
 
     tensors, constants = ("dy", "x", "logits", "dx", "dlogits"), rows_of_heads(width)
     return case(kernel, "gate_heads_backward", width, kind, tensors, (), constants, wide=(2, 1), narrow=6)

@@ -124,12 +124,12 @@ def test_both_befall_a_clip_that_sounds(listed, sounding, capfd):
 
 
 def test_what_befalls_a_clip_by_default(sounding):
-    assert set(load_config("quickstart.yaml").corruptions) == set(CORRUPTIONS)
-    both = {*CORRUPTIONS, *SOUND_FAULTS}
-    assert set(load_config("quickstart.yaml", sounding).corruptions) == both
-    assert set(load_config("quickstart.yaml", [*sounding, "model.audio=false"]).corruptions) == set(
-        CORRUPTIONS
-    )
+    def faults(*overrides):
+        config = load_config("quickstart.yaml", [*overrides])
+        return set(config.make.faults(config.model.streams))
+
+    assert faults() == faults(*sounding, "model.audio=false") == set(CORRUPTIONS)
+    assert faults(*sounding) == {*CORRUPTIONS, *SOUND_FAULTS}
 
 
 def test_a_model_without_sound_is_told_apart(listed, capfd):

@@ -142,13 +142,13 @@ def test_bad_input(plan_file, arguments, message):
 
 def test_a_start_on_a_gpu_that_is_too_small_is_refused_before_weights_are_read(plan_file):
     config = load_config(plan_file, ["model.random_init=false", *HELD])  # the folder holds no weights
-    refuse_too_large(config, [(48, 4, 4, 4)], memory=80e9, gpus=1, nodes=1)
+    refuse_too_large(config, [{"video": (48, 4, 4, 4)}], memory=80e9, gpus=1, nodes=1)
     with pytest.raises(InputError, match="more than the 3.8 MB that can be used of 4.0 MB") as error:
-        refuse_too_large(config, [(48, 4, 4, 4)], memory=4e6, gpus=1, nodes=1)
+        refuse_too_large(config, [{"video": (48, 4, 4, 4)}], memory=4e6, gpus=1, nodes=1)
     assert "train.check_memory=warn" in str(error.value)
     refuse_too_large(
         load_config(plan_file, ["train.check_memory=warn", *HELD]),
-        [(48, 4, 4, 4)],
+        [{"video": (48, 4, 4, 4)}],
         memory=4e6,
         gpus=1,
         nodes=1,

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from pgdpo.diffusion.streams import AUDIO, VIDEO
 from pgdpo.objectives import Compared, PairInfo, build_objective
+from pgdpo.training.held_out.figures import Numbers
 from pgdpo.training.metrics import StepMetrics, sample_metrics, watch_gradients
 from tests.worlds import eagerly
 
@@ -154,3 +155,22 @@ def test_a_steps_means_are_of_the_pairs_that_have_the_part(monkeypatch):
     metrics, present, *_ = micro_batch(parts=(VIDEO,), labelled=False)
     silent.add(metrics, present, torch.full((PAIRS,), 0.3), torch.ones(PAIRS, dtype=torch.bool), [{}] * PAIRS)
     assert all(map(math.isnan, silent.reduce()["parts"][AUDIO].values()))
+
+
+def test_held_out_figures_are_of_the_pairs_that_have_the_part():
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.normal(size=(2, 5, 4))
+    own = rng.normal(size=(2, 3, 4))
+    logits = np.zeros((5, 4))
+    none = np.zeros((2, 0, 4))
+    parts = {VIDEO: (chosen, rejected), AUDIO: (own[0], own[1])}
+    found = Numbers([0.1, 0.1, 0.6, 0.6], chosen, rejected, logits, None, parts).figures()
+    assert found["parts"][VIDEO] == {key: found[key] for key in found["parts"][VIDEO]}
+    for levels, row in ((slice(None), found), (slice(2), found["buckets"]["sigma_0.00_0.25"])):
+        audio, means = row["parts"][AUDIO], own[:, :, levels].mean(2)
+        assert audio["pairs"] == 3
+        assert audio["margin"]["value"] == pytest.approx((means[1] - means[0]).mean())
+        assert audio["displacement"]["value"] == pytest.approx((means[0] > 0).mean())
+        assert audio["margin"]["low"] < audio["margin"]["value"] < audio["margin"]["high"]
+    silent = Numbers([0.1] * 4, chosen, rejected, logits, None, {AUDIO: (none[0], none[1])}).figures()
+    assert "parts" not in silent

@@ -1,1 +1,1 @@
-"""Ops on the hidden states of a transformer: norm, modulation, gate, rotation."""
+"""Ops on the hidden states of a transformer: norm, modulation, gate."""

@@ -177,7 +177,8 @@ def check_shapes(config: Config, family: Family, pairs: PreparedPairs) -> None:
 
 def check_streams(config: Config, pairs: PreparedPairs) -> None:
     """Raises InputError where groups without sound leave a run nothing to learn from, or where ranks that have some
-    would wait for ranks that have others: for layers that these alone run, for sums that these alone make."""
+    would wait for ranks that have others, for sums that these alone make. (For layers that these alone run: see
+    `opening.open_pairs`.)"""
     silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
     first, *others = pairs.streams
     if not (others and silent):
@@ -194,11 +195,6 @@ def check_streams(config: Config, pairs: PreparedPairs) -> None:
         )
     if len(silent) == len(pairs.rows):
         return
-    if config.train.zero_stage == 3:
-        raise InputError(
-            f"train.zero_stage is 3, and {some}: ranks with sound and ranks without would wait for each other; "
-            "leave these rows out, set model.audio to false, or take zero_stage 2"
-        )
     if parts.form == "separate" and pools(name, **config.objective_options):
         raise InputError(
             f"objective.parts.form is `separate`, and objective `{name}` compares the samples of all ranks, of each "

@@ -8,10 +8,10 @@ import torch
 
 from ..backend import takes_triton
 from ..checks import check_float, check_number
+from ..hidden.rows import MAX_WIDTH, as_rows, check_hidden, cut_rows, launch_rows, obstacle
 from ..launch import dense_like, next_power_of_2
 from ..library import once_differentiable, opaque, recorded
 from ..reference import hidden as eager
-from .rows import MAX_WIDTH, as_rows, check_hidden, cut_rows, launch_rows, obstacle
 
 
 def gate_heads(x: torch.Tensor, logits: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:

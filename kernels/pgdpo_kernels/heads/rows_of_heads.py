@@ -7,8 +7,8 @@ import functools
 import torch
 
 from ..checks import check_float, check_number
+from ..hidden.rows import MAX_WIDTH, check_vector, held_heads, launch_rows, obstacle
 from ..reference import hidden as eager
-from .rows import MAX_WIDTH, check_vector, held_heads, launch_rows, obstacle
 
 NORMS = ("rms_full", "rms_head", "layer_head", "none")
 ROPES = (

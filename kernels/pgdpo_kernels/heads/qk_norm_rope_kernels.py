@@ -6,6 +6,7 @@ Programs of q and of k on the same rows are neighbours: they share the rotary ta
 import triton
 import triton.language as tl
 
+from ..hidden.row_jit import mean_of, reciprocal_root, two_sums
 from .heads_jit import (
     centered_heads,
     load_heads,
@@ -17,7 +18,6 @@ from .heads_jit import (
     store_sums,
     turn_heads,
 )
-from .row_jit import mean_of, reciprocal_root, two_sums
 
 
 @triton.jit

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..backend import takes_triton
+from ..hidden.rows import LATE_TABLES, as_rows, check_hidden, cut_rows, sum_parts
 from ..launch import dense_like
 from ..library import once_differentiable, opaque, recorded
 from ..reference import hidden as eager
-from .heads import checked, kernels, launch_heads, sum_width
-from .rows import LATE_TABLES, as_rows, check_hidden, cut_rows, sum_parts
+from .rows_of_heads import checked, kernels, launch_heads, sum_width
 
 
 def norm_rope(

@@ -8,8 +8,8 @@ A = B >= H. A, B and COLUMNS, which hold the elements of a head or of its half, 
 import triton
 import triton.language as tl
 
+from ..hidden.row_jit import mean_of, reciprocal_root, sum_pieces
 from ..jit import rounded
-from .row_jit import mean_of, reciprocal_root, sum_pieces
 
 
 @triton.jit
