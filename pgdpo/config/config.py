@@ -39,9 +39,8 @@ class Config(Section):
     objective: dict[str, Any] = Field(
         description="`name` and its options; `pgdpo objectives` lists them. For any with a β also `timestep_weight`: "
         "ω(σ), a factor of β by the drawn noise level: none, flow_dpo ((1 - sigma)^2, of flow models), snr (for a flow "
-        "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of a model that makes sound and picture "
-        "`parts`: their weights, 1 where none is given, and `form`: one sigmoid over the weighted sum (`inside`) or "
-        "one for each (`separate`), such as {video: 1, audio: 0.3, form: inside}."
+        "model the same), min_snr, or points [[sigma, weight], ...] of a line. Of sound and picture `parts`: weights, "
+        "1 by default, and `form`, one sigmoid (`inside`) or one each (`separate`): {audio: 0.3, form: inside}."
     )
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

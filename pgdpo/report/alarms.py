@@ -59,7 +59,7 @@ def alarms(
     return [
         whole,
         _accuracy(_held_out(results, looks, "implicit_accuracy"), metrics, kind),
-        *_displaced_parts(whole, metrics, results, looks, kind),
+        *_displaced_parts(whole, metrics, results, looks, kind, parts or Parts()),
         *_gradient_of_parts(metrics, parts or Parts()),
         *common_rise,
         _saturation(metrics, beta),
@@ -112,10 +112,16 @@ def _accuracy(held_out: dict, metrics: list[dict], kind: str) -> Alarm:
 
 
 def _displaced_parts(
-    whole: Alarm, metrics: list[dict], results: dict, looks: Sequence[dict], kind: str
+    whole: Alarm, metrics: list[dict], results: dict, looks: Sequence[dict], kind: str, parts: Parts
 ) -> list[Alarm]:
     """Of samples of several parts each one's; the whole may look well while one of them falls."""
     found = []
+    mend = (
+        "In one sigmoid another part may make up for it: raise its weight in `objective.parts`, or give each its own, "
+        "`form: separate`."
+        if parts.form == "inside"
+        else "Raise its weight in `objective.parts`, or look at its pairs' labels: `dimensions` may rate it by itself."
+    )
     for part in parts_of([*metrics, *looks, results]):
         own = [row[PARTS][part] for row in looks if part in (row.get(PARTS) or {})]
         held_out = _held_out((results.get(PARTS) or {}).get(part) or {}, own, "displacement")
@@ -123,9 +129,7 @@ def _displaced_parts(
             f"Likelihood displacement, {part}",
             held_out or {"value": tail_mean(metrics, f"{PARTS}/{part}/displacement")},
             lambda share: share > DISPLACEMENT,
-            f"How often the model now explains the chosen clip's {part} worse than the reference did. The parts are "
-            "learnt as one sum, in which another may make up for it: raise its weight in `objective.parts`, or give "
-            "each a sigmoid of its own, `form: separate`.",
+            f"How often the model now explains the chosen clip's {part} worse than the reference did. {mend}",
             f"warns above {DISPLACEMENT:.0%}",
             kind,
         )

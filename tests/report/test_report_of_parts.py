@@ -93,6 +93,10 @@ def test_the_weight_that_would_balance_is_named(share):
 def test_the_last_quarter_alone_counts():
     early, late = rows(audio=0.1, gradient=0.99, steps=30), rows(audio=0.1, gradient=0.5, steps=10)
     assert by_title(alarms([*early, *late], {}, 500))["Gradient of the parts"].state == "ok"
+    assert (
+        by_title(alarms([*late, *late, *late, *early[:10]], {}, 500))["Gradient of the parts"].state
+        == "warning"
+    )
 
 
 def test_a_part_that_was_given_no_weight_is_no_alarm():
