@@ -23,7 +23,6 @@ from pgdpo.config import TrainConfig
 from pgdpo.diffusion.streams import Latents, by_stream, each, joined
 from pgdpo.engine import engine as engines
 from pgdpo.engine.parallel import Ranks
-from pgdpo.engine.zero.everywhere import everywhere
 from pgdpo.models.family import Family
 from pgdpo.models.protocols import Conditioning
 from pgdpo.reference import Forward
@@ -75,8 +74,6 @@ class Joint:
         self, engine: deepspeed.DeepSpeedEngine, forward: Callable, family: Family, ranks: Ranks
     ) -> None:
         self.engine, self.forward, self.family, self.ranks = engine, forward, family, ranks
-        unlike = len(family.streams) > 1 and engine.zero_optimization_stage() == 1
-        self._everywhere = [p for p in engine.module.parameters() if p.requires_grad and unlike]
 
     def __call__(self, noisy: Latents, sigma: torch.Tensor, conditioning: Conditioning) -> Latents:
         """Prediction `[N, ...]` of samples, member by member; of several streams by name, as `noisy` is."""
@@ -84,7 +81,7 @@ class Joint:
 
     def backward(self, loss: torch.Tensor) -> float | None:
         """Backward and DeepSpeed's step. Returns the gradient's norm before clipping where the optimizer stepped."""
-        self.engine.backward(everywhere(loss, self._everywhere) if self._everywhere else loss)
+        self.engine.backward(loss)
         return engines.step(self.engine)
 
 

@@ -1,10 +1,9 @@
 """Clips without sound on one rank, while another has some with it: every forward runs all modules, on every rank.
 
 Of such clips the picture is computed as if the model made no other: nothing goes across the streams, and what makes
-sound has no gradient. But ZeRO-3 gathers weights module by module, and ZeRO sums gradients as they come, both of all
-ranks together: ranks that ran other modules would wait for one another, or sum what does not belong together. So what
-goes across is computed and multiplied by 0, and so is the sound that nobody asked for, which changes no bit of the
-picture and costs little: one token stands for the sound.
+sound has no gradient. But ZeRO sums gradients as they come, of all ranks together: where ranks ran other modules, it
+would sum what does not belong together. So what goes across is computed and multiplied by 0, and so is the sound that
+nobody asked for, which changes no bit of the picture and costs little: one token stands for the sound.
 """
 
 from __future__ import annotations

@@ -53,20 +53,19 @@ def open_pairs(
         pairs.curation = curate(pairs, data, seed=config.train.seed, once=agreement.on_main)
     if compares_ends(config) and not whole:
         pairs.keep_ends()
-    _check_streams(config, split, pairs)
+    _check_streams(config, pairs)
     return pairs
 
 
-def _check_streams(config: Config, split: str, pairs: PreparedPairs) -> None:
-    """Raises InputError where ranks would wait for each other that run other layers, for groups with sound than for
-    those without: see `engine/zero/everywhere.py`."""
-    stage = config.train.zero_stage
+def _check_streams(config: Config, pairs: PreparedPairs) -> None:
+    """Raises InputError where ranks that share each layer's weights would wait for each other, some with sound and some
+    without: `engine/silent.py` serves the stages below."""
     silent = [row["id"] for row in pairs.rows if not pairs.has_sound(row)]
-    if stage > (1 if split == "train" else 2) and 0 < len(silent) < len(pairs):
+    if config.train.zero_stage == 3 and 0 < len(silent) < len(pairs):
         raise InputError(
             f"{pairs.folder / 'index.json'}: {len(silent)} of {len(pairs)} rows have no sound, the first is "
-            f"`{silent[0]}`, and train.zero_stage is {stage}: ranks with sound and ranks without would wait for each "
-            "other; leave these rows out, set model.audio to false, or take zero_stage 1"
+            f"`{silent[0]}`, and train.zero_stage is 3: ranks with sound and ranks without would wait for each "
+            "other; leave these rows out, set model.audio to false, or take zero_stage 2"
         )
 
 
