@@ -22,6 +22,7 @@ from pgdpo.engine.engine import (
 from pgdpo.engine.group_batching import Joint, Split
 from pgdpo.engine.memory import check_selective, save_memory, with_activation_offload
 from pgdpo.engine.parallel import Ranks, arrange_ranks
+from pgdpo.engine.silent import run_all_streams
 from pgdpo.engine.ulysses import share_tokens
 from pgdpo.engine.zero.load import gather_in_forward, load_sharded
 from pgdpo.messages.console import say
@@ -79,6 +80,8 @@ def build_policy(
     tell_of_blocks(transformer)
     if ranks is not None:
         share_tokens(transformer, family.sharing, ranks.sequence_group)
+        if len(family.streams) > 1 and ranks.data_size > 1:  # ranks may have clips with sound and without
+            run_all_streams(transformer, family.sharing)
     return family, transformer.train(not forward_only)
 
 

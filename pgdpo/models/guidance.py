@@ -21,19 +21,23 @@ def negative_branch(
     `positive()`: a context with the model that answers there; it may be `transformer` itself with its adapter switched.
     `samples`: of one sampling call, at a guidance above 1. Pipelines ask for both branches in one of two ways: a batch
     of twice `samples`, the unconditional half first (CogVideoX, LTX), or two calls a step, the conditional one first
-    (Wan, HunyuanVideo).
+    (Wan, HunyuanVideo). What is asked beside a doubled batch is conditional too (LTX-2's other guidance).
     """
-    negative, calls = transformer.forward, itertools.count()
+    negative, calls, doubled = transformer.forward, itertools.count(), False
 
     def conditional(inputs: dict) -> tuple:
         with positive() as model:
             return (negative if model is transformer else model)(**inputs)
 
-    def forward(**inputs) -> tuple[torch.Tensor]:
+    def forward(**inputs) -> tuple[torch.Tensor, ...]:
+        nonlocal doubled
         if len(inputs["hidden_states"]) == samples:
-            return negative(**inputs) if next(calls) % 2 else conditional(inputs)
+            second = next(calls) % 2 and not doubled
+            return negative(**inputs) if second else conditional(inputs)
+        doubled = True
         without, with_prompt = halves(inputs, samples)
-        return (torch.cat([negative(**without)[0], conditional(with_prompt)[0]]),)
+        answers = zip(negative(**without), conditional(with_prompt), strict=True)
+        return tuple(torch.cat(both) for both in answers)
 
     transformer.forward = forward
     try:

@@ -93,6 +93,7 @@ class TokenSharing:
     streams: dict[str, Tokens]  # by name, `video` the first
     # A block's attention from one stream's tokens to another's: name -> (stream of the queries, of keys and values).
     across: dict[str, tuple[str, str]] = field(default_factory=dict)
+    apart: str | None = None  # the transformer's argument that leaves these out, as for clips without sound
     first_frame: int | None = None  # where a block's arguments have the number of the first frame's tokens
     text_first: bool = False  # where text and video attend together: the text stands before the video
     processor: type | None = (

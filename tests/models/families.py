@@ -295,6 +295,8 @@ LTX2 = Kind(
     tiled=((9, 64, 544), (9, 64, 512)),  # one latent row cannot be mirrored
     size=(9, 64, 96),
     step=(8, 32),
+    keys={"frame_rate": 8},  # of the toy's clips
+    called={"frame_rate": 8},
     unguided={
         "stg_scale": 0.0,
         "modality_scale": 1.0,
@@ -312,7 +314,7 @@ LTX2 = Kind(
 )
 LTX2_ALONE = replace(
     LTX2,
-    keys={"audio": False},
+    keys=LTX2.keys | {"audio": False},
     told=LTX2.told | {"modality_scale": 1.0, "audio_modality_scale": 1.0, "audio_guidance_scale": 3.0},
     hears=False,
 )
@@ -380,7 +382,7 @@ KINDS = {
         given=18,
     ),
     "ltx2": LTX2,
-    "ltx2 i2v": replace(LTX2, keys={"task": "image_to_video"}, image=True, given=6),
+    "ltx2 i2v": replace(LTX2, keys=LTX2.keys | {"task": "image_to_video"}, image=True, given=6),
     "ltx2 2.3": replace(LTX2, save=saver(save_tiny_ltx2, version="2.3"), recipes=("ltx2_3",)),
     "ltx2 2.5": replace(LTX2, save=saver(save_tiny_ltx2, version="2.5"), recipes=("ltx2_5",)),
     "ltx2 alone": LTX2_ALONE,
@@ -389,4 +391,4 @@ FAMILIES: dict[str, Kind] = {}  # the first kind of each
 for kind in KINDS.values():
     FAMILIES.setdefault(kind.family, kind)
 # One kind of each pipeline, as it is without being told anything: for what no task, expert or setting changes.
-PIPELINES = {name: kind for name, kind in KINDS.items() if not kind.image and not kind.keys}
+PIPELINES = {name: kind for name, kind in KINDS.items() if not kind.image and (kind.hears or not kind.keys)}

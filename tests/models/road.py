@@ -15,7 +15,6 @@ from unittest import mock
 
 import torch
 
-from pgdpo.config.model import TOY_FPS
 from pgdpo.data.prepared import padded_text
 from pgdpo.data.visits.loading import stack_conditioning
 from pgdpo.diffusion.streams import by_stream
@@ -38,7 +37,6 @@ class Road:
 
     def config(self, **model) -> Path:
         frames, height, width = self.kind.size
-        rate = {"frame_rate": TOY_FPS} if self.kind.hears else {}
         return write_config(
             self.root / "config.yaml",
             self.root / "out",
@@ -51,7 +49,7 @@ class Road:
                 "height": height,
                 "width": width,
             },
-            model={"family": self.kind.family, "encoders": "pipeline", **rate, **self.kind.keys, **model},
+            model={"family": self.kind.family, "encoders": "pipeline", **self.kind.keys, **model},
             train={"steps": 2},
             evaluate={"reward": None, "draws_per_pair": 1},
         )

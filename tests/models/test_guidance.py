@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pgdpo.config import AdapterConfig, SampleSettings
+from pgdpo.diffusion.streams import video_of
 from pgdpo.models.adapters.adapter import add_adapter
 from pgdpo.models.guidance import negative_branch, without_adapter
 from tests.models.families import FAMILIES
@@ -38,10 +39,10 @@ def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, saved, 
     policy.register_forward_hook(
         lambda module, _, inputs, output: seen.append((inputs, output[0].clone())), with_kwargs=True
     )
-    noise = torch.randn(samples, *shape)
+    noise = FAMILIES[name].noise(family, samples)
     with negative_branch(policy, lambda: without_adapter(policy), samples):
         sampled = family.sample(policy, noise, prompt, empty, SampleSettings(2, 3.0))
-    assert sampled.shape == noise.shape and policy.forward == alone
+    assert video_of(sampled).shape == video_of(noise).shape and policy.forward == alone
 
     branches = {"prompt": 0, "empty": 0}
     for inputs, output in seen:
@@ -54,4 +55,5 @@ def test_the_base_answers_the_prompt_and_the_adapter_the_empty_one(name, saved, 
             assert is_prompt or torch.equal(states, empty["prompt"][sample][: len(states)])
             branches["prompt" if is_prompt else "empty"] += 1
             torch.testing.assert_close(output[row], (by_base if is_prompt else by_policy)[row])
-    assert branches == {"prompt": 2 * samples, "empty": 2 * samples}
+    beside = 2 if FAMILIES[name].hears else 0  # its other guidance, of the prompt too
+    assert branches == {"prompt": 2 * samples * (1 + beside), "empty": 2 * samples}

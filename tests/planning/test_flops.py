@@ -135,9 +135,9 @@ OPERATORS = {
 def test_a_real_backward_runs_what_is_counted(name, weights, saved, tmp_path):
     kind = FAMILIES[name]
     frames, height, width = kind.size
-    model = {"family": name, "path": str(saved(kind.save)), "encoders": "pipeline"}
+    model = {"family": name, "path": str(saved(kind.save)), "encoders": "pipeline", **kind.keys}
     model["adapter"] = {"rank": 2, "alpha": 2} if weights == "lora" else None
-    data = {"num_frames": frames, "height": height, "width": width, "fps": "own"}
+    data = {"num_frames": frames, "height": height, "width": width}
     config = load_config(write_config(tmp_path / "c.yaml", tmp_path, tmp_path, model=model, data=data))
     family, transformer = build_policy(config, torch.device("cpu"))
     shapes = family.stream_shapes(frames, height, width)

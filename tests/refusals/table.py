@@ -44,7 +44,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         "check_mask": {"a mask has the size of its": By("bad rows")},
         "named": {"titled(name, sides, side)": Why.PASSED_ON},
     },
-    "data.preparing.sounds": {"tracks_of": {"one_sided(clips, heard": Why.CLIP}},
     "data.curation.order": {
         "read_margins": {"cannot be read": By("no margins")},
         "_implicit": {
@@ -142,16 +141,6 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
             "empty(self._path)": Why.CLIP,
         },
         "check_side": {"pixels a side are read: check the file": By("bad rows")},
-    },
-    "video.listen": {
-        "read_sound": {"has no sound track": Why.CLIP, "holds no samples": Why.CLIP},
-        "_check_end": {"its sound ends after": Why.CLIP},
-        "_layout": {"says not where they stand": Why.CLIP},
-    },
-    "video.track": {
-        "probe_track": {"holds no samples": Why.CLIP},
-        "pieces": {"is damaged": Why.CLIP, "changes its rate or channels": Why.CLIP},
-        "opened": {"does not decode": Why.CLIP},
     },
     "evaluation.errors": {"Errors.__init__": {"all held-out rows are single clips": Why.ANOTHER}},
     "evaluation.evaluate": {

@@ -109,6 +109,17 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
             "model.kernels is `triton`: {}; use `auto` or `eager`": Why.CALLER,
         },
     },
+    "data.preparing.sounds": {"tracks_of": {"one_sided(clips, heard": Why.CLIP}},
+    "video.listen": {
+        "read_sound": {"has no sound track": Why.CLIP, "holds no samples": Why.CLIP},
+        "_check_end": {"its sound ends after": Why.CLIP},
+        "_layout": {"says not where they stand": Why.CLIP},
+    },
+    "video.track": {
+        "probe_track": {"holds no samples": Why.CLIP},
+        "pieces": {"is damaged": Why.CLIP, "changes its rate or channels": Why.CLIP},
+        "opened": {"does not decode": Why.CLIP},
+    },
     "training.opening": {
         "_refuse_stale": {"str(compared)": By("other sizes", says=("`sizes` is [[4, 16, 16]]",))},
         "_check_streams": {"leave these rows out, set": By("sound in some rows", says=("rows have no sound",))},

@@ -92,7 +92,7 @@ def test_speed_is_what_a_step_held_over_its_seconds(opened, monkeypatch):
     family, config = opened("wan 2.1 t2v")
     shapes = [family.latent_shape(5, 32, 32), family.latent_shape(9, 32, 48)]
     policy = SimpleNamespace(family=family, ranks=SimpleNamespace(device=CPU))
-    pairs = SimpleNamespace(latent_shapes=shapes, group_sizes=[2, 2])
+    pairs = SimpleNamespace(stream_shapes=[{"video": shape} for shape in shapes], group_sizes=[2, 2])
     costs = Costs(config, policy, pairs, reference_runs=True)
     monkeypatch.setattr("pgdpo.training.costs.dist.get_world_size", lambda: 1)
     monkeypatch.setattr(Costs, "_flops", [10**9, 10**10])

@@ -131,6 +131,7 @@ class LTX2(VaeFamily):
             ),
         },
         across={"audio_to_video_attn": (VIDEO, AUDIO), "video_to_audio_attn": (AUDIO, VIDEO)},
+        apart="isolate_modalities",
     )
 
     def __init__(self, model: ModelConfig) -> None:

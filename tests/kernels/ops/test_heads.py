@@ -69,6 +69,26 @@ def test_norm_rope_has_the_bits_of_queries_and_keys_together(rope):
     assert all(torch.equal(one, other) for one, other in zip(both, alone, strict=True))
 
 
+@pytest.mark.parametrize("rope", ["neighbours", "halves"])
+def test_both_elements_of_a_pair_may_have_numbers_of_their_own(rope):
+    """No rotation then: (x0 cos0 - x1 sin0, x1 cos1 + x0 sin1)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 12, generator=generator).to(DEVICE).requires_grad_()
+    cos, sin = torch.randn(2, 3, 6, generator=generator).to(DEVICE)
+    places = {"neighbours": [[0, 2, 4], [1, 3, 5]], "halves": [[0, 1, 2], [3, 4, 5]]}[rope]
+
+    def exact(x):
+        heads = x.unflatten(2, (2, 6))
+        out = torch.empty_like(heads)
+        first, second = heads[..., places[0]], heads[..., places[1]]
+        table = [[t.double()[:, None, place] for place in places] for t in (cos, sin)]
+        out[..., places[0]] = first * table[0][0] - second * table[1][0]
+        out[..., places[1]] = second * table[0][1] + first * table[1][1]
+        return out.flatten(2)
+
+    compare(lambda x: norm_rope(x, cos=cos, sin=sin, num_heads=2, norm="none", rope=rope), exact, (x,))
+
+
 @given(
     tokens=st.integers(1, 4),
     heads=st.sampled_from([1, 2, 3, 5, 8]),
