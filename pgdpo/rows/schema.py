@@ -81,7 +81,7 @@ KEYS: dict[str, Key] = {
     ),
     "weight": Key("factor of the pair's loss", "a number ≥ 0", number(0), "write 1 for an ordinary pair"),
     "dimensions": Key(
-        "preference by aspect, as `preference`",
+        "preference by aspect, as `preference`; of what the model makes (`video`, `audio`) the label of that part",
         "a mapping of names to numbers from 0 to 1",
         mapping_of(_share),
         'write {"motion": 1, "text": 0.5}',
