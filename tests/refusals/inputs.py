@@ -231,6 +231,9 @@ INPUTS = {
     "many bad rows": Input("prepare", many_bad_rows),
     "a model's own rate": Input(timed, of("wan 2.2 ti2v 5b t2v")),
     "a rate that the model isn't told": Input(timed, of("ltx", "data.fps=8")),
+    "one row of latents": Input(
+        sized, of("ltx2", "data.num_frames=9", "data.height=32", "data.width=64", "evaluate.fps=null")
+    ),
     "any rate beside sound": Input(timed, of("ltx2", "data.fps=own", "evaluate.fps=null")),
     "parts of another kind": Input(timed, of("ltx2", "objective.parts=3")),
     "an unknown part": Input(timed, of("ltx2", "objective.parts={audoi: 0.3}")),

@@ -287,6 +287,7 @@ TABLE: dict[str, dict[str, dict[str, By | Why]]] = {
         },
     },
     "models.families.ltx2": {
+        "LTX2.check_size": {"this VAE decodes clips from": By("one row of latents")},
         "LTX2.__init__": {"the toy's encoders encode no pictures": By("a picture for the sounding toy")},
         "LTX2.check_fps": {"and the model is told": By("any rate beside sound", "a rate that the sound hasn't")},
     },

@@ -155,6 +155,14 @@ class LTX2(VaeFamily):
         super()._check_parts(folder)
         check_connectors(folder, self.model.path)
 
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """As `VaeFamily.check_size`; a decoder that mirrors its latents at their edges needs two of them."""
+        super().check_size(num_frames, height, width)
+        step, mirrors = self.vae_shape[2], self.meta_vae.config.decoder_spatial_padding_mode == "reflect"
+        for key, value in (("height", height), ("width", width)):
+            if mirrors and value < 2 * step:
+                raise InputError(f"data.{key} is {value}; this VAE decodes clips from {2 * step} on")
+
     def check_fps(self, data: DataConfig) -> None:
         """Clips are shown at the rate that the model is told: at another one the sound is out of step with them."""
         hears = AUDIO in self.streams
