@@ -68,7 +68,7 @@ def rows_hash(data: PreparedPairs) -> str:
     """Digest of the rows that are held (id, prompt and labels) and, where they are visited in shares, of these."""
     first = [key for key in LABELS if key not in LATER_LABELS]
     # Preferences by aspect are labels where a sample has several parts, of which they may be.
-    later = (*LATER_LABELS, *["dimensions"] * (len(data.index.get("streams", ())) > 1))
+    later = (*LATER_LABELS, *["dimensions"] * (len(getattr(data, "streams", ())) > 1))
     rows = [
         [row["id"], row["prompt"], *(row.get(key) for key in first)]
         + [[key, row[key]] for key in later if row.get(key) is not None]

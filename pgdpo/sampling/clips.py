@@ -106,12 +106,17 @@ def sample_latents(
 def how_sampled(config: Config, family: Family, data: PreparedPairs) -> dict[str, SampleSettings]:
     """How clips of each size of `data` are sampled, by the size's name. Says it.
 
-    Raises InputError where the negative prompt was not prepared.
+    Raises InputError where the negative prompt was not prepared, and for one step where the scheduler takes two.
     """
     found = {}
     for bucket in data.buckets:
         size = data.size_of(bucket[0])
         found[size_name(size)] = settings = sample_settings(config.evaluate, family.sampling(size[1:]))
+        if settings.steps == 1 and family.load_scheduler().config.get("shift_terminal"):
+            raise InputError(
+                "evaluate.sampling_steps is 1: this model's scheduler stretches its noise levels to a last one "
+                "(shift_terminal), which of one level gives no number: set it to 2 or more"
+            )
         if not data.has_text(settings.negative_prompt):
             raise InputError(
                 f"evaluate.negative_prompt is {settings.negative_prompt!r}: {data.folder} does not hold it: run "

@@ -5,12 +5,18 @@ of 16 pitches a sixth of an octave apart: a harmonic constant-Q transform (Bittn
 over m, in each channel whose harmonic it has, and moves along m as its pitch glides.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from pgdpo.config.model import TOY_FPS
 from pgdpo.toy.tone import HARMONICS, LOUDNESS, MIDDLE, RATE, synthesize
 from pgdpo.video.sound import Sound
+
+if TYPE_CHECKING:
+    import torch
 
 STEPS = 2  # of a frame
 PITCHES, LOWEST, SPACING = 16, -1.25, 1 / 6  # octaves above 440 Hz
@@ -39,6 +45,8 @@ def spectra(wave: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def encode(sound: Sound, num_frames: int) -> torch.Tensor:
     """The waveform of a clip, `[1, n]` -> latents `[4, L, 16]`."""
+    import torch  # the reward, which is measured by the same windows, is read without it
+
     steps = STEPS * num_frames
     power = spectra(sound.samples[0], (np.arange(steps) + 0.5) * RATE / (TOY_FPS * STEPS))
     amplitude = np.sqrt(np.maximum(power @ _WEIGHTS, 0)) / LOUDNESS

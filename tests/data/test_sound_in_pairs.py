@@ -59,8 +59,8 @@ def world(made_once, tmp_path):
             "train": str(folder / "train.jsonl"),
             "held_out": None,
             "num_frames": 9,
-            "height": 32,
-            "width": 32,
+            "height": 64,
+            "width": 64,
             **data,
         }
         return write_config(
@@ -114,9 +114,9 @@ def test_what_stands_in_a_pair_is_the_sound_of_the_frames_that_are_taken(world, 
         taken = samples[:, begins : begins + round(SECONDS * 16000)].astype(np.float32)
         found = data[0, 0]["samples"][place]
         wanted = encoders.encode_audio(Sound(taken, 16000), FRAMES)
-        assert found["audio"].shape == family.stream_shapes(FRAMES, 32, 32)["audio"] == wanted.shape
+        assert found["audio"].shape == family.stream_shapes(FRAMES, 64, 64)["audio"] == wanted.shape
         torch.testing.assert_close(found["audio"], wanted, rtol=1e-3, atol=2e-3)
-        assert found["video"].shape == family.latent_shape(FRAMES, 32, 32)
+        assert found["video"].shape == family.latent_shape(FRAMES, 64, 64)
     assert not data[0, 0]["samples"][0]["audio"].equal(data[0, 0]["samples"][1]["audio"])
 
 

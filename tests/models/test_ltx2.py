@@ -140,7 +140,7 @@ def test_latents_of_sound_are_what_the_pipeline_decodes(version, saved):
 
 
 def test_pairs_with_other_sound_are_told_apart(saved):
-    families = [ALONE.open(saved(ALONE.save)), hearing(saved), hearing(saved, frame_rate=8)]
+    families = [ALONE.open(saved(ALONE.save)), hearing(saved), hearing(saved, frame_rate=12)]
     encoders = [family.load_encoders(CPU) for family in families]
     assert len({each.fingerprint for each in encoders}) == 3
     assert [each.sound is None for each in encoders] == [True, False, False]

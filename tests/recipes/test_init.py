@@ -108,6 +108,7 @@ def test_a_run_that_does_not_fit_is_changed_until_it_does(tmp_path, whole_wan):
 @pytest.mark.parametrize(("gpus", "batch"), [(7, 63), (48, 48), (100, 100), (8, 64)])
 def test_gpus_that_do_not_divide_the_batch_change_it(tmp_path, monkeypatch, capsys, gpus, batch):
     """Whether or not the model is there to be planned."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run_pgdpo("init", "wan21_1.3b", tmp_path / "x.yaml", "--path", tmp_path / "elsewhere", "--gpus", gpus)
     assert load_config(tmp_path / "x.yaml").train.global_batch_groups == batch

@@ -44,7 +44,7 @@ from tests.refusals.making import (
     too_many_spans,
     two_manifests,
 )
-from tests.refusals.models import checkpoint, deaf_to_masks, of, own_caption, silent, without
+from tests.refusals.models import checkpoint, deaf_to_masks, of, one_step, own_caption, silent, without
 from tests.refusals.parts import (
     adapted,
     attended,
@@ -305,6 +305,7 @@ INPUTS = {
     "no margins": Input("train", given("data.order={by: implicit_reward, file: gone.json}")),
     "others' margins": Input("train", others_margins),
     # prepared pairs
+    "one step": Input("train", one_step),
     "a negative prompt": Input("train", given("evaluate.every=1", "evaluate.negative_prompt=a red square")),
     "no JSON": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{"))),
     "another format": Input("train", damaged(lambda folder: (folder / "index.json").write_text("{}"))),

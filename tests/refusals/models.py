@@ -48,8 +48,8 @@ def silent(*overrides: str, heard: tuple[bool, bool]) -> Callable[[Place], list[
     def build(place: Place) -> list[str]:
         (place.folder / "clips").mkdir()
         for name in ("0a", "0b"):
-            write_video(place.folder / f"clips/{name}.mp4", np.full((9, 32, 32, 3), 100, np.uint8), 24)
-        told = "data.num_frames=9", "data.height=32", "data.width=32", "evaluate.fps=null"
+            write_video(place.folder / f"clips/{name}.mp4", np.full((9, 64, 64, 3), 100, np.uint8), 24)
+        told = "data.num_frames=9", "data.height=64", "data.width=64", "evaluate.fps=null"
         own = [*rows(place, [good_row("0"), good_row("1")]), *of("ltx2", *told)(place)]
         run_pgdpo("prepare", place.config, *own)
         file = load_config(place.config, own).prepared_folder("train") / "index.json"
@@ -60,6 +60,14 @@ def silent(*overrides: str, heard: tuple[bool, bool]) -> Callable[[Place], list[
         return [*own, *overrides]
 
     return build
+
+
+def one_step(place: Place) -> list[str]:
+    """Of a scheduler that stretches its levels to a last one."""
+    own = silent("evaluate.every=1", "evaluate.sampling_steps=1", heard=(False, False))(place)
+    own.append(f"data.held_out={place.folder}/rows.jsonl")
+    run_pgdpo("prepare", place.config, *own)
+    return own
 
 
 def checkpoint(place: Place) -> list[str]:

@@ -34,7 +34,12 @@ TRAINING: dict[str, dict[str, dict[str, By | Why]]] = {
         },
         "check_deepspeed": {"mend the value, or leave the key out": By("a value for DeepSpeed")},
     },
-    "sampling.clips": {"how_sampled": {"which encodes this alone": By("a negative prompt")}},
+    "sampling.clips": {
+        "how_sampled": {
+            "which encodes this alone": By("a negative prompt"),
+            "of one level gives no number": By("one step"),
+        }
+    },
     "sampling.share": {"Parts.make": {"system that all nodes share; name one with --out": Why.MACHINE}},
     "checkpoints.export": {
         "_check_target": {"and no earlier export of this run": Why.ANOTHER},
