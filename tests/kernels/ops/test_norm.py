@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from op_oracle import DEVICE, assert_no_worse, doubled, eps_of, results
 
 from pgdpo_kernels import gate_residual, gate_residual_norm_modulate, norm_modulate, qk_norm_rope, set_backend
+from pgdpo_kernels.heads import qk_norm_rope as qk_module
 from pgdpo_kernels.hidden import gate_residual as gate_module
 from pgdpo_kernels.hidden import gate_residual_norm_modulate as norm_module
-from pgdpo_kernels.hidden import qk_norm_rope as qk_module
 from pgdpo_kernels.hidden import rows
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
