@@ -113,7 +113,7 @@ def _mended(
         why = _not_made_alike(row, infos)
     if why is None and any(unlike(infos)):
         try:
-            own = _reencode(own, Path(result.manifest), sizes, sampling, row.kind)
+            own = _reencode(row, own, Path(result.manifest), sizes, sampling, listens=listens)
             info = own[row.sides[0]].info
             result.reencoded[name] = f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps"
             if _ends_elsewhere(row, infos, info):
@@ -187,7 +187,13 @@ def _not_made_alike(row: CheckedRow, infos: Mapping[str, VideoInfo]) -> str | No
 
 
 def _reencode(
-    own: Mapping[str, Clip], manifest: Path, sizes: Sequence[Size], sampling: Sampling, kind: str
+    row: CheckedRow,
+    own: Mapping[str, Clip],
+    manifest: Path,
+    sizes: Sequence[Size],
+    sampling: Sampling,
+    *,
+    listens: bool,
 ) -> dict[str, Clip]:
     """All clips at the smallest size, rate and length, beside the new manifest, named by what they are made of."""
     size = tuple(
@@ -201,7 +207,11 @@ def _reencode(
     times = tuple(Fraction(number) / Fraction(fps).limit_denominator(1001) for number in range(length))
     info = VideoInfo(size[1], size[0], fps, length, "h264", stored=size[::-1], times=times)
     if why := misfit(info, sizes, sampling):
-        raise InputError(f"as a {kind} at {fps:g} frames a second: {why}")
+        raise InputError(f"as a {row.kind} at {fps:g} frames a second: {why}")
+    # What is written goes on with silence where a track ends: whether it reaches far enough is seen here alone.
+    heard = {side: replace(info, path=clip.path, start=clip.info.start) for side, clip in own.items()}
+    if listens and (wrong := sound_misfit(row, heard, sizes, sampling)):
+        raise InputError(f"{worded(wrong[0])}: {wrong[1]}")
     fmt = _sound_format(own.values())
     made = {}
     for side, clip in own.items():

@@ -338,11 +338,18 @@ def _hashes(kind: str, config: Config, sources: list[Source], ranks: Ranks) -> d
 
 
 def _check_clip(config: Config, row: Source, kind: str) -> None:
-    """Raises InputError for a clip that is too slow or short, or whose sound ends before one of its parts."""
+    """Raises InputError for a clip that is too slow or short, or whose sound ends before one of its parts or would not
+    keep in step with its frames."""
     for number in range(config.data.pairs_per_row):
         plan = plan_of(config, row, number)
-        if (kind != "real" or AUDIO in config.model.streams) and plan.like.sound is not None:
-            missing(plan.like, (plan.first + plan.size[0]) / plan.rate)
+        if (kind == "real" and AUDIO not in config.model.streams) or plan.like.sound is None:
+            continue
+        if plan.like.variable and config.fps is None:
+            raise InputError(
+                f"{row.video}: its frames are not equally long, and taken one by one (data.fps is `own`) they are out "
+                "of step with its sound: leave data.fps out or set it, take the clip's track off, or leave the row out"
+            )
+        missing(plan.like, (plan.first + plan.size[0]) / plan.rate)
 
 
 def _hash(parts: list) -> str:

@@ -140,3 +140,17 @@ def test_a_clip_that_is_encoded_again_keeps_its_sound(checked, tmp_path):
         assert all(clip.sound is None for clip in clips[1])
     assert clips[2][0].sound is not None and clips[2][1].sound is None
     assert "p2" in checked(rows, made=unlike, fix=str(tmp_path / "again.jsonl")).mended.dropped
+
+
+def test_a_clip_whose_track_is_too_short_is_not_made_long_by_silence(checked, tmp_path):
+    """Clips of two sizes, which have no plan as they are: the copies' sound would reach to their end."""
+    write_clip(checked.folder / "short.mov", beep(48000, 0.2, 0.1), 48000, frames=FRAMES, codec="pcm_s16le")
+    write_clip(checked.folder / "enough.mov", beep(48000, 0.5, 0.1), 48000, frames=FRAMES, codec="pcm_s16le")
+    larger = [picture(shade, side=96) for shade in (9, 70)]
+    for number, frames in enumerate(larger):
+        write_video(checked.folder / f"large{number}.mp4", frames, FPS, sound=tone())
+    rows = [("large0.mp4", "short.mov"), ("large1.mp4", "enough.mov")]
+    found = checked(rows, fix=str(tmp_path / "mended.jsonl")).mended
+    assert found.kept == 1 and "p1" in found.reencoded
+    assert "rejected: its sound ends after 0.2 s" in found.dropped["p0"]
+    assert checked(rows, "model.audio=false", fix=str(tmp_path / "deaf.jsonl")).mended.kept == 2

@@ -212,3 +212,17 @@ def test_a_folder_of_the_version_before_is_named_and_kept(changed_world, counted
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     assert PreparedPairs(changed_world / "out/prepared/train").fingerprint == before
     run_pgdpo("train", "config.yaml", "name=other")
+
+
+def test_pairs_that_no_version_looked_at_go_into_other_files(changed_world, counted):
+    """Format 4 said of no pair which part of its clips was taken."""
+    path = changed_world / "out/prepared/train/index.json"
+    index = json.loads(path.read_text())
+    del index["made_of"]["sampling"], index["streams"]
+    for made in index["made_of"]["pairs"].values():
+        for key in ("fps", "view", "span"):
+            del made[key]
+    path.write_text(json.dumps(index | {"format": 4}))
+    insert(0)
+    run_pgdpo("prepare", "config.yaml")
+    assert counted["clips"] == 4  # the new pairs'

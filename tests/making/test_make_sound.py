@@ -1,6 +1,7 @@
 """Pairs made of clips with sound: what is heard on each side is looked at with PyAV alone."""
 
 import json
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -216,3 +217,29 @@ def test_a_box_made_anew_by_a_model_with_sound_keeps_the_clips_own(listed, ltx2)
     assert packets(chosen, "audio") == packets(rejected, "audio") and abs(pitch(chosen) - 300) < 3
     assert packets(chosen, "video") != packets(rejected, "video")
     assert row["dimensions"] == {"video": 1, "audio": 0.5}
+
+
+@pytest.mark.parametrize("model", ["hears", "does not"])
+def test_frames_that_are_taken_one_by_one_keep_in_step_with_their_sound(listed, sounding, model):
+    """Frames of two lengths, written at one: the second half's sound would be another's."""
+    frames = np.full((FRAMES, 24, 24, 3), 90, np.uint8)
+    with av.open(str(listed.parent / "1.mp4"), "w") as container:
+        picture, sound = container.add_stream("libx264", rate=FPS), container.add_stream("aac", rate=RATE)
+        picture.width = picture.height = 24
+        picture.pix_fmt, sound.layout = "yuv420p", "mono"
+        for number, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array)
+            frame.pts, frame.time_base = number + max(number - 12, 0), Fraction(1, FPS)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode())
+        whole = av.AudioFrame.from_ndarray(tone(500, 3.0).samples, format="fltp", layout="mono")
+        whole.sample_rate = RATE
+        container.mux(sound.encode(whole))
+        container.mux(sound.encode())
+    overrides = sounding if model == "hears" else []
+    with pytest.raises(
+        InputError, match=r"1.mp4: its frames are not equally long.*out of step with its sound"
+    ):
+        made(listed, *overrides, "data.fps=own")
+    assert not (listed.parent / "pairs").exists()
+    made(listed, *overrides)

@@ -156,7 +156,8 @@ class Earlier:
         sounds = [sound_name(side) for side in row.clips] if self._heard and was["sound"] else []
         names = [*row.clips, *sounds, *self._image, *(["mask"] if "mask" in files else [])]
         found = self._taken(self._shards[was["shard"]], was["key"], names, was["sha256"])
-        alike = self._same_sound and self.pairs[name]["span"] == seen["span"] and bool(seen.get("sound"))
+        # In this order: a record of the format before has no span, and no sound either.
+        alike = self._same_sound and bool(seen.get("sound")) and self.pairs[name]["span"] == seen["span"]
         return found if alike or found is None else {key: found[key] for key in found if key not in sounds}
 
     def prompt(self, key: str) -> dict[str, torch.Tensor] | None:
