@@ -69,7 +69,8 @@ def load_study(
     """Read and check a study: (the study, label -> one configuration per seed).
 
     `base` is looked for beside the study's file first; of its `objective` a label has `parts` alone, unless it has its
-    own. The runs' `output_dir` is the study's, their `name` is `<label>-seed<seed>`. Raises InputError as `load_config` does, for the study's file and for its base.
+    own. The runs' `output_dir` is the study's, their `name` is `<label>-seed<seed>`. Raises InputError as `load_config`
+    does, for the study's file and for its base.
     """
     file = find_config(path)
     study = _loaded(StudyConfig, file, overrides)

@@ -180,7 +180,7 @@ class Objective:
                     f"objective `{self.name}`: `safeguard` goes by the product of two residuals, of which several "
                     "parts have no sum: take `form: separate`, or leave it out"
                 )
-            errors, info = joint(errors, info, self.parts), replace(info, parts=None)
+            errors, info = self.joint(errors, info), replace(info, parts=None)
         if isinstance(errors, PairErrors):
             per_group, logits, stats = self._terms(errors, info)
         else:
@@ -220,7 +220,8 @@ class Objective:
         """The errors of whole samples: of several parts their weighted sums."""
         if not isinstance(errors, Mapping):
             return errors
-        return joint(errors, PairInfo() if pairs is None else pairs, self.parts)
+        labelled = "segment_labels" in self.needs.pairs
+        return joint(errors, PairInfo() if pairs is None else pairs, self.parts, segments_labelled=labelled)
 
     def check_groups(self, size: object) -> None:
         """Raises InputError unless the objective takes groups of this size, with its modifiers."""
