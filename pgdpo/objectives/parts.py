@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import did_you_mean
+from pgdpo.objectives.advice import SATURATED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +119,16 @@ def share_of(weight: float, info: PairInfo, name: str) -> Tensor | float:
     """The weight of a part, `[B]` where some pairs are a tie in it."""
     labels = (info.parts or {}).get(name)
     return weight if labels is None else weight * labels.ne(0).float()
+
+
+def flat_share(logits: Mapping[str, Tensor], info: PairInfo, parts: Parts) -> Tensor:
+    """Of parts with a sigmoid each and these `logits` `[B]`: of those that count, the share `[B]` that is saturated."""
+    flat, counted = 0.0, 0.0
+    for name, logit in logits.items():
+        counts = (times(logit.new_ones(logit.shape), share_of(parts.weight(name), info, name)) > 0).float()
+        flat = flat + counts * (logit.abs() > SATURATED)
+        counted = counted + counts
+    return flat / counted.clamp_min(1)
 
 
 def times(value: Tensor, share: Tensor | float) -> Tensor:
