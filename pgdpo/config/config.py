@@ -389,7 +389,7 @@ class StudyConfig(Section):
     )
     objectives: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="Label -> options, the base's `parts`; `name`: which objective, by default the label; `changes`.",
+        description="Label -> options; `name`: if not the label; `parts`: by default the base's; `changes`: what else differs.",
     )
 
     @field_validator("seeds")
