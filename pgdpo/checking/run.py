@@ -39,6 +39,7 @@ from pgdpo.messages.console import progress_bar, say
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import Problem
 from pgdpo.objectives import needs_of
+from pgdpo.objectives.parts import Parts
 from pgdpo.rows.dimensions import label_notes
 from pgdpo.rows.manifest import PICTURES, CheckedRow
 
@@ -120,7 +121,8 @@ def _check_rows(findings: Findings, inspected: Inspection, named: DataConfig) ->
                 needs if split == "train" else replace(needs, soft=False)
             )  # what trains asks for soft labels
             findings.problems += preference_problems(rows, config.data.ties, name, asked)
-            for note in label_notes([row.values for row in rows], config.model.streams):
+            weights = Parts.read(config.objective.get("parts")).weights
+            for note in label_notes([row.values for row in rows], config.model.streams, weights):
                 say(f": {note}", first=f"data.{split}")
     train = findings.rows.get("train", [])
     held_out = findings.rows.get("held_out", [])

@@ -389,7 +389,7 @@ class StudyConfig(Section):
     )
     objectives: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="Label -> options; `name`: which objective, by default the label; `changes`: what else differs.",
+        description="Label -> options; `name`: its objective; `parts`: by default the base's; `changes`: more changes.",
     )
 
     @field_validator("seeds")

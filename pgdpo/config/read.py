@@ -68,8 +68,9 @@ def load_study(
 ) -> tuple[StudyConfig, dict[str, list[Config]]]:
     """Read and check a study: (the study, label -> one configuration per seed).
 
-    `base` is looked for beside the study's file first. The runs' `output_dir` is the study's, their `name` is
-    `<label>-seed<seed>`. Raises InputError as `load_config` does, for the study's file and for its base.
+    `base` is looked for beside the study's file first; of its `objective` a label has `parts` alone, unless it has its
+    own. The runs' `output_dir` is the study's, their `name` is `<label>-seed<seed>`. Raises InputError as `load_config`
+    does, for the study's file and for its base.
     """
     file = find_config(path)
     study = _loaded(StudyConfig, file, overrides)
@@ -83,7 +84,10 @@ def load_study(
             )
         options = dict(options)
         base = load_config(base_file, [*study.changes, *options.pop("changes", [])])
-        shared = base.model_dump() | {"output_dir": study.output_dir, "objective": {"name": label, **options}}
+        # How the parts of a sample are put together is of every objective: the base's, where a label says nothing.
+        parts = {key: value for key, value in base.objective.items() if key == "parts"}
+        shared = base.model_dump() | {"output_dir": study.output_dir}
+        shared["objective"] = {"name": label, **parts, **options}
         for seed in study.seeds:
             run = shared | {"name": f"{label}-seed{seed}", "train": {**shared["train"], "seed": seed}}
             config, problems = validated(Config, f"{file}: objectives.{label}, seed {seed}", {}, run)

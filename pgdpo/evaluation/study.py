@@ -92,7 +92,7 @@ def _row(label: str, config: Config, failure: str | None) -> dict:
     row = {
         "label": label,
         "objective": config.objective["name"],
-        "options": config.objective_options,
+        "options": {key: value for key, value in config.objective.items() if key != "name"},
         "seed": config.train.seed,
         "run": config.run_dir.name,
         "failed": failure,

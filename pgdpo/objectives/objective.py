@@ -12,7 +12,7 @@ from pgdpo.objectives import modifiers
 from pgdpo.objectives.batch import Batch, Terms
 from pgdpo.objectives.info import PairInfo
 from pgdpo.objectives.pairing import Pairing, places_of
-from pgdpo.objectives.parts import Parts, joint, oriented, share_of, times
+from pgdpo.objectives.parts import Parts, flat_share, joint, oriented, share_of, times
 from pgdpo.objectives.registry import REGISTRY
 from pgdpo.objectives.spec import POOLED, Needs, Spec, check_known
 
@@ -38,6 +38,7 @@ class ObjectiveOutput:
     # The loss by the errors of chosen and rejected, [B, S] each, where it wasn't made of errors.
     slopes: tuple[Tensor, Tensor] | None = None
     parts: dict[str, ObjectiveOutput] = field(default_factory=dict)  # of `separate` parts each one's own
+    flat: Tensor | None = None  # [B] of `separate` parts: `parts.flat_share` of their sigmoids
 
 
 def available() -> list[str]:
@@ -180,7 +181,7 @@ class Objective:
                     f"objective `{self.name}`: `safeguard` goes by the product of two residuals, of which several "
                     "parts have no sum: take `form: separate`, or leave it out"
                 )
-            errors, info = joint(errors, info, self.parts), replace(info, parts=None)
+            errors, info = self.joint(errors, info), replace(info, parts=None)
         if isinstance(errors, PairErrors):
             per_group, logits, stats = self._terms(errors, info)
         else:
@@ -210,7 +211,8 @@ class Objective:
         per_group, logits = total.pop(""), total.pop("logits")
         if "timestep_weight" in output.stats:
             total["timestep_weight"] = output.stats["timestep_weight"]
-        return ObjectiveOutput(mean_loss(per_group), per_group, logits, total, parts=outputs)
+        flat = flat_share({name: output.logits for name, output in outputs.items()}, info, self.parts)
+        return ObjectiveOutput(mean_loss(per_group), per_group, logits, total, parts=outputs, flat=flat)
 
     def joint(
         self,
@@ -220,7 +222,8 @@ class Objective:
         """The errors of whole samples: of several parts their weighted sums."""
         if not isinstance(errors, Mapping):
             return errors
-        return joint(errors, PairInfo() if pairs is None else pairs, self.parts)
+        labelled = "segment_labels" in self.needs.pairs
+        return joint(errors, PairInfo() if pairs is None else pairs, self.parts, segments_labelled=labelled)
 
     def check_groups(self, size: object) -> None:
         """Raises InputError unless the objective takes groups of this size, with its modifiers."""

@@ -8,6 +8,11 @@ w_p is `objective.parts`.
 
 A part that a sample lacks is in no sum: the others' numbers are what they are without it, to the bit. A part whose
 label is the other way has chosen and rejected exchanged; one with a tie is in no sum either. The two forms are ours.
+
+Of temporal segments a part may have other shares of its elements than another: two frames of picture and nine of sound
+are cut 1:1 and 4:5. A part's error of a segment then goes into the sum by its own share of it, so that the mean over
+segments by `count` is the weighted sum of the parts' own means. Labels of segments weigh no counts: beside them a
+segment's error is the plain sum, as a whole sample's is.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.problems import did_you_mean
+from pgdpo.objectives.advice import SATURATED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,25 +83,52 @@ def oriented(errors: Mapping[str, Errors], info: PairInfo) -> dict[str, Errors]:
     return {name: _exchanged(part, labels[name]) if name in labels else part for name, part in errors.items()}
 
 
-def joint(errors: Mapping[str, Errors], info: PairInfo, parts: Parts) -> Errors:
-    """The weighted sums of the parts' errors, differentiable by them; `count` is the sum of the parts', without
-    `cross`."""
+def joint(
+    errors: Mapping[str, Errors], info: PairInfo, parts: Parts, *, segments_labelled: bool = False
+) -> Errors:
+    """The weighted sums of the parts' errors, differentiable by them; `count` is the sum of the parts', divided over
+    segments by the mean of their shares; without `cross`. `segments_labelled`: the objective reads labels of them."""
     found: dict[str, Tensor] = {}
+    shares = _shares_of(errors)
+    mean = sum(shares.values()) / len(shares) if shares else None
     for name, part in oriented(errors, info).items():
         share = share_of(parts.weight(name), info, name)
         for each in fields(part):
             value = getattr(part, each.name)
             if each.name in ("groups", "cross") or value is None:
                 continue
-            value = value if each.name == "count" else times(value, share)
+            if each.name != "count":
+                value = times(value, share)
+                if shares and not segments_labelled:
+                    value = value * (shares[name] / mean.where(mean > 0, 1.0))
             found[each.name] = found[each.name] + value if each.name in found else value
+    if shares:
+        found["count"] = mean * found["count"].sum(1, keepdim=True)
     return replace(next(iter(errors.values())), cross=None, **found)
+
+
+def _shares_of(errors: Mapping[str, Errors]) -> dict[str, Tensor]:
+    """Of several parts in several segments: each segment's share of a part's elements, `[B, S]`."""
+    counts = {name: part.count for name, part in errors.items()}
+    if len(counts) == 1 or any(count is None or count.shape[1] == 1 for count in counts.values()):
+        return {}
+    return {name: count / count.sum(1, keepdim=True).clamp_min(1e-30) for name, count in counts.items()}
 
 
 def share_of(weight: float, info: PairInfo, name: str) -> Tensor | float:
     """The weight of a part, `[B]` where some pairs are a tie in it."""
     labels = (info.parts or {}).get(name)
     return weight if labels is None else weight * labels.ne(0).float()
+
+
+def flat_share(logits: Mapping[str, Tensor], info: PairInfo, parts: Parts) -> Tensor:
+    """Of parts with a sigmoid each and these `logits` `[B]`: of those that count, the share `[B]` that is saturated."""
+    flat, counted = 0.0, 0.0
+    for name, logit in logits.items():
+        counts = (times(logit.new_ones(logit.shape), share_of(parts.weight(name), info, name)) > 0).float()
+        flat = flat + counts * (logit.abs() > SATURATED)
+        counted = counted + counts
+    return flat / counted.clamp_min(1)
 
 
 def times(value: Tensor, share: Tensor | float) -> Tensor:

@@ -62,7 +62,7 @@ def alarms(
         *_displaced_parts(whole, metrics, results, looks, kind, parts or Parts()),
         *_gradient_of_parts(metrics, parts or Parts()),
         *common_rise,
-        _saturation(metrics, beta),
+        _saturation(metrics, beta, parts or Parts()),
         _rejected_share(metrics),
         _reward_parts(results.get("reward")),
         _finite(metrics),
@@ -169,26 +169,31 @@ def _gradient_of_parts(metrics: list[dict], parts: Parts) -> list[Alarm]:
     ]
 
 
-def _saturation(metrics: list[dict], beta: float | None) -> Alarm:
+def _saturation(metrics: list[dict], beta: float | None, parts: Parts) -> Alarm:
     names = sorted({bucket for row in metrics for bucket in row.get("buckets", {})})
-    logits = {name: _mean_logit(metrics, name, beta) for name in names} if beta is not None else {}
+    separate = [part for part in parts_of(metrics) if parts.form == "separate" and parts.weight(part)]
+    logits = {}
+    for part in (separate or [None]) if beta is not None else []:  # the logits of one sigmoid each
+        logits |= {(name, part): _mean_logit(metrics, name, beta, part) for name in names}
     logits = {name: logit for name, logit in logits.items() if logit is not None}
     top = max(logits, key=logits.get, default=None)
     return _judged(
         "Saturated logits",
         logits.get(top),
         lambda v: v > SATURATION,
-        lambda v: f"mean logit {v:.2g} at {bucket_label(top)}",
+        lambda v: f"mean logit{f' of {top[1]}' * bool(top[1])} {v:.2g} at {bucket_label(top[0])}",
         "The logit, ½·β·margin, is what the sigmoid sees (PG-DPO scales the rejected reward by α first). Once it is "
         "large the sigmoid is flat and pairs stop teaching: lower β, or keep a term on the chosen clip alive.",
         f"warns above {SATURATION:g}, where the slope is 1.8%",
     )
 
 
-def _mean_logit(metrics: list[dict], bucket: str, beta: float) -> float | None:
-    """½·β·ω·(r_w − α·r_l) at the means of the run's end; None without a reference, where there are no rewards."""
+def _mean_logit(metrics: list[dict], bucket: str, beta: float, part: str | None) -> float | None:
+    """½·β·ω·(r_w − α·r_l) at the means of the run's end, of whole samples or of a part that has its own sigmoid; None
+    without a reference, where there are no rewards."""
+    start = "" if part is None else f"{PARTS}/{part}/"
     chosen, rejected, alpha, omega = (
-        tail_mean(metrics, name, bucket)
+        tail_mean(metrics, start + name, bucket)
         for name in ("reward/chosen", "reward/rejected", "ars/alpha", "timestep_weight")
     )
     if chosen is None or rejected is None:

@@ -21,9 +21,14 @@ def has_label(row: Mapping[str, Any], part: str) -> bool:
     return part in (row.get("dimensions") or {})
 
 
-def label_notes(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[str]:
+def label_notes(
+    rows: Sequence[Mapping[str, Any]], parts: Sequence[str], weights: Mapping[str, float] | None = None
+) -> list[str]:
     """What a run on samples of these parts must know of its rows' `dimensions`: how many pairs have another label, or
-    a tie, in a part, and which dimensions are of none. Nothing where samples have one part."""
+    a tie, in a part, in how many no part counts, and which dimensions are of none. Nothing where samples have one part.
+
+    `weights`: of the parts in the loss, 1 where one is not named. A row's `sound` says whether it has any.
+    """
     if len(parts) < 2:
         return []
     words = []
@@ -33,6 +38,15 @@ def label_notes(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list
         if any(counts.values()):
             words.append(f"{part} {', '.join(f'{count} {what}' for what, count in counts.items() if count)}")
     found = [f"dimensions: of {len(rows)} pairs {'; '.join(words)}"] if words else []
+    weighed = [part for part in parts if (weights or {}).get(part, 1)]
+    idle = sum(
+        not any(label_of(row, part) for part in weighed if part == parts[0] or row.get("sound", True))
+        for row in rows
+    )
+    if idle:
+        found.append(
+            f"dimensions: {idle} of {len(rows)} pairs are a tie in every part that counts: nothing is learnt of these"
+        )
     named = {name: None for row in rows for name in row.get("dimensions") or {} if name not in parts}
     if named:
         found.append(

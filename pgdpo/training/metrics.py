@@ -37,13 +37,13 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput | None) -> dict[str
     Implicit rewards are r = -(policy error - reference error), before beta; `displacement` is 1 where the chosen
     error is above the reference's; `gradient_share/rejected` is the rejected half's share of the two gradient norms
     (of the whole clip's errors: what `local_dpo` adds inside its region is left out);
-    `saturation` is 1 where |logit| > 8; `segment_reward_entropy` is there where the clip has segments.
+    `saturation` is that of `saturation_of`; `segment_reward_entropy` is there where the clip has segments.
     """
     whole = errors.over_segments()
     metrics = {} if output is None else {"loss": output.per_group}
     metrics |= {"error/chosen": whole.policy_chosen[:, 0], "error/rejected": whole.policy_rejected[:, 0]}
     if output is not None:
-        metrics["saturation"] = (output.logits.abs() > SATURATED).float()
+        metrics["saturation"] = saturation_of(output)
     if whole.excess_chosen is not None:
         chosen, rejected = whole.excess_chosen[:, 0], whole.excess_rejected[:, 0]
         margin = rejected - chosen
@@ -66,6 +66,11 @@ def pair_metrics(errors: PairErrors, output: ObjectiveOutput | None) -> dict[str
     return metrics | {
         name: value.detach().float().expand(pairs) for name, value in known.items() if value.ndim < 2
     }
+
+
+def saturation_of(output: ObjectiveOutput) -> torch.Tensor:
+    """`[B]`: 1 where |logit| > 8; of parts with sigmoids of their own the share of those of which that is so."""
+    return (output.logits.abs() > SATURATED).float() if output.flat is None else output.flat
 
 
 @torch.no_grad()

@@ -221,7 +221,10 @@ class Trainer:
             f"{trained:,} of {sum(size for size, _ in sizes):,} parameters train"
             + (f"; resuming after step {done}" if done else "")
         )
-        notes = [*objective.notes(pairs.rows[0]), *label_notes(pairs.rows, self.policy.family.streams)]
+        notes = [
+            *objective.notes(pairs.rows[0]),
+            *label_notes(pairs.rows, self.policy.family.streams, objective.parts.weights),
+        ]
         for line in (*pairs.described_shares(steps * batch), *notes):
             say(line)
         for kept in pairs.curation:

@@ -15,6 +15,7 @@ from pgdpo.evaluation.comparison import (
     study_table,
     summarise,
 )
+from pgdpo.evaluation.study import _row
 from pgdpo.messages.errors import InputError
 from tests.worlds import run_pgdpo
 
@@ -59,6 +60,29 @@ def test_a_label_may_change_more_than_the_objective(study_file):
     _, runs = load_study(study_file)
     assert runs["half"][0].data.select[0].low == 0.5 and not runs["dpo"][0].data.select
     assert runs["half"][0].objective == {"name": "dpo", "beta": 500} and runs["half"][0].train.steps == 2
+
+
+def test_how_parts_are_put_together_is_the_bases_unless_a_label_says_it(tmp_path):
+    """Their weights are no objective's own: a study on sound and picture would compare other sums than its base has."""
+    parts = {"audio": 0.3, "form": "separate"}
+    base = {
+        "output_dir": "runs",
+        "data": {"train": "train.jsonl", "num_frames": 9, "height": 64, "width": 64},
+        "model": {"family": "ltx2", "path": "model"},
+        "objective": {"name": "pg_dpo", "beta": 700, "parts": parts},
+    }
+    study = {
+        "output_dir": "runs/study",
+        "base": "base.yaml",
+        "seeds": [0],
+        "objectives": {"dpo": {"beta": 500}, "picture": {"name": "dpo", "beta": 500, "parts": {"audio": 0}}},
+    }
+    for name, values in (("base", base), ("study", study)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    _, runs = load_study(tmp_path / "study.yaml")
+    assert runs["dpo"][0].objective == {"name": "dpo", "beta": 500, "parts": parts}
+    assert runs["picture"][0].objective["parts"] == {"audio": 0}
+    assert _row("picture", runs["picture"][0], "failed")["options"] == {"beta": 500, "parts": {"audio": 0}}
 
 
 def test_two_objectives_end_in_one_json_one_picture_and_a_table(study_file, said):

@@ -231,3 +231,43 @@ def test_what_is_not_allowed(given, said):
     with pytest.raises(InputError) as error:
         Parts.read(given, (VIDEO, AUDIO))
     assert said in str(error.value)
+
+
+SEGMENTS = {
+    VIDEO: [0, 0, 1],
+    AUDIO: [0, 1, 1, 1, 1],
+}  # two thirds of the picture in the first one, a fifth of the sound
+WEIGHTS = {VIDEO: 1.0, AUDIO: 0.3}
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "pg_dpo"])
+def test_segments_change_nothing_of_a_loss_of_whole_samples(name):
+    """Parts that lie otherwise in the segments: a sum weighted by the elements of all would lean to the larger part."""
+    pred, target, ref = drawn(3, 2, 4)
+    compared_ = Compared(pred, target, {"ref_pred": ref})
+    in_segments = Compared(pred, target, {"ref_pred": ref}, SEGMENTS)
+    objective = build_objective(name, beta=BETA, parts=WEIGHTS)
+    info = PairInfo(parts={AUDIO: torch.tensor([1, -1, 0, 1])})
+    whole, cut = (objective(each.errors(), info) for each in (compared_, in_segments))
+    torch.testing.assert_close(cut.per_group, whole.per_group, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cut.stats["margin"], whole.stats["margin"], rtol=1e-4, atol=1e-6)
+
+
+def test_labels_of_segments_meet_the_sum_of_the_parts_in_each():
+    pred, target, ref = drawn(4, 2, 3)
+    labels = torch.tensor([[1, -1], [0, 1], [1, 1]])
+    objective = build_objective("dense_dpo", beta=BETA, parts=WEIGHTS)
+    errors = Compared(pred, target, {"ref_pred": ref}, SEGMENTS).errors()
+    found = objective(errors, PairInfo(segment_labels=labels)).per_group
+    total = torch.zeros(3, dtype=torch.float64)
+    for part, segments in SEGMENTS.items():
+        away = (ref[part].double() - target[part].double()).square()
+        mine = (pred[part].double() - target[part].double()).square()
+        frames = (
+            (away - mine).movedim(2, 1).flatten(2).mean(2)
+        )  # (2 B, frames): what a frame adds to the reward
+        margins = frames[:3] - frames[3:]
+        for segment in (0, 1):
+            own = [place for place, each in enumerate(segments) if each == segment]
+            total += WEIGHTS[part] * labels[:, segment] * margins[:, own].mean(1)
+    torch.testing.assert_close(found.double(), -logsigmoid(0.5 * BETA * total), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pgdpo.evaluation.comparison import study_table, summarise
 from pgdpo.evaluation.summary import summary_table
-from pgdpo.objectives.parts import Parts
+from pgdpo.objectives.parts import FORMS, Parts
 from pgdpo.report.alarms import alarms
 from pgdpo.report.compare import Compared, beside
 from pgdpo.report.curves.series import curves
@@ -102,6 +102,21 @@ def test_the_last_quarter_alone_counts():
 def test_a_part_that_was_given_no_weight_is_no_alarm():
     titles = by_title(alarms(rows(audio=0.1, gradient=0.0), {}, 500, parts=Parts({"audio": 0.0})))
     assert "Gradient of the parts" not in titles
+
+
+def test_logits_are_of_the_sigmoids_that_there_are():
+    """Two rewards that part make up for each other in one sigmoid; in one each the larger saturates its own."""
+    reward = {
+        "video": {"reward/chosen": 0.03, "reward/rejected": 0.0},
+        "audio": {"reward/chosen": -0.03, "reward/rejected": 0.0},
+    }
+    bucket = {"reward/chosen": 0.0, "reward/rejected": 0.0, "parts": reward}
+    metrics = [{**row, "buckets": {"sigma_0.25_0.50": bucket}} | {"parts": reward} for row in rows(audio=0.1)]
+    inside, separate = (
+        by_title(alarms(metrics, {}, 500, parts=Parts({}, form)))["Saturated logits"] for form in FORMS
+    )
+    assert inside.state == "ok" and separate.state == "warning"
+    assert separate.value == "mean logit of video 7.5 at σ 0.25–0.50"
 
 
 def test_samples_of_one_part_have_no_alarm_of_parts():

@@ -32,3 +32,15 @@ def test_what_is_said_of_rows_is_how_many_have_another_label():
     assert "`motion`, `text`: no part of what the model makes (video, audio)" in unread
     assert label_notes(rows, ("video",)) == []
     assert label_notes([{}, {"dimensions": {"video": 1, "audio": 0.9}}], PARTS) == []
+
+
+def test_pairs_of_which_nothing_is_learnt_are_said():
+    """A tie in the picture of a pair that is silent, or whose sound has no weight."""
+    swapped = {"dimensions": {"video": 0.5, "audio": 1}}
+    rows = [{"sound": True, **swapped}, {"sound": False, **swapped}, {"sound": True}]
+    idle = [note for note in label_notes(rows, ("video", "audio")) if "nothing is learnt" in note]
+    assert idle == [
+        "dimensions: 1 of 3 pairs are a tie in every part that counts: nothing is learnt of these"
+    ]
+    assert "2 of 3 pairs" in "".join(label_notes(rows, ("video", "audio"), {"audio": 0.0}))
+    assert not any("nothing is" in note for note in label_notes(rows[:1], ("video", "audio")))

@@ -11,6 +11,7 @@ from pgdpo.diffusion.streams import AUDIO, VIDEO
 from pgdpo.objectives import Compared, PairInfo, build_objective
 from pgdpo.training.held_out.figures import Numbers
 from pgdpo.training.metrics import StepMetrics, sample_metrics, watch_gradients
+from pgdpo_kernels import PairErrors
 from tests.worlds import eagerly
 
 pytestmark = pytest.mark.quick
@@ -161,10 +162,10 @@ def test_held_out_figures_are_of_the_pairs_that_have_the_part():
     rng = np.random.default_rng(0)
     chosen, rejected = rng.normal(size=(2, 5, 4))
     own = rng.normal(size=(2, 3, 4))
-    logits = np.zeros((5, 4))
+    flat = np.zeros((5, 4))
     none = np.zeros((2, 0, 4))
     parts = {VIDEO: (chosen, rejected), AUDIO: (own[0], own[1])}
-    found = Numbers([0.1, 0.1, 0.6, 0.6], chosen, rejected, logits, None, parts).figures()
+    found = Numbers([0.1, 0.1, 0.6, 0.6], chosen, rejected, flat, None, parts).figures()
     assert found["parts"][VIDEO] == {key: found[key] for key in found["parts"][VIDEO]}
     for levels, row in ((slice(None), found), (slice(2), found["buckets"]["sigma_0.00_0.25"])):
         audio, means = row["parts"][AUDIO], own[:, :, levels].mean(2)
@@ -172,5 +173,27 @@ def test_held_out_figures_are_of_the_pairs_that_have_the_part():
         assert audio["margin"]["value"] == pytest.approx((means[1] - means[0]).mean())
         assert audio["displacement"]["value"] == pytest.approx((means[0] > 0).mean())
         assert audio["margin"]["low"] < audio["margin"]["value"] < audio["margin"]["high"]
-    silent = Numbers([0.1] * 4, chosen, rejected, logits, None, {AUDIO: (none[0], none[1])}).figures()
+    silent = Numbers([0.1] * 4, chosen, rejected, flat, None, {AUDIO: (none[0], none[1])}).figures()
     assert "parts" not in silent
+
+
+def test_saturation_is_of_the_sigmoids_that_there_are():
+    """Two parts with one each: their logits' sum is large where none is, and nothing where both are."""
+    far = {
+        VIDEO: torch.tensor([[0.3], [0.3], [0.6], [0.6]]),
+        AUDIO: torch.tensor([[0.3], [-0.3], [-0.6], [0.1]]),
+    }
+    zero = torch.zeros(PAIRS, 1)
+    errors = {
+        part: PairErrors(zero, zero, zero, zero, excess_chosen=-margin, excess_rejected=zero, count=zero + 1)
+        for part, margin in far.items()
+    }
+    info = PairInfo(parts={AUDIO: torch.tensor([1, 1, 1, 0])})
+    for form, wanted in (("separate", [0, 0, 1, 1]), ("inside", [1, 0, 0, 1])):
+        objective = build_objective("dpo", beta=32.0, parts={"form": form})  # logits of 4.8 and 9.6
+        found, _ = sample_metrics(
+            errors, objective.joint(errors, info), objective(errors, info), info, tuple(far)
+        )
+        assert found["saturation"].tolist() == wanted
+    unweighted = build_objective("dpo", beta=32.0, parts={"video": 0, "form": "separate"})
+    assert unweighted(errors, PairInfo()).flat.tolist() == [0, 0, 1, 0]

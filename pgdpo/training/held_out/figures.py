@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pgdpo.objectives.advice import SATURATED
 from pgdpo.training.held_out.statistics import mean, share
 from pgdpo.training.metrics import BUCKETS, bucket_name
 from pgdpo.training.panels import PARTS
@@ -20,7 +19,7 @@ class Numbers:
     sigmas: Sequence[float]  # D
     chosen: np.ndarray  # excess error over the reference
     rejected: np.ndarray
-    logits: np.ndarray
+    saturated: np.ndarray  # 1 or 0, or a share, of the pair's logits; NaN where one is not finite
     loss: np.ndarray | None  # None: it cannot be made of errors alone
     # Of samples of several parts each part's excess errors of chosen and rejected, of the pairs that have it
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -39,7 +38,7 @@ class Numbers:
 
     def _part(self, draws: Sequence[int]) -> dict:
         """Each pair's mean over these levels first: a pair is what there are independent ones of."""
-        saturated = np.abs(self.logits[:, draws]) > SATURATED
+        saturated = self.saturated[:, draws].mean(1)
         whole = _of_excess(self.chosen[:, draws], self.rejected[:, draws])
         parts = {
             name: _of_excess(chosen[:, draws], rejected[:, draws])
@@ -50,7 +49,7 @@ class Numbers:
             "pairs": whole.pop("pairs"),
             **({} if self.loss is None else {"loss": _mean(self.loss[:, draws].mean(1))}),
             **whole,
-            "saturation": _share(saturated.mean(1), self.logits[:, draws].sum(1)),
+            "saturation": _share(saturated, saturated),
             **({PARTS: parts} if parts else {}),
         }
 

@@ -19,6 +19,7 @@ from pgdpo.guards.signals import StopSignals
 from pgdpo.messages.errors import InputError
 from pgdpo.messages.progress import moved, stage
 from pgdpo.objectives import Objective, PairInfo, build_objective
+from pgdpo.objectives.advice import SATURATED
 from pgdpo.objectives.parts import oriented
 from pgdpo.ranks.agreement import gather
 from pgdpo.reference import Forward
@@ -27,7 +28,7 @@ from pgdpo.rows.ranked import ranks_of
 from pgdpo.rows.schema import SAMPLES
 from pgdpo.sampling import share_of
 from pgdpo.training.held_out.figures import Numbers
-from pgdpo.training.metrics import as_pairs
+from pgdpo.training.metrics import as_pairs, saturation_of
 from pgdpo.training.noising import Sample, held_out_level, sample_at
 from pgdpo.training.task.checks import check_rows, frame_segments, segments_of
 from pgdpo.training.task.info import pair_info
@@ -136,17 +137,18 @@ class Measure:
         return sample_at(batch, level, self._config, self._family, self._ranks.device), batch
 
     def _judged(self, errors: Errors, batch: dict, sample: Sample) -> list[list[float]]:
-        """Of each pair, or group: excess of chosen and rejected, logit, loss; then of each of several parts, of which
-        NaN stands for none, whether it counts, and its excess of both."""
+        """Of each pair, or group: excess of chosen and rejected, saturation, loss; then of each of several parts, of
+        which NaN stands for none, whether it counts, and its excess of both."""
         info = pair_info(batch, sample, self._family)
         chosen, rejected = _excess(self._now.joint(errors, info), info)
         if self.no_loss:
             logits = 0.5 * self._now.options.get("beta", torch.nan) * (rejected - chosen)
             logits = logits if sample.timestep_weight is None else sample.timestep_weight * logits
-            losses = torch.full_like(logits, torch.nan)
+            saturated, losses = (logits.abs() > SATURATED).float(), torch.full_like(logits, torch.nan)
         else:
-            logits, losses = self._now(errors, info).logits, self._configured(errors, info).per_group
-        columns = [chosen, rejected, logits, losses]
+            now, losses = self._now(errors, info), self._configured(errors, info).per_group
+            logits, saturated = now.logits, saturation_of(now)
+        columns = [chosen, rejected, saturated.where(logits.isfinite(), torch.nan), losses]
         own = oriented(errors, info) if self._parts else {}
         for name in self._parts:
             counts = torch.full_like(chosen, name in own)
@@ -161,12 +163,12 @@ class Measure:
         for items, rows in zip(self._batches, found, strict=True):
             for (index, draw), row in zip(items, rows, strict=True):
                 values[self._places[index], draw] = row
-        chosen, rejected, logits, losses, *columns = np.moveaxis(values, 2, 0)
+        chosen, rejected, saturated, losses, *columns = np.moveaxis(values, 2, 0)
         parts = {}
         for name, counts, *sides in zip(self._parts, columns[::3], columns[1::3], columns[2::3], strict=True):
             has = counts[:, 0] > 0  # at one level as at all
             parts[name] = sides[0][has], sides[1][has]
-        return Numbers(self._levels, chosen, rejected, logits, None if self.no_loss else losses, parts)
+        return Numbers(self._levels, chosen, rejected, saturated, None if self.no_loss else losses, parts)
 
 
 def _excess(errors: PairErrors | GroupErrors, info: PairInfo) -> tuple[torch.Tensor, torch.Tensor]:
