@@ -9,6 +9,7 @@ import torch
 
 from pgdpo.checking import run_check
 from pgdpo.config.read import load_config
+from pgdpo.data.curation.apply import _statistics
 from pgdpo.data.prepared import PreparedPairs
 from pgdpo.data.visits.loading import collate
 from pgdpo.messages.errors import InputError
@@ -248,3 +249,20 @@ def test_ranks_with_sound_and_without_take_the_same_step(world, ranks, batching)
     for name, weights in plain.items():
         for each in sharded:
             torch.testing.assert_close(each[name], weights, rtol=1e-4, atol=1e-6)
+
+
+def test_each_part_is_probed_by_its_own_labels(world):
+    """A cue of the sound gives its clips away under one picture: a probe of the picture alone would not see it."""
+    rows = [row_of("cd"), row_of("own", dimensions={"video": 0.5, "audio": 0}), row_of("mute")]
+    config = world(rows)
+    run_pgdpo("prepare", config)
+    data, out = pairs(config), config.parent / "found.json"
+    run_pgdpo("curate", config, "--out", out)
+    found = json.loads(out.read_text())
+    assert {part: told["pairs"] for part, told in found["probe"].items()} == {"video": 2, "audio": 2}
+    assert "audio: linear probe on latent statistics of 2 pairs" in found["verdict"]
+    better, worse = _statistics(data)["audio"]
+    sounds = [[side["audio"] for side in data[place, 0]["samples"]] for place in range(2)]
+    for place, (chosen, rejected) in enumerate((sounds[0], sounds[1][::-1])):
+        assert better[place]["mean of channel 0"] == chosen[0].float().mean().item()
+        assert worse[place]["detail"] == rejected.float().diff(dim=2).abs().mean().item()

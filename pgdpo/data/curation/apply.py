@@ -17,9 +17,10 @@ from pgdpo.data.curation.probe import probe, statistics
 from pgdpo.data.curation.select import Kept, Spread, select
 from pgdpo.data.curation.weight import weighted
 from pgdpo.data.prepared import PreparedPairs
-from pgdpo.diffusion.streams import video_of
+from pgdpo.diffusion.streams import VIDEO, by_stream
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.progress import moved
+from pgdpo.rows.dimensions import label_of
 from pgdpo.rows.ranked import ends
 from pgdpo.rows.schema import sides_of
 
@@ -65,25 +66,40 @@ PROBED = 1000  # pairs whose latents the probe looks at
 
 
 def examine(data: PreparedPairs) -> dict:
-    """The pairs' sources, what curation did, and the probe on their latents, as JSON types."""
+    """The pairs' sources, what curation did, and the probe on their latents, as JSON types: of samples of several parts
+    one of each, by its name."""
     sources = Counter(str(row.get("source", "not given")) for row in data.rows)
-    better, worse = [], []
-    probed = [index for index, row in enumerate(data.rows) if len(sides_of(row)) > 1][:PROBED]
-    with progress_bar("probe latents", total=len(probed)) as bar:
-        for index in probed:
-            item, row = data[index, 0], data.rows[index]
-            for found, side in zip((better, worse), ends(row), strict=True):
-                found.append(statistics(video_of(item["samples"][sides_of(row).index(side)])))
-            bar.advance()
-    found = probe(better, worse)
+    probes = {part: probe(*sides) for part, sides in _statistics(data).items()}
+    found = {part: {"auc": p.auc, "pairs": p.pairs, "telling": p.telling[:5]} for part, p in probes.items()}
+    several = len(data.streams) > 1
+    told = [f"{part}: {p}" if several else str(p) for part, p in probes.items()]
     return {
         "pairs": len(data),
         "prepared": len(data.index["pairs"]),
         "curation": [asdict(kept) for kept in data.curation],
         "sources": dict(sources.most_common()),
-        "probe": {"auc": found.auc, "pairs": found.pairs, "telling": found.telling[:5]},
-        "verdict": str(found),
+        "probe": found if several else found.get(VIDEO),
+        "verdict": "\n".join(told) or "no probe: no row has two samples of which one is better",
     }
+
+
+def _statistics(data: PreparedPairs) -> dict[str, tuple[list[dict], list[dict]]]:
+    """(of the better clips, of the worse), by the label that each part is trained with; ties and silent rows are
+    not among them."""
+    found: dict[str, tuple[list[dict], list[dict]]] = {}
+    probed = [index for index, row in enumerate(data.rows) if len(sides_of(row)) > 1][:PROBED]
+    with progress_bar("probe latents", total=len(probed)) as bar:
+        for index in probed:
+            item, row = data[index, 0], data.rows[index]
+            sides = [by_stream(item["samples"][sides_of(row).index(side)]) for side in ends(row)]
+            for part in sides[0]:
+                label = label_of(row, part) if len(data.streams) > 1 else 1
+                for kept, side in zip(
+                    found.setdefault(part, ([], [])), sides[::label] if label else (), strict=False
+                ):
+                    kept.append(statistics(side[part]))
+            bar.advance()
+    return {part: lists for part, lists in found.items() if lists[0]}
 
 
 def _spread(data: PreparedPairs, prompts: list[str], neighbours: int) -> np.ndarray:

@@ -35,8 +35,10 @@ class Probe:
 
 
 def statistics(latents: torch.Tensor) -> dict[str, float]:
-    """Simple numbers of a clip's latents `[C, F, H, W]`: level and spread per channel, motion, detail."""
+    """Simple numbers of the latents of a clip, `[C, F, H, W]`, or of its sound, `[C, L, M]`: level and spread per
+    channel, motion, detail (of sound from band to band)."""
     x = latents.float()
+    x = x if x.ndim == 4 else x[:, :, None]
     values = {}
     for channel in range(min(len(x), 16)):
         values[f"mean of channel {channel}"] = x[channel].mean()
@@ -45,7 +47,8 @@ def statistics(latents: torch.Tensor) -> dict[str, float]:
         steps = x.diff(dim=1)
         values["motion"] = steps.abs().mean()
         values["largest jump"] = steps.abs().mean(dim=(0, 2, 3)).max()
-    values["detail"] = x.diff(dim=3).abs().mean()
+    if x.shape[3] > 1:
+        values["detail"] = x.diff(dim=3).abs().mean()
     return {name: float(value) for name, value in values.items()}
 
 
