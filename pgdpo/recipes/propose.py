@@ -14,6 +14,7 @@ from pathlib import Path
 from pgdpo.config import Config, family_class
 from pgdpo.data.buckets import LEAST_SHOWN, Size, choose_bucket, share_shown, size_name
 from pgdpo.data.clips import Sampling, bucket_of, planned, probe_pair, shown_as
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.locations import is_url
 from pgdpo.messages.console import progress_bar
 from pgdpo.messages.errors import InputError
@@ -120,6 +121,8 @@ def propose(survey: Survey, config: Config, form: Form) -> Proposal:
     if not survey.pairs:
         return Proposal({}, ["no pair could be looked at: rate, frames and sizes are left as they are"])
     settings, notes = _rate(survey, config)
+    heard, said = _sound(survey, config)
+    settings, notes = settings | heard, [*notes, *said]
     config = _changed(config, settings)
     sampling = Sampling.of(config.data, config.fps)
     fast = {name: clips for name, clips in survey.pairs.items() if not _too_slow(_first(clips), sampling)}
@@ -161,6 +164,32 @@ def _rate(survey: Survey, config: Config) -> tuple[dict[str, object], list[str]]
         f"{len(slow)} of {len(rates)} pairs are slower than the {fps:g} frames a second that the model is shown, and "
         f"would be refused: {key}={min(slow):g} takes all, data.upsample=true repeats their frames, or leave them out"
     ]
+
+
+def _sound(survey: Survey, config: Config) -> tuple[dict[str, object], list[str]]:
+    """The model's hearing off where no clip sounds; what `prepare` refuses, or leaves out of the sound, is said."""
+    if AUDIO not in config.model.streams:
+        return {}, []
+    counts, notes = Counter[str](), []
+    for clips in survey.pairs.values():
+        try:
+            sounds = {info.sound is not None for info in clips.values()}
+        except InputError as error:
+            notes.append(str(error))
+            continue
+        counts["one-sided" if len(sounds) > 1 else "sounding" if sounds == {True} else "silent"] += 1
+    if not counts["sounding"] + counts["one-sided"]:
+        return {"model.audio": False}, [*notes, "no clip has sound: model.audio is false"]
+    if counts["one-sided"]:
+        notes.append(
+            f"{counts['one-sided']} of {len(survey.pairs)} pairs have sound on one side alone, and would be refused: "
+            "leave them out, or set model.audio to false"
+        )
+    if counts["silent"]:
+        notes.append(
+            f"{counts['silent']} of {len(survey.pairs)} pairs have no sound: the picture is learnt of them"
+        )
+    return {}, notes
 
 
 def _changed(config: Config, settings: dict[str, object]) -> Config:
