@@ -249,9 +249,10 @@ def test_ranks_with_sound_and_without_take_the_same_step(world, ranks, batching)
     assert all(found == pytest.approx(norms[0], rel=1e-4) for found in norms)
     heard = [name for name in plain if "audio_attn1" in name and "lora_B" in name]
     assert heard and all(plain[name].abs().max() > 0 for name in heard)
-    for name, weights in plain.items():
-        # Whole tensors: where a gradient is nearly 0 Adam makes a step of how it is rounded, and stage 2 sums otherwise.
-        assert all((each[name] - weights).norm() <= 2e-3 * weights.norm() for each in sharded), name
+    # As one vector: where a gradient is nearly 0, Adam makes a step of how the sum of its pieces is rounded.
+    names = [name for name in plain if name.startswith("transformer_blocks")]
+    whole, *others = (torch.cat([run[name].flatten() for name in names]) for run in (plain, *sharded))
+    assert all((other - whole).norm() <= 1e-3 * whole.norm() for other in others)
 
 
 def test_each_part_is_probed_by_its_own_labels(world):
