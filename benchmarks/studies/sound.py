@@ -63,6 +63,7 @@ def _row(run: Path, found: dict) -> dict:
         ),
         "reward": results["reward"]["aligned"],
         "reference's reward": results["reward"]["reference"],
+        "held-out pairs": _moved(results, "pairs"),
         "displacement": _moved(results),
         "implicit accuracy": _moved(results, "implicit_accuracy"),
     }
