@@ -232,6 +232,15 @@ def test_all_samples_of_a_group_have_sound_or_none(world):
     assert collate([pairs(config)[0, 0]])["latents"]["audio"].shape[0] == 2
 
 
+def test_sound_that_is_turned_off_behind_prepared_data_is_named(world):
+    config = world([row_of("cd")])
+    run_pgdpo("prepare", config)
+    with pytest.raises(
+        InputError, match="model.audio is false, and the clips were prepared with their sound"
+    ):
+        run_pgdpo("train", config, "model.audio=false")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["joint", "split"])
 def test_ranks_with_sound_and_without_take_the_same_step(world, ranks, batching):

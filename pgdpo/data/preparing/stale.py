@@ -16,6 +16,7 @@ from pgdpo.data.preparing.made_of import named_source
 from pgdpo.data.preparing.tiled import NAMES, kept, tiled_sizes
 from pgdpo.data.shards import ENCODING
 from pgdpo.data.sources import scan_sources, take
+from pgdpo.diffusion.streams import AUDIO
 from pgdpo.files.locations import is_file, is_url, plain
 from pgdpo.messages.problems import Problem
 from pgdpo.models.protocols import Encoders
@@ -173,5 +174,11 @@ def _settings(
         )
         other = [part for part in (then | here) if then.get(part) != here.get(part)]
         named = ", ".join(f"{part} ({then.get(part)}, now {here.get(part)})" for part in other)
-        what = f"model.path is {config.model.path!r}: other encoders than those that prepared: {named}"
-        yield Difference("encoders", Problem(f"{folder}/index.json", what, "model.path", config.model.path))
+        key, value = "model.path", config.model.path
+        what = f"{key} is {value!r}: other encoders than those that prepared: {named}"
+        listened, listens = AUDIO in index.get("streams", ()), encoders.sound is not None
+        if listened != listens:
+            key, value = "model.audio", listens
+            did = "with their sound" if listened else "without their sound"
+            what = f"{key} is {str(value).lower()}, and the clips were prepared {did}: {named}"
+        yield Difference("encoders", Problem(f"{folder}/index.json", what, key, value))
